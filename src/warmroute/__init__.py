@@ -1,0 +1,5 @@
+"""Warmroute: an endpoint picker for LLM inference behind Envoy."""
+
+from importlib.metadata import version
+
+__version__ = version("warmroute")

@@ -1,0 +1,1 @@
+"""What the inference engines tell of themselves on their metrics pages."""

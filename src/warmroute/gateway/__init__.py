@@ -1,0 +1,1 @@
+"""What Envoy says and hears: the ext_proc session, its replies, the gRPC server."""

@@ -1,0 +1,126 @@
+"""The pool: discovery and engines write to it, listeners (the router, the scraper) hear of every change at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.models import ModelTable
+
+RETENTION = 60.0
+"""Seconds for which an endpoint that discovery dropped is remembered, so that flapping does not cost its cache."""
+
+ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
+"""Pod labels that name the engine, the newer first."""
+
+
+class PoolListener(Protocol):
+    """Hears of changes, synchronously and in order."""
+
+    def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
+        """A new member; it has no state yet."""
+
+    def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
+        """The member is gone for good and will not come back as this object."""
+
+    def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
+        """Readiness, address, labels or reachability changed."""
+
+    def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
+        """``endpoint.state`` is new."""
+
+    def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+        """The engine behind it lost its KV cache and queue."""
+
+
+class Pool:
+    """The endpoints by id, and the models. Not thread-safe: one event loop owns it."""
+
+    def __init__(self, *, default_engine: str = "vllm", retention: float = RETENTION) -> None:
+        self.endpoints: dict[str, Endpoint] = {}
+        self.models = ModelTable()
+        self.default_engine = default_engine
+        self.retention = retention
+        self.synced = False
+        """True once discovery has delivered its first full list."""
+        self._listeners: list[PoolListener] = []
+
+    def subscribe(self, listener: PoolListener, now: float) -> None:
+        """Tell ``listener`` of the present members and of every change from now on."""
+        self._listeners.append(listener)
+        for endpoint in self.endpoints.values():
+            listener.endpoint_added(endpoint, now)
+
+    def replace(self, specs: Iterable[EndpointSpec], now: float) -> None:
+        """Make the pool equal to a full list from discovery. Of two specs with one id the last counts."""
+        wanted = {spec.id: spec for spec in specs}
+        for endpoint_id in [i for i in self.endpoints if i not in wanted]:
+            self.remove(endpoint_id, now)
+        for spec in wanted.values():
+            self.upsert(spec, now)
+        self.synced = True
+
+    def upsert(self, spec: EndpointSpec, now: float) -> Endpoint:
+        """Add a member or bring it up to date; a changed incarnation or address counts as a restart."""
+        endpoint = self.endpoints.get(spec.id)
+        engine = next((spec.labels[k] for k in ENGINE_LABELS if k in spec.labels), self.default_engine)
+        if endpoint is None:
+            endpoint = self.endpoints[spec.id] = Endpoint(spec, engine=engine, now=now)
+            for listener in self._listeners:
+                listener.endpoint_added(endpoint, now)
+            return endpoint
+        old = endpoint.spec
+        if old == spec and endpoint.gone_at is None and endpoint.engine == engine:
+            return endpoint
+        endpoint.spec, endpoint.engine, endpoint.gone_at = spec, engine, None
+        endpoint.target = spec.target
+        replaced = old.target != spec.target or bool(
+            old.incarnation and spec.incarnation and old.incarnation != spec.incarnation
+        )
+        if replaced:
+            endpoint.reachable = True
+            self.restarted(endpoint, now)
+        self._changed(endpoint, now)
+        return endpoint
+
+    def remove(self, endpoint_id: str, now: float) -> None:
+        """Stop routing to a member at once; it is forgotten after ``retention`` seconds unless it returns."""
+        endpoint = self.endpoints.get(endpoint_id)
+        if endpoint is not None and endpoint.gone_at is None:
+            endpoint.gone_at = now
+            self._changed(endpoint, now)
+
+    def expire(self, now: float) -> None:
+        """Forget the members that have been gone for longer than ``retention``."""
+        for endpoint in [e for e in self.endpoints.values() if e.gone_at is not None]:
+            if endpoint.gone_at is not None and now - endpoint.gone_at >= self.retention:
+                del self.endpoints[endpoint.id]
+                for listener in self._listeners:
+                    listener.endpoint_removed(endpoint, now)
+
+    def observed(self, endpoint: Endpoint, state: EngineState, now: float) -> None:
+        """A scrape succeeded."""
+        awake_before = endpoint.available
+        endpoint.state = state
+        endpoint.reachable = True
+        for listener in self._listeners:
+            listener.endpoint_observed(endpoint, now)
+        if endpoint.available != awake_before:
+            self._changed(endpoint, now)
+
+    def unreachable(self, endpoint: Endpoint, now: float) -> None:
+        """The engine refuses connections or does not answer."""
+        if endpoint.reachable:
+            endpoint.reachable = False
+            self._changed(endpoint, now)
+
+    def restarted(self, endpoint: Endpoint, now: float) -> None:
+        """There is evidence that the engine behind the endpoint is a new process."""
+        endpoint.state = None
+        for listener in self._listeners:
+            listener.endpoint_restarted(endpoint, now)
+
+    def _changed(self, endpoint: Endpoint, now: float) -> None:
+        for listener in self._listeners:
+            listener.endpoint_changed(endpoint, now)

@@ -1,0 +1,355 @@
+"""Every setting of ``warmroute serve``, once: its default, its meaning, its flag, its environment variable.
+
+A setting called ``grpc_port`` is the flag ``--grpc-port``, the environment variable ``WARMROUTE_GRPC_PORT`` and the key
+``grpc_port`` of the file given with ``--settings-file``; flags win over the environment, the environment over the file.
+The command line, the documentation's tables and the hot settings of an InferencePool's annotations come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from warmroute.errors import ConfigurationError
+
+ENV_PREFIX = "WARMROUTE_"
+
+
+def setting(
+    default: Any, text: str, *, group: str, hot: bool = False, upstream: tuple[str, ...] = (), **limits: Any
+) -> Any:
+    """A field of :class:`Settings`.
+
+    ``hot`` settings may change while the server runs. ``upstream`` lists the spellings of older endpoint pickers for the
+    same thing.
+    """
+    extra: dict[str, Any] = {"group": group, "hot": hot, "upstream": list(upstream)}
+    return Field(default, description=text, json_schema_extra=extra, **limits)
+
+
+def seconds(value: object) -> object:
+    """A Go-style duration ("500ms", "1m30s") as seconds; anything else unchanged, for pydantic to judge."""
+    if not isinstance(value, str):
+        return value
+    units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+    total, digits, rest = 0.0, "", value.strip()
+    if not any(c.isalpha() for c in rest):
+        return value
+    while rest:
+        i = 0
+        while i < len(rest) and (rest[i].isdigit() or rest[i] == "."):
+            i += 1
+        digits, rest = rest[:i], rest[i:]
+        unit = next((u for u in ("ns", "us", "µs", "ms", "s", "m", "h") if rest.startswith(u)), None)
+        if not digits or unit is None:
+            return value
+        total += float(digits) * units[unit]
+        rest = rest[len(unit) :]
+    return total
+
+
+class Settings(BaseSettings):
+    """The settings of one endpoint picker."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=True)
+
+    # Pool: where the endpoints come from
+    endpoints_file: Path | None = setting(
+        None, "YAML or JSON file with the endpoints; watched, no Kubernetes needed.", group="Pool"
+    )
+    pool_name: str | None = setting(None, "Name of the InferencePool to serve.", group="Pool", upstream=("poolName",))
+    pool_namespace: str = setting(
+        "default", "Namespace of the InferencePool.", group="Pool", upstream=("poolNamespace",)
+    )
+    pool_group: str | None = setting(
+        None,
+        "API group of the InferencePool: inference.networking.k8s.io or inference.networking.x-k8s.io; unset: both.",
+        group="Pool",
+    )
+    strict_models: bool = setting(
+        False,
+        "Answer 404 for models that no InferenceModel (or `models` entry of the file) names.",
+        group="Pool",
+        hot=True,
+    )
+    model_server_runtime: str = setting(
+        "vllm",
+        "Engine whose metric names are read where no label says: vllm, sglang, trtllm-serve, triton-tensorrt-llm.",
+        group="Pool",
+        hot=True,
+    )
+
+    # Server
+    host: str = setting("", "Address to listen on; empty: all interfaces, IPv4 and IPv6.", group="Server")
+    grpc_port: int = setting(
+        9002, "Port of the ext_proc service.", group="Server", upstream=("grpcPort",), ge=0, le=65535
+    )
+    grpc_health_port: int = setting(
+        9003, "Port of the gRPC health service.", group="Server", upstream=("grpcHealthPort",), ge=0, le=65535
+    )
+    metrics_port: int = setting(
+        9090,
+        "Port of the Prometheus metrics and the debug pages.",
+        group="Server",
+        upstream=("metricsPort",),
+        ge=0,
+        le=65535,
+    )
+    secure_serving: bool = setting(
+        True,
+        "Serve ext_proc with TLS; self-signed unless --cert-path is given.",
+        group="Server",
+        upstream=("secureServing",),
+    )
+    cert_path: Path | None = setting(
+        None,
+        "Directory with tls.crt and tls.key; reloaded when they change.",
+        group="Server",
+        upstream=("certPath",),
+    )
+    drain_timeout: float = setting(
+        30.0, "Seconds to go on serving after SIGTERM while open streams end.", group="Server", ge=0
+    )
+    max_body_bytes: int = setting(
+        64 << 20, "Largest request body; larger ones get 413. The gRPC receive limit follows it.", group="Server", ge=1
+    )
+    body_timeout: float = setting(
+        60.0, "Seconds within which a request's body must be complete; later ones get 408.", group="Server", gt=0
+    )
+    max_streams: int = setting(20_000, "Most ext_proc streams open at once; more are refused.", group="Server", ge=1)
+    enable_conformance_headers: bool = setting(
+        False,
+        "Honour test-epp-endpoint-selection and report the served endpoint in a response header. For conformance "
+        "tests only: it lets clients choose endpoints.",
+        group="Server",
+    )
+
+    # Routing
+    routing_strategy: str = setting(
+        "DEFAULT",
+        "PREFIX_CACHE, DEFAULT, LEAST_REQUEST, ROUND_ROBIN, RANDOM or a strategy installed under the entry-point group "
+        "warmroute.strategies.",
+        group="Routing",
+        hot=True,
+    )
+    max_endpoints: int = setting(
+        1,
+        "Endpoints named to Envoy, best first; more than one only with override_host.",
+        group="Routing",
+        hot=True,
+        ge=1,
+    )
+    prefix_match_threshold: float = setting(
+        0.5, "Matching ratio above which `Do prefix-aware routing!` is logged.", group="Routing", hot=True, ge=0, le=1
+    )
+    observe_responses: bool = setting(
+        False,
+        "Keep streams open to the end of the response: exact requests in flight, status and served endpoint, for more "
+        "messages per request.",
+        group="Routing",
+        hot=True,
+    )
+    disable_endpoint_subset_filter: bool = setting(
+        False, "Ignore the gateway's subset hint.", group="Routing", hot=True
+    )
+
+    # Cost: the constants of the cost function; docs/cost.md explains each term
+    cost_eviction: float = setting(
+        0.5, "Price of caching a new token, in prefill tokens: it evicts another one.", group="Cost", hot=True, ge=0
+    )
+    cost_waiting: float = setting(
+        1.0, "Delay that a new token means to each request waiting for its first token.", group="Cost", hot=True, ge=0
+    )
+    cost_running: float = setting(
+        0.1, "Delay that a new token means to each request being decoded.", group="Cost", hot=True, ge=0
+    )
+    cost_decode: float = setting(
+        30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
+    )
+    cost_slots: float = setting(
+        0.1, "Weight of the guard against more requests than the engine runs at once.", group="Cost", hot=True, ge=0
+    )
+    cost_kv: float = setting(20.0, "Weight of the guard against a full KV cache.", group="Cost", hot=True, ge=0)
+    cost_adapter: float = setting(
+        2000.0, "Prefill tokens that loading a LoRA adapter counts for.", group="Cost", hot=True, ge=0
+    )
+    cost_stale: float = setting(
+        1000.0,
+        "Prefill tokens for each second that an endpoint's metrics are older than allowed.",
+        group="Cost",
+        hot=True,
+        ge=0,
+    )
+    drain_factor: float = setting(
+        0.7,
+        "Share of the measured prefill speed at which the virtual queue drains.",
+        group="Cost",
+        hot=True,
+        gt=0,
+        le=2,
+    )
+    queue_slack: int = setting(
+        2, "Waiting requests that the books may hold beyond what a scrape showed.", group="Cost", hot=True, ge=0
+    )
+    prefill_rate: float = setting(
+        10_000.0, "Prefill tokens per second of an engine that has not been measured yet.", group="Cost", hot=True, gt=0
+    )
+    max_num_seqs: int = setting(
+        256, "Requests that an engine runs at once where its page does not tell.", group="Cost", hot=True, ge=1
+    )
+    bytes_per_token: float = setting(
+        4.0, "Prompt bytes for each token until a model's own ratio is known.", group="Cost", hot=True, gt=0
+    )
+
+    # Prefix index
+    cache_tokens: int = setting(
+        500_000, "KV-cache size of an engine that does not tell its own, in tokens.", group="Prefix index", ge=1
+    )
+    cache_headroom: float = setting(
+        1.25,
+        "Factor on the KV-cache size: an index that is too small costs far more than one too large.",
+        group="Prefix index",
+        gt=0,
+    )
+    index_limit: int = setting(
+        2_000_000, "Most checkpoints held over all endpoints (about 200 bytes each).", group="Prefix index", ge=1000
+    )
+
+    # Engine metrics
+    refresh_metrics_interval: float = setting(
+        0.5,
+        "Seconds between scrapes of a busy endpoint.",
+        group="Engine metrics",
+        hot=True,
+        upstream=("refreshMetricsInterval",),
+        gt=0,
+    )
+    idle_metrics_interval: float = setting(
+        2.0, "Seconds between scrapes of an idle endpoint.", group="Engine metrics", hot=True, gt=0
+    )
+    metrics_timeout: float = setting(1.0, "Seconds to wait for a metrics page.", group="Engine metrics", hot=True, gt=0)
+    metrics_staleness_threshold: float = setting(
+        5.0, "Age in seconds from which an endpoint's metrics count as stale.", group="Engine metrics", hot=True, gt=0
+    )
+    model_server_metrics_path: str = setting(
+        "/metrics", "Path of the engines' metrics page.", group="Engine metrics", upstream=("modelServerMetricsPath",)
+    )
+    model_server_metrics_port: int = setting(
+        0,
+        "Port of the engines' metrics page; 0: the endpoint's own.",
+        group="Engine metrics",
+        upstream=("modelServerMetricsPort",),
+        ge=0,
+        le=65535,
+    )
+    model_server_metrics_scheme: Literal["http", "https"] = setting(
+        "http", "Scheme of the engines' metrics page.", group="Engine metrics", upstream=("modelServerMetricsScheme",)
+    )
+    model_server_metrics_https_insecure_skip_verify: bool = setting(
+        True,
+        "Accept any certificate of a metrics page.",
+        group="Engine metrics",
+        upstream=("modelServerMetricsHttpsInsecureSkipVerify",),
+    )
+
+    # Observability
+    log_format: Literal["console", "json"] = setting(
+        "console", "console: tab-separated lines; json: one object a line.", group="Observability"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "Least level that is logged.", group="Observability", hot=True
+    )
+    debug_decisions: int = setting(
+        100, "Decisions kept for /debug/decisions; 0: none.", group="Observability", ge=0, le=10_000
+    )
+
+    @field_validator(
+        "drain_timeout",
+        "body_timeout",
+        "refresh_metrics_interval",
+        "idle_metrics_interval",
+        "metrics_timeout",
+        "metrics_staleness_threshold",
+        mode="before",
+    )
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        return seconds(value)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what :func:`load` passes in: it merges file, environment and flags itself."""
+        return (init_settings,)
+
+
+HOT_SETTINGS = frozenset(
+    name
+    for name, info in Settings.model_fields.items()
+    if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["hot"]
+)
+"""Settings that may change while the server runs."""
+
+
+def load(flags: Mapping[str, Any], *, environ: Mapping[str, str], settings_file: Path | None = None) -> Settings:
+    """Merge the file, the environment and the flags (each winning over the one before).
+
+    Raises :class:`~warmroute.errors.ConfigurationError` that names the setting, where it came from and what is wrong.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if settings_file is not None:
+        for name, value in _read_file(settings_file).items():
+            values[name], origin[name] = value, f"{settings_file}: {name}"
+    for name in Settings.model_fields:
+        variable = ENV_PREFIX + name.upper()
+        if variable in environ:
+            values[name], origin[name] = environ[variable], variable
+    for name, value in flags.items():
+        values[name], origin[name] = value, "--" + name.replace("_", "-")
+    return _validated(values, origin)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """``settings`` with hot settings replaced. Raises ConfigurationError for others and for bad values."""
+    for name in changes:
+        if name not in HOT_SETTINGS:
+            raise ConfigurationError(f"{name} cannot change while the server runs")
+    return _validated({**settings.model_dump(), **changes}, {})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read the settings file {path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"the settings file {path} must be a mapping of names to values")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _validated(values: Mapping[str, Any], origin: Mapping[str, str]) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = str(item["loc"][0]) if item["loc"] else ""
+            if item["type"] == "extra_forbidden":
+                problems.append(f"{origin.get(name, name)}: there is no such setting")
+            else:
+                problems.append(f"{origin.get(name, name)}: {item['msg']} (given: {item['input']!r})")
+        raise ConfigurationError("; ".join(problems)) from error

@@ -10,12 +10,16 @@ from warmroute.errors import WarmrouteError
 
 app = typer.Typer(
     name="warmroute",
-    help="An endpoint picker for LLM inference behind Envoy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def root() -> None:
+    """An endpoint picker for LLM inference behind Envoy."""
 
 
 @app.command()

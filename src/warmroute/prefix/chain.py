@@ -1,0 +1,83 @@
+"""A prompt as a chain of checkpoints: hashes that each stand for everything before them.
+
+Two prompts share checkpoint ``k`` if and only if they are equal up to its position (but for a 64-bit collision, which costs
+one badly routed request and nothing else). Checkpoints stand at the end of each part (message) and, inside a part, at
+distances that grow with the position: dense where prompts branch, sparse where a prompt is long. A 400 KB prompt has about
+250 of them, and what lies between two is known to within 1/32 of its position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xxhash import xxh3_64_intdigest
+
+from warmroute.request.inference import PromptPart
+
+MIN_STEP = 64
+"""Least distance of two checkpoints inside a part, in bytes."""
+MAX_STEP = 8192
+"""Greatest distance of two checkpoints, in bytes."""
+STEP_SHARE = 32
+"""Between the two, the distance is the position divided by this."""
+MAX_CHECKPOINTS = 8192
+"""Checkpoints of one prompt; what comes after them is not matched. A bound for absurd prompts only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The checkpoints of one prompt, in order.
+
+    ``hashes[k]`` identifies the prompt up to ``ends[k]``, a position in bytes of weight; ``weight`` is the whole prompt's.
+    """
+
+    hashes: Sequence[int]
+    ends: Sequence[int]
+    weight: int
+
+
+EMPTY_CHAIN = Chain((), (), 0)
+
+
+def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
+    """The chain of a prompt. Prompts with different seeds share nothing.
+
+    The hash is xxh3-64, chained through its seed argument: no bytes are copied or hashed twice.
+    """
+    key = xxh3_64_intdigest(seed)
+    hashes: list[int] = []
+    ends: list[int] = []
+    position = 0
+    for part in parts:
+        data = part.data
+        size = len(data)
+        if size != part.weight:  # a digest that stands for something larger: one checkpoint, at its end
+            key = xxh3_64_intdigest(data, key)
+            position += part.weight
+            hashes.append(key)
+            ends.append(position)
+            continue
+        start = 0
+        while start < size:
+            step = position // STEP_SHARE
+            if step < MIN_STEP:
+                step = MIN_STEP
+            elif step > MAX_STEP:
+                step = MAX_STEP
+            stop = start + step
+            if stop >= size:
+                key = xxh3_64_intdigest(data[start:], key)
+                position += size - start
+                start = size
+            else:
+                key = xxh3_64_intdigest(data[start:stop], key)
+                position += step
+                start = stop
+            hashes.append(key)
+            ends.append(position)
+        if len(hashes) > MAX_CHECKPOINTS:
+            break
+    if len(hashes) > MAX_CHECKPOINTS:
+        del hashes[MAX_CHECKPOINTS:], ends[MAX_CHECKPOINTS:]
+    return Chain(hashes, ends, sum(part.weight for part in parts))

@@ -57,7 +57,9 @@ class EngineState:
     max_adapters: int = 0
     """LoRA adapters that fit at once; 0 where unknown or none."""
     prompt_tokens_total: float | None = None
-    """Counter: prompt tokens processed, cached ones included."""
+    """Counter: prompt tokens of finished requests, cached ones included."""
+    prompt_requests_total: float | None = None
+    """Counter: the requests that ``prompt_tokens_total`` counts."""
     prefill_rate: float | None = None
     """Measured speed in prefill tokens per second while busy."""
     sleeping: bool = False

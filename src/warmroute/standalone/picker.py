@@ -1,0 +1,52 @@
+"""``warmroute serve`` as a child process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from warmroute.standalone.child import Child
+
+
+@dataclass(frozen=True, slots=True)
+class PickerPorts:
+    """Where the endpoint picker listens."""
+
+    grpc: int
+    health: int
+    metrics: int
+
+
+def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[str] = ()) -> Child:
+    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win."""
+    argv = [
+        *(sys.executable, "-m", "warmroute", "serve"),
+        *("--endpoints-file", str(endpoints_file)),
+        *("--grpc-port", str(ports.grpc)),
+        *("--grpc-health-port", str(ports.health)),
+        *("--metrics-port", str(ports.metrics)),
+        "--secure-serving=false",
+        *flags,
+    ]
+    return Child("warmroute serve", argv, log)
+
+
+async def start_picker(child: Child, ports: PickerPorts, patience: float = 20.0) -> None:
+    """Start it and wait until its health service says that it is ready; raises ChildError."""
+    await child.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.health}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def serving() -> bool:
+            try:
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=1)
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        await child.until(serving, "ready", patience)

@@ -1,0 +1,33 @@
+"""TCP ports: whether one is free, and which one is."""
+
+from __future__ import annotations
+
+import socket
+
+from warmroute.errors import ConfigurationError
+
+
+def require_free(host: str, port: int, purpose: str) -> None:
+    """Raise ConfigurationError if something else listens on the port. Port 0 is always free."""
+    if port == 0:
+        return
+    with _socket(host) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(f"port {port} for {purpose} cannot be had on {host}: {error.strerror}") from error
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that was free just now, for a process that cannot be asked which one it took."""
+    with _socket(host) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _socket(host: str) -> socket.socket:
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # As servers do: connections of an earlier one in TIME_WAIT are no hindrance, a listener is.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return probe

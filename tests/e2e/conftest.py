@@ -1,0 +1,46 @@
+"""Fixtures for tests with a real Envoy. Everything listens on free ports of 127.0.0.1 and ends with the test.
+
+A test starts the parts that it needs, in the order in which they depend on one another::
+
+    async def test_obeys(envoy, tmp_path):
+        async with backends(3) as pods, scripted_picker(script) as epp, envoy(pods, epp, response_headers=True) as proxy:
+            answer = await exchange(proxy.url, body=b"{}")
+
+``backends``, ``scripted_picker``, ``warmroute_serve`` and ``exchange`` are in the package ``envoy_fixture`` beside this one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from envoy_fixture.backends import Backend
+
+from warmroute.standalone.bootstrap import ProxyConfig
+from warmroute.standalone.envoy import EnvoyProcess
+
+
+class StartEnvoy(Protocol):
+    """What the fixture ``envoy`` gives."""
+
+    def __call__(self, pods: Sequence[Backend | str], *epp: str, **options: Any) -> EnvoyProcess:
+        """An Envoy before ``pods`` that asks the pickers at ``epp``; to be entered with ``async with``.
+
+        ``options`` are the fields of :class:`~warmroute.standalone.bootstrap.ProxyConfig`.
+        """
+
+
+@pytest.fixture(scope="session")
+def envoy(tmp_path_factory: pytest.TempPathFactory) -> StartEnvoy:
+    """Builds Envoys; each has a directory of its own for its configuration and log."""
+    numbers = itertools.count()
+
+    def build(pods: Sequence[Backend | str], *epp: str, **options: Any) -> EnvoyProcess:
+        directory: Path = tmp_path_factory.mktemp(f"envoy-{next(numbers)}-")
+        endpoints = () if "endpoints_file" in options else tuple(p if isinstance(p, str) else p.target for p in pods)
+        return EnvoyProcess(ProxyConfig(epp=epp, endpoints=endpoints, **options), directory)
+
+    return build

@@ -1,0 +1,94 @@
+"""Envoy itself judges the configurations."""
+
+import itertools
+import subprocess
+
+import pytest
+import yaml
+
+from warmroute.errors import ConfigurationError
+from warmroute.standalone.bootstrap import BodyMode, Picking, ProxyConfig, bootstrap, endpoint_discovery, to_yaml
+from warmroute.standalone.envoy import envoy_path
+
+ENDPOINTS = ("127.0.0.1:8000", "[::1]:8001")
+
+
+def assert_valid(config: ProxyConfig, tmp_path) -> None:
+    file = tmp_path / "envoy.yaml"
+    file.write_text(to_yaml(bootstrap(config), "said before"))
+    argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", file]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("request_mode", "picking"), itertools.product(BodyMode, Picking))
+def test_envoy_accepts_every_body_mode_with_every_way_of_picking(request_mode, picking, tmp_path):
+    for response_mode in (BodyMode.NONE, BodyMode.BUFFERED, BodyMode.STREAMED, BodyMode.FULL_DUPLEX_STREAMED):
+        config = ProxyConfig(
+            epp=("127.0.0.1:9002",),
+            endpoints=ENDPOINTS,
+            picking=picking,
+            request_body_mode=request_mode,
+            response_body_mode=response_mode,
+        )
+        assert_valid(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epp_tls": True, "epp": ("127.0.0.1:9002", "[::1]:9002")},
+        {"plain_port": None, "failure_mode_allow": False, "epp_health_check": False},
+        {"subset_hint": ("127.0.0.1:8000",), "allow_mode_override": True},
+        {"subset_hint": "127.0.0.1:8000, 127.0.0.2"},
+        {"observability_mode": True, "request_body_mode": BodyMode.STREAMED},
+        {"response_headers": True, "request_trailers": True, "response_trailers": True},
+        {"host": "::1", "message_timeout": 0.2, "retry_on": "5xx", "retries": 3},
+        {"forwarding_namespaces": (), "receiving_namespaces": ()},
+    ],
+)
+def test_envoy_accepts_the_options(options, tmp_path):
+    assert_valid(ProxyConfig(**{"epp": ("127.0.0.1:9002",), "endpoints": ENDPOINTS, **options}), tmp_path)
+
+
+def test_envoy_accepts_endpoints_from_a_file(tmp_path):
+    file = tmp_path / "endpoints.yaml"
+    file.write_text(to_yaml(endpoint_discovery(ENDPOINTS)))
+    assert_valid(ProxyConfig(epp=("127.0.0.1:9002",), endpoints_file=file), tmp_path)
+
+
+def test_client_sent_destinations_are_removed_on_every_listener():
+    tree = bootstrap(ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS)).to_dict()
+    listeners = tree["staticResources"]["listeners"]
+    assert len(listeners) == 2
+    for listener in listeners:
+        (network_filter,) = listener["filterChains"][0]["filters"]
+        (early,) = network_filter["typedConfig"]["earlyHeaderMutationExtensions"]
+        removed = [mutation["remove"] for mutation in early["typedConfig"]["mutations"]]
+        assert removed == ["x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served"]
+
+
+def test_a_comment_stays_a_comment():
+    config = ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS)
+    text = to_yaml(bootstrap(config), "one: two\n\nthree")
+    assert text.startswith("# one: two\n#\n# three\n")
+    assert yaml.safe_load(text)["admin"]["address"]["socket_address"]["port_value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({}, "endpoints"),
+        ({"endpoints": ENDPOINTS, "endpoints_file": "x"}, "endpoints"),
+        ({"endpoints": ENDPOINTS, "observability_mode": True}, "observability_mode"),
+    ],
+)
+def test_what_envoy_would_refuse_is_refused_with_a_reason(options, word):
+    with pytest.raises(ConfigurationError, match=word):
+        ProxyConfig(epp=("127.0.0.1:9002",), **options)
+
+
+@pytest.mark.parametrize("target", ["localhost", ":80", "127.0.0.1:http", "127.0.0.1:"])
+def test_an_address_without_a_port_is_a_configuration_error(target):
+    with pytest.raises(ConfigurationError, match="address:port"):
+        bootstrap(ProxyConfig(epp=("127.0.0.1:9002",), endpoints=(target,)))

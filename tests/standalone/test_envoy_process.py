@@ -1,0 +1,93 @@
+"""Start, ports, statistics and end of the real Envoy."""
+
+import os
+import socket
+
+import pytest
+
+from warmroute.errors import ConfigurationError
+from warmroute.standalone import envoy as envoy_module
+from warmroute.standalone.bootstrap import ProxyConfig
+from warmroute.standalone.child import Child, ChildError
+from warmroute.standalone.envoy import EnvoyProcess, envoy_path
+
+
+def config(**options) -> ProxyConfig:
+    return ProxyConfig(epp=("127.0.0.1:1",), endpoints=("127.0.0.1:2",), epp_health_check=False, **options)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path):
+    proxy = EnvoyProcess(config(), tmp_path)
+    async with proxy:
+        ports = {int(url.rpartition(":")[2]) for url in (proxy.url, proxy.plain_url)}
+        assert len(ports) == 2
+        assert 0 not in ports
+        stats = await proxy.stats("^cluster\\.epp\\.membership")
+        assert stats["cluster.epp.membership_total"] == 1
+        await proxy.wait_for_stat("cluster.epp.membership_healthy", 1)
+        with pytest.raises(ChildError, match="no such name"):
+            await proxy.wait_for_stat("no such name", 1, patience=0.05)
+        pid = proxy.child.pid
+        assert is_alive(pid)
+    assert not is_alive(pid)
+    assert proxy.child.returncode == 0
+
+
+async def test_two_run_side_by_side(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    async with EnvoyProcess(config(), tmp_path / "a") as a, EnvoyProcess(config(), tmp_path / "b") as b:
+        assert a.url != b.url
+
+
+@pytest.mark.parametrize("name", ["port", "plain_port", "admin_port"])
+async def test_a_taken_port_is_an_error_before_envoy_starts(name, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        proxy = EnvoyProcess(config(**{name: port}), tmp_path)
+        with pytest.raises(ConfigurationError, match=f"port {port} .*in use"):
+            await proxy.start()
+    assert not (tmp_path / "envoy.log").exists()
+
+
+async def test_an_envoy_that_gives_up_shows_the_end_of_its_log(tmp_path):
+    proxy = EnvoyProcess(config(endpoints_file=None), tmp_path)
+    proxy.child.argv = (*proxy.child.argv, "--no-such-flag")
+    with pytest.raises(ChildError, match=r"(?s)ended with status 1.*no-such-flag"):
+        await proxy.start()
+
+
+async def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+    script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+    child = Child("stubborn", ["sh", "-c", script], tmp_path / "log")
+
+    async def up() -> bool:
+        return "up" in child.tail()
+
+    async with child:
+        await child.until(up, "up")
+        await child.stop(grace=0.05)
+        assert child.returncode == -9
+
+
+async def test_a_program_that_is_not_there_is_a_child_error(tmp_path):
+    with pytest.raises(ChildError, match="cannot be started"):
+        await Child("nobody", [str(tmp_path / "nobody")], tmp_path / "log").start()
+
+
+def test_envoy_is_taken_from_the_path_or_its_absence_is_explained(tmp_path, monkeypatch):
+    assert envoy_path().exists()
+    monkeypatch.setitem(__import__("sys").modules, "envoy", None)
+    monkeypatch.setattr(envoy_module.shutil, "which", lambda name: str(tmp_path / name))
+    assert envoy_path() == tmp_path / "envoy"
+    monkeypatch.setattr(envoy_module.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"warmroute\[standalone\]"):
+        envoy_path()

@@ -1,0 +1,105 @@
+"""The cost of sending a request to an endpoint: the time that it adds for everybody, in prefill tokens.
+
+::
+
+    J = tau * ( w*P + u*(1 + eviction + waiting*W + running*R) + decode*R )
+        + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
+
+============  ====================================================================================================
+``n``         tokens of the prompt
+``u``         of these, the tokens that the endpoint must compute: ``n - min(matched, n - 1)``
+``P``         prefill tokens that were assigned to the endpoint and are not computed yet
+``W``         requests on the endpoint that wait for their first token
+``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
+``w``         ``1 / (1 + min W)`` over the candidates: where everybody queues, waiting is sunk and the cache counts
+``tau``       slowness of the endpoint against the pool's median
+============  ====================================================================================================
+
+With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the requests
+behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded; what it adds to the
+cache evicts as much. The guards keep requests that cost no prefill at all from piling up on one endpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SLOTS_FROM = 0.95
+"""Share of ``max_num_seqs`` from which the slot guard acts."""
+KV_FROM = 0.85
+"""KV-cache usage from which the KV guard acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostConstants:
+    """The constants of the cost; the settings ``cost_*`` say what each means."""
+
+    eviction: float = 0.5
+    waiting: float = 1.0
+    running: float = 0.1
+    decode: float = 30.0
+    slots: float = 0.1
+    kv: float = 20.0
+    adapter: float = 2000.0
+    stale: float = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerms:
+    """One endpoint's cost, split; all in prefill tokens."""
+
+    queue: float
+    """Waiting for the work that is there: ``tau*w*P``."""
+    prefill: float
+    """The request's own prefill and what it evicts: ``tau*u*(1 + eviction)``."""
+    delay: float
+    """What that prefill means to the others: ``tau*u*(waiting*W + running*R)``."""
+    decode: float
+    """Sharing steps with running requests: ``tau*decode*R``."""
+    slots: float
+    """The slot guard."""
+    kv: float
+    """The KV guard."""
+    adapter: float
+    """Loading the LoRA adapter."""
+    stale: float
+    """Metrics older than allowed."""
+
+    @property
+    def total(self) -> float:
+        """``J``."""
+        return self.queue + self.prefill + self.delay + self.decode + self.slots + self.kv + self.adapter + self.stale
+
+
+def cost_terms(
+    constants: CostConstants,
+    *,
+    prompt: float,
+    uncached: float,
+    pending: float,
+    waiting: float,
+    total: float,
+    max_num_seqs: int,
+    kv_usage: float,
+    tau: float = 1.0,
+    queue_weight: float = 1.0,
+    adapter_missing: bool = False,
+    stale_for: float = 0.0,
+) -> CostTerms:
+    """The cost of one endpoint as the module's formula has it.
+
+    ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens, ``waiting`` and ``total`` are ``W`` and
+    ``T`` in requests, ``queue_weight`` is ``w``, ``stale_for`` seconds beyond the allowed age. The router computes the same
+    for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
+    """
+    running = max(0.0, total - waiting)
+    return CostTerms(
+        queue=tau * queue_weight * pending,
+        prefill=tau * uncached * (1 + constants.eviction),
+        delay=tau * uncached * (constants.waiting * waiting + constants.running * running),
+        decode=tau * constants.decode * running,
+        slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),
+        kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
+        adapter=constants.adapter if adapter_missing else 0.0,
+        stale=constants.stale * stale_for,
+    )

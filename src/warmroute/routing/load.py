@@ -1,0 +1,264 @@
+"""The load books: what each endpoint has to do, kept at decision time and corrected by scrapes.
+
+A scraped gauge is old before it arrives; requests of the same millisecond would all see the same idle endpoint. So each
+decision is booked at once into a *virtual queue*: the time at which the endpoint will have computed the prompt, if it
+computes one after the other at its measured speed. Entries leave the queue when their time has passed, so nothing can stick;
+and each scrape bounds what the queue may claim: no fewer waiting requests than the engine reports, and no more than it
+reports plus those sent since (and a little slack).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from statistics import median
+
+from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.routing.cost import KV_FROM, SLOTS_FROM, CostConstants
+
+ASSUMED_DURATION = 30.0
+"""Seconds after which a request counts as finished where neither a scrape nor the response tells."""
+STALE_CAP = 60.0
+"""The staleness penalty grows for this many seconds."""
+UNCACHED_SMOOTHING = 0.1
+"""Weight of the newest request in the running mean of uncached tokens."""
+TAU_RANGE = (0.2, 5.0)
+"""Bounds of an endpoint's slowness against the median."""
+UNKNOWN_MAX_ADAPTERS = 4
+"""LoRA adapters that an engine is taken to keep where its page does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConstants:
+    """How the books are kept; the settings of the same names say what each means."""
+
+    cost: CostConstants = field(default_factory=CostConstants)
+    drain_factor: float = 0.7
+    queue_slack: int = 2
+    prefill_rate: float = 10_000.0
+    max_num_seqs: int = 256
+    staleness_threshold: float = 5.0
+
+
+class Book:
+    """The load of one endpoint. Times are monotonic seconds, work is in tokens."""
+
+    __slots__ = (
+        "adapters",
+        "added_at",
+        "busy_until",
+        "done",
+        "endpoint",
+        "finish_times",
+        "in_flight",
+        "kv_usage",
+        "last_chosen",
+        "max_adapters",
+        "max_num_seqs",
+        "mean_uncached",
+        "observed_at",
+        "prefill_rate",
+        "reported_running",
+        "reported_waiting",
+        "sent",
+        "slot",
+        "tau",
+    )
+
+    def __init__(self, endpoint: Endpoint, slot: int, now: float) -> None:
+        self.endpoint = endpoint
+        self.slot = slot
+        self.added_at = now
+        self.last_chosen = 0
+        self.in_flight = 0
+        """Own requests whose end is awaited; only with observed responses."""
+        self.prefill_rate: float | None = None
+        self.tau = 1.0
+        self.max_num_seqs: int | None = None
+        self.mean_uncached = 0.0
+        self.adapters: OrderedDict[str, None] = OrderedDict()
+        self.max_adapters = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """The engine is a new process: empty queue, nothing observed. What was learned of its speed stays."""
+        self.finish_times: deque[float] = deque()
+        self.busy_until = 0.0
+        self.sent: deque[float] = deque()
+        self.done: deque[float] = deque()
+        self.observed_at: float | None = None
+        self.reported_running = 0
+        self.reported_waiting = 0
+        self.kv_usage = 0.0
+        self.adapters.clear()
+
+    def observe(self, state: EngineState) -> None:
+        """A scrape: its counts replace what was sent and done before it was taken."""
+        at = state.observed_at
+        for times in (self.sent, self.done):
+            while times and times[0] <= at:
+                times.popleft()
+        self.observed_at = at
+        self.reported_running, self.reported_waiting = state.running, state.waiting
+        self.kv_usage = state.kv_usage
+        if state.max_num_seqs is not None:
+            self.max_num_seqs = state.max_num_seqs
+        if state.prefill_rate is not None:
+            self.prefill_rate = state.prefill_rate
+        self.max_adapters = state.max_adapters
+        for adapter in state.loaded_adapters:
+            self.use_adapter(adapter)
+
+    def use_adapter(self, adapter: str) -> None:
+        """The adapter is (or is about to be) loaded: most recently used of those that fit."""
+        self.adapters[adapter] = None
+        self.adapters.move_to_end(adapter)
+        while len(self.adapters) > (self.max_adapters or UNKNOWN_MAX_ADAPTERS):
+            self.adapters.popitem(last=False)
+
+    def assign(self, uncached: float, rate: float, now: float) -> None:
+        """A request with that many tokens to compute goes to the endpoint, which drains ``rate`` tokens a second."""
+        start = self.busy_until if self.busy_until > now else now
+        self.busy_until = start + uncached / rate
+        self.finish_times.append(self.busy_until)
+        self.sent.append(now)
+        self.mean_uncached += UNCACHED_SMOOTHING * (uncached - self.mean_uncached)
+
+    def finished(self, now: float) -> None:
+        """A request whose response is observed has ended, well or not."""
+        self.in_flight -= 1
+        self.done.append(now)
+
+
+class Fleet:
+    """The books of the endpoints to choose from, as columns: one list for each number, one position for each endpoint.
+
+    With ``J = w*pending + n*per_token + fixed - saved*per_uncached`` (``saved``: matched tokens) a decision over a hundred
+    endpoints is one pass over four lists. A column changes only when its endpoint is assigned a request, is scraped, or
+    a virtual finish time passes: :meth:`refresh` looks at those alone.
+    """
+
+    __slots__ = (
+        "_constants",
+        "_next_change",
+        "books",
+        "candidates",
+        "fixed",
+        "kv_guard",
+        "names",
+        "pending_at_zero",
+        "pending_rate",
+        "per_token",
+        "per_uncached",
+        "position",
+        "total",
+        "waiting",
+    )
+
+    def __init__(self, books: Sequence[Book], constants: LoadConstants, now: float) -> None:
+        self.books = tuple(books)
+        self.names = tuple(book.endpoint.id for book in books)
+        self._constants = constants
+        self.position = {book.slot: k for k, book in enumerate(books)}
+        self.candidates = sum(1 << book.slot for book in books)
+        """The fleet's slots as a mask for the prefix index."""
+        size = len(books)
+        self.waiting: list[float] = [0.0] * size
+        self.total: list[float] = [0.0] * size
+        self.pending_at_zero = [0.0] * size
+        self.pending_rate = [0.0] * size
+        self.per_token = [0.0] * size
+        self.per_uncached = [0.0] * size
+        self.fixed = [0.0] * size
+        self.kv_guard = [0.0] * size
+        self._next_change = [-inf] * size
+        self.refresh(now)
+
+    def rate(self, book: Book) -> float:
+        """Tokens a second at which the endpoint's virtual queue drains."""
+        constants = self._constants
+        return (book.prefill_rate or constants.prefill_rate) * constants.drain_factor
+
+    def refresh(self, now: float) -> None:
+        """Bring every column up to date: recompute those whose time has come."""
+        next_change = self._next_change
+        if next_change and min(next_change) <= now:
+            for k, due in enumerate(next_change):
+                if due <= now:
+                    self.update(k, now)
+
+    def update(self, k: int, now: float) -> None:
+        """Recompute the columns of the endpoint at position ``k`` from its book."""
+        book = self.books[k]
+        constants = self._constants
+        cost = constants.cost
+        finish_times = book.finish_times
+        while finish_times and finish_times[0] <= now:
+            finish_times.popleft()
+        for times in (book.sent, book.done):
+            while times and times[0] <= now - ASSUMED_DURATION:
+                times.popleft()
+
+        waiting: float = len(finish_times)
+        rate = self.rate(book) if waiting else 0.0
+        pending_at_zero = book.busy_until * rate
+        total = book.reported_running + book.reported_waiting + len(book.sent) - len(book.done)
+        next_change = finish_times[0] if finish_times else inf
+        if book.sent:
+            next_change = min(next_change, book.sent[0] + ASSUMED_DURATION)
+        if book.observed_at is None:
+            age = now - book.added_at
+        else:
+            age = now - book.observed_at
+            most = book.reported_waiting + len(book.sent) + constants.queue_slack
+            if waiting > most:  # the endpoint is faster than believed
+                share = most / waiting
+                pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, most
+            elif waiting < book.reported_waiting:  # it is slower, or others send to it too
+                pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
+                waiting = book.reported_waiting
+        total = max(total, book.in_flight, 0)
+        running = max(0.0, total - waiting)
+        stale_for = age - constants.staleness_threshold
+        next_change = min(next_change, now - stale_for if stale_for < 0 else now + 1.0)
+        stale = cost.stale * min(max(stale_for, 0.0), STALE_CAP)
+
+        tau = book.tau
+        per_uncached = tau * (1 + cost.eviction + cost.waiting * waiting + cost.running * running)
+        kv_guard = cost.kv * max(0.0, book.kv_usage - KV_FROM)
+        slots = book.max_num_seqs or constants.max_num_seqs
+        slot_guard = cost.slots * max(0.0, total + 1 - SLOTS_FROM * slots)
+        self.waiting[k], self.total[k] = waiting, total
+        self.pending_at_zero[k], self.pending_rate[k] = tau * pending_at_zero, tau * rate
+        self.per_uncached[k] = per_uncached
+        self.per_token[k] = per_uncached + kv_guard + slot_guard
+        self.kv_guard[k] = kv_guard
+        self.fixed[k] = tau * cost.decode * running + stale
+        self._next_change[k] = next_change
+
+    def pending(self, k: int, now: float) -> float:
+        """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""
+        return self.pending_at_zero[k] - now * self.pending_rate[k]
+
+    def costs(self, prompt: float, queue_weight: float, now: float) -> list[float]:
+        """``J`` of every endpoint for a prompt of which nothing is cached."""
+        time = queue_weight * now
+        return [
+            queue_weight * pending - time * rate + prompt * per_token + fixed
+            for pending, rate, per_token, fixed in zip(
+                self.pending_at_zero, self.pending_rate, self.per_token, self.fixed, strict=True
+            )
+        ]
+
+
+def slowness(books: Iterable[Book]) -> None:
+    """Set ``tau`` of each book: the median prefill speed over its own, 1 where it was not measured yet."""
+    measured = [book for book in books if book.prefill_rate]
+    if not measured:
+        return
+    typical = median(book.prefill_rate or 0.0 for book in measured)
+    low, high = TAU_RANGE
+    for book in measured:
+        book.tau = min(max(typical / (book.prefill_rate or typical), low), high)

@@ -1,0 +1,457 @@
+"""The router: a request and the pool to a decision. No IO; the time is passed in.
+
+It listens to the pool, keeps the load books and the prefix index, and books every decision before the next one is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from typing import Any
+
+from warmroute.errors import Refusal, no_endpoint
+from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.pool import Pool
+from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
+from warmroute.prefix.index import PrefixIndex, slots_of
+from warmroute.request.inference import InferenceRequest
+from warmroute.routing import strategies
+from warmroute.routing.calibration import TokenLength
+from warmroute.routing.cost import CostConstants
+from warmroute.routing.load import Book, Fleet, LoadConstants, slowness
+
+logger = logging.getLogger(__name__)
+
+MAX_KNOWN_ADAPTERS = 1000
+"""LoRA adapter names that are remembered as such."""
+SLOWNESS_INTERVAL = 1.0
+"""Seconds between two looks at who is slower than the median."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingConstants:
+    """What the router is told at start and when hot settings change; the settings of the same names say what each means."""
+
+    load: LoadConstants = field(default_factory=LoadConstants)
+    strategy: str = "PREFIX_CACHE"
+    max_endpoints: int = 1
+    prefix_match_threshold: float = 0.5
+    bytes_per_token: float = 4.0
+    cache_tokens: int = 500_000
+    cache_headroom: float = 1.25
+    index_limit: int = 2_000_000
+    remembered_decisions: int = 100
+
+
+@dataclass(slots=True)
+class Decision:
+    """Where a request goes and why."""
+
+    book: Book
+    targets: str
+    """``ip:port``, or several separated by commas, best first: the value of the destination header."""
+    strategy: str
+    reason: str
+    """``warm``: it holds more of the prompt than the threshold; ``partial``: it holds less; ``spread``: another holds more,
+    but this one is sooner; ``cold``: nobody holds any of it; ``no-prompt``: there was nothing to match."""
+    prompt_tokens: float
+    cached_tokens: float
+    chain: Chain
+    adapter: str
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The chosen endpoint."""
+        return self.book.endpoint
+
+    @property
+    def match_ratio(self) -> float:
+        """Share of the prompt that the endpoint probably holds."""
+        return self.cached_tokens / self.prompt_tokens
+
+
+class Router:
+    """Chooses endpoints. One instance serves one pool; it is a :class:`~warmroute.pool.pool.PoolListener`."""
+
+    def __init__(self, pool: Pool, constants: RoutingConstants, *, rng: random.Random, now: float) -> None:
+        self._rng = rng
+        self._books: dict[str, Book] = {}
+        self._index = PrefixIndex(limit=constants.index_limit)
+        self._token_length = TokenLength(constants.bytes_per_token)
+        self._known_adapters: OrderedDict[str, None] = OrderedDict()
+        self._choices = 0
+        self._slowness_due = now
+        self._constants = constants
+        self._strategy = strategies.find(constants.strategy, rng=rng)
+        self._history: deque[_Record] = deque(maxlen=constants.remembered_decisions)
+        self._fleet: Fleet | None = None
+        pool.subscribe(self, now)
+
+    # ---------------------------------------------------------------- settings
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy in force."""
+        return self._constants.strategy
+
+    def apply(self, constants: RoutingConstants, now: float) -> None:
+        """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes nothing."""
+        strategy = strategies.find(constants.strategy, rng=self._rng)
+        self._strategy, self._constants = strategy, constants
+        self._token_length.initial = constants.bytes_per_token
+        self._fleet = None
+
+    # ---------------------------------------------------------------- pool listener
+
+    def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
+        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        self._books[endpoint.id] = Book(endpoint, self._index.open(self._capacity(endpoint)), now)
+        self._fleet = None
+
+    def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
+        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        book = self._books.pop(endpoint.id)
+        self._index.close(book.slot)
+        self._token_length.forget(book)
+        self._fleet = None
+
+    def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
+        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        self._fleet = None
+
+    def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        book = self._books[endpoint.id]
+        self._index.close(book.slot)
+        book.slot = self._index.open(self._capacity(endpoint))
+        book.reset()
+        self._fleet = None
+
+    def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
+        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        state = endpoint.state
+        if state is None:
+            return
+        book = self._books[endpoint.id]
+        book.observe(state)
+        self._token_length.observe(book, state)
+        self._index.resize(book.slot, self._capacity(endpoint))
+        for adapter in state.loaded_adapters:
+            self._known_adapters[adapter] = None
+            if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
+                self._known_adapters.popitem(last=False)
+        if now >= self._slowness_due:
+            self._slowness_due = now + SLOWNESS_INTERVAL
+            slowness(self._books.values())
+        fleet = self._fleet
+        if fleet is not None and book.slot in fleet.position:
+            fleet.update(fleet.position[book.slot], now)
+
+    def _capacity(self, endpoint: Endpoint) -> int:
+        """Bytes of prompt that the endpoint's KV cache holds, erring on the large side."""
+        known = endpoint.state.capacity_tokens if endpoint.state is not None else None
+        tokens = known or self._constants.cache_tokens
+        return int(tokens * self._constants.cache_headroom * self._token_length.bytes_per_token)
+
+    # ---------------------------------------------------------------- decisions
+
+    def pick(
+        self,
+        request: InferenceRequest,
+        now: float,
+        *,
+        request_id: str = "",
+        allowed: Callable[[Endpoint], bool] | None = None,
+    ) -> Decision | Refusal:
+        """Choose an endpoint and book the request on it.
+
+        ``allowed`` restricts the choice (the gateway's subset hint). A Refusal (503) if there is nothing to choose from. An
+        exception can only come from a strategy of somebody's own.
+        """
+        fleet = self._fleet
+        if fleet is None:
+            fleet = self._fleet = self._assemble(now)
+        fleet.refresh(now)
+        if allowed is not None:
+            fleet = self._assemble(now, allowed)
+        books = fleet.books
+        if not books:
+            if allowed is not None and self._books:
+                return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
+            return no_endpoint("No endpoint is ready.")
+
+        constants = self._constants
+        strategy = self._strategy
+        weight = request.weight
+        prompt = max(1.0, request.tokens or weight / self._token_length.bytes_per_token)
+        cached: dict[int, float] = {}
+        chain = EMPTY_CHAIN
+        best_match = 0.0
+        if weight and strategy.uses_prefix:
+            chain = build(request.seed, request.parts)
+            ends, position = chain.ends, fleet.position
+            tokens_per_byte = prompt / chain.weight
+            for mask, depth in self._index.match(chain, fleet.candidates):
+                best_match = min(ends[depth - 1] * tokens_per_byte, prompt - 1)
+                for slot in slots_of(mask):
+                    cached[position[slot]] = best_match
+
+        adapter = request.model if request.model in self._known_adapters else ""
+        offer = strategies.Offer(
+            request=request,
+            fleet=fleet,
+            prompt=prompt,
+            cached=cached,
+            adapter_cost=self._adapter_costs(fleet, adapter) if adapter else None,
+            queue_weight=1 / (1 + min(fleet.waiting)),
+            now=now,
+        )
+        values = strategy(offer)
+        k = _lowest(values, books)
+        book = books[k]
+        hit = cached.get(k, 0.0)
+        ratio = hit / prompt
+        if not weight:
+            reason = "no-prompt"
+        elif ratio > constants.prefix_match_threshold:
+            reason = "warm"
+        elif hit < best_match:
+            reason = "spread"
+        else:
+            reason = "partial" if hit else "cold"
+        decision = Decision(
+            book=book,
+            targets=_targets(values, books, k, constants.max_endpoints),
+            strategy=constants.strategy,
+            reason=reason,
+            prompt_tokens=prompt,
+            cached_tokens=hit,
+            chain=chain,
+            adapter=adapter,
+        )
+        if self._history.maxlen:
+            self._history.append(_Record.of(request_id, decision, offer, values, constants.load.cost))
+        self._assign(decision, weight, fleet, k, now)
+        if reason == "warm":
+            logger.info(
+                "Do prefix-aware routing!",
+                extra={
+                    "fields": {
+                        "request": request_id,
+                        "matching ratio": f" {ratio:.2f} > {constants.prefix_match_threshold:.2f}",
+                    }
+                },
+            )
+        return decision
+
+    def _assign(self, decision: Decision, weight: int, fleet: Fleet, k: int, now: float) -> None:
+        book = decision.book
+        self._choices += 1
+        book.last_chosen = self._choices
+        book.assign(decision.prompt_tokens - decision.cached_tokens, fleet.rate(book), now)
+        self._token_length.sent(book, weight)
+        if decision.adapter:
+            book.use_adapter(decision.adapter)
+        if decision.chain.hashes:
+            self._index.insert(book.slot, decision.chain)
+        fleet.update(k, now)
+        if fleet is not self._fleet:
+            self._update(book, now)
+
+    def _assemble(self, now: float, allowed: Callable[[Endpoint], bool] | None = None) -> Fleet:
+        """The fleet of the (allowed) endpoints that answer; of all that are ready where none does."""
+        ready = [book for book in self._books.values() if book.endpoint.ready]
+        if allowed is not None:
+            ready = [book for book in ready if allowed(book.endpoint)]
+        available = [book for book in ready if book.endpoint.available]
+        return Fleet(available or ready, self._constants.load, now)
+
+    def _adapter_costs(self, fleet: Fleet, adapter: str) -> Sequence[float]:
+        price = self._constants.load.cost.adapter
+        return [0.0 if adapter in book.adapters else price for book in fleet.books]
+
+    # ---------------------------------------------------------------- responses (observed only)
+
+    def opened(self, decision: Decision) -> None:
+        """The end of this request will be reported with :meth:`finished`."""
+        decision.book.in_flight += 1
+
+    def finished(self, decision: Decision, now: float) -> None:
+        """The response has ended or the client has gone."""
+        decision.book.finished(now)
+        self._update(decision.book, now)
+
+    def served(self, decision: Decision, target: str, now: float) -> None:
+        """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen."""
+        if target == decision.book.endpoint.target:
+            return
+        other = next((book for book in self._books.values() if book.endpoint.target == target), None)
+        if other is None:
+            return
+        decision.book.finished(now)
+        self._update(decision.book, now)
+        decision.book = other
+        other.in_flight += 1
+        if decision.chain.hashes:
+            self._index.insert(other.slot, decision.chain)
+        self._update(other, now)
+
+    def _update(self, book: Book, now: float) -> None:
+        if self._fleet is not None and book.slot in self._fleet.position:
+            self._fleet.update(self._fleet.position[book.slot], now)
+
+    # ---------------------------------------------------------------- upkeep and insight
+
+    def sweep(self) -> bool:
+        """A slice of the index's clean-up. True while there is more."""
+        return self._index.sweep()
+
+    @property
+    def books(self) -> Iterable[Book]:
+        """The load books, one for each member of the pool."""
+        return self._books.values()
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Prompt bytes for each token, as measured."""
+        return self._token_length.bytes_per_token
+
+    def held(self, book: Book) -> tuple[int, float]:
+        """Checkpoints and tokens that the index believes the endpoint to hold."""
+        checkpoints, weight = self._index.held(book.slot)
+        return checkpoints, weight / self._token_length.bytes_per_token
+
+    def load_of(self, book: Book, now: float) -> tuple[float, float, float]:
+        """Waiting requests, requests in all and pending prefill tokens, as the next decision would see them."""
+        fleet = self._fleet
+        if fleet is None or book.slot not in fleet.position:
+            fleet = Fleet([book], self._constants.load, now)
+        fleet.refresh(now)
+        k = fleet.position[book.slot]
+        return fleet.waiting[k], fleet.total[k], fleet.pending(k, now) / book.tau
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """The last decisions, newest first, each endpoint's cost split into its terms. Never prompt text."""
+        return [record.explain() for record in reversed(self._history)]
+
+
+def _lowest(values: Sequence[float], books: Sequence[Book]) -> int:
+    """Position of the lowest value; of equal ones the least recently chosen."""
+    lowest = min(values)
+    k = values.index(lowest)
+    if values.count(lowest) > 1:
+        return min((i for i in range(k, len(values)) if values[i] == lowest), key=lambda i: books[i].last_chosen)
+    return k
+
+
+def _targets(values: Sequence[float], books: Sequence[Book], k: int, most: int) -> str:
+    if most == 1:
+        return books[k].endpoint.target
+    others = nsmallest(
+        most - 1, (i for i in range(len(books)) if i != k), key=lambda i: (values[i], books[i].last_chosen)
+    )
+    return ",".join(books[i].endpoint.target for i in (k, *others))
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A decision as it was: the columns are copied, and split into terms only when somebody looks."""
+
+    request_id: str
+    at: float
+    model: str
+    decision: Decision
+    chosen: str
+    constants: CostConstants
+    names: tuple[str, ...]
+    values: list[float]
+    cached: dict[int, float]
+    adapter_cost: Sequence[float] | None
+    queue_weight: float
+    waiting: list[float]
+    total: list[float]
+    pending_at_zero: list[float]
+    pending_rate: list[float]
+    per_token: list[float]
+    per_uncached: list[float]
+    kv_guard: list[float]
+    fixed: list[float]
+
+    @classmethod
+    def of(
+        cls,
+        request_id: str,
+        decision: Decision,
+        offer: strategies.Offer,
+        values: Sequence[float],
+        constants: CostConstants,
+    ) -> _Record:
+        fleet = offer.fleet
+        return cls(
+            request_id=request_id,
+            at=offer.now,
+            model=offer.request.model,
+            decision=decision,
+            chosen=decision.book.endpoint.id,
+            constants=constants,
+            names=fleet.names,
+            values=list(values),
+            cached=offer.cached,
+            adapter_cost=offer.adapter_cost,
+            queue_weight=offer.queue_weight,
+            waiting=fleet.waiting[:],
+            total=fleet.total[:],
+            pending_at_zero=fleet.pending_at_zero[:],
+            pending_rate=fleet.pending_rate[:],
+            per_token=fleet.per_token[:],
+            per_uncached=fleet.per_uncached[:],
+            kv_guard=fleet.kv_guard[:],
+            fixed=fleet.fixed[:],
+        )
+
+    def explain(self) -> dict[str, Any]:
+        cost = self.constants
+        prompt = self.decision.prompt_tokens
+        endpoints = []
+        for k, name in enumerate(self.names):
+            waiting = self.waiting[k]
+            running = max(0.0, self.total[k] - waiting)
+            uncached = prompt - self.cached.get(k, 0.0)
+            tau = self.per_uncached[k] / (1 + cost.eviction + cost.waiting * waiting + cost.running * running)
+            decode = tau * cost.decode * running
+            terms = {
+                "queue": self.queue_weight * (self.pending_at_zero[k] - self.at * self.pending_rate[k]),
+                "prefill": tau * uncached * (1 + cost.eviction),
+                "delay": tau * uncached * (cost.waiting * waiting + cost.running * running),
+                "decode": decode,
+                "slots": prompt * (self.per_token[k] - self.per_uncached[k] - self.kv_guard[k]),
+                "kv": prompt * self.kv_guard[k],
+                "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,
+                "stale": self.fixed[k] - decode,
+            }
+            endpoints.append(
+                {
+                    "endpoint": name,
+                    "value": self.values[k],
+                    "cached_tokens": round(self.cached.get(k, 0.0)),
+                    "waiting": waiting,
+                    "running": running,
+                    "terms": {term: round(value, 3) for term, value in terms.items()},
+                }
+            )
+        return {
+            "request": self.request_id,
+            "at": self.at,
+            "model": self.model,
+            "strategy": self.decision.strategy,
+            "reason": self.decision.reason,
+            "chosen": self.chosen,
+            "targets": self.decision.targets,
+            "prompt_tokens": round(prompt),
+            "cached_tokens": round(self.decision.cached_tokens),
+            "endpoints": endpoints,
+        }

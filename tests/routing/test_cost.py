@@ -1,0 +1,116 @@
+"""The fleet's columns say the same as the formula."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.routing.cost import CostConstants, cost_terms
+from warmroute.routing.load import Book, Fleet, LoadConstants
+
+NOW = 1000.0
+
+
+def book(name: str = "a", **state: float) -> Book:
+    """A book whose endpoint was just scraped."""
+    endpoint = Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=NOW)
+    result = Book(endpoint, slot=0, now=NOW)
+    if state:
+        result.observe(
+            EngineState(
+                observed_at=NOW,
+                running=int(state.get("running", 0)),
+                waiting=int(state.get("waiting", 0)),
+                kv_usage=state.get("kv", 0.0),
+                max_num_seqs=int(state["seqs"]) if "seqs" in state else None,
+            )
+        )
+    return result
+
+
+@given(
+    running=st.integers(0, 300),
+    waiting=st.integers(0, 50),
+    kv=st.floats(0, 1),
+    seqs=st.integers(1, 300),
+    tau=st.floats(0.2, 5),
+    prompt=st.floats(1, 1e6),
+    share=st.floats(0, 1),
+    queued=st.lists(st.floats(1, 1e5), max_size=5),
+    queue_weight=st.floats(0.01, 1),
+)
+def test_columns_equal_the_formula(
+    running: int,
+    waiting: int,
+    kv: float,
+    seqs: int,
+    tau: float,
+    prompt: float,
+    share: float,
+    queued: list[float],
+    queue_weight: float,
+) -> None:
+    constants = LoadConstants()
+    one = book(running=running, waiting=waiting, kv=kv, seqs=seqs)
+    one.tau = tau
+    one.mean_uncached = 500.0
+    fleet = Fleet([one], constants, NOW)
+    for tokens in queued:
+        one.assign(tokens, fleet.rate(one), NOW)
+    fleet.update(0, NOW)
+    cached = share * (prompt - 1)
+    column = fleet.costs(prompt, queue_weight, NOW)[0] - cached * fleet.per_uncached[0]
+    formula = cost_terms(
+        constants.cost,
+        prompt=prompt,
+        uncached=prompt - cached,
+        pending=fleet.pending(0, NOW) / tau,
+        waiting=fleet.waiting[0],
+        total=running + waiting + len(queued),
+        max_num_seqs=seqs,
+        kv_usage=kv,
+        tau=tau,
+        queue_weight=queue_weight,
+    )
+    assert column == pytest.approx(formula.total, rel=1e-6, abs=1e-3)
+
+
+def test_the_worked_example() -> None:
+    """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests."""
+    terms = cost_terms(
+        CostConstants(),
+        prompt=1000,
+        uncached=400,
+        pending=2000,
+        waiting=2,
+        total=12,
+        max_num_seqs=256,
+        kv_usage=0.5,
+        queue_weight=0.5,
+    )
+    assert terms.queue == 1000
+    assert terms.prefill == 600
+    assert terms.delay == pytest.approx(400 * (2 + 1.0))
+    assert terms.decode == 300
+    assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
+    assert terms.total == pytest.approx(3100)
+
+
+def test_guards_act_beyond_their_thresholds() -> None:
+    terms = cost_terms(
+        CostConstants(),
+        prompt=1000,
+        uncached=0,
+        pending=0,
+        waiting=0,
+        total=100,
+        max_num_seqs=100,
+        kv_usage=0.95,
+        adapter_missing=True,
+        stale_for=3,
+    )
+    assert terms.slots == pytest.approx(0.1 * 1000 * 6)
+    assert terms.kv == pytest.approx(20 * 1000 * 0.1)
+    assert (terms.adapter, terms.stale) == (2000, 3000)

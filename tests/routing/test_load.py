@@ -1,0 +1,136 @@
+"""The books: what a scrape corrects, and that nothing sticks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.routing.load import ASSUMED_DURATION, Book, Fleet, LoadConstants, slowness
+
+CONSTANTS = LoadConstants(prefill_rate=1000.0, drain_factor=1.0)
+
+
+def make(now: float = 0.0) -> tuple[Book, Fleet]:
+    endpoint = Endpoint(EndpointSpec("default", "a", "10.0.0.1", 8000), engine="vllm", now=now)
+    book = Book(endpoint, slot=3, now=now)
+    return book, Fleet([book], CONSTANTS, now)
+
+
+def scrape(at: float, *, running: int = 0, waiting: int = 0, kv: float = 0.0, rate: float | None = None) -> EngineState:
+    return EngineState(observed_at=at, running=running, waiting=waiting, kv_usage=kv, prefill_rate=rate)
+
+
+def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
+    book, fleet = make()
+    book.assign(2000, fleet.rate(book), 0.0)
+    book.assign(1000, fleet.rate(book), 0.0)
+    fleet.update(0, 0.0)
+    assert (fleet.waiting[0], fleet.pending(0, 0.0)) == (2, 3000)
+    fleet.refresh(1.0)
+    assert fleet.pending(0, 1.0) == pytest.approx(2000)
+    fleet.refresh(2.5)
+    assert (fleet.waiting[0], fleet.pending(0, 2.5)) == (1, pytest.approx(500))
+    fleet.refresh(3.0)
+    assert (fleet.waiting[0], fleet.pending(0, 3.0)) == (0, 0)
+
+
+def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
+    book, fleet = make()
+    for _ in range(10):
+        book.assign(1000, fleet.rate(book), 0.0)
+    book.observe(scrape(0.5, running=10))
+    fleet.update(0, 0.5)
+    assert fleet.waiting[0] == CONSTANTS.queue_slack
+    assert fleet.pending(0, 0.5) == pytest.approx(9500 * CONSTANTS.queue_slack / 10)
+
+
+def test_work_of_others_is_seen() -> None:
+    book, fleet = make()
+    book.assign(1000, fleet.rate(book), 0.0)
+    mean = book.mean_uncached
+    book.observe(scrape(5.0, running=1, waiting=4))
+    fleet.update(0, 5.0)
+    assert fleet.waiting[0] == 4
+    assert fleet.pending(0, 5.0) == pytest.approx(4 * mean)
+
+
+def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
+    book, fleet = make()
+    book.assign(10, fleet.rate(book), 1.0)
+    book.assign(10, fleet.rate(book), 2.0)
+    book.observe(scrape(1.5, running=1))
+    fleet.update(0, 2.0)
+    assert fleet.total[0] == 2
+
+
+def test_without_scrapes_requests_count_for_a_while_only() -> None:
+    book, fleet = make()
+    for _ in range(5):
+        book.assign(10, fleet.rate(book), 0.0)
+    fleet.update(0, 0.0)
+    assert fleet.total[0] == 5
+    fleet.refresh(ASSUMED_DURATION)
+    assert fleet.total[0] == 0
+
+
+def test_staleness_costs_more_with_age_and_is_bounded() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0))
+    seen = []
+    for now in (0.0, 4.9, 6.0, 10.0, 1000.0, 2000.0):
+        fleet.refresh(now)
+        seen.append(fleet.fixed[0])
+    assert seen[0] == seen[1] == 0
+    assert 0 < seen[2] < seen[3] < seen[4] == seen[5]
+
+
+def test_observed_ends_count_at_once() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, running=4))
+    book.in_flight = 2
+    book.finished(0.5)
+    fleet.update(0, 0.5)
+    assert fleet.total[0] == 3
+
+
+def test_slowness_is_relative_to_the_median() -> None:
+    books = [make()[0] for _ in range(4)]
+    for book, rate in zip(books, (1000.0, 1000.0, 500.0, None), strict=True):
+        book.prefill_rate = rate
+    slowness(books)
+    assert [book.tau for book in books] == [1.0, 1.0, 2.0, 1.0]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.floats(1, 1e5)),
+            st.tuples(st.just("scrape"), st.integers(0, 20)),
+            st.tuples(st.just("wait"), st.floats(0.001, 60)),
+        ),
+        max_size=40,
+    )
+)
+def test_the_books_stay_sane_and_empty_themselves(events: list[tuple[str, float]]) -> None:
+    book, fleet = make()
+    now = 0.0
+    for kind, value in events:
+        if kind == "send":
+            book.assign(value, fleet.rate(book), now)
+            fleet.update(0, now)
+        elif kind == "scrape":
+            book.observe(scrape(now, running=int(value), waiting=int(value) // 2))
+            fleet.update(0, now)
+        else:
+            now += value
+            fleet.refresh(now)
+        assert fleet.waiting[0] >= 0
+        assert fleet.total[0] >= 0
+        assert fleet.pending(0, now) >= -1e-6
+    book.observe(scrape(now))
+    now += 1e6
+    fleet.refresh(now)
+    assert (fleet.waiting[0], fleet.total[0]) == (0, 0)
+    assert fleet.pending(0, now) == pytest.approx(0, abs=1e-6)

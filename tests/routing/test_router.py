@@ -1,0 +1,310 @@
+"""The router's choices, one behaviour a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from warmroute.errors import ConfigurationError, Refusal
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.pool import Pool
+from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
+from warmroute.routing import strategies
+from warmroute.routing.router import Decision, Router, RoutingConstants
+
+
+def prompt(*texts: str, model: str = "m") -> InferenceRequest:
+    parts = tuple(PromptPart(text.encode(), len(text.encode())) for text in texts)
+    return InferenceRequest(model=model, seed=model.encode(), parts=parts, weight=sum(p.weight for p in parts))
+
+
+def state(at: float, **fields: object) -> EngineState:
+    return dataclasses.replace(EngineState(observed_at=at, running=0, waiting=0, kv_usage=0.0), **fields)  # type: ignore[arg-type]
+
+
+class Fixture:
+    """A pool of ``size`` endpoints called 0, 1, ... and its router."""
+
+    def __init__(self, size: int, **constants: object) -> None:
+        self.pool = Pool()
+        self.pool.replace([EndpointSpec("default", str(k), f"10.0.0.{k}", 8000) for k in range(size)], 0.0)
+        self.router = Router(
+            self.pool,
+            RoutingConstants(**constants),  # type: ignore[arg-type]
+            rng=random.Random(7),
+            now=0.0,
+        )
+
+    def endpoint(self, name: str) -> Endpoint:
+        return self.pool.endpoints[f"default/{name}"]
+
+    def scrape(self, now: float, **fields: object) -> None:
+        """Everybody is idle, or as ``fields`` say."""
+        for endpoint in self.pool.endpoints.values():
+            self.pool.observed(endpoint, state(now, **fields), now)
+
+    def pick(self, request: InferenceRequest, now: float, **options: object) -> str:
+        decision = self.router.pick(request, now, **options)  # type: ignore[arg-type]
+        assert isinstance(decision, Decision)
+        return decision.endpoint.spec.name
+
+
+LONG = "The quick brown fox jumps over the lazy dog. " * 400
+
+
+def test_the_next_turn_goes_to_the_warm_endpoint() -> None:
+    fixture = Fixture(5)
+    first = fixture.pick(prompt(LONG), 0.0)
+    fixture.scrape(3.0)
+    decision = fixture.router.pick(prompt(LONG, "and then?"), 3.0)
+    assert isinstance(decision, Decision)
+    assert decision.endpoint.spec.name == first
+    assert decision.reason == "warm"
+    assert decision.match_ratio > 0.95
+
+
+def test_different_prompts_spread_over_an_idle_fleet() -> None:
+    fixture = Fixture(5)
+    chosen = []
+    for k in range(10):
+        fixture.scrape(10.0 * k)
+        chosen.append(fixture.pick(prompt(f"{k}: {LONG}"), 10.0 * k))
+    assert Counter(chosen) == Counter({str(k): 2 for k in range(5)})
+
+
+def test_a_burst_in_one_millisecond_does_not_herd() -> None:
+    fixture = Fixture(4)
+    assert Counter(fixture.pick(prompt(f"{k}: {LONG}"), 0.0) for k in range(40)) == Counter(
+        {str(k): 10 for k in range(4)}
+    )
+
+
+def test_a_burst_of_identical_prompts_costs_one_prefill() -> None:
+    fixture = Fixture(4)
+    assert len({fixture.pick(prompt(LONG), 0.0) for _ in range(4)}) == 1
+
+
+def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
+    fixture = Fixture(4)
+    fixture.pick(prompt(LONG), 0.0)
+    chosen = Counter(fixture.pick(prompt(LONG, f"question {k}: {LONG[:2000]}"), 0.01) for k in range(200))
+    assert len(chosen) == 4
+
+
+def test_fully_cached_prompts_with_long_answers_do_not_pile_up() -> None:
+    fixture = Fixture(4)
+    holder = fixture.pick(prompt(LONG), 0.0)
+    fixture.scrape(10.0)
+    fixture.pool.observed(fixture.endpoint(holder), state(10.0, running=250), 10.0)
+    assert fixture.pick(prompt(LONG), 10.0) != holder
+
+
+def test_a_full_kv_cache_is_avoided() -> None:
+    fixture = Fixture(2)
+    holder = fixture.pick(prompt(LONG), 0.0)
+    fixture.scrape(10.0)
+    fixture.pool.observed(fixture.endpoint(holder), state(10.0, kv_usage=1.0), 10.0)
+    assert fixture.pick(prompt(LONG), 10.0) != holder
+
+
+def test_a_restarted_endpoint_is_cold() -> None:
+    fixture = Fixture(3)
+    holder = fixture.pick(prompt(LONG), 0.0)
+    fixture.scrape(5.0)
+    fixture.pool.restarted(fixture.endpoint(holder), 5.0)
+    decision = fixture.router.pick(prompt(LONG), 5.0)
+    assert isinstance(decision, Decision)
+    assert decision.cached_tokens == 0
+
+
+def test_a_flapping_endpoint_keeps_its_cache() -> None:
+    fixture = Fixture(3)
+    holder = fixture.pick(prompt(LONG), 0.0)
+    fixture.scrape(5.0)
+    spec = fixture.endpoint(holder).spec
+    fixture.pool.remove(spec.id, 5.0)
+    assert fixture.pick(prompt("x"), 5.0) != holder
+    fixture.pool.expire(30.0)
+    fixture.pool.upsert(spec, 30.0)
+    fixture.scrape(30.0)
+    assert fixture.pick(prompt(LONG), 30.0) == holder
+    fixture.pool.remove(spec.id, 30.0)
+    fixture.pool.expire(91.0)
+    fixture.pool.upsert(spec, 91.0)
+    fixture.scrape(91.0)
+    decision = fixture.router.pick(prompt(LONG), 91.0)
+    assert isinstance(decision, Decision)
+    assert decision.reason == "cold"
+
+
+def test_unreachable_endpoints_are_avoided_unless_all_are() -> None:
+    fixture = Fixture(3)
+    for name in ("0", "1"):
+        fixture.pool.unreachable(fixture.endpoint(name), 0.0)
+    assert {fixture.pick(prompt(LONG + str(k)), 0.0) for k in range(5)} == {"2"}
+    fixture.pool.unreachable(fixture.endpoint("2"), 0.0)
+    assert {fixture.pick(prompt(LONG + str(k)), 0.0) for k in range(20)} == {"0", "1", "2"}
+    fixture.scrape(1.0)
+    assert fixture.pick(prompt("short"), 1.0) in {"0", "1", "2"}
+
+
+def test_a_sleeping_engine_is_not_chosen() -> None:
+    fixture = Fixture(2)
+    fixture.pool.observed(fixture.endpoint("0"), state(0.0, sleeping=True), 0.0)
+    assert {fixture.pick(prompt(str(k)), 0.0) for k in range(4)} == {"1"}
+
+
+def test_stale_metrics_are_a_penalty() -> None:
+    fixture = Fixture(2)
+    fixture.scrape(0.0)
+    fixture.pool.observed(fixture.endpoint("1"), state(20.0, running=30), 20.0)
+    assert fixture.pick(prompt("hello"), 20.0) == "1"
+
+
+def test_no_endpoint_is_a_refusal() -> None:
+    refusal = Fixture(0).router.pick(prompt(LONG), 0.0)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.reason) == (503, "no-endpoints")
+    refusal = Fixture(2).router.pick(prompt(LONG), 0.0, allowed=lambda endpoint: False)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.reason) == (503, "empty-subset")
+
+
+def test_a_subset_is_respected_and_booked() -> None:
+    fixture = Fixture(4)
+    chosen = Counter(
+        fixture.pick(prompt(f"{k}: {LONG}"), 0.0, allowed=lambda e: e.spec.name in {"1", "3"}) for k in range(10)
+    )
+    assert chosen == Counter({"1": 5, "3": 5})
+    assert fixture.pick(prompt("z" + LONG), 0.0) in {"0", "2"}
+
+
+def test_fallbacks_come_in_order_of_cost() -> None:
+    fixture = Fixture(4, max_endpoints=3)
+    fixture.scrape(0.0)
+    for name, running in (("0", 50), ("1", 10), ("2", 90), ("3", 30)):
+        fixture.pool.observed(fixture.endpoint(name), state(0.0, running=running), 0.0)
+    decision = fixture.router.pick(prompt("hello"), 0.0)
+    assert isinstance(decision, Decision)
+    assert decision.targets == "10.0.0.1:8000,10.0.0.3:8000,10.0.0.0:8000"
+
+
+def test_requests_without_a_prompt_follow_the_load() -> None:
+    fixture = Fixture(3)
+    fixture.scrape(0.0)
+    fixture.pool.observed(fixture.endpoint("1"), state(0.0, running=5), 0.0)
+    assert Counter(fixture.pick(NO_PROMPT, 0.0) for _ in range(4)) == Counter({"0": 2, "2": 2})
+
+
+def test_an_adapter_goes_where_it_is_loaded_unless_that_is_dear() -> None:
+    fixture = Fixture(3)
+    fixture.scrape(0.0)
+    fixture.pool.observed(fixture.endpoint("1"), state(0.0, loaded_adapters=frozenset({"lora"}), max_adapters=2), 0.0)
+    assert fixture.pick(prompt("hello", model="lora"), 0.0) == "1"
+    fixture.pool.observed(fixture.endpoint("1"), state(1.0, running=200, waiting=50), 1.0)
+    assert fixture.pick(prompt("hello", model="lora"), 1.0) != "1"
+
+
+def test_default_is_prefix_blind() -> None:
+    fixture = Fixture(4, strategy="DEFAULT")
+    chosen = set()
+    for k in range(4):
+        fixture.scrape(10.0 * k)
+        chosen.add(fixture.pick(prompt(LONG), 10.0 * k))
+    assert len(chosen) == 4
+
+
+def test_the_simple_strategies() -> None:
+    fixture = Fixture(3, strategy="ROUND_ROBIN")
+    assert [fixture.pick(prompt(LONG), 0.0) for _ in range(6)] == ["0", "1", "2", "0", "1", "2"]
+    fixture = Fixture(3, strategy="LEAST_REQUEST")
+    fixture.scrape(0.0)
+    fixture.pool.observed(fixture.endpoint("0"), state(0.0, running=2), 0.0)
+    assert Counter(fixture.pick(prompt(LONG), 0.0) for _ in range(4)) == Counter({"1": 2, "2": 2})
+    fixture = Fixture(3, strategy="random")
+    assert min(Counter(fixture.pick(prompt(LONG), 0.0) for _ in range(300)).values()) > 60
+
+
+def test_a_strategy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("MOST_CACHED", f"{__name__}:most_cached", strategies.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])
+    fixture = Fixture(3, strategy="most_cached")
+    holder = fixture.pick(prompt(LONG), 0.0)
+    assert {fixture.pick(prompt(LONG), 0.0) for _ in range(50)} == {holder}
+
+
+def most_cached(request: InferenceRequest, candidates: Sequence[strategies.Candidate]) -> list[float]:
+    return [-candidate.cached_tokens for candidate in candidates]
+
+
+def test_an_unknown_strategy_is_refused_and_the_old_one_stays() -> None:
+    fixture = Fixture(2)
+    with pytest.raises(ConfigurationError, match="PREFIX_CACHE, DEFAULT"):
+        fixture.router.apply(RoutingConstants(strategy="NOPE"), 0.0)
+    assert fixture.router.strategy == "PREFIX_CACHE"
+
+
+def test_the_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    fixture = Fixture(2)
+    fixture.pick(prompt("a" * 540), 0.0)
+    fixture.scrape(5.0)
+    with caplog.at_level(logging.INFO, "warmroute"):
+        fixture.pick(prompt("a" * 540, "b" * 460), 5.0, request_id="r-1")
+        fixture.pick(prompt("c" * 540, "b" * 460), 5.0, request_id="r-2")
+    (record,) = caplog.records
+    assert record.getMessage() == "Do prefix-aware routing!"
+    assert record.fields == {"request": "r-1", "matching ratio": " 0.54 > 0.50"}  # type: ignore[attr-defined]
+
+
+def test_explained_costs_add_up() -> None:
+    fixture = Fixture(3)
+    fixture.scrape(0.0, running=3, kv_usage=0.9)
+    for k in range(6):
+        fixture.pick(prompt(LONG, str(k)), 0.1 * k, request_id=str(k))
+    records = fixture.router.decisions()
+    assert [record["request"] for record in records] == ["5", "4", "3", "2", "1", "0"]
+    for record in records:
+        values = {e["endpoint"]: e["value"] for e in record["endpoints"]}
+        assert record["chosen"] == min(values, key=lambda name: values[name])
+        for endpoint in record["endpoints"]:
+            assert sum(endpoint["terms"].values()) == pytest.approx(endpoint["value"], abs=0.1)
+
+
+def test_the_served_endpoint_takes_over_the_books() -> None:
+    fixture = Fixture(2)
+    fixture.scrape(0.0)
+    decision = fixture.router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    fixture.router.opened(decision)
+    other = "1" if decision.endpoint.spec.name == "0" else "0"
+    fixture.router.served(decision, fixture.endpoint(other).target, 0.1)
+    books = {book.endpoint.spec.name: book for book in fixture.router.books}
+    assert (books[other].in_flight, books["0" if other == "1" else "1"].in_flight) == (1, 0)
+    fixture.scrape(5.0)
+    assert fixture.router.held(books[other])[0] > 0
+    fixture.router.finished(decision, 5.0)
+    assert books[other].in_flight == 0
+
+
+def test_bytes_per_token_are_learned_where_the_engine_serves_only_us() -> None:
+    fixture = Fixture(1)
+    now, tokens, requests = 0.0, 0.0, 0.0
+    for step in range(400):
+        now += 0.1
+        fixture.scrape(now, prompt_tokens_total=tokens, prompt_requests_total=requests)
+        fixture.pick(prompt(f"{step:04}" * 750), now)
+        tokens, requests = tokens + 1000, requests + 1
+    assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.1)
+    learned = fixture.router.bytes_per_token
+    for _ in range(100):  # somebody else sends as well: at most the window that straddles the change counts
+        now += 0.1
+        tokens, requests = tokens + 50_000, requests + 5
+        fixture.scrape(now, prompt_tokens_total=tokens, prompt_requests_total=requests)
+        fixture.pick(prompt(LONG), now)
+    assert fixture.router.bytes_per_token == pytest.approx(learned, rel=0.1)

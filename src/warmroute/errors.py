@@ -52,6 +52,11 @@ def unknown_model(model: str) -> Refusal:
     return Refusal(404, "NotFoundError", f"The model `{model}` does not exist.", "unknown-model", "model")
 
 
+def timed_out(message: str) -> Refusal:
+    """408: the request did not arrive in time."""
+    return Refusal(408, "timeout_error", message, "body-timeout")
+
+
 def body_too_large(limit: int) -> Refusal:
     """413: the body is longer than ``limit`` bytes."""
     return Refusal(413, "invalid_request_error", f"The request body is larger than {limit} bytes.", "body-too-large")

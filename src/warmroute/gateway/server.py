@@ -1,0 +1,205 @@
+"""The gRPC server: Envoy's streams to sessions, health, TLS, drain. Everything that can be decided is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import grpc
+
+from warmroute.errors import ConfigurationError, ProtocolError
+from warmroute.gateway import health, tls
+from warmroute.gateway.ext_proc_pb2 import ProcessingRequest
+from warmroute.gateway.session import Session
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_OVERHEAD = 1 << 20
+"""Bytes that a gRPC message may have beyond the request body: headers, metadata, framing."""
+
+
+class Observer(Protocol):
+    """Hears what happens on the streams; called synchronously, so it must be quick."""
+
+    def stream_opened(self) -> None:
+        """Envoy opened a stream."""
+
+    def stream_answered(self, session: Session, seconds: float) -> None:
+        """The session has its decision or its refusal, after ``seconds`` of our own work."""
+
+    def stream_closed(self, session: Session) -> None:
+        """The stream has ended, in whatever way."""
+
+    def stream_broken(self, reason: str) -> None:
+        """The stream ended by ``protocol-error`` or ``internal`` error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How to listen; the settings of the same names say what each means."""
+
+    host: str = ""
+    grpc_port: int = 9002
+    grpc_health_port: int = 9003
+    secure_serving: bool = True
+    cert_path: Path | None = None
+    max_body_bytes: int = 64 << 20
+    body_timeout: float = 60.0
+    max_streams: int = 20_000
+
+
+class Server:
+    """The ext_proc service and its health service."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        new_session: Callable[[], Session],
+        observer: Observer,
+        ready: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._options = options
+        self._new_session = new_session
+        self._observer = observer
+        self._ready = ready
+        self._clock = clock
+        self._draining = False
+        self._open_streams = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ext_proc: grpc.aio.Server | None = None
+        self._health: grpc.aio.Server | None = None
+        self.grpc_port = 0
+        """The ext_proc port in use once started."""
+        self.grpc_health_port = 0
+        """The health port in use once started."""
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that Envoy has open."""
+        return self._open_streams
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigurationError if a port is taken or a certificate cannot be used."""
+        options = self._options
+        # Twice the body limit: a body over the limit shall reach the session, which answers 413; gRPC would answer 500.
+        largest = 2 * options.max_body_bytes + MESSAGE_OVERHEAD
+        self._ext_proc = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", min(largest, 2**31 - 1)),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.max_concurrent_streams", options.max_streams),
+            ),
+            maximum_concurrent_rpcs=options.max_streams,
+        )
+        process = grpc.stream_stream_rpc_method_handler(
+            self._process, request_deserializer=ProcessingRequest.FromString
+        )
+        self._ext_proc.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(health.EXT_PROC_SERVICE, {"Process": process}),)
+        )
+        health.add(self._ext_proc, self._is_ready)
+        credentials = None
+        if options.secure_serving:
+            credentials = tls.from_directory(options.cert_path) if options.cert_path else tls.self_signed()
+        self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", credentials)
+        self._health = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        health.add(self._health, self._is_ready)
+        self.grpc_health_port = self._bind(self._health, options.grpc_health_port, "--grpc-health-port", None)
+        await self._ext_proc.start()
+        await self._health.start()
+
+    async def drain(self, seconds: float) -> None:
+        """Be not ready and wait for the open streams to end, ``seconds`` at the most; new ones are still served."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("streams are still open", extra={"fields": {"streams": self._open_streams}})
+
+    async def stop(self) -> None:
+        """Stop listening and end what is open."""
+        for server in (self._ext_proc, self._health):
+            if server is not None:
+                await server.stop(grace=0.5)
+
+    def _is_ready(self) -> bool:
+        return not self._draining and self._ready()
+
+    def _bind(self, server: grpc.aio.Server, port: int, flag: str, credentials: grpc.ServerCredentials | None) -> int:
+        host = self._options.host
+        hosts = (f"[{host}]" if ":" in host else host,) if host else ("[::]", "0.0.0.0")
+        for candidate in hosts:  # without IPv6 the first cannot be bound
+            address = f"{candidate}:{port}"
+            try:
+                bound = (
+                    server.add_insecure_port(address)
+                    if credentials is None
+                    else server.add_secure_port(address, credentials)
+                )
+            except RuntimeError:
+                bound = 0
+            if bound:
+                return bound
+        raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
+
+    async def _process(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        session = self._new_session()
+        observer, clock = self._observer, self._clock
+        self._open_streams += 1
+        self._idle.clear()
+        observer.stream_opened()
+        worked = 0.0
+        answered = False
+        try:
+            due = clock() + self._options.body_timeout
+            while True:
+                if session.overdue_matters:
+                    async with asyncio.timeout(due - clock()):
+                        message = await context.read()
+                else:
+                    message = await context.read()
+                if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
+                    break
+                began = perf_counter()
+                sent = list(session.receive(message, clock()))
+                worked += perf_counter() - began
+                for reply in sent:
+                    await context.write(reply)
+                if not answered and session.answered:
+                    answered = True
+                    observer.stream_answered(session, worked)
+                if session.closed:
+                    break
+        except TimeoutError:
+            await context.write(session.overdue())
+            observer.stream_answered(session, worked)
+        except ProtocolError as error:
+            observer.stream_broken("protocol-error")
+            logger.warning("stream aborted", extra={"fields": {"request": session.request_id, "error": str(error)}})
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except asyncio.CancelledError:
+            raise  # the client or the proxy went away
+        except Exception:
+            observer.stream_broken("internal")
+            logger.exception("request failed", extra={"fields": {"request": session.request_id}})
+            if not session.answered:
+                await context.write(session.failed())
+        finally:
+            session.finish(clock())
+            self._open_streams -= 1
+            if not self._open_streams:
+                self._idle.set()
+            observer.stream_closed(session)

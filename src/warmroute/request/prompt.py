@@ -1,0 +1,309 @@
+"""The canonical prompt: bytes that are equal as far as two requests' rendered prompts are.
+
+A prompt is written as the engine's chat template would: what stands at the head first, then message by message. Texts are
+UTF-8; between them stand single bytes that UTF-8 never contains, so that no two conversations share bytes by accident, and a
+text that goes on longer than another shares all of the other's bytes::
+
+    message  role [TEXT text | MEDIA digest | BLOCK block]* [FIELD name (STRING text | JSON json)]* END
+    block    type, then as a message, then BLOCK_END
+
+Nothing in a message that a template may render is left out: what has no place of its own goes in as JSON, in the order of
+keys that the client gave it, because that is how templates render it.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from xxhash import xxh3_128_digest
+
+from warmroute.request.inference import PromptPart
+
+END = b"\xff"
+TEXT = b"\xfe"
+FIELD = b"\xfd"
+STRING = b"\xfc"
+JSON = b"\xfb"
+MEDIA = b"\xfa"
+BLOCK = b"\xf9"
+BLOCK_END = b"\xf8"
+TOKEN_END = b"\xff\xff\xff\xff"
+
+MEDIA_WEIGHT = 4_000
+"""What an image, a clip or a file counts, in bytes of text: about 1,000 tokens. Only the engine knows its true cost."""
+
+SEED_FIELDS = frozenset(
+    {
+        # the tenant's salt and the adapter are part of the engine's block hashes
+        "cache_salt",
+        "extra_key",
+        "lora_path",
+        # what the chat template renders before the first message
+        "chat_template",
+        "chat_template_kwargs",
+        "add_special_tokens",
+        "reasoning_effort",
+        "reasoning",
+        "thinking",
+        "response_format",
+        "output_config",
+        # what the same messages become
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "truncate_prompt_tokens",
+        "truncation_side",
+        "features",
+        # a history that only the engine knows
+        "previous_response_id",
+        "conversation",
+    }
+)
+"""Fields of a request that change its prompt from the first token on.
+
+``tool_choice`` and grammars (``structured_outputs``, ``guided_json``) steer the decoding, ``add_generation_prompt`` and
+``continue_final_message`` the prompt's very end: agents change them from turn to turn while the cache stays good.
+"""
+
+_TEXT_BLOCKS = frozenset({"text", "input_text", "output_text"})
+_MEDIA_KEYS = frozenset(
+    {
+        "image_url",
+        "video_url",
+        "audio_url",
+        "input_audio",
+        "image",
+        "video",
+        "audio",
+        "file",
+        "file_data",
+        "image_embeds",
+        "audio_embeds",
+    }
+)
+_ROLES = {role: role.encode() for role in ("system", "developer", "user", "assistant", "tool")}
+# `cache_control` marks where to cache, moves on with every turn, and is never rendered.
+_NOT_FIELDS = frozenset({"content", "cache_control"})
+_RENAMED = {"reasoning_content": "reasoning"}  # one field, two names; engines know both
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+# Its text changes with every request; engines drop it.
+_BILLING_BLOCK = "x-anthropic-billing-header"
+
+
+def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
+    """What makes whole prompts incomparable: ``family`` (how the prompt is rendered), model, and the SEED_FIELDS."""
+    head = family + END + encode(model)
+    if SEED_FIELDS.isdisjoint(document):
+        return head
+    for name in sorted(SEED_FIELDS.intersection(document)):
+        if document[name] not in _NOTHING:
+            head += _field(name, document[name])
+    return head
+
+
+def encode(text: str) -> bytes:
+    """UTF-8. Lone surrogates, which JSON can spell, come out as the three bytes that would be theirs."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON without white space, in the given order of keys."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # lone surrogates, integers over 64 bits, more than 254 levels
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+class Prompt:
+    """A canonical prompt being written.
+
+    With ``cut``, what is written last goes only as far as it has come: no mark that ends it, nothing that might have changed
+    had the rest been there.
+    """
+
+    __slots__ = ("_pending", "parts")
+
+    def __init__(self) -> None:
+        self.parts: list[PromptPart] = []
+        self._pending: list[bytes] = []
+
+    def head(self, document: dict[str, Any]) -> None:
+        """Tools and documents: templates render them before the messages, or with the first."""
+        for name in ("tools", "documents"):
+            value = document.get(name)
+            if value not in _NOTHING:
+                self._add(_field(name, value) + END)
+
+    def messages(self, messages: Iterable[object], *, cut: bool = False) -> None:
+        """The messages of a conversation, one part each (more, if it has images); of the last, if ``cut``, what there is."""
+        messages = list(messages)
+        last = messages.pop() if cut and messages else None
+        for message in messages:
+            self._message(message)
+        if type(last) is dict:
+            self._cut_message(last)
+
+    def system(self, content: object, *, cut: bool = False) -> None:
+        """Instructions that stand outside the list of messages."""
+        if isinstance(content, list):
+            content = [block for block in content if not _is_billing(block)]
+        if content not in _NOTHING:
+            self.messages([{"role": "system", "content": content}], cut=cut)
+
+    def plain(self, prompt: object, *, cut: bool = False) -> int | None:
+        """A prompt that no template renders: a text, token ids, or a list of either. Returns the exact tokens, of ids.
+
+        A list's prompts are written one after the other, and so routed by the first: engines run them independently, but
+        they come together and are work together, and the lists that clients repeat repeat from the start.
+        """
+        if type(prompt) is str:
+            self._add(encode(prompt))
+            return None
+        if type(prompt) is list and prompt:
+            kind = type(prompt[0])
+            try:
+                if kind is str:
+                    self._add(END.join(map(encode, prompt)))
+                    return None
+                if kind is int:
+                    self._add(array("I", prompt).tobytes())
+                    return len(prompt)
+                if kind is list:
+                    self._add(TOKEN_END.join([array("I", ids).tobytes() for ids in prompt]))
+                    return sum(map(len, prompt))
+            except (TypeError, AttributeError, OverflowError):  # mixed types, numbers that are no token ids
+                pass
+        if prompt not in _NOTHING and not cut:
+            self._add(JSON + canonical_json(prompt))
+        return None
+
+    def media(self, content: object) -> None:
+        """An image, a clip, a file: its digest in place, a fixed weight."""
+        self._flush()
+        data = encode(content) if type(content) is str else canonical_json(content)
+        self.parts.append(PromptPart(MEDIA + xxh3_128_digest(data), MEDIA_WEIGHT))
+
+    def _message(self, message: object) -> None:
+        if type(message) is not dict:
+            self._add(JSON + canonical_json(message) + END)
+            return
+        if len(message) == 2:  # nearly all: a role and a text
+            role, content = message.get("role"), message.get("content")
+            if type(role) is str and type(content) is str and content:
+                self._add(
+                    b"%b\xfe%b\xff" % (_ROLES.get(role) or encode(role), content.encode("utf-8", "surrogatepass"))
+                )
+                return
+        self._item(message, "role")
+        self._pending.append(END)
+        self._flush()
+
+    def _item(self, item: dict[str, Any], kind: str) -> None:
+        """A message or a block: the value of its ``kind`` (role or type), its content, all its other fields."""
+        pending = self._pending
+        named = item.get(kind)
+        if type(named) is str:
+            pending.append(encode(named))
+        self._content(item.get("content"))
+        for name in sorted(item):
+            value = item[name]
+            if name in _NOT_FIELDS or value in _NOTHING or (name == kind and type(value) is str):
+                continue
+            pending.append(_field(_RENAMED.get(name, name), value))
+
+    def _content(self, content: object) -> None:
+        if type(content) is str:
+            if content:
+                self._pending += (TEXT, encode(content))
+        elif type(content) is list:
+            for block in content:
+                self._block(block)
+        elif content not in _NOTHING:
+            self._pending += (JSON, canonical_json(content))
+
+    def _block(self, block: object) -> None:
+        if type(block) is not dict:
+            if type(block) is str:
+                self._content(block)
+            else:
+                self._pending += (JSON, canonical_json(block))
+        elif (text := _text(block)) is not None:
+            self._content(text)
+        elif _is_media(block):
+            self.media({name: value for name, value in block.items() if name != "cache_control"})
+        else:
+            self._pending.append(BLOCK)
+            self._item(block, "type")
+            self._pending.append(BLOCK_END)
+
+    def _cut_message(self, message: dict[str, Any]) -> None:
+        role, content = message.get("role"), message.get("content")
+        last = next(reversed(message), None)
+        if content in _NOTHING:
+            if last == "role" and type(role) is str:
+                self._add(encode(role))
+            return
+        if role is None or last == "role":
+            role = "user"  # keys may come in any order; what is long enough to be cut is mostly the user's
+        if type(role) is str:
+            self._pending.append(encode(role))
+        self._cut_content(content, whole=last != "content")
+        self._flush()
+
+    def _cut_content(self, content: object, *, whole: bool) -> None:
+        if whole or type(content) is str:
+            self._content(content)
+        elif type(content) is list:
+            self._content(content[:-1])
+            if content:
+                self._cut_block(content[-1])
+
+    def _cut_block(self, block: object) -> None:
+        text = _text(block) if type(block) is dict else block
+        if type(text) is str:
+            self._content(text)
+            return
+        if type(block) is not dict or not block:
+            return
+        kind, content = block.get("type"), block.get("content")
+        last = next(reversed(block))
+        if type(kind) is str and last != "type" and content not in _NOTHING and not _is_media(block):
+            self._pending += (BLOCK, encode(kind))
+            self._cut_content(content, whole=last != "content")
+
+    def _add(self, data: bytes) -> None:
+        if data:
+            self.parts.append(PromptPart(data, len(data)))
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._add(b"".join(self._pending))
+            self._pending.clear()
+
+
+def _field(name: str, value: object) -> bytes:
+    if type(value) is str:
+        return b"".join((FIELD, encode(name), STRING, encode(value)))
+    return b"".join((FIELD, encode(name), JSON, canonical_json(value)))
+
+
+def _text(block: dict[str, Any]) -> str | None:
+    """The text of a block that is nothing else; its other keys (annotations, log probabilities) are not rendered."""
+    text = block.get("text")
+    if type(text) is str:
+        kind = block.get("type")
+        if len(block) == 1 or (type(kind) is str and kind in _TEXT_BLOCKS):
+            return text
+    return None
+
+
+def _is_media(block: dict[str, Any]) -> bool:
+    return not _MEDIA_KEYS.isdisjoint(block) or type(block.get("source")) is dict
+
+
+def _is_billing(block: object) -> bool:
+    text = block.get("text") if type(block) is dict else None
+    return type(text) is str and text.startswith(_BILLING_BLOCK)

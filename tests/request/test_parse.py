@@ -1,0 +1,536 @@
+"""Bodies as clients send them, path by path."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from warmroute.errors import Refusal
+from warmroute.prefix.chain import build
+from warmroute.request.inference import NO_PROMPT, InferenceRequest
+from warmroute.request.parse import parse
+from warmroute.request.prompt import MEDIA_WEIGHT
+
+JSON = "application/json"
+CHAT = "/v1/chat/completions"
+SEED = Path(__file__).parents[3] / "shared" / "reference" / "seed.txt"
+
+
+def request(path: str, body: object, **options: Any) -> InferenceRequest:
+    parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode(), **options)
+    assert isinstance(parsed, InferenceRequest), parsed
+    assert parsed.weight == sum(part.weight for part in parsed.parts)
+    return parsed
+
+
+def refusal(path: str, body: object) -> Refusal:
+    parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert isinstance(parsed, Refusal), parsed
+    return parsed
+
+
+def chat(*messages: object, **fields: object) -> InferenceRequest:
+    return request(CHAT, {"model": "m", "messages": list(messages), **fields})
+
+
+def data(parsed: InferenceRequest) -> list[bytes]:
+    return [part.data for part in parsed.parts]
+
+
+def user(content: object) -> dict[str, object]:
+    return {"role": "user", "content": content}
+
+
+# ---------------------------------------------------------------- chat
+
+
+def test_chat() -> None:
+    parsed = chat({"role": "system", "content": "Be brief."}, user("Hi"), stream=True, max_tokens=24, priority=3)
+    assert parsed.model == "m"
+    assert parsed.seed == b"chat\xffm"
+    assert data(parsed) == [b"system\xfeBe brief.\xff", b"user\xfeHi\xff"]
+    assert parsed.weight == 17 + 8
+    assert (parsed.stream, parsed.max_tokens, parsed.priority, parsed.tokens) == (True, 24, 3, None)
+
+
+def test_the_second_turn_of_the_documented_conversation_matches_by_0_54(tmp_path: Path) -> None:
+    if not SEED.exists():
+        pytest.skip("the document with the two requests is not here")
+    commands = [line for line in SEED.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("echo '{")]
+    assert len(commands) == 2
+    for command in commands:
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    first = request(CHAT, (tmp_path / "round1.txt").read_bytes())
+    second = request(CHAT, (tmp_path / "round2.txt").read_bytes())
+    one, two = build(first.seed, first.parts), build(second.seed, second.parts)
+    matched = max(end for key, end in zip(two.hashes, two.ends, strict=True) if key in one.hashes)
+    assert matched == second.parts[0].weight == first.weight
+    assert f"{matched / two.weight:.2f}" == "0.54"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (user("Hi"), user([{"type": "text", "text": "Hi"}])),
+        (user("Hi"), user(["Hi"])),
+        (user("Hi"), user([{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}])),
+        (user("Hi"), {"content": "Hi", "role": "user"}),
+        (user("Hi"), {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "refusal": ""}),
+        (user(None), {"role": "user"}),
+        (user(""), user([{"type": "text", "text": ""}])),
+        (
+            {"role": "assistant", "content": "x", "reasoning": "y"},
+            {"role": "assistant", "reasoning_content": "y", "content": "x"},
+        ),
+    ],
+)
+def test_the_same_message_said_differently(one: object, other: object) -> None:
+    assert chat(one).parts == chat(other).parts
+
+
+TOOL_CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+DIFFERENT_MESSAGES: list[object] = [
+    user("Hi"),
+    user("Hi "),
+    user(["H", "i"]),
+    user(None),
+    {"role": "system", "content": "Hi"},
+    {"content": "Hi"},
+    {"role": "user", "content": "Hi", "name": "bob"},
+    {"role": "user", "content": "Hi", "name": "eve"},
+    {"role": "assistant", "content": "Hi", "tool_calls": [TOOL_CALL]},
+    {"role": "assistant", "content": "Hi", "tool_calls": [{**TOOL_CALL, "id": "c2"}]},
+    {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]},
+    {"role": "assistant", "content": "Hi", "reasoning": "Hm"},
+    {"role": "assistant", "content": "Hi", "refusal": "No"},
+    {"role": "assistant", "content": "Hi", "function_call": {"name": "f", "arguments": "{}"}},
+    {"role": "tool", "content": "Hi", "tool_call_id": "c1"},
+    {"role": "tool", "content": "Hi", "tool_call_id": "c2"},
+    {"role": "user", "content": "Hi", "something_new": 0},
+    {"role": "user", "content": "Hi", "something_new": False},
+    user({"odd": 1}),
+    user(5),
+    user([{"type": "image_url", "image_url": {"url": "https://a/1.png"}}]),
+    user([{"type": "image_url", "image_url": {"url": "https://a/2.png"}}]),
+    user([{"type": "tool_result", "tool_use_id": "t", "content": "Hi"}]),
+    user([{"type": "tool_result", "tool_use_id": "t", "content": "Ho"}]),
+    "Hi",
+    7,
+    ["user", "Hi"],
+]
+
+
+def test_whatever_differs_in_a_message_tells_prompts_apart() -> None:
+    streams = [b"".join(data(chat(message))) for message in DIFFERENT_MESSAGES]
+    assert len(set(streams)) == len(streams)
+
+
+def test_a_longer_text_shares_the_bytes_of_the_shorter_one() -> None:
+    (short,), (long,) = data(chat(user("Tell me"))), data(chat(user("Tell me more")))
+    assert long.startswith(short[:-1])
+    assert not long.startswith(short)
+
+
+def test_tools_and_documents_come_first_whatever_the_messages() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    one = chat(user("a"), tools=tools, documents=[{"text": "d"}])
+    other = chat(user("b"), documents=[{"text": "d"}], tools=tools)
+    assert len(one.parts) == 3
+    assert one.parts[:2] == other.parts[:2]
+    assert b'"name":"f"' in one.parts[0].data
+    assert one.seed == other.seed == chat(user("a")).seed
+
+
+def test_an_image_is_a_digest_of_fixed_weight_in_its_place() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    parsed = chat(user([{"type": "text", "text": "Look:"}, picture, {"type": "text", "text": "What is it?"}]))
+    before, image, after = parsed.parts
+    assert (before.data, after.data) == (b"user\xfeLook:", b"\xfeWhat is it?\xff")
+    assert image.weight == MEDIA_WEIGHT
+    assert len(image.data) == 17
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "other"},
+        {"cache_salt": "s"},
+        {"chat_template": "{{ messages }}"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning_effort": "high"},
+        {"response_format": {"type": "json_object"}},
+        {"add_special_tokens": True},
+        {"mm_processor_kwargs": {"n": 1}},
+    ],
+)
+def test_what_changes_the_head_of_the_prompt_is_in_the_seed(fields: dict[str, object]) -> None:
+    plain, changed = chat(user("Hi")), chat(user("Hi"), **fields)
+    assert changed.seed != plain.seed
+    assert changed.parts == plain.parts
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.7, "top_p": 1, "seed": 1, "stop": ["x"]},
+        {"tool_choice": "required"},
+        {"structured_outputs": {"json": {}}},
+        {"chat_template_kwargs": {}, "cache_salt": None},
+        {"stream": True, "max_tokens": 5, "user": "u"},
+    ],
+)
+def test_what_steers_decoding_only_changes_no_byte(fields: dict[str, object]) -> None:
+    plain, changed = chat(user("Hi")), chat(user("Hi"), **fields)
+    assert (changed.seed, changed.parts) == (plain.seed, plain.parts)
+
+
+# ---------------------------------------------------------------- other paths
+
+
+def test_completion_of_a_text() -> None:
+    parsed = request("/v1/completions", {"model": "m", "prompt": "Once upon", "max_tokens": 7})
+    assert (parsed.seed, data(parsed), parsed.tokens, parsed.max_tokens) == (b"text\xffm", [b"Once upon"], None, 7)
+    assert data(request("/v1/completions", {"model": "m", "prompt": ["Once upon"]})) == [b"Once upon"]
+
+
+def test_completion_of_several_texts_is_all_their_work() -> None:
+    parsed = request("/v1/completions", {"model": "m", "prompt": ["one", "two"]})
+    assert data(parsed) == [b"one\xfftwo"]
+
+
+def test_completion_of_token_ids_has_exact_tokens() -> None:
+    parsed = request("/v1/completions", {"model": "m", "prompt": [1, 2, 70_000]})
+    assert (data(parsed), parsed.tokens, parsed.weight) == ([struct.pack("<3I", 1, 2, 70_000)], 3, 12)
+    assert parsed.seed == b"tokens\xffm"
+    lists = request("/v1/completions", {"model": "m", "prompt": [[1, 2], [3]]})
+    assert lists.tokens == 3
+    assert data(lists) != data(request("/v1/completions", {"model": "m", "prompt": [[1], [2, 3]]}))
+
+
+@pytest.mark.parametrize(
+    "prompt", [[1, "a"], ["a", 1], [-1], [2**40], [1.5], [[1], "a"], [[-1]], {"a": 1}, [None], 5, [True]]
+)
+def test_odd_prompts_are_matched_as_json_and_left_to_the_engine(prompt: object) -> None:
+    parsed = request("/v1/completions", {"model": "m", "prompt": prompt})
+    assert parsed.tokens is None
+    assert data(parsed) == [b"\xfb" + json.dumps(prompt, separators=(",", ":")).encode()]
+
+
+def test_responses_are_rendered_as_chats() -> None:
+    parsed = request(
+        "/v1/responses",
+        {"model": "m", "instructions": "Be brief.", "input": "Hi", "max_output_tokens": 9, "stream": True},
+    )
+    same = chat({"role": "system", "content": "Be brief."}, user("Hi"))
+    assert (parsed.seed, parsed.parts) == (same.seed, same.parts)
+    assert (parsed.stream, parsed.max_tokens) == (True, 9)
+    items = request(
+        "/v1/responses",
+        {
+            "model": "m",
+            "instructions": "Be brief.",
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "42"},
+                {
+                    "type": "message",
+                    "role": "user",
+                    "content": [{"type": "input_image", "image_url": "https://a/b.png"}],
+                },
+            ],
+        },
+    )
+    assert items.parts[:2] == parsed.parts
+    assert b"42" in items.parts[3].data
+    assert items.parts[5].weight == MEDIA_WEIGHT
+    after = request("/v1/responses", {"model": "m", "input": "Hi", "previous_response_id": "r1"})
+    assert after.seed != request("/v1/responses", {"model": "m", "input": "Hi", "previous_response_id": "r2"}).seed
+
+
+def test_anthropic_messages() -> None:
+    billing = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2; cch=0a1b2;"}
+    body = {
+        "model": "m",
+        "max_tokens": 8,
+        "system": [billing, {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+        "tools": [{"name": "f", "input_schema": {}}],
+        "messages": [
+            user("Hi"),
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hm", "signature": "s"},
+                    {"type": "tool_use", "id": "t", "name": "f", "input": {"x": 1}},
+                ],
+            },
+            user([{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "42"}]}]),
+            user([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 5_000}}]),
+        ],
+    }
+    parsed = request("/v1/messages", body)
+    assert data(parsed)[1:] == [
+        b"system\xfeBe brief.\xff",
+        b"user\xfeHi\xff",
+        b"assistant\xf9thinking\xfdsignature\xfcs\xfdthinking\xfcHm\xf8"
+        b'\xf9tool_use\xfdid\xfct\xfdinput\xfb{"x":1}\xfdname\xfcf\xf8\xff',
+        b"user\xf9tool_result\xfe42\xfdtool_use_id\xfct\xf8\xff",
+        b"user",
+        data(parsed)[6],
+        b"\xff",
+    ]
+    assert parsed.parts[6].weight == MEDIA_WEIGHT
+    assert request("/v1/messages", {**body, "system": "Be brief."}).parts == parsed.parts
+
+
+def test_a_cache_mark_that_moves_on_changes_nothing() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "42"}
+    one = request("/v1/messages", {"model": "m", "messages": [user([result | mark])]})
+    other = request("/v1/messages", {"model": "m", "messages": [user([result])]})
+    assert one.parts == other.parts
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/tokenize", "/detokenize"])
+def test_counting_tokens_warms_nothing(path: str) -> None:
+    parsed = request(path, {"model": "m", "messages": [user("Hi")], "prompt": "Hi"})
+    assert (parsed.model, parsed.parts, parsed.weight) == ("m", (), 0)
+
+
+def test_embeddings_and_their_kin() -> None:
+    assert data(request("/v1/embeddings", {"model": "m", "input": ["a", "b"]})) == [b"a\xffb"]
+    assert request("/v1/embeddings", {"model": "m", "input": [1, 2]}).tokens == 2
+    assert data(request("/classify", {"input": "a"})) == [b"a"]
+    assert data(request("/pooling", {"messages": [user("Hi")]})) == [b"user\xfeHi\xff"]
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        parsed = request(path, {"model": "m", "query": "q", "documents": ["a", {"text": "b"}]})
+        assert data(parsed) == [b"query\xfeq\xff", b"documents\xfea\xfeb\xff"]
+    parsed = request("/v1/score", {"model": "m", "text_1": "q", "text_2": ["a", "b"]})
+    assert data(parsed) == [b"text_1\xfeq\xff", b"text_2\xfea\xfeb\xff"]
+
+
+def test_sglang_generate_needs_no_model() -> None:
+    body = {
+        "text": "Hi",
+        "sampling_params": {"max_new_tokens": 5},
+        "lora_path": "a",
+        "stream": True,
+        "image_data": "AAAA",
+    }
+    parsed = request("/generate", body)
+    assert (parsed.model, parsed.max_tokens, parsed.stream) == ("", 5, True)
+    assert parsed.seed == b"text\xff\xfdlora_path\xfca"
+    assert [part.weight for part in parsed.parts] == [2, MEDIA_WEIGHT]
+    assert request("/generate", {"input_ids": [[1, 2], [3]]}).tokens == 3
+
+
+def test_vllm_and_triton_generate() -> None:
+    parsed = request("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {"max_tokens": 3}})
+    assert (parsed.tokens, parsed.max_tokens) == (2, 3)
+    triton = request("/v2/models/ensemble/generate", {"text_input": "Hi", "max_tokens": 4})
+    assert (data(triton), triton.max_tokens) == ([b"Hi"], 4)
+
+
+@pytest.mark.parametrize(
+    "path", [CHAT + "?api-version=1", "/team/a" + CHAT, CHAT + "/", "https://host/x" + CHAT, "/a/b/c/d/e" + CHAT]
+)
+def test_prefixes_and_query_strings_do_not_matter(path: str) -> None:
+    assert request(path, {"model": "m", "messages": [user("Hi")]}) == chat(user("Hi"))
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "body"),
+    [
+        ("/v1/models", JSON, b"{}"),
+        ("/v1/audio/transcriptions", "multipart/form-data; boundary=x", b"--x"),
+        ("/v1/images/generations", JSON, b'{"model": "m", "prompt": "p"}'),
+        (CHAT, "multipart/form-data; boundary=x", b"--x"),
+        (CHAT, "text/plain", b"hello"),
+        ("/xgenerate", JSON, b"no json"),
+        ("", "", b""),
+        ("/", JSON, b"{"),
+    ],
+)
+def test_what_has_no_prompt_is_routed_and_never_refused(path: str, content_type: str, body: bytes) -> None:
+    assert parse(path, content_type, body) is NO_PROMPT
+
+
+@pytest.mark.parametrize("content_type", [JSON, "Application/JSON; charset=utf-8", "", "application/vnd.api+json"])
+def test_json_by_media_type(content_type: str) -> None:
+    assert isinstance(parse(CHAT, content_type, b"{"), Refusal)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, b"", None),
+        (CHAT, b'{"model": "m", ', None),
+        (CHAT, b"[1]", None),
+        (CHAT, b"null", None),
+        (CHAT, b"\xff\xfe\x00", None),
+        (CHAT, b'{"model": "m", "messages": [{"role": "user", "content": "a\nb"}]}', None),
+        (CHAT, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None),
+        (CHAT, b'{"model": "m", "n": ' + b"9" * 5_000 + b"}", None),
+        (CHAT, {"messages": []}, "model"),
+        (CHAT, {"model": None, "messages": []}, "model"),
+        (CHAT, {"model": 5, "messages": []}, "model"),
+        (CHAT, {"model": "m"}, "messages"),
+        (CHAT, {"model": "m", "messages": "Hi"}, "messages"),
+        (CHAT, {"model": "m", "messages": {"role": "user"}}, "messages"),
+        ("/v1/messages", {"model": "m", "messages": None}, "messages"),
+        ("/v1/completions", {"model": "m"}, "prompt"),
+        ("/v1/completions", {"prompt": "Hi"}, "model"),
+        ("/v1/embeddings", {"input": "Hi"}, "model"),
+        ("/v1/responses", {"input": "Hi"}, "model"),
+        ("/generate", {"model": ["m"], "text": "Hi"}, "model"),
+        ("/generate", b"{", None),
+    ],
+)
+def test_what_every_engine_refuses(path: str, body: object, param: str | None) -> None:
+    refused = refusal(path, body)
+    assert (refused.status, refused.kind, refused.param) == (400, "invalid_request_error", param)
+    assert refused.message
+
+
+def test_a_missing_model_is_said_so() -> None:
+    refused = refusal(CHAT, {"messages": []})
+    assert (refused.message, refused.reason) == ("model not found in request body", "no-model")
+
+
+# ---------------------------------------------------------------- odd but legal
+
+
+def test_lone_surrogates_as_clients_write_them() -> None:
+    parsed = request(CHAT, b'{"model": "m\\ud800", "messages": [{"role": "user", "content": "a\\ud800b"}]}')
+    assert data(parsed) == [b"user\xfea\xed\xa0\x80b\xff"]
+    assert parsed.model.encode() == b"m?"
+
+
+def test_numbers_that_are_no_json_numbers() -> None:
+    parsed = request(
+        CHAT, b'{"model": "m", "temperature": NaN, "max_tokens": Infinity, "priority": NaN, "messages": []}'
+    )
+    assert (parsed.max_tokens, parsed.priority) == (None, 0)
+    huge = request(CHAT, b'{"model": "m", "max_tokens": ' + b"9" * 400 + b', "priority": 1e300, "messages": []}')
+    assert (huge.max_tokens, huge.priority) == (2**31 - 1, 2**31 - 1)
+    odd = request(CHAT, b'{"model": "m", "max_tokens": -1, "priority": "high", "stream": 1, "messages": []}')
+    assert (odd.max_tokens, odd.priority, odd.stream) == (None, 0, False)
+
+
+def test_the_last_of_duplicate_keys_counts() -> None:
+    assert request(CHAT, b'{"model": "a", "model": "b", "messages": []}').model == "b"
+
+
+# ---------------------------------------------------------------- properties
+
+words = st.sampled_from(
+    ["a", "ab", "user", "hi", "", "\x00", "é", "😀", '"', "\\", "{[", "model", "text", "type", "\ud800"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(words | st.sampled_from(["content", "role"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+PATHS = [
+    CHAT,
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+    "/rerank",
+    "/score",
+    "/generate",
+    "/x",
+]
+MEMBERS = [
+    "model", "messages", "prompt", "input", "system", "instructions", "tools", "documents", "query", "text", "text_1",
+    "input_ids", "stream", "max_tokens", "priority", "sampling_params", "cache_salt", "chat_template_kwargs", "image_data",
+    "prompt_embeds",
+]  # fmt: skip
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "system", "tool"]) | values,
+        "content": words
+        | st.lists(
+            values
+            | st.fixed_dictionaries(
+                {"type": st.sampled_from(["text", "image_url", "tool_result", "x"]) | values},
+                optional={"text": values, "image_url": values, "content": values, "source": values},
+            )
+        )
+        | values,
+        "tool_calls": values,
+        "name": values,
+    },
+)
+bodies = st.dictionaries(st.sampled_from(MEMBERS), values | st.lists(messages, max_size=4), max_size=8)
+
+
+@given(st.sampled_from(PATHS), st.sampled_from([JSON, "", "text/plain"]), st.binary(max_size=60), st.booleans())
+@example(CHAT, JSON, b"[" * 5_000, False)
+@example(CHAT, JSON, b'{"messages":' + b"[" * 5_000, True)
+@example(CHAT, JSON, b"\xff\xfe{\x00}\x00", False)
+@example("/" * 10_000, JSON, b"{}", False)
+def test_no_bytes_raise(path: str, content_type: str, body: bytes, truncated: bool) -> None:
+    parsed = parse(path, content_type, body, truncated=truncated)
+    assert not (truncated and isinstance(parsed, Refusal))
+
+
+@given(st.sampled_from(PATHS), bodies, st.booleans(), st.integers(0, 400))
+def test_no_json_raises(path: str, body: dict[str, Any], model: bool, cut: int) -> None:
+    raw = json.dumps({"model": "m", **body} if model else body).encode()
+    parse(path, JSON, raw)
+    assert isinstance(parse(path, JSON, raw[:cut], truncated=True), InferenceRequest)
+
+
+@pytest.mark.parametrize("depth", [200, 300, 480, 600, 900, 1_000, 1_020])
+@pytest.mark.parametrize("opening", ['{"content":[', '{"type":"a","content":[', "[", '{"a":'])
+def test_no_depth_raises(depth: int, opening: str) -> None:
+    closing = {"[": "]", "{": "}"}
+    tail = "".join(closing[c] for c in reversed(opening) if c in closing)
+    body = (
+        '{"model":"m","messages":['
+        + opening * depth
+        + "1"
+        + tail * depth
+        + '],"tools":'
+        + "[" * depth
+        + "]" * depth
+        + "}"
+    )
+    assert isinstance(parse(CHAT, JSON, body.encode()), InferenceRequest | Refusal)
+    assert isinstance(parse(CHAT, JSON, body[: len(body) // 2].encode(), truncated=True), InferenceRequest)
+
+
+simple_messages = st.builds(
+    lambda role, content, name: {"role": role, "content": content, **({"name": name} if name else {})},
+    st.sampled_from(["user", "assistant", "system"]),
+    words | st.lists(words.filter(bool), min_size=2, max_size=3),
+    st.sampled_from(["", "bob"]),
+)
+
+
+@given(st.lists(simple_messages, max_size=4), st.lists(simple_messages, max_size=4))
+def test_different_conversations_have_different_bytes(one: list[object], other: list[object]) -> None:
+    same = b"".join(data(chat(*one))) == b"".join(data(chat(*other)))
+    assert same == (one == other)
+
+
+@given(st.lists(messages, max_size=4), st.lists(messages, max_size=3))
+def test_a_conversation_that_goes_on_keeps_its_parts(turns: list[object], more: list[object]) -> None:
+    before, after = chat(*turns), chat(*turns, *more)
+    assert after.seed == before.seed
+    assert after.parts[: len(before.parts)] == before.parts

@@ -1,0 +1,219 @@
+"""Bodies of which only the beginning is there."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.request.inference import InferenceRequest
+from warmroute.request.parse import parse
+from warmroute.request.truncated import close_json
+
+JSON = "application/json"
+CHAT = "/v1/chat/completions"
+
+words = st.sampled_from(
+    [
+        "a",
+        "user",
+        "",
+        "\x00",
+        "é",
+        "😀",
+        '"',
+        "\\",
+        '\\"',
+        "{[",
+        "}",
+        "]",
+        ",",
+        ":",
+        "model",
+        "\n",
+        "long " * 9,
+        "€\\u00e9",
+    ]
+)
+texts = st.lists(words, max_size=4).map("".join)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+documents = st.dictionaries(texts, values, max_size=4)
+
+
+def encoded(document: object, ascii_only: bool, spaced: bool) -> bytes:
+    return json.dumps(document, ensure_ascii=ascii_only, separators=None if spaced else (",", ":")).encode()
+
+
+def is_beginning(part: Any, whole: Any) -> bool:
+    """Whether ``part`` is ``whole`` cut short at its end."""
+    if isinstance(part, str) and isinstance(whole, str):
+        return whole.startswith(part)
+    if isinstance(part, list) and isinstance(whole, list):
+        return (
+            len(part) <= len(whole)
+            and part[:-1] == whole[: max(len(part) - 1, 0)]
+            and (not part or is_beginning(part[-1], whole[len(part) - 1]))
+        )
+    if isinstance(part, dict) and isinstance(whole, dict):
+        keys = list(part)
+        return (
+            keys == list(whole)[: len(keys)]
+            and all(part[key] == whole[key] for key in keys[:-1])
+            and (not keys or is_beginning(part[keys[-1]], whole[keys[-1]]))
+        )
+    return bool(part == whole)
+
+
+@given(documents, st.booleans(), st.booleans(), st.integers(1, 10_000))
+def test_a_closed_beginning_is_the_beginning(
+    document: dict[str, Any], ascii_only: bool, spaced: bool, cut: int
+) -> None:
+    body = encoded(document, ascii_only, spaced)
+    assert is_beginning(orjson.loads(close_json(body[: cut % len(body) + 1])), document)
+
+
+@pytest.mark.parametrize(
+    ("body", "closed"),
+    [
+        (b"", b""),
+        (b"{", b"{}"),
+        (b'{"a', b"{}"),
+        (b'{"a":', b"{}"),
+        (b'{"a":1', b"{}"),
+        (b'{"a":1,', b'{"a":1}'),
+        (b'{"a":1,"b', b'{"a":1}'),
+        (b'{"a" : "x', b'{"a" : "x"}'),
+        (b'{"a":["x","y', b'{"a":["x","y"]}'),
+        (b'{"a":["x', b'{"a":["x"]}'),
+        (b'{"a":"x\\', b'{"a":"x"}'),
+        (b'{"a":"x\\\\', b'{"a":"x\\\\"}'),
+        (b'{"a":"x\\u00', b'{"a":"x"}'),
+        (b'{"a":"x\\ud83d', b'{"a":"x"}'),
+        (b'{"a":"x\\ud83d\\ud', b'{"a":"x"}'),
+        (b'{"a":"x\\ud83d\\ude00', b'{"a":"x\\ud83d\\ude00"}'),
+        (b'{"a":"x\xf0\x9f', b'{"a":"x"}'),
+        (b'{"a":[1,2,3', b'{"a":[1,2]}'),
+        (b'{"a":[{}', b'{"a":[{}]}'),
+        (b'{"a":{"b":tru', b'{"a":{}}'),
+        (b'{"a":"{["', b"{}"),
+    ],
+)
+def test_closing(body: bytes, closed: bytes) -> None:
+    assert close_json(body) == closed
+
+
+blocks = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, texts),
+    st.builds(lambda url: {"type": "image_url", "image_url": {"url": url}}, texts),
+    st.builds(lambda text: {"type": "tool_result", "tool_use_id": "t", "content": text}, texts),
+    st.builds(
+        lambda text: {"content": [{"type": "text", "text": text}], "type": "tool_result", "is_error": True}, texts
+    ),
+    st.builds(lambda text: {"type": "thinking", "thinking": text}, texts),
+)
+roles = st.sampled_from(["user", "assistant", "system", "tool"])
+contents = texts | st.lists(blocks, max_size=3) | st.none()
+messages = st.one_of(
+    st.builds(lambda role, content: {"role": role, "content": content}, roles, contents),
+    st.builds(lambda content: {"content": content, "role": "user"}, contents),
+    st.builds(lambda content, name: {"role": "user", "name": name, "content": content}, contents, texts),
+    st.builds(lambda content, calls: {"role": "assistant", "content": content, "tool_calls": calls}, contents, values),
+    st.builds(lambda content, calls: {"role": "assistant", "tool_calls": calls, "content": content}, contents, values),
+)
+chats = st.builds(
+    lambda head, messages, tail: {**head, "messages": messages, **tail},
+    st.fixed_dictionaries(
+        {"model": texts}, optional={"tools": values, "temperature": st.just(0.5), "cache_salt": texts}
+    ),
+    st.lists(messages, max_size=4),
+    st.fixed_dictionaries({}, optional={"stream": st.just(True), "user": texts, "max_tokens": st.just(77)}),
+)
+
+
+@given(chats, st.booleans(), st.booleans(), st.integers(1, 10_000))
+def test_a_cut_prompt_is_the_beginning_of_the_whole_one(
+    chat: dict[str, Any], ascii_only: bool, spaced: bool, cut: int
+) -> None:
+    body = encoded(chat, ascii_only, spaced)
+    whole = parse(CHAT, JSON, body)
+    part = parse(CHAT, JSON, body[: cut % len(body) + 1], truncated=True)
+    assert isinstance(whole, InferenceRequest)
+    assert isinstance(part, InferenceRequest)
+    assert b"".join(p.data for p in whole.parts).startswith(b"".join(p.data for p in part.parts))
+    assert part.model in ("", whole.model)
+    assert part.max_tokens in (None, whole.max_tokens)
+    if part.parts:
+        assert (part.model, part.seed) == (whole.model, whole.seed)
+
+
+def test_a_long_conversation_cut_in_its_last_text() -> None:
+    words = random.Random(7).choices(["alpha", 'be"ta', "gam\\ma", "\u00e9t\u00e9"], k=20_000)
+    chat = {
+        "model": "m",
+        "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": " ".join(words)}],
+    }
+    body = encoded(chat, True, True)
+    whole, part = parse(CHAT, JSON, body), parse(CHAT, JSON, body[:65_536], truncated=True)
+    assert isinstance(whole, InferenceRequest)
+    assert isinstance(part, InferenceRequest)
+    assert part.parts[0] == whole.parts[0]
+    assert whole.parts[1].data.startswith(part.parts[1].data)
+    assert part.weight > 45_000
+    assert (part.model, part.seed) == (whole.model, whole.seed)
+
+
+def test_a_model_that_comes_too_late_is_unknown_and_a_cut_one_is_none() -> None:
+    late = parse(CHAT, JSON, b'{"messages":[{"content":"Tell me","role":"user"},{"content":"Onc', truncated=True)
+    assert isinstance(late, InferenceRequest)
+    assert late.model == ""
+    assert [part.data for part in late.parts] == [b"user\xfeTell me\xff", b"user\xfeOnc"]
+    cut = parse(CHAT, JSON, b'{"messages":[],"model":"gpt-4', truncated=True)
+    assert isinstance(cut, InferenceRequest)
+    assert cut.model == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/completions", b'{"model":"m","prompt":"Once up', [b"Once up"]),
+        ("/v1/completions", b'{"model":"m","prompt":[1,2,3', [b"\x01\0\0\0\x02\0\0\0"]),
+        ("/v1/completions", b'{"model":"m","prompt":["one","tw', [b"one\xfftw"]),
+        ("/v1/messages", b'{"model":"m","system":"Be br', [b"system\xfeBe br"]),
+        ("/v1/messages", b'{"model":"m","messages":[{"role":"user","content":"Hi"}],"system":"Be', [b"system\xfeBe"]),
+        ("/v1/responses", b'{"model":"m","input":"Hi th', [b"user\xfeHi th"]),
+        (
+            "/v1/responses",
+            b'{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"Hi',
+            [b"user\xfeHi"],
+        ),
+        ("/rerank", b'{"model":"m","query":"q","documents":["a","b', [b"query\xfeq\xff", b"documents\xfea\xfeb"]),
+        ("/generate", b'{"text":"Hi th', [b"Hi th"]),
+    ],
+)
+def test_every_path_can_be_cut(path: str, body: bytes, expected: list[bytes]) -> None:
+    parsed = parse(path, JSON, body, truncated=True)
+    assert isinstance(parsed, InferenceRequest)
+    assert [part.data for part in parsed.parts] == expected
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"garbage", b"[1,2", b'"', b'{"a":}', b'{"a" "b" "c', b"}}}}", b'{"model":"m"}]']
+)
+def test_what_is_no_json_is_routed_without_a_prompt(body: bytes) -> None:
+    parsed = parse(CHAT, JSON, body, truncated=True)
+    assert isinstance(parsed, InferenceRequest)
+    assert parsed.parts == ()
+
+
+def test_deep_nesting_is_closed_in_linear_time() -> None:
+    closed = close_json(b'{"a":' + b"[" * 500_000)
+    assert closed.endswith(b"]" * 500_000 + b"}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from warmroute.errors import WarmrouteError
+from warmroute.settings import Settings, load
 
 app = typer.Typer(
     name="warmroute",
@@ -30,10 +37,141 @@ def version() -> None:
     typer.echo(__version__)
 
 
+# ---------------------------------------------------------------- serve: its flags are the settings
+
+
+UNNEEDED_FLAGS = frozenset(
+    (
+        "config-file",
+        "config-text",
+        "enable-cert-reload",
+        "enable-pprof",
+        "health-checking",
+        "metrics-endpoint-auth",
+        "refresh-prometheus-metrics-interval",
+        "tracing",
+        "zap-devel",
+        "zap-encoder",
+        "zap-log-level",
+        "zap-stacktrace-level",
+        "zap-time-encoding",
+    )
+)
+"""Flags of upstream's pickers that mean nothing here: accepted, with a warning, so that old manifests start."""
+
+_FLAG = re.compile(r"--?(?P<name>[A-Za-z][\w-]*)(?:=(?P<value>.*))?", re.DOTALL)
+_DEBUG_VERBOSITY = 4
+
+
+def go_style(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags as Go programs take them, in the form that the parser takes: ``--name value``.
+
+    ``--name=value``, ``-name value``, ``-camelCase``, a bare ``--bool``, ``-v 4``. Returns them and the warnings about
+    flags that are accepted and ignored.
+    """
+    booleans = {name.replace("_", "-") for name, field in Settings.model_fields.items() if field.annotation is bool}
+    spellings = {
+        spelling.lower(): name.replace("_", "-")
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.json_schema_extra, dict)
+        for spelling in (name.replace("_", "-"), *_strings(field.json_schema_extra["upstream"]))
+    }
+    result: list[str] = []
+    warnings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = _FLAG.fullmatch(argument)
+        if match is None or argument in {"-h", "--help"}:
+            result.append(argument)
+            continue
+        kebab = match["name"].replace("_", "-")
+        name = spellings.get(kebab.lower(), kebab)
+        value = match["value"]
+        if value is None and name in booleans:
+            value = rest.pop(0) if rest and rest[0].lower() in {"true", "false"} else "true"
+        elif value is None and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+        if name == "v" and value is not None and value.isdigit():
+            result += ["--log-level", "debug" if int(value) >= _DEBUG_VERBOSITY else "info"]
+        elif name.lower() in UNNEEDED_FLAGS:
+            warnings.append(f"--{name} means nothing here and is ignored")
+        else:
+            result += [f"--{name}"] if value is None else [f"--{name}", value]
+    return result, warnings
+
+
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _settings_flags() -> inspect.Signature:
+    """One option for each setting. Values stay text here: the settings check them, wherever they come from."""
+    parameters = [
+        inspect.Parameter(
+            "settings_file",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None, typer.Option("--settings-file", help="YAML file with settings; environment and flags win.")
+            ],
+        )
+    ]
+    for name, field in Settings.model_fields.items():
+        extra = field.json_schema_extra
+        default = (
+            ""
+            if field.default is None
+            else str(field.default).lower()
+            if field.annotation is bool
+            else str(field.default)
+        )
+        option = typer.Option(
+            "--" + name.replace("_", "-"),
+            help=field.description,
+            metavar="BOOL" if field.annotation is bool else "VALUE",
+            show_default=default or False,
+            rich_help_panel=str(extra["group"]) if isinstance(extra, dict) else None,
+        )
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+            )
+        )
+    return inspect.Signature(parameters)
+
+
+def _with_settings_flags(command: Callable[..., None]) -> Callable[..., None]:
+    signature = _settings_flags()
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return command
+
+
+@app.command()
+@_with_settings_flags
+def serve(settings_file: Path | None = None, **flags: Any) -> None:
+    """Run the endpoint picker.
+
+    Every flag can also be given as environment variable WARMROUTE_<NAME> or in the settings file. Durations are seconds, or
+    like 500ms and 1m30s.
+    """
+    from warmroute import app as picker
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    picker.serve(load(given, environ=os.environ, settings_file=settings_file))
+
+
 def main() -> None:
     """Entry point of the ``warmroute`` script: errors of ours become one line on stderr and exit code 2."""
+    arguments = sys.argv[1:]
     try:
-        app()
+        if arguments[:1] == ["serve"]:
+            flags, warnings = go_style(arguments[1:])
+            for warning in warnings:
+                typer.echo(f"warmroute: {warning}", err=True)
+            arguments = ["serve", *flags]
+        app(arguments)
     except WarmrouteError as error:
         typer.echo(f"warmroute: {error}", err=True)
         sys.exit(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.models import ModelTable
@@ -15,8 +14,8 @@ ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-typ
 """Pod labels that name the engine, the newer first."""
 
 
-class PoolListener(Protocol):
-    """Hears of changes, synchronously and in order."""
+class PoolListener:
+    """Hears of changes, synchronously and in order. Override what matters."""
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """A new member; it has no state yet."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from warmroute.errors import Refusal, no_endpoint
 from warmroute.pool.endpoint import Endpoint
-from warmroute.pool.pool import Pool
+from warmroute.pool.pool import Pool, PoolListener
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
 from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
@@ -62,6 +62,8 @@ class Decision:
     cached_tokens: float
     chain: Chain
     adapter: str
+    pick_seconds: float = 0.0
+    """What the decision took, as measured by whoever has a clock."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -74,8 +76,8 @@ class Decision:
         return self.cached_tokens / self.prompt_tokens
 
 
-class Router:
-    """Chooses endpoints. One instance serves one pool; it is a :class:`~warmroute.pool.pool.PoolListener`."""
+class Router(PoolListener):
+    """Chooses endpoints. One instance serves one pool."""
 
     def __init__(self, pool: Pool, constants: RoutingConstants, *, rng: random.Random, now: float) -> None:
         self._rng = rng
@@ -108,23 +110,23 @@ class Router:
     # ---------------------------------------------------------------- pool listener
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Open a book and a slot in the index."""
         self._books[endpoint.id] = Book(endpoint, self._index.open(self._capacity(endpoint)), now)
         self._fleet = None
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Close them."""
         book = self._books.pop(endpoint.id)
         self._index.close(book.slot)
         self._token_length.forget(book)
         self._fleet = None
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Another fleet to choose from."""
         self._fleet = None
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Its cache and its queue are empty."""
         book = self._books[endpoint.id]
         self._index.close(book.slot)
         book.slot = self._index.open(self._capacity(endpoint))
@@ -132,7 +134,7 @@ class Router:
         self._fleet = None
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Correct the book by what the engine reports."""
         state = endpoint.state
         if state is None:
             return

@@ -1,0 +1,339 @@
+"""The composition root: builds the parts from the settings, runs them, drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic, perf_counter
+from typing import Any
+
+from warmroute.discovery.file import FileDiscovery
+from warmroute.engines.scraper import Scraper
+from warmroute.errors import ConfigurationError, Refusal
+from warmroute.gateway.server import Server, ServerOptions
+from warmroute.gateway.session import Session, SessionRules
+from warmroute.observe import lag, logs
+from warmroute.observe.metrics import EndpointReading, Metrics, endpoint_state
+from warmroute.observe.pages import Pages
+from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.pool import Pool
+from warmroute.request.inference import InferenceRequest
+from warmroute.routing.cost import CostConstants
+from warmroute.routing.load import LoadConstants
+from warmroute.routing.router import Decision, Router, RoutingConstants
+from warmroute.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXPIRE_INTERVAL = 1.0
+"""Seconds between two looks for endpoints that have been gone for long enough."""
+SWEEP_INTERVAL = 0.01
+"""Seconds between two slices of the index's clean-up, so that requests pass between them."""
+RESTART_DELAY = 1.0
+"""Seconds before a background task that failed is started again."""
+
+
+def routing_constants(settings: Settings) -> RoutingConstants:
+    """What the router needs of the settings."""
+    return RoutingConstants(
+        load=LoadConstants(
+            cost=CostConstants(
+                eviction=settings.cost_eviction,
+                waiting=settings.cost_waiting,
+                running=settings.cost_running,
+                decode=settings.cost_decode,
+                slots=settings.cost_slots,
+                kv=settings.cost_kv,
+                adapter=settings.cost_adapter,
+                stale=settings.cost_stale,
+            ),
+            drain_factor=settings.drain_factor,
+            queue_slack=settings.queue_slack,
+            prefill_rate=settings.prefill_rate,
+            max_num_seqs=settings.max_num_seqs,
+            staleness_threshold=settings.metrics_staleness_threshold,
+        ),
+        strategy=settings.routing_strategy,
+        max_endpoints=settings.max_endpoints,
+        prefix_match_threshold=settings.prefix_match_threshold,
+        bytes_per_token=settings.bytes_per_token,
+        cache_tokens=settings.cache_tokens,
+        cache_headroom=settings.cache_headroom,
+        index_limit=settings.index_limit,
+        remembered_decisions=settings.debug_decisions,
+    )
+
+
+def session_rules(settings: Settings) -> SessionRules:
+    """What a session needs of the settings."""
+    return SessionRules(
+        max_body_bytes=settings.max_body_bytes,
+        observe_responses=settings.observe_responses,
+        enable_conformance_headers=settings.enable_conformance_headers,
+        disable_endpoint_subset_filter=settings.disable_endpoint_subset_filter,
+        strict_models=settings.strict_models,
+    )
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """What the server needs of the settings."""
+    return ServerOptions(
+        host=settings.host,
+        grpc_port=settings.grpc_port,
+        grpc_health_port=settings.grpc_health_port,
+        secure_serving=settings.secure_serving,
+        cert_path=settings.cert_path,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
+        max_streams=settings.max_streams,
+    )
+
+
+class App:
+    """One endpoint picker. ``run`` reads as its life; ``start`` and ``stop`` are for those who embed it."""
+
+    def __init__(self, settings: Settings, *, rng: random.Random | None = None) -> None:
+        now = monotonic()
+        self.settings = settings
+        rng = rng or random.Random()
+        self._chance = rng.random
+        self.pool = Pool(default_engine=settings.model_server_runtime)
+        self.router = Router(self.pool, routing_constants(settings), rng=rng, now=now)
+        self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
+        self.pool.subscribe(self.metrics, now)
+        self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped)
+        self.server = Server(
+            server_options(settings),
+            new_session=self._new_session,
+            observer=self,
+            ready=lambda: self.pool.synced,
+            clock=monotonic,
+        )
+        self.pages = Pages(
+            settings.host,
+            settings.metrics_port,
+            self.metrics,
+            endpoints=self._endpoints_page,
+            decisions=self.router.decisions,
+            settings=lambda: self.settings.model_dump(mode="json"),
+        )
+        if settings.endpoints_file is None:
+            raise ConfigurationError("say where the endpoints come from: --endpoints-file FILE")
+        self.discovery = FileDiscovery(settings.endpoints_file, self.pool, clock=monotonic)
+        self._rules = session_rules(settings)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---------------------------------------------------------------- life
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; then drain and stop. A second signal ends the drain at once."""
+        stop = asyncio.Event()
+        hurry = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+        try:
+            await self.start()
+            await stop.wait()
+            logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
+            drained = asyncio.ensure_future(self.server.drain(self.settings.drain_timeout))
+            hurried = asyncio.ensure_future(hurry.wait())
+            await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
+            for waiter in (drained, hurried):
+                waiter.cancel()
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Start every part. Raises ConfigurationError, with nothing left running."""
+        try:
+            self.discovery.load()
+            await self.pages.start()
+            await self.server.start()
+            await self.scraper.start()
+            await self.discovery.start()
+        except BaseException:
+            await self.stop()
+            raise
+        for name, work in (("upkeep", self._upkeep), ("lag", lambda: lag.watch(self.metrics.loop_lagged))):
+            self._tasks.append(asyncio.create_task(_restarted(name, work), name=name))
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection needs to look at it again
+        logger.info(
+            "serving",
+            extra={
+                "fields": {
+                    "grpc-port": self.server.grpc_port,
+                    "grpc-health-port": self.server.grpc_health_port,
+                    "metrics-port": self.pages.port,
+                    "secure": self.settings.secure_serving,
+                    "strategy": self.router.strategy,
+                    "endpoints": len(self.pool.endpoints),
+                }
+            },
+        )
+
+    async def stop(self) -> None:
+        """Stop every part; safe after a failed start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await self.discovery.stop()
+        await self.scraper.stop()
+        await self.server.stop()
+        await self.pages.stop()
+
+    def apply(self, settings: Settings) -> None:
+        """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
+        self.router.apply(routing_constants(settings), monotonic())
+        self.settings = settings
+        self._rules = session_rules(settings)
+        self.pool.default_engine = settings.model_server_runtime
+        self.scraper.apply(settings)
+        logs.set_level(settings.log_level)
+
+    async def _upkeep(self) -> None:
+        while True:
+            self.pool.expire(monotonic())
+            more = self.router.sweep()
+            await asyncio.sleep(SWEEP_INTERVAL if more else EXPIRE_INTERVAL)
+
+    # ---------------------------------------------------------------- streams
+
+    def _new_session(self) -> Session:
+        return Session(self, self._rules, models=self.pool.models.get, chance=self._chance)
+
+    def pick(
+        self,
+        request: InferenceRequest,
+        now: float,
+        *,
+        request_id: str = "",
+        allowed: Callable[[Endpoint], bool] | None = None,
+    ) -> Decision | Refusal:
+        """:meth:`Router.pick`, timed."""
+        began = perf_counter()
+        result = self.router.pick(request, now, request_id=request_id, allowed=allowed)
+        if isinstance(result, Decision):
+            result.pick_seconds = perf_counter() - began
+        return result
+
+    def opened(self, decision: Decision) -> None:
+        """See :meth:`Router.opened`."""
+        self.router.opened(decision)
+
+    def finished(self, decision: Decision, now: float) -> None:
+        """See :meth:`Router.finished`."""
+        self.router.finished(decision, now)
+
+    def served(self, decision: Decision, target: str, now: float) -> None:
+        """See :meth:`Router.served`."""
+        self.router.served(decision, target, now)
+
+    def stream_opened(self) -> None:
+        """See :class:`~warmroute.gateway.server.Observer`."""
+        self.metrics.stream_opened()
+
+    def stream_answered(self, session: Session, seconds: float) -> None:
+        """See :class:`~warmroute.gateway.server.Observer`."""
+        self.metrics.processed(seconds)
+        decision = session.decision
+        if decision is not None:
+            self.metrics.routed(
+                model=session.request.model,
+                strategy=decision.strategy,
+                reason=decision.reason,
+                endpoint_id=decision.endpoint.id,
+                prompt_tokens=decision.prompt_tokens if session.request.weight else 0,
+                matched_tokens=decision.cached_tokens,
+                body_bytes=session.body_bytes,
+                pick_seconds=decision.pick_seconds,
+            )
+        elif session.refusal is not None:
+            self.metrics.refused(session.refusal, session.request.model)
+
+    def stream_closed(self, session: Session) -> None:
+        """See :class:`~warmroute.gateway.server.Observer`."""
+        self.metrics.stream_closed()
+        if session.response_status is not None:
+            self.metrics.responded(session.response_status)
+
+    def stream_broken(self, reason: str) -> None:
+        """See :class:`~warmroute.gateway.server.Observer`."""
+        self.metrics.stream_broken(reason)
+
+    # ---------------------------------------------------------------- insight
+
+    def _scraped(self, endpoint: Endpoint, result: str) -> None:
+        self.metrics.scraped(endpoint.id, result)
+
+    def _readings(self) -> Iterator[EndpointReading]:
+        now = monotonic()
+        for book in self.router.books:
+            waiting, total, pending = self.router.load_of(book, now)
+            checkpoints, tokens = self.router.held(book)
+            yield EndpointReading(
+                endpoint=book.endpoint,
+                waiting=waiting,
+                running=max(0.0, total - waiting),
+                pending_tokens=pending,
+                slowness=book.tau,
+                prefill_rate=book.prefill_rate or self.settings.prefill_rate,
+                checkpoints=checkpoints,
+                index_tokens=tokens,
+            )
+
+    def _endpoints_page(self) -> list[dict[str, Any]]:
+        now = monotonic()
+        page = []
+        for reading in self._readings():
+            endpoint, engine = reading.endpoint, reading.endpoint.state
+            page.append(
+                {
+                    "endpoint": endpoint.id,
+                    "target": endpoint.target,
+                    "engine": endpoint.engine,
+                    "state": endpoint_state(endpoint),
+                    "waiting": reading.waiting,
+                    "running": reading.running,
+                    "pending_tokens": round(reading.pending_tokens),
+                    "slowness": reading.slowness,
+                    "prefill_rate": reading.prefill_rate,
+                    "index_checkpoints": reading.checkpoints,
+                    "index_tokens": round(reading.index_tokens),
+                    "reported": None
+                    if engine is None
+                    else {
+                        "age_seconds": round(now - engine.observed_at, 3),
+                        "running": engine.running,
+                        "waiting": engine.waiting,
+                        "kv_usage": engine.kv_usage,
+                        "capacity_tokens": engine.capacity_tokens,
+                        "loaded_adapters": sorted(engine.loaded_adapters),
+                    },
+                }
+            )
+        return page
+
+
+async def _restarted(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work``, which is not supposed to return, again and again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.exception("background task failed and is started again", extra={"fields": {"task": name}})
+        await asyncio.sleep(RESTART_DELAY)
+
+
+def serve(settings: Settings) -> None:
+    """Configure logging and serve until a signal. Raises ConfigurationError."""
+    import uvloop
+
+    logs.configure(settings)
+    uvloop.run(App(settings).run())

@@ -1,0 +1,176 @@
+"""The KV cache of one engine: block hashes, the pool of blocks and its eviction order, as vLLM keeps them.
+
+A block holds ``block_size`` tokens. Only full blocks have a hash, and a block's hash covers everything before it, so
+equal hashes mean equal prefixes. Blocks that nobody uses stay in the cache until their room is needed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from xxhash import xxh3_64_intdigest
+
+Segment: TypeAlias = tuple[int, int]
+"""A piece of a prompt: an identity and a length in tokens. Equal identities mean equal tokens."""
+
+
+def chain_seed(*, adapter: str | None = None, cache_salt: str | None = None) -> int:
+    """The parent hash of a first block: what else than its tokens tells a prompt apart."""
+    if adapter is None and cache_salt is None:
+        return 0
+    return xxh3_64_intdigest(f"{adapter or ''}\0{cache_salt or ''}".encode())
+
+
+def hash_tokens(token_ids: Sequence[int], block_size: int, seed: int = 0) -> list[int]:
+    """Hashes of the full blocks of a sequence of token ids (each below 2**32)."""
+    packed = memoryview(array("I", token_ids)).cast("B")
+    width = 4 * block_size
+    hashes, parent = [], seed
+    for start in range(0, len(packed) - width + 1, width):
+        parent = xxh3_64_intdigest(packed[start : start + width], parent)
+        hashes.append(parent)
+    return hashes
+
+
+def hash_segments(segments: Iterable[Segment], block_size: int, seed: int = 0) -> list[int]:
+    """Hashes of the full blocks of a prompt that is given as segments, as traces give it."""
+    hashes: list[int] = []
+    parent, filled = seed, 0
+    pieces: tuple[int, ...] = ()  # what the ``filled`` tokens of the block in hand are
+    for identity, tokens in segments:
+        offset = 0
+        if filled:
+            offset = min(block_size - filled, tokens)
+            pieces, filled = (*pieces, identity, offset), filled + offset
+            if filled < block_size:
+                continue
+            parent = hash((parent, *pieces))
+            hashes.append(parent)
+        end = offset + (tokens - offset) // block_size * block_size
+        for start in range(offset, end, block_size):
+            parent = hash((parent, identity, start))
+            hashes.append(parent)
+        filled = tokens - end
+        pieces = (identity, end, filled)
+    return hashes
+
+
+class BlockPool:
+    """Blocks, who uses them, what they hold, and the order in which they are taken again.
+
+    Blocks without a hash are taken first, then cached ones from the least recently freed; callers free a chain from its
+    tail, so its head stays longest. One hash may be held by several blocks (two requests that computed the same tokens
+    side by side); they are not merged.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        """A pool of ``blocks`` blocks; as in vLLM, block 0 is never handed out."""
+        self.usable = blocks - 1
+        self.evictions = 0
+        """Cached blocks that were given away since the start."""
+        self._users = [0] * blocks
+        self._hash_of: list[int | None] = [None] * blocks
+        self._holder: dict[int, int] = {}
+        self._duplicates: dict[int, list[int]] = {}
+        self._blank = list(range(blocks - 1, 0, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody uses, whether they hold something or not."""
+        return len(self._blank) + len(self._idle)
+
+    @property
+    def cached(self) -> int:
+        """Blocks with a hash, used or idle."""
+        return sum(value is not None for value in self._hash_of)
+
+    def match(self, hashes: Sequence[int], limit: int) -> list[int]:
+        """The blocks that hold the longest prefix of ``hashes[:limit]``; nothing is changed."""
+        holder = self._holder
+        blocks: list[int] = []
+        width = 32
+        for start in range(0, limit, width):
+            found = list(map(holder.get, hashes[start : min(start + width, limit)]))
+            if None in found:
+                blocks += found[: found.index(None)]  # type: ignore[arg-type]
+                break
+            blocks += found  # type: ignore[arg-type]
+        return blocks
+
+    def idle_among(self, blocks: Iterable[int]) -> int:
+        """How many of ``blocks`` nobody uses: they count as free until they are taken."""
+        users = self._users
+        return sum(not users[block] for block in blocks)
+
+    def take(self, blocks: Iterable[int]) -> None:
+        """Use cached blocks (once more)."""
+        users, idle = self._users, self._idle
+        for block in blocks:
+            if not users[block]:
+                del idle[block]
+            users[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Take ``count`` blocks for new tokens, evicting what they held. The caller has checked :attr:`free`."""
+        blank, users = self._blank, self._users
+        kept = max(0, len(blank) - count)
+        blocks = blank[kept:]
+        blocks.reverse()
+        del blank[kept:]
+        for _ in range(count - len(blocks)):
+            block = self._idle.popitem(last=False)[0]
+            self._evict(block)
+            blocks.append(block)
+        for block in blocks:
+            users[block] = 1
+        return blocks
+
+    def register(self, blocks: Sequence[int], hashes: Sequence[int]) -> None:
+        """Give blocks in use the hashes of what they hold (or will hold when the step ends)."""
+        hash_of, holder = self._hash_of, self._holder
+        for block, value in zip(blocks, hashes, strict=True):
+            hash_of[block] = value
+            if holder.setdefault(value, block) != block:
+                self._duplicates.setdefault(value, []).append(block)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Stop using a request's blocks, given head first; the tail will be evicted before the head."""
+        users, hash_of, idle, blank = self._users, self._hash_of, self._idle, self._blank
+        for block in reversed(blocks):
+            users[block] -= 1
+            if not users[block]:
+                if hash_of[block] is None:
+                    blank.append(block)
+                else:
+                    idle[block] = None
+
+    def clear(self) -> None:
+        """Forget everything cached. Only allowed while no block is used."""
+        if self.free != self.usable:
+            raise ValueError("blocks are in use")
+        for block in self._idle:
+            self._hash_of[block] = None
+        self._blank.extend(self._idle)
+        self._idle.clear()
+        self._holder.clear()
+        self._duplicates.clear()
+
+    def _evict(self, block: int) -> None:
+        value = self._hash_of[block]
+        assert value is not None
+        self._hash_of[block] = None
+        self.evictions += 1
+        others = self._duplicates.get(value)
+        if others is None:
+            del self._holder[value]
+            return
+        if self._holder[value] == block:
+            self._holder[value] = others.pop(0)
+        else:
+            others.remove(block)
+        if not others:
+            del self._duplicates[value]

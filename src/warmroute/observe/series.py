@@ -1,0 +1,250 @@
+"""The catalogue of exported metrics: every name, type, label, unit and meaning, once. docs/metrics.md shows this table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+OTHER = "other"
+"""Label value that stands for all those beyond a series' bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric as Prometheus sees it; ``name`` as exported, so counters end in ``_total`` and infos in ``_info``."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram", "info"]
+    unit: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+    def family(self, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+        """The metric with one sample for each (label values, value). Not for histograms."""
+        if self.type == "info":
+            info = InfoMetricFamily(self.name.removesuffix("_info"), self.meaning)
+            for values, _ in samples:
+                info.add_metric((), dict(zip(self.labels, values, strict=True)))
+            return info
+        of_type = CounterMetricFamily if self.type == "counter" else GaugeMetricFamily
+        family = of_type(self.name, self.meaning, labels=self.labels)
+        for values, value in samples:
+            family.add_metric(values, value)
+        return family
+
+
+# Traffic
+REQUESTS = Series(
+    "warmroute_requests_total",
+    "counter",
+    "requests",
+    "Requests answered, by model; empty: no model named; other: beyond 200 names, or never routed.",
+    ("model",),
+)
+REQUEST_ERRORS = Series(
+    "warmroute_request_errors_total",
+    "counter",
+    "requests",
+    "Requests answered with an error instead of an endpoint.",
+    ("reason", "status"),
+)
+STREAMS_IN_FLIGHT = Series("warmroute_streams_in_flight", "gauge", "streams", "ext_proc streams open now.")
+STREAMS_LIMIT = Series("warmroute_streams_limit", "gauge", "streams", "Most streams open at once (--max-streams).")
+STREAMS_BROKEN = Series(
+    "warmroute_streams_broken_total",
+    "counter",
+    "streams",
+    "Streams ended by a mistake: protocol-error: the proxy's; internal: a bug of the picker, its log has the traceback.",
+    ("reason",),
+)
+BODY_BYTES = Series(
+    "warmroute_request_body_bytes", "histogram", "bytes", "Size of the request bodies that were routed."
+)
+PROMPT_TOKENS = Series(
+    "warmroute_prompt_tokens_total",
+    "counter",
+    "tokens",
+    "Tokens of the prompts that were matched, estimated from their bytes.",
+)
+MATCHED_TOKENS = Series(
+    "warmroute_matched_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that the chosen endpoint already held; divided by the prompt tokens this is the expected hit ratio.",
+)
+
+# Picks
+DECISIONS = Series(
+    "warmroute_decisions_total",
+    "counter",
+    "requests",
+    "Endpoints chosen, by strategy and by what decided.",
+    ("strategy", "reason"),
+)
+PICKS = Series(
+    "warmroute_picks_total", "counter", "requests", "Requests sent to the endpoint since it joined.", ("endpoint",)
+)
+MATCH_RATIO = Series(
+    "warmroute_match_ratio",
+    "histogram",
+    "ratio",
+    "Share of each prompt that the chosen endpoint held, 0 to 1; only requests whose prompt was matched.",
+)
+PICK_SECONDS = Series(
+    "warmroute_pick_seconds", "histogram", "seconds", "Time to match the prompt and to choose the endpoint."
+)
+PROCESSING_SECONDS = Series(
+    "warmroute_request_processing_seconds",
+    "histogram",
+    "seconds",
+    "Time that the picker itself worked on a request, all its messages together.",
+)
+
+# Endpoints
+ENDPOINTS = Series(
+    "warmroute_endpoints",
+    "gauge",
+    "endpoints",
+    "Members of the pool: ready; unready: discovery wants no traffic on it; unreachable: its engine does not answer; "
+    "sleeping: its engine sleeps; gone: dropped by discovery, remembered for a minute.",
+    ("state",),
+)
+WAITING = Series(
+    "warmroute_endpoint_waiting_requests",
+    "gauge",
+    "requests",
+    "Requests waiting for their first token, as the router's books have it.",
+    ("endpoint",),
+)
+RUNNING = Series(
+    "warmroute_endpoint_running_requests",
+    "gauge",
+    "requests",
+    "Requests being decoded, as the router's books have it.",
+    ("endpoint",),
+)
+PENDING_TOKENS = Series(
+    "warmroute_endpoint_pending_prefill_tokens",
+    "gauge",
+    "tokens",
+    "Prompt tokens assigned and not prefilled yet, as the router's books have it.",
+    ("endpoint",),
+)
+ENGINE_WAITING = Series(
+    "warmroute_endpoint_engine_waiting_requests",
+    "gauge",
+    "requests",
+    "Requests waiting, as the engine's last metrics page told.",
+    ("endpoint",),
+)
+ENGINE_RUNNING = Series(
+    "warmroute_endpoint_engine_running_requests",
+    "gauge",
+    "requests",
+    "Requests running, as the engine's last metrics page told.",
+    ("endpoint",),
+)
+KV_USAGE = Series(
+    "warmroute_endpoint_kv_usage_ratio",
+    "gauge",
+    "ratio",
+    "Share of the KV cache that requests reference, 0 to 1, as the engine's last metrics page told.",
+    ("endpoint",),
+)
+SLOWNESS = Series(
+    "warmroute_endpoint_slowness_ratio",
+    "gauge",
+    "ratio",
+    "How much slower than the pool's median the endpoint is: the factor tau of the cost.",
+    ("endpoint",),
+)
+PREFILL_RATE = Series(
+    "warmroute_endpoint_prefill_tokens_per_second",
+    "gauge",
+    "tokens per second",
+    "Prefill speed that the router reckons with.",
+    ("endpoint",),
+)
+RESTARTS = Series(
+    "warmroute_endpoint_restarts_total",
+    "counter",
+    "restarts",
+    "Times that the engine came back as a new process, its cache lost, since the endpoint joined.",
+    ("endpoint",),
+)
+
+# Prefix index
+INDEX_CHECKPOINTS = Series(
+    "warmroute_index_checkpoints", "gauge", "checkpoints", "Checkpoints that the index holds for it.", ("endpoint",)
+)
+INDEX_TOKENS = Series(
+    "warmroute_index_tokens", "gauge", "tokens", "Tokens that the index believes its KV cache to hold.", ("endpoint",)
+)
+INDEX_LIMIT = Series(
+    "warmroute_index_checkpoints_limit", "gauge", "checkpoints", "Most checkpoints over all endpoints (--index-limit)."
+)
+
+# Scrapes of the engines
+SCRAPES = Series(
+    "warmroute_scrapes_total",
+    "counter",
+    "scrapes",
+    "Scrapes of the engine's metrics page, by result: ok, or what went wrong.",
+    ("endpoint", "result"),
+)
+SCRAPE_AGE = Series(
+    "warmroute_scrape_age_seconds",
+    "gauge",
+    "seconds",
+    "Age of the engine's last metrics page; absent until there is one.",
+    ("endpoint",),
+)
+
+# The picker itself
+LOOP_LAG = Series(
+    "warmroute_event_loop_lag_seconds",
+    "histogram",
+    "seconds",
+    "How late the event loop runs what is due: what any request may have to wait for the others.",
+)
+RELOADS = Series(
+    "warmroute_config_reloads_total",
+    "counter",
+    "reloads",
+    "Reloads of what may change while the server runs, by source (endpoints-file, certificate, annotations) and result "
+    "(ok, error).",
+    ("source", "result"),
+)
+SETTINGS_INFO = Series(
+    "warmroute_settings_info",
+    "info",
+    "1",
+    "The settings that matter when reading the other metrics.",
+    ("routing_strategy", "prefix_match_threshold", "max_endpoints", "observe_responses"),
+)
+BUILD_INFO = Series("warmroute_build_info", "info", "1", "What is running.", ("version", "python"))
+
+# Names that dashboards of older endpoint pickers read, where the meaning is the same
+POOL_KV_USAGE = Series(
+    "inference_pool_average_kv_cache_utilization",
+    "gauge",
+    "ratio",
+    "Mean share of the KV cache in use over the ready endpoints, 0 to 1; absent without any.",
+    ("name",),
+)
+POOL_QUEUE_SIZE = Series(
+    "inference_pool_average_queue_size",
+    "gauge",
+    "requests",
+    "Mean number of requests waiting in the engines over the ready endpoints; absent without any.",
+    ("name",),
+)
+POOL_READY = Series("inference_pool_ready_pods", "gauge", "endpoints", "Ready endpoints.", ("name",))
+EXTENSION_INFO = Series("inference_extension_info", "info", "1", "What is running.", ("commit", "build_ref"))
+
+CATALOGUE: tuple[Series, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Series))
+"""Every series, in the order of the documentation."""

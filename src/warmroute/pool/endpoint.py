@@ -60,6 +60,10 @@ class EngineState:
     """Counter: prompt tokens of finished requests, cached ones included."""
     prompt_requests_total: float | None = None
     """Counter: the requests that ``prompt_tokens_total`` counts."""
+    prefix_queries_total: float | None = None
+    """Counter: prompt tokens looked up in the prefix cache."""
+    prefix_hits_total: float | None = None
+    """Counter: prompt tokens found in the prefix cache."""
     prefill_rate: float | None = None
     """Measured speed in prefill tokens per second while busy."""
     sleeping: bool = False

@@ -50,6 +50,8 @@ class Pool:
         self._listeners.append(listener)
         for endpoint in self.endpoints.values():
             listener.endpoint_added(endpoint, now)
+            if endpoint.state is not None:
+                listener.endpoint_observed(endpoint, now)
 
     def replace(self, specs: Iterable[EndpointSpec], now: float) -> None:
         """Make the pool equal to a full list from discovery. Of two specs with one id the last counts."""
@@ -99,26 +101,42 @@ class Pool:
                     listener.endpoint_removed(endpoint, now)
 
     def observed(self, endpoint: Endpoint, state: EngineState, now: float) -> None:
-        """A scrape succeeded."""
-        awake_before = endpoint.available
+        """A scrape succeeded. Ignored, like all evidence of an engine, once the member is forgotten."""
+        if not self._has(endpoint):
+            return
+        available_before = endpoint.available
         endpoint.state = state
         endpoint.reachable = True
         for listener in self._listeners:
             listener.endpoint_observed(endpoint, now)
-        if endpoint.available != awake_before:
+        if endpoint.available != available_before:
+            self._changed(endpoint, now)
+
+    def reachable(self, endpoint: Endpoint, now: float) -> None:
+        """The engine answers, though it tells nothing of its state."""
+        if self._has(endpoint) and not endpoint.reachable:
+            endpoint.reachable = True
             self._changed(endpoint, now)
 
     def unreachable(self, endpoint: Endpoint, now: float) -> None:
         """The engine refuses connections or does not answer."""
-        if endpoint.reachable:
+        if self._has(endpoint) and endpoint.reachable:
             endpoint.reachable = False
             self._changed(endpoint, now)
 
     def restarted(self, endpoint: Endpoint, now: float) -> None:
         """There is evidence that the engine behind the endpoint is a new process."""
+        if not self._has(endpoint):
+            return
+        available_before = endpoint.available
         endpoint.state = None
         for listener in self._listeners:
             listener.endpoint_restarted(endpoint, now)
+        if endpoint.available != available_before:
+            self._changed(endpoint, now)
+
+    def _has(self, endpoint: Endpoint) -> bool:
+        return self.endpoints.get(endpoint.id) is endpoint
 
     def _changed(self, endpoint: Endpoint, now: float) -> None:
         for listener in self._listeners:

@@ -12,12 +12,12 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from warmroute.discovery.file import FileDiscovery
-from warmroute.engines.scraper import Scraper
+from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.errors import ConfigurationError, Refusal
 from warmroute.gateway.server import Server, ServerOptions
 from warmroute.gateway.session import Session, SessionRules
 from warmroute.observe import lag, logs
-from warmroute.observe.metrics import EndpointReading, Metrics, endpoint_state
+from warmroute.observe.metrics import EndpointReading, Metrics, StreamFault
 from warmroute.observe.pages import Pages
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool
@@ -219,8 +219,7 @@ class App:
         """:meth:`Router.pick`, timed."""
         began = perf_counter()
         result = self.router.pick(request, now, request_id=request_id, allowed=allowed)
-        if isinstance(result, Decision):
-            result.pick_seconds = perf_counter() - began
+        self.metrics.picked(perf_counter() - began)
         return result
 
     def opened(self, decision: Decision) -> None:
@@ -242,18 +241,8 @@ class App:
     def stream_answered(self, session: Session, seconds: float) -> None:
         """See :class:`~warmroute.gateway.server.Observer`."""
         self.metrics.processed(seconds)
-        decision = session.decision
-        if decision is not None:
-            self.metrics.routed(
-                model=session.request.model,
-                strategy=decision.strategy,
-                reason=decision.reason,
-                endpoint_id=decision.endpoint.id,
-                prompt_tokens=decision.prompt_tokens if session.request.weight else 0,
-                matched_tokens=decision.cached_tokens,
-                body_bytes=session.body_bytes,
-                pick_seconds=decision.pick_seconds,
-            )
+        if session.decision is not None:
+            self.metrics.routed(session.decision, model=session.request.model, body_bytes=session.body_bytes)
         elif session.refusal is not None:
             self.metrics.refused(session.refusal, session.request.model)
 
@@ -263,13 +252,13 @@ class App:
         if session.response_status is not None:
             self.metrics.responded(session.response_status)
 
-    def stream_broken(self, reason: str) -> None:
+    def stream_broken(self, reason: StreamFault) -> None:
         """See :class:`~warmroute.gateway.server.Observer`."""
         self.metrics.stream_broken(reason)
 
     # ---------------------------------------------------------------- insight
 
-    def _scraped(self, endpoint: Endpoint, result: str) -> None:
+    def _scraped(self, endpoint: Endpoint, result: ScrapeOutcome) -> None:
         self.metrics.scraped(endpoint.id, result)
 
     def _readings(self) -> Iterator[EndpointReading]:
@@ -290,35 +279,7 @@ class App:
 
     def _endpoints_page(self) -> list[dict[str, Any]]:
         now = monotonic()
-        page = []
-        for reading in self._readings():
-            endpoint, engine = reading.endpoint, reading.endpoint.state
-            page.append(
-                {
-                    "endpoint": endpoint.id,
-                    "target": endpoint.target,
-                    "engine": endpoint.engine,
-                    "state": endpoint_state(endpoint),
-                    "waiting": reading.waiting,
-                    "running": reading.running,
-                    "pending_tokens": round(reading.pending_tokens),
-                    "slowness": reading.slowness,
-                    "prefill_rate": reading.prefill_rate,
-                    "index_checkpoints": reading.checkpoints,
-                    "index_tokens": round(reading.index_tokens),
-                    "reported": None
-                    if engine is None
-                    else {
-                        "age_seconds": round(now - engine.observed_at, 3),
-                        "running": engine.running,
-                        "waiting": engine.waiting,
-                        "kv_usage": engine.kv_usage,
-                        "capacity_tokens": engine.capacity_tokens,
-                        "loaded_adapters": sorted(engine.loaded_adapters),
-                    },
-                }
-            )
-        return page
+        return [reading.plain(now) for reading in self._readings()]
 
 
 async def _restarted(name: str, work: Callable[[], Awaitable[None]]) -> None:

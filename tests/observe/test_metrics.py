@@ -257,6 +257,7 @@ def exercise(world: World) -> None:
     world.metrics.refused(malformed("x"))
     world.metrics.scraped("default/a")
     world.metrics.loop_lagged(0.001)
+    world.metrics.responded(200)
 
 
 def test_a_request_costs_little_beside_one_observation_of_prometheus_client(world: World) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from warmroute.errors import ConfigurationError, ProtocolError
 from warmroute.gateway import health, tls
@@ -35,8 +36,8 @@ class Observer(Protocol):
     def stream_closed(self, session: Session) -> None:
         """The stream has ended, in whatever way."""
 
-    def stream_broken(self, reason: str) -> None:
-        """The stream ended by ``protocol-error`` or ``internal`` error."""
+    def stream_broken(self, reason: Literal["protocol-error", "internal"]) -> None:
+        """The stream ended by a mistake of the proxy's or of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,6 @@ class Server:
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.max_concurrent_streams", options.max_streams),
             ),
             maximum_concurrent_rpcs=options.max_streams,
         )
@@ -186,7 +186,7 @@ class Server:
         except TimeoutError:
             await context.write(session.overdue())
             observer.stream_answered(session, worked)
-        except ProtocolError as error:
+        except (ProtocolError, DecodeError) as error:
             observer.stream_broken("protocol-error")
             logger.warning("stream aborted", extra={"fields": {"request": session.request_id, "error": str(error)}})
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

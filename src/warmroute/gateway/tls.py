@@ -21,6 +21,11 @@ VALIDITY = datetime.timedelta(days=3650)
 
 def self_signed() -> grpc.ServerCredentials:
     """Credentials that no client can verify: for gateways that want TLS to the picker and check nothing, as most do."""
+    return grpc.ssl_server_credentials([new_pair("localhost")])
+
+
+def new_pair(host: str) -> tuple[bytes, bytes]:
+    """A new private key and a self-signed certificate for ``host``, both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Warmroute")])
     now = datetime.datetime.now(datetime.UTC)
@@ -32,13 +37,13 @@ def self_signed() -> grpc.ServerCredentials:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + VALIDITY)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     key_pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return grpc.ssl_server_credentials([(key_pem, certificate.public_bytes(serialization.Encoding.PEM))])
+    return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def from_directory(path: Path) -> grpc.ServerCredentials:

@@ -151,6 +151,7 @@ class Metrics(PoolListener, Collector):
         self._errors = Counter(series.REQUEST_ERRORS)
         self._decisions = Counter(series.DECISIONS)
         self._broken = Counter(series.STREAMS_BROKEN)
+        self._responses = Counter(series.RESPONSES)
         self._reloads = Counter(series.RELOADS)
         # Zeros from the start: Prometheus sees no increase in a series that begins with 1.
         for fault in get_args(StreamFault):
@@ -200,6 +201,10 @@ class Metrics(PoolListener, Collector):
         self._requests.add(model if not model or (model,) in self._requests else series.OTHER)
         self._errors.add(refusal.reason, str(refusal.status))
 
+    def responded(self, status: int) -> None:
+        """An engine answered a request with this HTTP status."""
+        self._responses.add(str(status))
+
     def picked(self, seconds: float) -> None:
         """The router took ``seconds`` to choose an endpoint or to refuse."""
         self._pick.observe(seconds)
@@ -246,6 +251,7 @@ class Metrics(PoolListener, Collector):
         yield self._errors.collect()
         yield series.STREAMS_IN_FLIGHT.family([((), self._streams)])
         yield self._broken.collect()
+        yield self._responses.collect()
         yield series.STREAMS_LIMIT.family([((), settings.max_streams)])
         yield self._body_bytes.collect()
         yield self._prompt_tokens.collect()

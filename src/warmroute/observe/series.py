@@ -61,6 +61,13 @@ STREAMS_BROKEN = Series(
     "Streams ended by a mistake: protocol-error: the proxy's; internal: a bug of the picker, its log has the traceback.",
     ("reason",),
 )
+RESPONSES = Series(
+    "warmroute_responses_total",
+    "counter",
+    "responses",
+    "Responses of the engines by HTTP status, as far as the gateway shows them; only with --observe-responses.",
+    ("status",),
+)
 BODY_BYTES = Series(
     "warmroute_request_body_bytes", "histogram", "bytes", "Size of the request bodies that were routed."
 )

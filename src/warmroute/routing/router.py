@@ -62,8 +62,6 @@ class Decision:
     cached_tokens: float
     chain: Chain
     adapter: str
-    pick_seconds: float = 0.0
-    """What the decision took, as measured by whoever has a clock."""
 
     @property
     def endpoint(self) -> Endpoint:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from warmroute.errors import WarmrouteError
 from warmroute.settings import Settings, load
@@ -160,6 +161,90 @@ def serve(settings_file: Path | None = None, **flags: Any) -> None:
 
     given = {name: value for name, value in flags.items() if value is not None}
     picker.serve(load(given, environ=os.environ, settings_file=settings_file))
+
+
+# ---------------------------------------------------------------- bench: what routing gains and costs
+
+
+bench = typer.Typer(help="Measure what routing gains and what it costs.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+class _BareShareGPT(TyperCommand):
+    """Lets ``--sharegpt`` stand without a file, as commands written for LMCache's multi-round-qa have it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        complete: list[str] = []
+        for argument, following in zip(args, [*args[1:], "-"], strict=True):
+            complete.append(argument)
+            if argument == "--sharegpt" and following.startswith("-"):
+                complete.append("")
+        return super().parse_args(ctx, complete)
+
+
+@bench.command("multi-round", cls=_BareShareGPT)
+def multi_round(
+    *,
+    base_url: Annotated[str, typer.Option(help="OpenAI-compatible server.")] = "http://127.0.0.1:8081/v1",
+    compare: Annotated[str, typer.Option(help="Second base URL: run both in turn and print the ratio.")] = "",
+    num_users: Annotated[int, typer.Option(help="Users at any one time.")] = 8,
+    num_rounds: Annotated[int, typer.Option(help="Questions of one user.")] = 15,
+    qps: Annotated[float, typer.Option(help="Requests per second of all users together.")] = 0.5,
+    shared_system_prompt: Annotated[int, typer.Option(help="Words of the system prompt of all users.")] = 100,
+    user_history_prompt: Annotated[int, typer.Option(help="Words of context of each user.")] = 2000,
+    answer_len: Annotated[int, typer.Option(help="Tokens of each answer.")] = 100,
+    model: Annotated[str, typer.Option(help="Model to ask for.")] = "/model/qwen",
+    time: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for which requests are sent, users coming and going; none: each user asks all once."
+        ),
+    ] = None,
+    sharegpt: Annotated[
+        str | None, typer.Option(metavar="[FILE]", help="Questions from a ShareGPT file; bare: synthetic text.")
+    ] = None,
+    init_user_id: Annotated[int, typer.Option(help="Number after which users are counted.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="CSV file: one line a request.")] = None,
+    log_interval: Annotated[
+        float, typer.Option(help="Seconds between progress lines where there is no terminal.")
+    ] = 30,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token.")] = "",
+) -> None:
+    """Users who talk in rounds, each sending the whole conversation so far; the options of LMCache's multi-round-qa."""
+    import asyncio
+
+    from rich.console import Console
+
+    from warmroute.bench import multi_round as load
+
+    console = Console()
+    if sharegpt == "":
+        console.print("--sharegpt without a file: the questions are synthetic text.")
+    workload = load.Workload(
+        num_users=num_users,
+        num_rounds=num_rounds,
+        qps=qps,
+        shared_system_prompt=shared_system_prompt,
+        user_history_prompt=user_history_prompt,
+        answer_len=answer_len,
+        model=model,
+        seconds=time,
+        init_user_id=init_user_id,
+        conversations=load.read_conversations(Path(sharegpt)) if sharegpt else (),
+    )
+    answered = asyncio.run(
+        load.bench(
+            workload,
+            base_url,
+            console,
+            compare=compare,
+            api_key=api_key,
+            output=output,
+            log_interval=log_interval,
+        )
+    )
+    if not answered:
+        raise typer.Exit(1)
 
 
 def main() -> None:

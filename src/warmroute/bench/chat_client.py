@@ -1,0 +1,172 @@
+"""A client of OpenAI's chat completions that measures: when the first token came, what the usage said, who answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter, time
+from typing import Any
+
+import aiohttp
+import orjson
+
+POD_HEADER = "x-simulator-name"
+"""Response header in which the simulated engines give their name; other servers leave it out."""
+
+MAX_EVENT_BYTES = 16 << 20
+"""Longest server-sent event that is accepted."""
+
+
+class EventStream:
+    """Server-sent events out of bytes that are split anywhere. Only ``data`` is kept; that is all OpenAI's API uses."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The data of each event that ``chunk`` completes. Raises ValueError for an endless event."""
+        # A carriage return at the very end may be half of a line break, so it waits for what follows.
+        text = self._rest + chunk
+        held = b"\r" if text.endswith(b"\r") else b""
+        text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = text.split(b"\n")
+        self._rest = rest + held
+        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
+            raise ValueError(f"a server-sent event is longer than {MAX_EVENT_BYTES} bytes")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                data, self._data = b"\n".join(self._data), []
+                yield data
+
+
+@dataclass(slots=True)
+class Answer:
+    """One request and what became of it. Durations are seconds since it was sent."""
+
+    sent_at: float
+    """Unix time."""
+    status: int = 0
+    """HTTP status; 0 if there was no answer."""
+    error: str = ""
+    """Why there is no complete answer; empty if there is one."""
+    pod: str = ""
+    """Name of the engine that answered, if it tells."""
+    text: str = ""
+    ttft: float | None = None
+    """Time to the first token; None if none came."""
+    duration: float = 0.0
+    """Time to the end of the answer."""
+    gaps: list[float] = field(default_factory=list)
+    """Times between chunks with text."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+    """Prompt tokens found in the engine's cache; None if the usage does not say."""
+
+    @property
+    def complete(self) -> bool:
+        """The answer came whole."""
+        return not self.error
+
+    @property
+    def generation_time(self) -> float:
+        """From the first token to the end; 0 without a token."""
+        return 0.0 if self.ttft is None else self.duration - self.ttft
+
+    def read_chunk(self, data: bytes, elapsed: float, previous: float) -> float:
+        """Take in one chunk of a streamed completion, ``elapsed`` seconds after sending.
+
+        ``previous`` is when the last text came; returns when the last text has come now. Raises ValueError for a chunk
+        that is not a completion's.
+        """
+        chunk = orjson.loads(data)
+        try:
+            if error := chunk.get("error"):
+                self.error = str(error.get("message", error) if isinstance(error, dict) else error)
+            self._read_usage(chunk.get("usage") or {})
+            for choice in chunk.get("choices") or ():
+                delta = choice.get("delta") or {}
+                content = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
+                if not content:
+                    continue
+                self.text += content
+                if self.ttft is None:
+                    self.ttft = elapsed
+                else:
+                    self.gaps.append(elapsed - previous)
+                previous = elapsed
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"not a chunk of a completion: {data[:200]!r}") from error
+        return previous
+
+    def _read_usage(self, usage: dict[str, Any]) -> None:
+        if usage:
+            self.prompt_tokens = usage.get("prompt_tokens") or 0
+            self.completion_tokens = usage.get("completion_tokens") or 0
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+
+
+class ChatClient:
+    """Sends chat completions to one OpenAI-compatible base URL (``http://host:port/v1``). An async context manager."""
+
+    def __init__(self, base_url: str, *, api_key: str = "", timeout: float = 600.0) -> None:
+        """``timeout``: seconds for one request from first to last byte."""
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ChatClient:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers=self._headers, timeout=self._timeout
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, body: bytes) -> Answer:
+        """Post ``body`` (a streaming chat completion request) and read the whole answer.
+
+        Whatever goes wrong is in the answer's ``error``; nothing is raised but cancellation.
+        """
+        if self._session is None:
+            raise RuntimeError("a ChatClient must be entered first")
+        answer = Answer(sent_at=time())
+        start = perf_counter()
+        try:
+            async with self._session.post(self.url, data=body) as response:
+                answer.status = response.status
+                answer.pod = response.headers.get(POD_HEADER, "")
+                if response.status != 200:
+                    text = (await response.content.read(2000)).decode(errors="replace")
+                    answer.error = f"HTTP {response.status}: {text}"
+                elif response.content_type != "text/event-stream":
+                    answer.error = f"not a stream of events but {response.content_type}"
+                else:
+                    await self._read_stream(response, answer, start)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            answer.error = f"{type(error).__name__}: {error}"
+        answer.duration = perf_counter() - start
+        return answer
+
+    @staticmethod
+    async def _read_stream(response: aiohttp.ClientResponse, answer: Answer, start: float) -> None:
+        events = EventStream()
+        last_text = 0.0
+        done = False
+        async for chunk in response.content.iter_any():
+            elapsed = perf_counter() - start
+            for data in events.feed(chunk):
+                if data == b"[DONE]":
+                    done = True
+                else:
+                    last_text = answer.read_chunk(data, elapsed, last_text)
+        if not done and not answer.error:
+            answer.error = "the stream ended without [DONE]"

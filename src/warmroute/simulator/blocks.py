@@ -24,9 +24,13 @@ def chain_seed(*, adapter: str | None = None, cache_salt: str | None = None) -> 
     return xxh3_64_intdigest(f"{adapter or ''}\0{cache_salt or ''}".encode())
 
 
-def hash_tokens(token_ids: Sequence[int], block_size: int, seed: int = 0) -> list[int]:
+def hash_tokens(token_ids: Iterable[int], block_size: int, seed: int = 0) -> list[int]:
     """Hashes of the full blocks of a sequence of token ids (each below 2**32)."""
-    packed = memoryview(array("I", token_ids)).cast("B")
+    return hash_packed(array("I", token_ids).tobytes(), block_size, seed)
+
+
+def hash_packed(packed: bytes, block_size: int, seed: int = 0) -> list[int]:
+    """The same for tokens of four bytes each, one after the other."""
     width = 4 * block_size
     hashes, parent = [], seed
     for start in range(0, len(packed) - width + 1, width):

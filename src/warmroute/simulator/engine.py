@@ -74,6 +74,8 @@ class Counters:
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt tokens, those found in the cache at the first admission."""
     prefix_queries: int = 0
     """Tokens looked up in the prefix cache."""
     prefix_hits: int = 0
@@ -143,6 +145,14 @@ class Engine:
         return len(self._inbox) + len(self._waiting) + len(self._running)
 
     @property
+    def deferred(self) -> int:
+        """Of the waiting requests, those whose LoRA adapter finds no place beside the running ones."""
+        running = {r.adapter for r in self._running if r.adapter is not None}
+        if len(running) < self.profile.max_loras:
+            return 0
+        return sum(r.adapter is not None and r.adapter not in running for r in self._waiting)
+
+    @property
     def kv_usage(self) -> float:
         """Share of the KV cache that running requests use; what is merely cached counts as free."""
         return 1.0 - self.pool.free / self.pool.usable
@@ -195,7 +205,9 @@ class Engine:
         if self._coast is not None:
             return min(due, self._coast.visible[-1])
         if self._in_flight:
-            return min(due, self._visible())
+            # Steps that are over are worked off late just as well; only their outputs must leave in time.
+            delivery = self._timing.output if self._in_flight[0].sampled else 0.0
+            return min(due, self._visible() + delivery)
         return min(due, self._inbox[0].queued_at) if self._inbox else due
 
     def advance(self, until: float) -> list[Output]:
@@ -256,6 +268,7 @@ class Engine:
             if request.outputs == 1:
                 request.first_token_at = free
                 self.counters.prompt_tokens += request.prompt_tokens
+                self.counters.cached_tokens += request.cached_tokens
             if done:
                 request.finished_at = free
                 self._leave(request)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmroute.request.rewrite import replace_model
@@ -53,6 +53,7 @@ def test_replacing(body: bytes, expected: bytes | None) -> None:
     assert replace_model(body, "new") == expected
 
 
+@settings(deadline=None)
 @given(members, members, texts, texts, st.booleans(), st.sampled_from([None, 2]))
 def test_only_the_top_level_value_changes(
     before: list[tuple[str, Any]],
@@ -72,11 +73,13 @@ def test_only_the_top_level_value_changes(
     assert json.loads(replaced) == {**document, "model": new}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(texts.filter(lambda key: key != "model"), values, max_size=4))
 def test_a_body_without_a_model_has_none_to_replace(document: dict[str, Any]) -> None:
     assert replace_model(json.dumps(document).encode(), "new") is None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text('{}[]":,\\model u006', max_size=40).map(str.encode))
 def test_no_bytes_raise(body: bytes) -> None:
     replace_model(body, "new")

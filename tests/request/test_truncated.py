@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmroute.request.inference import InferenceRequest
@@ -73,6 +73,7 @@ def is_beginning(part: Any, whole: Any) -> bool:
     return bool(part == whole)
 
 
+@settings(deadline=None)
 @given(documents, st.booleans(), st.booleans(), st.integers(1, 10_000))
 def test_a_closed_beginning_is_the_beginning(
     document: dict[str, Any], ascii_only: bool, spaced: bool, cut: int
@@ -139,6 +140,7 @@ chats = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(chats, st.booleans(), st.booleans(), st.integers(1, 10_000))
 def test_a_cut_prompt_is_the_beginning_of_the_whole_one(
     chat: dict[str, Any], ascii_only: bool, spaced: bool, cut: int

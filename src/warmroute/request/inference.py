@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPart:
+class PromptPart(NamedTuple):
     """A piece of the canonical prompt: one message, one document, one image.
 
     ``data`` are the bytes that identify it, framed so that no two conversations share bytes by accident; ``weight`` is its
@@ -21,8 +21,8 @@ class PromptPart:
 class InferenceRequest:
     """One inference request, parsed.
 
-    ``seed`` holds what makes whole prompts incomparable (model or adapter, cache salt, template settings). A request
-    without a prompt (GET, unknown path, not JSON) has no parts.
+    ``seed`` holds what makes whole prompts incomparable (template settings, cache salt, last the model or adapter). A
+    request without a prompt (GET, unknown path, not JSON) has no parts.
     """
 
     model: str = ""
@@ -36,6 +36,10 @@ class InferenceRequest:
     max_tokens: int | None = None
     priority: int = 0
     fairness_id: str = ""
+
+    def with_model(self, model: str) -> Self:
+        """The request as the engine gets it once its model's name is replaced: the engine caches by its own name."""
+        return replace(self, model=model, seed=self.seed.removesuffix(self.model.encode()) + model.encode())
 
 
 NO_PROMPT = InferenceRequest()

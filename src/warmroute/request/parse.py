@@ -177,6 +177,7 @@ _CUT_FIELDS = frozenset({"messages", "system", "instructions", "input", *_GENERA
 """Members of which a beginning is worth having. A cut model or salt would be a wrong one."""
 
 _MAX_INTEGER = 2**31 - 1
+_MAX_DIGITS = len(str(-(2**63)))
 _TOO_DEEP = malformed("The request body is nested too deeply.")
 
 
@@ -205,11 +206,19 @@ def _decode(body: bytes) -> object:
     except orjson.JSONDecodeError as error:
         why = str(error)
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=_parse_integer)
     except RecursionError:
         return _TOO_DEEP
     except ValueError:
         return malformed(f"The request body is not valid JSON: {why}")
+
+
+def _parse_integer(digits: str) -> int | float:
+    """As orjson does: what needs more than 64 bits is a float."""
+    if len(digits) > _MAX_DIGITS:
+        return float(digits)
+    value = int(digits)
+    return value if -(2**63) <= value < 2**64 else float(digits)
 
 
 def _no_model(model: object) -> Refusal:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -84,7 +83,7 @@ _MEDIA_KEYS = frozenset(
         "audio_embeds",
     }
 )
-_ROLES = {role: role.encode() for role in ("system", "developer", "user", "assistant", "tool")}
+_OPENINGS = {role: role.encode() + TEXT for role in ("system", "developer", "user", "assistant", "tool")}
 # `cache_control` marks where to cache, moves on with every turn, and is never rendered.
 _NOT_FIELDS = frozenset({"content", "cache_control"})
 _RENAMED = {"reasoning_content": "reasoning"}  # one field, two names; engines know both
@@ -94,14 +93,12 @@ _BILLING_BLOCK = "x-anthropic-billing-header"
 
 
 def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
-    """What makes whole prompts incomparable: ``family`` (how the prompt is rendered), model, and the SEED_FIELDS."""
-    head = family + END + encode(model)
-    if SEED_FIELDS.isdisjoint(document):
-        return head
-    for name in sorted(SEED_FIELDS.intersection(document)):
-        if document[name] not in _NOTHING:
-            head += _field(name, document[name])
-    return head
+    """What makes whole prompts incomparable: ``family`` (how the prompt is rendered), the SEED_FIELDS, the model."""
+    if not SEED_FIELDS.isdisjoint(document):
+        for name in sorted(SEED_FIELDS.intersection(document)):
+            if document[name] not in _NOTHING:
+                family += _field(name, document[name])
+    return family + END + encode(model)
 
 
 def encode(text: str) -> bytes:
@@ -113,8 +110,8 @@ def canonical_json(value: object) -> bytes:
     """JSON without white space, in the given order of keys."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # lone surrogates, integers over 64 bits, more than 254 levels
-        return json.dumps(value, separators=(",", ":")).encode()
+    except TypeError:  # lone surrogates, more than 254 levels
+        return encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
 
 
 class Prompt:
@@ -137,14 +134,17 @@ class Prompt:
             if value not in _NOTHING:
                 self._add(_field(name, value) + END)
 
-    def messages(self, messages: Iterable[object], *, cut: bool = False) -> None:
+    def messages(self, messages: list[Any], *, cut: bool = False) -> None:
         """The messages of a conversation, one part each (more, if it has images); of the last, if ``cut``, what there is."""
-        messages = list(messages)
-        last = messages.pop() if cut and messages else None
-        for message in messages:
+        for message in messages[:-1] if cut else messages:
+            if type(message) is dict and len(message) == 2:  # nearly all: a role and a text
+                role, content = message.get("role"), message.get("content")
+                if type(role) is str and type(content) is str and content:
+                    self._add(b"".join((_OPENINGS.get(role) or encode(role) + TEXT, encode(content), END)))
+                    continue
             self._message(message)
-        if type(last) is dict:
-            self._cut_message(last)
+        if cut and messages and type(messages[-1]) is dict:
+            self._cut_message(messages[-1])
 
     def system(self, content: object, *, cut: bool = False) -> None:
         """Instructions that stand outside the list of messages."""
@@ -190,13 +190,6 @@ class Prompt:
         if type(message) is not dict:
             self._add(JSON + canonical_json(message) + END)
             return
-        if len(message) == 2:  # nearly all: a role and a text
-            role, content = message.get("role"), message.get("content")
-            if type(role) is str and type(content) is str and content:
-                self._add(
-                    b"%b\xfe%b\xff" % (_ROLES.get(role) or encode(role), content.encode("utf-8", "surrogatepass"))
-                )
-                return
         self._item(message, "role")
         self._pending.append(END)
         self._flush()

@@ -7,43 +7,56 @@ import re
 
 from warmroute.request.json_strings import split_strings
 
-_WHITESPACE = b" \t\r\n"
-_ESCAPED_ASCII = re.compile(rb"\\u00([2-7][0-9a-fA-F])")
+# A member `model` with a string value, at any depth; the key's letters may be spelled as escapes. It cannot match inside a
+# string: there, quotes have a backslash before them, and the quote that opens a key never has.
+_MODEL = re.compile(
+    rb'"(?<!\\")(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+)*+")',
+    re.DOTALL,
+)
 
 
 def replace_model(body: bytes, new: str) -> bytes | None:
     """``body`` with ``new`` as the value of the top-level key ``model``; None if it has no such key with a string value.
 
     ``body`` must be valid JSON. Of duplicate keys parsers take the last, some the first: all top-level ones are replaced.
-    Keys spelled with escapes (``"mod\\u0065l"``) are found too.
     """
-    pieces = split_strings(body)
-    keys = pieces
-    if b"\\u006" in body:  # every letter of "model" would be \u006x
-        keys = [_ESCAPED_ASCII.sub(_unescape, piece) if b"\\u006" in piece else piece for piece in pieces]
+    found = [match.span(1) for match in _MODEL.finditer(body)]
+    if not found:
+        return None
     value = json.dumps(new).encode()
     rewritten: list[bytes] = []
-    copied = 0  # bytes of the body that are in `rewritten`
-    depth = seen = offset = 0  # brackets open, and bytes before, the first piece not `seen`
-    found = -1
-    for _ in range(keys.count(b"model")):
-        found = keys.index(b"model", found + 1)
-        if found % 2 == 0 or found + 3 >= len(pieces) or pieces[found + 1].strip(_WHITESPACE) != b":":
-            continue
-        structure = b"".join(pieces[seen:found:2])
-        depth += structure.count(b"{") + structure.count(b"[") - structure.count(b"}") - structure.count(b"]")
-        offset += sum(map(len, pieces[seen : found + 1])) + found + 1 - seen
-        seen = found + 1
-        if depth != 1:
-            continue
-        start = offset + len(pieces[found + 1])
-        rewritten += (body[copied:start], value)
-        copied = start + len(pieces[found + 2]) + 2
+    copied = 0
+    for (start, end), depth in zip(found, _depths(body, found), strict=True):
+        if depth == 1:
+            rewritten += (body[copied:start], value)
+            copied = end
     if not rewritten:
         return None
     rewritten.append(body[copied:])
     return b"".join(rewritten)
 
 
-def _unescape(match: re.Match[bytes]) -> bytes:
-    return bytes((int(match[1], 16),))
+def _depths(body: bytes, found: list[tuple[int, int]]) -> list[int]:
+    """How many brackets are open at each place, counted from whichever end of the body is nearer."""
+    depths = []
+    depth = 0
+    if found[-1][0] < len(body) - found[0][1]:
+        counted = 0
+        for start, end in found:
+            depth += _opened(body[counted:start])
+            depths.append(depth)
+            counted = end
+        return depths
+    counted = len(body)
+    for start, end in reversed(found):
+        depth -= _opened(body[end:counted])
+        depths.append(depth)
+        counted = start
+    return depths[::-1]
+
+
+def _opened(text: bytes) -> int:
+    """Brackets opened less brackets closed. The text begins and ends outside strings."""
+    structure = b"".join(split_strings(text)[0::2])
+    return structure.count(b"{") + structure.count(b"[") - structure.count(b"}") - structure.count(b"]")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from math import fsum, isfinite, nan
+from typing import NamedTuple
 
 from warmroute.engines.dialects import Capacity, Series
 from warmroute.errors import ScrapeError
@@ -18,12 +17,23 @@ _ESCAPES = re.compile(r"\\(.)")
 _NAME_ENDS = b" \t{"
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One line of the page: the series' labels and its value."""
+class Sample(NamedTuple):
+    """One line of the page."""
 
-    labels: Mapping[str, str]
+    text: bytes
+    """The labels as the page has them, without the braces."""
     value: float
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels, parsed."""
+        labels = {}
+        for name, raw in _LABEL.findall(self.text):
+            value = raw.decode(errors="replace")
+            if "\\" in value:
+                value = _ESCAPES.sub(lambda match: "\n" if match[1] == "n" else match[1], value)
+            labels[name.decode()] = value
+        return labels
 
 
 class Page:
@@ -49,11 +59,14 @@ class Page:
         """The figures of a series, one for each sample that has one; figures that are not finite are left out."""
         figures = []
         for sample in self.samples(series.name):
-            labels = sample.labels
-            if any(labels.get(label, "") != value for label, value in series.where):
-                continue
-            figure = sample.value if series.label is None else _number(labels.get(series.label, ""))
-            if math.isfinite(figure):
+            figure = sample.value
+            if series.where or series.label is not None:
+                labels = sample.labels
+                if any(labels.get(label, "") != value for label, value in series.where):
+                    continue
+                if series.label is not None:
+                    figure = _number(labels.get(series.label, ""))
+            if isfinite(figure):
                 figures.append(figure)
         return figures
 
@@ -65,7 +78,7 @@ class Page:
         """
         for series in alternatives:
             if figures := self.figures(series):
-                return math.fsum(figures)
+                return fsum(figures)
         return None
 
     def mean(self, alternatives: tuple[Series, ...]) -> float | None:
@@ -76,15 +89,15 @@ class Page:
         """
         for series in alternatives:
             if figures := self.figures(series):
-                return math.fsum(figures) / len(figures)
+                return fsum(figures) / len(figures)
         return None
 
     def tokens(self, alternatives: tuple[Capacity, ...]) -> int | None:
         """KV-cache size in tokens over all ranks, by the first way that the page and its labels allow; else None."""
         for capacity in alternatives:
-            count = math.fsum(self.figures(capacity.count))
+            count = fsum(self.figures(capacity.count))
             size = max(self.figures(capacity.size), default=0.0) if capacity.size is not None else 1.0
-            if math.isfinite(count * size) and count * size >= 1:
+            if isfinite(count * size) and count * size >= 1:
                 return int(count * size)
         return None
 
@@ -108,22 +121,11 @@ def _sample(text: bytes, start: int, name: str) -> Sample:
         value = float(match[2])
     except ValueError:
         raise ScrapeError(f"a sample of {name} has no number for a value") from None
-    labels = match[1]
-    return Sample(_labels(labels) if labels else {}, value)
-
-
-def _labels(text: bytes) -> dict[str, str]:
-    labels = {}
-    for name, raw in _LABEL.findall(text):
-        value = raw.decode(errors="replace")
-        if "\\" in value:
-            value = _ESCAPES.sub(lambda match: "\n" if match[1] == "n" else match[1], value)
-        labels[name.decode()] = value
-    return labels
+    return Sample(match[1] or b"", value)
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return math.nan
+        return nan

@@ -8,6 +8,7 @@ from then on only that, until the engine restarts.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import Enum
 from urllib.parse import quote
 
@@ -52,11 +53,14 @@ class Probe:
         self._counters: dict[str, float] = {}
         self._seen = False
         self._lost = False
+        self._idle_page = b""
+        self._idle_state: EngineState | None = None
         self._prefill.interrupt()
 
     def lost(self) -> None:
         """The engine could not be reached. When it answers again it may be another process, with other habits."""
         self._lost = True
+        self._idle_state = None
         self._filtered = True
         self._capacity = None
 
@@ -71,17 +75,27 @@ class Probe:
 
         Raises :class:`StatusError` or ScrapeError if the engine has nothing of use.
         """
+        if self._idle_state is not None and body == self._idle_page and status == 200:
+            return replace(self._idle_state, observed_at=asked_at)
         if self._filtered and status < 500:
             try:
-                return self._state(_page(status, body, self._dialect), asked_at)
+                return self._read(status, body, asked_at)
             except ScrapeError:
                 self._filtered = False
                 return Again.UNFILTERED
         try:
-            return self._state(_page(status, body, self._dialect), asked_at)
+            return self._read(status, body, asked_at)
         except ScrapeError:
             self._filtered = True
             raise
+
+    def _read(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:
+        answer = self._state(_page(status, body, self._dialect), asked_at)
+        # The filtered page of an idle engine is the same each time, byte for byte.
+        self._idle_page, self._idle_state = b"", None
+        if isinstance(answer, EngineState) and answer.running + answer.waiting == 0:
+            self._idle_page, self._idle_state = body, answer
+        return answer
 
     def _state(self, page: Page, asked_at: float) -> EngineState | Again:
         dialect = self._dialect

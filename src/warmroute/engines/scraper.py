@@ -19,7 +19,7 @@ from warmroute.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.05
+TICK = 0.1
 """Seconds between two looks for scrapes that are due. Those that fall into one tick share its wake-up, and waking up
 costs more than a scrape's own work."""
 CONCURRENCY = 128

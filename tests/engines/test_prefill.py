@@ -1,0 +1,67 @@
+"""The measured prefill speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from warmroute.engines.prefill import PrefillRate
+
+
+def test_nothing_is_known_of_an_engine_that_never_queued() -> None:
+    rate = PrefillRate()
+    for i in range(100):
+        rate.observe(i * 0.5, i * 10_000.0, waiting=0)
+    assert rate.tokens_per_second is None
+
+
+def test_a_busy_engine_is_measured() -> None:
+    rate = PrefillRate()
+    for i in range(20):
+        rate.observe(i * 0.5, i * 10_000.0, waiting=3)
+    assert rate.tokens_per_second == pytest.approx(20_000)
+
+
+def test_idle_time_between_busy_windows_does_not_count() -> None:
+    rate = PrefillRate()
+    tokens = 0.0
+    for i in range(100):
+        busy = i % 10 < 5
+        rate.observe(i * 0.5, tokens, waiting=2 if busy else 0)
+        tokens += 10_000.0 if busy else 0.0
+    assert rate.tokens_per_second == pytest.approx(20_000)
+
+
+def test_windows_held_up_by_decoding_do_not_lower_the_speed_much() -> None:
+    rate = PrefillRate()
+    tokens = 0.0
+    for i in range(60):
+        rate.observe(float(i), tokens, waiting=5)
+        tokens += 20_000.0 if i % 4 == 0 else 1_000.0
+    assert rate.tokens_per_second == pytest.approx(20_000, rel=0.1)
+
+
+def test_a_stuck_engine_tells_no_speed() -> None:
+    rate = PrefillRate()
+    for i in range(10):
+        rate.observe(float(i), 5_000.0, waiting=5)
+    assert rate.tokens_per_second is None
+
+
+def test_the_speed_follows_the_engine() -> None:
+    rate = PrefillRate()
+    tokens = 0.0
+    for i in range(200):
+        rate.observe(float(i), tokens, waiting=5)
+        tokens += 40_000.0 if i < 60 else 10_000.0
+    assert rate.tokens_per_second == pytest.approx(10_000, rel=0.05)
+
+
+def test_a_gap_or_a_restart_begins_a_new_window() -> None:
+    rate = PrefillRate()
+    rate.observe(0.0, 0.0, waiting=1)
+    rate.observe(100.0, 1e9, waiting=1)
+    assert rate.tokens_per_second is None
+    rate.interrupt()
+    rate.observe(101.0, 0.0, waiting=1)
+    rate.observe(102.0, 7_000.0, waiting=1)
+    assert rate.tokens_per_second == pytest.approx(7_000)

@@ -1,0 +1,311 @@
+"""The dialogue with one engine: what its pages mean and what to ask next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.engines.dialects import DIALECTS, SGLANG, TRITON_TENSORRT_LLM, TRTLLM_SERVE, VLLM
+from warmroute.engines.probe import Again, Probe, StatusError
+from warmroute.errors import ScrapeError
+from warmroute.pool.endpoint import EngineState
+
+ENGINE_RECORDINGS = Path(__file__).parents[3] / "shared" / "engine"
+
+
+def recording(name: str) -> bytes:
+    path = ENGINE_RECORDINGS / name
+    if not path.exists():
+        pytest.skip(f"the recording of a real engine is not here: {name}")
+    return path.read_bytes()
+
+
+def vllm_page(
+    *,
+    waiting: float = 0,
+    running: float = 0,
+    computed: float = 0,
+    start: float | None = 1000.0,
+    extra: str = "",
+    constants: bool = True,
+) -> bytes:
+    lines = [
+        f'vllm:num_requests_running{{engine="0",model_name="m"}} {running}',
+        f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {waiting}',
+        'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25',
+        f'vllm:prompt_tokens_by_source_total{{engine="0",source="local_compute"}} {computed}',
+        'vllm:prompt_tokens_by_source_total{engine="0",source="local_cache_hit"} 7.0',
+    ]
+    if start is not None:
+        lines.append(f"process_start_time_seconds {start}")
+    if constants:
+        lines.append('vllm:cache_config_info{block_size="16",num_gpu_blocks="1000",engine="0"} 1.0')
+    return "\n".join([*lines, extra, ""]).encode()
+
+
+def names_asked(probe: Probe) -> set[str]:
+    return set(parse_qs(urlsplit(probe.query()).query).get("name[]", []))
+
+
+def read(probe: Probe, body: bytes, at: float = 0.0) -> EngineState:
+    answer = probe.answer(200, body, at)
+    assert isinstance(answer, EngineState)
+    return answer
+
+
+# ---------------------------------------------------------------- what a page means
+
+
+def test_a_real_vllm_page() -> None:
+    state = read(Probe(VLLM, "/metrics"), recording("vllm-0.26-metrics.txt"), 5.0)
+    assert state == EngineState(
+        observed_at=5.0,
+        running=0,
+        waiting=0,
+        kv_usage=0.0,
+        capacity_tokens=1041616,
+        prompt_tokens_total=6747926.0,
+        prompt_requests_total=1957.0,
+        prefix_queries_total=6747926.0,
+        prefix_hits_total=2678032.0,
+    )
+
+
+def test_a_real_filtered_vllm_page() -> None:
+    body = json.loads(recording("vllm-0.26-responses.json"))["filtered_metrics"]["slash"].encode()
+    state = read(Probe(VLLM, "/metrics"), body)
+    assert (state.running, state.waiting, state.kv_usage) == (0, 0, 0.0)
+
+
+def test_older_vllm_names() -> None:
+    page = b"vllm:num_requests_running 1\nvllm:num_requests_waiting 2\nvllm:gpu_cache_usage_perc 0.5\n"
+    state = read(Probe(VLLM, "/metrics"), page)
+    assert (state.running, state.waiting, state.kv_usage) == (1, 2, 0.5)
+
+
+def test_data_parallel_ranks_count_together() -> None:
+    page = vllm_page(waiting=2, running=3) + vllm_page(waiting=1, running=4).replace(b'engine="0"', b'engine="1"')
+    page = page.replace(b'engine="1",model_name="m"} 0.25', b'engine="1",model_name="m"} 0.75')
+    state = read(Probe(VLLM, "/metrics"), page)
+    assert (state.waiting, state.running) == (3, 7)
+    assert state.kv_usage == pytest.approx(0.5)
+    assert state.capacity_tokens == 32_000
+
+
+def test_the_latest_adapter_sample_counts() -> None:
+    lora = "vllm:lora_requests_info"
+    page = vllm_page(
+        extra=f'{lora}{{max_lora="4",running_lora_adapters="old",waiting_lora_adapters=""}} 1.7e9\n'
+        f'{lora}{{max_lora="4",running_lora_adapters="a, b",waiting_lora_adapters=" c,b "}} 1.8e9\n'
+        f'{lora}{{max_lora="4",running_lora_adapters="",waiting_lora_adapters="x"}} 1.75e9'
+    )
+    state = read(Probe(VLLM, "/metrics"), page)
+    assert state.loaded_adapters == {"a", "b", "c"}
+    assert state.max_adapters == 4
+
+
+def test_no_adapters_and_a_strange_limit() -> None:
+    page = vllm_page(extra='vllm:lora_requests_info{max_lora="x",running_lora_adapters="",waiting_lora_adapters=","} 1')
+    state = read(Probe(VLLM, "/metrics"), page)
+    assert (state.loaded_adapters, state.max_adapters) == (frozenset(), 0)
+
+
+@pytest.mark.parametrize(("awake", "sleeping"), [(1, False), (0, True)])
+def test_a_sleeping_engine(awake: int, sleeping: bool) -> None:
+    extra = f'vllm:engine_sleep_state{{sleep_state="awake"}} {awake}\nvllm:engine_sleep_state{{sleep_state="x"}} 1'
+    assert read(Probe(VLLM, "/metrics"), vllm_page(extra=extra)).sleeping is sleeping
+
+
+def test_sglang() -> None:
+    page = b"""sglang:num_running_reqs{tp_rank="0",priority=""} 5.0
+sglang:num_running_reqs{tp_rank="0",priority="3"} 5.0
+sglang:num_queue_reqs{tp_rank="0"} 2.0
+sglang:token_usage{tp_rank="0"} 0.28
+sglang:max_total_num_tokens{tp_rank="0"} 471258.0
+sglang:prompt_tokens_total{model_name="m"} 900.0
+sglang:num_requests_total{model_name="m"} 9.0
+sglang:cached_tokens_total{cache_source="device"} 300.0
+sglang:cached_tokens_total{cache_source="host"} 100.0
+"""
+    assert read(Probe(SGLANG, "/metrics"), page) == EngineState(
+        observed_at=0.0,
+        running=5,
+        waiting=2,
+        kv_usage=0.28,
+        capacity_tokens=471258,
+        prompt_tokens_total=900.0,
+        prompt_requests_total=9.0,
+        prefix_queries_total=900.0,
+        prefix_hits_total=400.0,
+    )
+    older = page.replace(
+        b'sglang:max_total_num_tokens{tp_rank="0"} 471258.0',
+        b'sglang:cache_config_info{page_size="64",num_pages="100"} 1',
+    )
+    assert read(Probe(SGLANG, "/metrics"), older).capacity_tokens == 6_400
+
+
+def test_trtllm_serve() -> None:
+    page = b"""trtllm_num_requests_running{model_name="m"} 5
+trtllm_num_requests_waiting{model_name="m"} 2
+trtllm_kv_cache_utilization{model_name="m"} 0.5
+trtllm_kv_cache_max_blocks{model_name="m"} 100
+trtllm_kv_cache_tokens_per_block{model_name="m"} 32
+trtllm_max_num_active_requests{model_name="m"} 64
+"""
+    state = read(Probe(TRTLLM_SERVE, TRTLLM_SERVE.path), page)
+    assert (state.running, state.waiting, state.kv_usage) == (5, 2, 0.5)
+    assert (state.capacity_tokens, state.max_num_seqs) == (3200, 64)
+
+
+def test_triton() -> None:
+    page = b"""nv_trt_llm_request_metrics{model="m",request_type="waiting",version="1"} 2
+nv_trt_llm_request_metrics{model="m",request_type="scheduled",version="1"} 5
+nv_trt_llm_request_metrics{model="m",request_type="max",version="1"} 512
+nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction",model="m"} 0.4875
+nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m"} 64
+nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="m"} 6239
+"""
+    state = read(Probe(TRITON_TENSORRT_LLM, "/metrics"), page)
+    assert (state.running, state.waiting, state.kv_usage) == (5, 2, 0.4875)
+    assert (state.capacity_tokens, state.max_num_seqs) == (399_296, 512)
+
+
+@given(st.sampled_from([*DIALECTS]), st.integers(100, 599), st.binary(max_size=200))
+def test_any_answer_is_a_state_a_retry_or_a_scrape_error(engine: str, status: int, body: bytes) -> None:
+    dialect = DIALECTS[engine]
+    probe = Probe(dialect, dialect.path)
+    for text in (body, "".join(f"{name} 1\n" for name in dialect.changing_names()).encode() + body):
+        for _ in range(2):
+            try:
+                probe.answer(status, text, 0.0)
+            except ScrapeError:
+                pass
+
+
+# ---------------------------------------------------------------- what to ask
+
+
+def test_constants_are_asked_for_once() -> None:
+    probe = Probe(VLLM, "/metrics")
+    assert probe.query().startswith("/metrics/?name[]=")
+    assert "vllm:cache_config_info" in names_asked(probe)
+    assert read(probe, vllm_page()).capacity_tokens == 16_000
+    assert "vllm:cache_config_info" not in names_asked(probe)
+    assert {"vllm:num_requests_waiting", "process_start_time_seconds"} <= names_asked(probe)
+    assert read(probe, vllm_page(waiting=1, constants=False)).capacity_tokens == 16_000
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, b"nope"), (307, b""), (200, b""), (200, b"[]"), (200, b"a 1\n")])
+def test_an_engine_that_does_not_filter_is_asked_for_the_whole_page_from_then_on(status: int, body: bytes) -> None:
+    probe = Probe(VLLM, "/metrics")
+    assert probe.answer(status, body, 0.0) is Again.UNFILTERED
+    assert probe.query() == "/metrics"
+    read(probe, vllm_page())
+    assert probe.query() == "/metrics"
+
+
+def test_an_incomplete_filtered_page_is_not_enough() -> None:
+    assert Probe(VLLM, "/metrics").answer(200, b"vllm:num_requests_running 1\n", 0.0) is Again.UNFILTERED
+
+
+def test_an_error_of_the_server_says_nothing_about_the_filter() -> None:
+    probe = Probe(VLLM, "/metrics")
+    with pytest.raises(StatusError, match="503"):
+        probe.answer(503, b"", 0.0)
+    assert names_asked(probe)
+
+
+def test_an_engine_without_metrics_is_asked_anew_each_time() -> None:
+    probe = Probe(VLLM, "/metrics")
+    for _ in range(2):
+        assert probe.answer(404, b"", 0.0) is Again.UNFILTERED
+        with pytest.raises(StatusError):
+            probe.answer(404, b"", 0.0)
+    assert probe.answer(200, b"", 0.0) is Again.UNFILTERED
+    with pytest.raises(ScrapeError, match="vllm:num_requests_waiting"):
+        probe.answer(200, b"other 1\n", 0.0)
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def seen(probe: Probe, **page: float | None) -> None:
+    read(probe, vllm_page(**page))  # type: ignore[arg-type]
+
+
+def test_a_later_start_time_is_another_process() -> None:
+    probe = Probe(VLLM, "/metrics")
+    seen(probe, start=1000.0, computed=50)
+    assert probe.answer(200, vllm_page(start=1000.01, computed=60), 1.0) is Again.RESTARTED
+    assert "vllm:cache_config_info" in names_asked(probe), "the constants may differ"
+    assert read(probe, vllm_page(start=1000.01, computed=60), 1.0).capacity_tokens == 16_000
+
+
+def test_a_counter_that_goes_back_is_another_process() -> None:
+    probe = Probe(VLLM, "/metrics")
+    seen(probe, start=None, computed=50)
+    seen(probe, start=None, computed=50)
+    assert probe.answer(200, vllm_page(start=None, computed=49), 1.0) is Again.RESTARTED
+
+
+def test_an_engine_that_was_away_but_went_on_counting_is_the_same_process() -> None:
+    probe = Probe(VLLM, "/metrics")
+    seen(probe, start=1000.0, computed=50)
+    probe.lost()
+    seen(probe, start=1000.0, computed=50)
+    seen(probe, start=None, computed=60)
+    probe.lost()
+    seen(probe, start=None, computed=60)
+
+
+def test_an_engine_that_was_away_and_has_nothing_to_prove_its_identity_is_another_process() -> None:
+    page = b"vllm:num_requests_running 1\nvllm:num_requests_waiting 0\n"
+    probe = Probe(VLLM, "/metrics")
+    read(probe, page)
+    read(probe, page)
+    probe.lost()
+    assert probe.answer(200, page, 1.0) is Again.RESTARTED
+    read(probe, page)
+
+
+def test_an_engine_that_was_never_seen_did_not_restart() -> None:
+    probe = Probe(VLLM, "/metrics")
+    probe.lost()
+    seen(probe)
+
+
+def test_the_filter_is_tried_again_after_a_restart_or_a_silence() -> None:
+    for event in (Probe.lost, Probe.forget):
+        probe = Probe(VLLM, "/metrics")
+        probe.answer(404, b"", 0.0)
+        seen(probe)
+        assert not names_asked(probe)
+        event(probe)
+        assert "vllm:cache_config_info" in names_asked(probe)
+
+
+# ---------------------------------------------------------------- over time
+
+
+def test_an_idle_engines_unchanged_page_is_as_fresh_as_it_was_asked_for() -> None:
+    probe = Probe(VLLM, "/metrics")
+    first = read(probe, vllm_page(), 1.0)
+    second = read(probe, vllm_page(), 2.0)
+    assert (first.observed_at, second.observed_at) == (1.0, 2.0)
+    assert read(probe, vllm_page(waiting=1), 3.0).waiting == 1
+    assert read(probe, vllm_page(), 4.0).waiting == 0
+
+
+def test_prefill_speed_is_measured_while_requests_wait_and_survives_a_restart() -> None:
+    probe = Probe(VLLM, "/metrics")
+    for i in range(6):
+        state = read(probe, vllm_page(waiting=4, computed=i * 4_000), i * 0.5)
+    assert state.prefill_rate == pytest.approx(8_000)
+    assert probe.answer(200, vllm_page(start=2000.0), 3.0) is Again.RESTARTED
+    assert read(probe, vllm_page(start=2000.0), 3.0).prefill_rate == pytest.approx(8_000)

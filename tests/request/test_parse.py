@@ -16,7 +16,7 @@ from warmroute.errors import Refusal
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
-from warmroute.request.prompt import MEDIA_WEIGHT
+from warmroute.request.prompt import MEDIA_WEIGHT, Prompt
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
@@ -446,6 +446,25 @@ def test_numbers_of_any_length() -> None:
 
 def test_the_last_of_duplicate_keys_counts() -> None:
     assert request(CHAT, b'{"model": "a", "model": "b", "messages": []}').model == "b"
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "[" + "0," * 400_000 + "0]",
+        '[{"role": "user", "content": [' + "0," * 400_000 + "0]}]",
+        "[" + ",".join(['{"content": [' + "0," * 1_000 + "0]}"] * 400) + "]",
+        "[{" + ",".join(f'"{k}": 0' for k in range(200_000)) + "}]",
+    ],
+    ids=["messages", "blocks", "blocks of many messages", "fields"],
+)
+def test_bodies_made_to_keep_us_busy_are_not_taken_apart(inside: str) -> None:
+    body = f'{{"model": "m", "messages": {inside}}}'.encode()
+    prompt = Prompt()
+    prompt.messages(json.loads(inside))
+    assert len(prompt.parts) < 400 + 1
+    assert abs(request(CHAT, body).weight - len(body)) < len(body) // 2
+    parse(CHAT, JSON, body[:-100], truncated=True)
 
 
 # ---------------------------------------------------------------- properties

@@ -118,10 +118,8 @@ def _read_generate(document: Document, prompt: Prompt, cut: str | None) -> Readi
                 return tokens
             break
     for name in ("image_data", "video_data", "audio_data"):
-        media = document.get(name)
-        for one in media if type(media) is list else [media]:
-            if one is not None:
-                prompt.media(one)
+        if document.get(name) is not None:
+            prompt.media(document[name])
     return tokens
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Sized
 from typing import Any
 
 import orjson
@@ -34,6 +35,9 @@ TOKEN_END = b"\xff\xff\xff\xff"
 
 MEDIA_WEIGHT = 4_000
 """What an image, a clip or a file counts, in bytes of text: about 1,000 tokens. Only the engine knows its true cost."""
+
+MAX_ITEMS = 100_000
+"""Messages, blocks and fields that one prompt is taken apart into, about 0.1 s of work; the rest goes in as JSON, whole."""
 
 SEED_FIELDS = frozenset(
     {
@@ -121,11 +125,12 @@ class Prompt:
     had the rest been there.
     """
 
-    __slots__ = ("_pending", "parts")
+    __slots__ = ("_items_left", "_pending", "parts")
 
     def __init__(self) -> None:
         self.parts: list[PromptPart] = []
         self._pending: list[bytes] = []
+        self._items_left = MAX_ITEMS
 
     def head(self, document: dict[str, Any]) -> None:
         """Tools and documents: templates render them before the messages, or with the first."""
@@ -136,11 +141,17 @@ class Prompt:
 
     def messages(self, messages: list[Any], *, cut: bool = False) -> None:
         """The messages of a conversation, one part each (more, if it has images); of the last, if ``cut``, what there is."""
+        if not self._can_take(messages):
+            if not cut:
+                self._add(JSON + canonical_json(messages))
+            return
         for message in messages[:-1] if cut else messages:
             if type(message) is dict and len(message) == 2:  # nearly all: a role and a text
                 role, content = message.get("role"), message.get("content")
                 if type(role) is str and type(content) is str and content:
-                    self._add(b"".join((_OPENINGS.get(role) or encode(role) + TEXT, encode(content), END)))
+                    text = content.encode("utf-8", "surrogatepass")
+                    data = b"".join((_OPENINGS.get(role) or encode(role) + TEXT, text, END))
+                    self.parts.append(PromptPart(data, len(data)))
                     continue
             self._message(message)
         if cut and messages and type(messages[-1]) is dict:
@@ -162,7 +173,7 @@ class Prompt:
         if type(prompt) is str:
             self._add(encode(prompt))
             return None
-        if type(prompt) is list and prompt:
+        if type(prompt) is list and prompt and (type(prompt[0]) is int or self._can_take(prompt)):
             kind = type(prompt[0])
             try:
                 if kind is str:
@@ -181,7 +192,11 @@ class Prompt:
         return None
 
     def media(self, content: object) -> None:
-        """An image, a clip, a file: its digest in place, a fixed weight."""
+        """An image, a clip, a file (or several in a list): a digest in place, a fixed weight."""
+        if type(content) is list and self._can_take(content):
+            for one in content:
+                self.media(one)
+            return
         self._flush()
         data = encode(content) if type(content) is str else canonical_json(content)
         self.parts.append(PromptPart(MEDIA + xxh3_128_digest(data), MEDIA_WEIGHT))
@@ -197,6 +212,9 @@ class Prompt:
     def _item(self, item: dict[str, Any], kind: str) -> None:
         """A message or a block: the value of its ``kind`` (role or type), its content, all its other fields."""
         pending = self._pending
+        if not self._can_take(item):
+            pending += (JSON, canonical_json(item))
+            return
         named = item.get(kind)
         if type(named) is str:
             pending.append(encode(named))
@@ -211,7 +229,7 @@ class Prompt:
         if type(content) is str:
             if content:
                 self._pending += (TEXT, encode(content))
-        elif type(content) is list:
+        elif type(content) is list and self._can_take(content):
             for block in content:
                 self._block(block)
         elif content not in _NOTHING:
@@ -266,6 +284,10 @@ class Prompt:
         if type(kind) is str and last != "type" and content not in _NOTHING and not _is_media(block):
             self._pending += (BLOCK, encode(kind))
             self._cut_content(content, whole=last != "content")
+
+    def _can_take(self, items: Sized) -> bool:
+        self._items_left -= len(items)
+        return self._items_left >= 0
 
     def _add(self, data: bytes) -> None:
         if data:

@@ -1,0 +1,293 @@
+"""Every body mode of ext_proc, against a real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from envoy_fixture.apps import eventually, picker_app, target
+from envoy_fixture.backends import backends
+from envoy_fixture.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
+
+from warmroute.standalone.bootstrap import BodyMode, Picking
+
+NONE, STREAMED, BUFFERED, PARTIAL, DUPLEX = (
+    BodyMode.NONE,
+    BodyMode.STREAMED,
+    BodyMode.BUFFERED,
+    BodyMode.BUFFERED_PARTIAL,
+    BodyMode.FULL_DUPLEX_STREAMED,
+)
+SEEING = [BUFFERED, PARTIAL, DUPLEX]
+"""The modes in which the picker sees the prompt before it must choose."""
+
+
+def chat(text: str, model: str = "m", **more: Any) -> bytes:
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": text}], **more}).encode()
+
+
+def served_by(answer: Message) -> str:
+    assert answer.status == 200, answer.body
+    return answer.headers["x-backend"]
+
+
+def received(answer: Message) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(answer.body)
+    return told
+
+
+def assert_arrived(answer: Message, body: bytes) -> None:
+    assert received(answer)["body_sha256"] == hashlib.sha256(body).hexdigest()
+
+
+@pytest.mark.parametrize("picking", list(Picking))
+@pytest.mark.parametrize("mode", list(BodyMode))
+async def test_every_kind_of_request_is_routed_and_arrives_whole(envoy, tmp_path, mode, picking):
+    bodies = [chat("Hello. " * 20), chat("A longer prompt. " * 20_000), b"x" * 100_000, b""]
+    async with (
+        backends(3) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(
+            pods, target(app), request_body_mode=mode, picking=picking, failure_mode_allow=False, response_headers=True
+        ) as proxy,
+    ):
+        for body in bodies:
+            answer = await exchange(
+                proxy.url, body=body, headers={"content-type": "application/json" if body[:1] == b"{" else "text/plain"}
+            )
+            assert answer.headers["x-backend"] in {"pod-0", "pod-1", "pod-2"}
+            assert_arrived(answer, body)
+            assert received(answer)["headers"]["x-gateway-destination-endpoint"] in {pod.target for pod in pods}
+        pieces = [bodies[1][k : k + 50_000] for k in range(0, len(bodies[1]), 50_000)]
+        assert_arrived(await exchange(proxy.url, chunks=pieces), bodies[1])
+        assert_arrived(await exchange(proxy.url, "/v1/models", method="GET"), b"")
+        assert_arrived(await exchange(proxy.url, chunks=[]), b"")
+        answer = await exchange(proxy.url, body=bodies[0], headers={"x-test-sse": "3"})
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        await eventually(lambda: app.server.open_streams == 0, "all streams closed")
+        stats = await proxy.stats("ext_proc")
+        assert not [
+            name
+            for name, count in stats.items()
+            if count and name.endswith(("streams_failed", "spurious_msgs_received", "message_timeouts"))
+        ]
+
+
+@pytest.mark.parametrize("mode", SEEING)
+async def test_the_next_turn_goes_to_the_warm_pod(envoy, tmp_path, mode):
+    async with (
+        backends(4) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(pods, target(app), request_body_mode=mode) as proxy,
+    ):
+        for user in range(4):
+            first = chat(f"user {user}: " + "context " * 300)
+            turn = json.loads(first)
+            turn["messages"] += [{"role": "assistant", "content": "ok"}, {"role": "user", "content": "next"}]
+            warm = served_by(await exchange(proxy.url, body=first))
+            await asyncio.sleep(0.3)  # the virtual queue drains at 7,000 tokens/s
+            assert served_by(await exchange(proxy.url, body=json.dumps(turn).encode())) == warm
+
+
+async def test_half_a_prompt_is_enough_in_partial_mode(envoy, tmp_path):
+    async with (
+        backends(3) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(pods, target(app), request_body_mode=PARTIAL, connection_buffer_bytes=32_768) as proxy,
+    ):
+        body = chat("long document " * 40_000)
+        warm = served_by(await exchange(proxy.url, body=body))
+        await asyncio.sleep(3)
+        assert served_by(await exchange(proxy.url, body=chat("long document " * 40_000 + "!"))) == warm
+        assert app.router.decisions()[0]["reason"] == "warm"
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, PARTIAL, DUPLEX])
+async def test_trailers(envoy, tmp_path, mode):
+    # Envoy 1.40 sends the body of a FULL_DUPLEX_STREAMED request with trailers twice if its route has a retry policy,
+    # whatever the picker answers (docs/envoy.md): no retries here.
+    retries = {"retries": 0, "retry_on": ""} if mode is DUPLEX else {}
+    async with (
+        backends(2) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(pods, target(app), request_body_mode=mode, request_trailers=True, **retries) as proxy,
+    ):
+        body = chat("with trailers " * 5000)
+        for chunks in ([body], [body[k : k + 10_000] for k in range(0, len(body), 10_000)]) * 10:
+            async with asyncio.timeout(10):
+                answer = await exchange(proxy.url, chunks=chunks, trailers={"x-checksum": "1"})
+            assert_arrived(answer, body)
+        await eventually(lambda: app.server.open_streams == 0, "all streams closed")
+
+
+@pytest.mark.parametrize("response", [BodyMode.NONE, BodyMode.BUFFERED, BodyMode.STREAMED, DUPLEX])
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
+@pytest.mark.parametrize("observe", [False, True])
+async def test_responses_pass_unharmed(envoy, tmp_path, mode, response, observe):
+    async with (
+        backends(2) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, observe_responses=observe) as app,
+        envoy(
+            pods,
+            target(app),
+            request_body_mode=mode,
+            response_headers=True,
+            response_body_mode=response,
+            response_trailers=response is DUPLEX,
+        ) as proxy,
+    ):
+        body = chat("hello " * 3000)
+
+        async def one(k: int) -> None:
+            if k % 2:
+                answer = await exchange(proxy.url, body=body, headers={"x-test-sse": "20"})
+                assert answer.body.count(b"data: ") == 21
+            else:
+                assert_arrived(await exchange(proxy.url, body=body), body)
+
+        for _ in range(5):
+            await asyncio.gather(*(one(k) for k in range(10)))
+        await eventually(lambda: app.server.open_streams == 0, "all streams closed")
+        assert all(book.in_flight == 0 for book in app.router.books)
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
+async def test_a_model_is_rewritten_on_the_way(envoy, tmp_path, mode):
+    models = ', "models": [{"name": "alias", "targets": [{"name": "the-real-model"}]}]'
+    async with (
+        backends(2) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, models) as app,
+        envoy(pods, target(app), request_body_mode=mode) as proxy,
+    ):
+        for size in (10, 200_000):
+            body = chat("x" * size, model="alias")
+            assert_arrived(await exchange(proxy.url, body=body), body.replace(b'"alias"', b'"the-real-model"'))
+
+
+@pytest.mark.parametrize("mode", SEEING)
+async def test_bad_input_is_answered_by_the_picker(envoy, tmp_path, mode):
+    async with (
+        backends(1) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, max_body_bytes=300_000, strict_models=True) as app,
+        envoy(pods, target(app), request_body_mode=mode) as proxy,
+    ):
+        for body, status, reason in (
+            (b'{"model": "m", "messages": [}', 400, "malformed"),
+            (b'{"messages": []}', 400, "no-model"),
+            (chat("hi"), 404, "unknown-model"),
+            (chat("x" * 400_000), 413, "body-too-large"),
+        ):
+            answer = await exchange(proxy.url, body=body)
+            assert (answer.status, answer.headers["x-warmroute-dropped-reason"]) == (status, reason)
+            assert answer.headers["content-type"] == "application/json"
+            assert json.loads(answer.body)["error"]["code"] == status
+        app.pool.replace([], 0.0)
+        answer = await exchange(proxy.url, "/v1/models", method="GET")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert not any("POST" in request.start for request in pods[0].requests)
+
+
+@pytest.mark.parametrize("hint", [("{0}",), "{0}", "{0},{1}", ("[::1]:1", "{1}"), ()])
+async def test_the_subset_hint(envoy, tmp_path, hint):
+    async with backends(3) as pods, picker_app([pod.target for pod in pods], tmp_path) as app:
+        names = [pod.target for pod in pods]
+        filled = hint.format(*names) if isinstance(hint, str) else tuple(entry.format(*names) for entry in hint)
+        allowed = {pod.name for pod in pods if pod.target in filled}
+        async with envoy(pods, target(app), subset_hint=filled) as proxy:
+            for _ in range(4):
+                answer = await exchange(proxy.url, body=chat("hi"))
+                if allowed:
+                    assert served_by(answer) in allowed
+                else:
+                    assert (answer.status, answer.headers["x-warmroute-dropped-reason"]) == (503, "empty-subset")
+
+
+async def test_fallbacks_are_tried_in_order_and_the_served_endpoint_is_told(envoy, tmp_path):
+    async with (
+        backends(3) as pods,
+        picker_app(
+            [pod.target for pod in pods],
+            tmp_path,
+            max_endpoints=3,
+            enable_conformance_headers=True,
+            observe_responses=True,
+            refresh_metrics_interval=60,
+            idle_metrics_interval=60,
+        ) as app,
+        envoy(pods, target(app), response_headers=True, retry_on="5xx") as proxy,
+    ):
+        answer = await exchange(proxy.url, body=chat("a"))
+        order = received(answer)["headers"]["x-gateway-destination-endpoint"].split(",")
+        assert len(order) == 3
+        assert answer.headers["x-conformance-test-served-endpoint"] == order[0]
+        for pod in pods:
+            pod.status = 503 if pod.target == order[1] else 200
+        answer = await exchange(proxy.url, body=chat("b"))
+        order = received(answer)["headers"]["x-gateway-destination-endpoint"].split(",")
+        by_target = {pod.target: pod for pod in pods}
+        expected = next(t for t in order if by_target[t].status == 200)
+        assert answer.headers["x-conformance-test-served-endpoint"] == expected
+        chosen = await exchange(proxy.url, body=chat("c"), headers={"test-epp-endpoint-selection": expected})
+        assert chosen.headers["x-conformance-test-served-endpoint"] == expected
+
+
+async def test_shadow_mode_is_not_answered(envoy, tmp_path):
+    async with (
+        backends(2) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(pods, target(app), request_body_mode=NONE, observability_mode=True) as proxy,
+    ):
+        for _ in range(5):
+            assert (await exchange(proxy.url, body=chat("hi"))).status == 200
+        assert app.router.decisions() == []
+
+
+@pytest.mark.parametrize("mode", SEEING)
+@pytest.mark.parametrize("stage", ["in the headers", "in the body", "before the response", "in the response"])
+async def test_a_client_that_goes_away_leaves_nothing_behind(envoy, tmp_path, mode, stage):
+    async with (
+        backends(1) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, observe_responses=True) as app,
+        envoy(pods, target(app), request_body_mode=mode, response_headers=True) as proxy,
+    ):
+        reader, writer = await connect(proxy.url)
+        hold = {"x-test-hold": "head" if stage == "before the response" else "body", "x-test-sse": "2"}
+        fields = {"host": "t", "content-type": "application/json", **hold}
+        if stage == "in the headers":
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\n")
+        elif stage == "in the body":
+            start = encode_fields("POST /v1/chat/completions HTTP/1.1", fields | {"transfer-encoding": "chunked"})
+            writer.write(start + encode_chunk(b'{"model": "m", "messages": ['))
+            await eventually(lambda: app.server.open_streams == 1, "stream open")
+        else:
+            writer.write(encode("POST /v1/chat/completions HTTP/1.1", fields, chat("hi")))
+            await eventually(lambda: any("POST" in request.start for request in pods[0].requests), "request arrived")
+            if stage == "in the response":
+                assert await reader.read(1)
+        await writer.drain()
+        writer.transport.abort()
+        await eventually(lambda: app.server.open_streams == 0, "all streams closed")
+        assert all(book.in_flight == 0 for book in app.router.books)
+        pods[0].release.set()
+        assert (await exchange(proxy.url, body=chat("still here"))).status == 200
+
+
+async def test_observed_requests_are_counted_to_their_true_end(envoy, tmp_path):
+    async with (
+        backends(1) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, observe_responses=True) as app,
+        envoy(pods, target(app)) as proxy,
+    ):
+        (book,) = app.router.books
+        request = asyncio.create_task(
+            exchange(proxy.url, body=chat("hi"), headers={"x-test-hold": "body", "x-test-sse": "2"})
+        )
+        await eventually(lambda: book.in_flight == 1, "counted")
+        await asyncio.sleep(0.2)
+        assert book.in_flight == 1
+        pods[0].release.set()
+        await request
+        await eventually(lambda: book.in_flight == 0, "released at the end")

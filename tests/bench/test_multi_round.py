@@ -259,7 +259,7 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path):
     text = console.file.getvalue()
     assert text.count("Performance summary") == 2
     assert "ratio" in text
-    assert "of about 6 requests" in text
+    assert "of 6 requests" in text
     with output.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["base_url"] for row in rows] == [a] * 6 + [b] * 6

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from envoy_fixture.backends import backends
 from envoy_fixture.http1 import connect, encode, exchange, read_message
-from envoy_fixture.pickers import scripted_picker
+from envoy_fixture.pickers import scripted_picker, warmroute_serve
 
 from warmroute.gateway import ext_proc_pb2 as pb
 from warmroute.standalone.bootstrap import (
@@ -143,3 +143,14 @@ async def test_a_backend_that_stops_refuses_and_comes_back_on_its_port(envoy):
         assert (await exchange(proxy.plain_url)).status == 503
         await pods[0].start()
         assert (await exchange(proxy.plain_url)).status == 200
+
+
+async def test_the_shipped_picker_keeps_a_conversation_on_one_backend(envoy, tmp_path):
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 4000}]}).encode()
+    async with (
+        backends(3) as pods,
+        warmroute_serve([pod.target for pod in pods], tmp_path, "--routing-strategy=PREFIX_CACHE") as (epp, _),
+        envoy(pods, epp, failure_mode_allow=False) as proxy,
+    ):
+        names = {(await exchange(proxy.url, body=body)).headers["x-backend"] for _ in range(3)}
+    assert len(names) == 1

@@ -477,9 +477,9 @@ async def run_with_progress(
             bar.update(task, completed=len(result.records), ttft=ttft)
             if not console.is_terminal and monotonic() - last_line >= log_interval:
                 last_line = monotonic()
-                console.print(
-                    f"{title}: {len(result.records)} of about {total} requests, recent {ttft}", highlight=False
-                )
+                about = "" if workload.seconds is None else "about "
+                done = f"{title}: {len(result.records)} of {about}{total} requests, recent {ttft}"
+                console.print(done, highlight=False, markup=False)
 
         return await run(workload, base_url, api_key=api_key, on_progress=show)
 

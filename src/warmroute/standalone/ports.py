@@ -26,6 +26,19 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
+def free_range(count: int, host: str = "127.0.0.1") -> int:
+    """The first of ``count`` consecutive ports that were free just now. Raises ConfigurationError if none is found."""
+    for _ in range(100):
+        first = free_port(host)
+        try:
+            for port in range(first, first + count):
+                require_free(host, port, "a range of ports")
+        except (ConfigurationError, OverflowError):
+            continue
+        return first
+    raise ConfigurationError(f"there are no {count} consecutive free ports on {host}")
+
+
 def _socket(host: str) -> socket.socket:
     probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     # As servers do: connections of an earlier one in TIME_WAIT are no hindrance, a listener is.

@@ -70,15 +70,15 @@ class ModelEntry(_Entry):
     """One item of ``models``."""
 
     name: Name
-    targets: tuple[ModelTargetEntry, ...] = ()
+    targets: list[ModelTargetEntry] = []
     criticality: Literal["Critical", "Standard", "Sheddable"] = "Standard"
 
 
 class EndpointsFile(_Entry):
     """The whole file."""
 
-    endpoints: tuple[EndpointEntry, ...]
-    models: tuple[ModelEntry, ...] = ()
+    endpoints: list[EndpointEntry]
+    models: list[ModelEntry] = []
 
     def specs(self) -> list[EndpointSpec]:
         """The endpoints for the pool."""

@@ -187,12 +187,13 @@ class Scraper(PoolListener):
     async def _run(self) -> None:
         while True:
             try:
-                self._start_due(self._clock())
+                self.start_due(self._clock())
             except Exception:
                 logger.exception("the scraper failed and goes on")
             await asyncio.sleep(TICK)
 
-    def _start_due(self, now: float) -> None:
+    def start_due(self, now: float) -> None:
+        """Start the scrapes that are due at ``now`` as tasks. The owner task calls it every tick."""
         for target in self._targets.values():
             if target.due > now or target.task is not None or not target.endpoint.ready:
                 continue

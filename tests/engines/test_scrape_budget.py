@@ -1,0 +1,86 @@
+"""What scraping costs: a hundred engines once a second for less than a twentieth of a core."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.pool import Pool
+from warmroute.settings import Settings
+
+ENGINES = 100
+SECONDS = 6.0
+BUDGET = 0.05
+
+ENGINES_PROGRAM = """
+import asyncio, sys
+
+HELP = "# HELP {0} Some words on what it is.\\n# TYPE {0} gauge\\n{0}"
+NAMES = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "request_prompt_tokens_sum",
+         "request_prompt_tokens_count", "prompt_tokens_by_source_total", "prefix_cache_queries_total",
+         "prefix_cache_hits_total", "cache_config_info"]
+
+class Engine(asyncio.Protocol):
+    answers = 0
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        Engine.answers += 1
+        labels = '{engine="0",model_name="model",source="local_compute",block_size="16",num_gpu_blocks="9"} '
+        body = "".join(HELP.format("vllm:" + name) + labels + str(Engine.answers) + "\\n" for name in NAMES)
+        head = f"HTTP/1.1 200 OK\\r\\nserver: uvicorn\\r\\ncontent-length: {len(body)}\\r\\n\\r\\n"
+        self.transport.write((head + body).encode())
+
+async def main():
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(Engine, "127.0.0.1", 0) for _ in range(int(sys.argv[1]))]
+    print(*[server.sockets[0].getsockname()[1] for server in servers], flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def engines(count: int) -> Iterator[list[int]]:
+    """Busy engines in a process of their own; gives their ports."""
+    process = subprocess.Popen([sys.executable, "-c", ENGINES_PROGRAM, str(count)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield [int(port) for port in process.stdout.readline().split()]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.slow
+async def test_a_hundred_engines_cost_less_than_a_twentieth_of_a_core() -> None:
+    outcomes: Counter[ScrapeOutcome] = Counter()
+    pool = Pool()
+    settings = Settings(refresh_metrics_interval=1.0, idle_metrics_interval=1.0)
+    scraper = Scraper(pool, settings, on_result=lambda endpoint, outcome: outcomes.update([outcome]))
+    with engines(ENGINES) as ports:
+        pool.replace([EndpointSpec("default", f"e{port}", "127.0.0.1", port) for port in ports], time.monotonic())
+        await scraper.start()
+        try:
+            await asyncio.sleep(2.5)  # connections are there, constants are read, phases are spread
+            outcomes.clear()
+            cpu, began = time.process_time(), time.monotonic()
+            await asyncio.sleep(SECONDS)
+            cores = (time.process_time() - cpu) / (time.monotonic() - began)
+        finally:
+            await scraper.stop()
+    assert outcomes.keys() == {ScrapeOutcome.OK}
+    assert outcomes[ScrapeOutcome.OK] >= 0.8 * ENGINES * SECONDS
+    print(f"{outcomes.total() / SECONDS:.0f} scrapes/s, {cores:.4f} core")
+    assert cores < BUDGET

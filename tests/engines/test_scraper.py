@@ -1,0 +1,390 @@
+"""When the scraper asks which engine, and what it tells the pool. The engines and the clock are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from warmroute.engines import scraper as scraper_module
+from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.errors import ConfigurationError, ScrapeError
+from warmroute.pool.endpoint import Endpoint, EndpointSpec
+from warmroute.pool.pool import Pool, PoolListener
+from warmroute.settings import Settings, changed
+
+IDLE = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
+BUSY = b"vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n"
+
+
+class Engines:
+    """Stands for every engine: what they answer, and what they were asked."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[str], Awaitable[tuple[int, bytes]]] = self._idle
+        self.asked: list[str] = []
+        self.under_way = 0
+        self.most_under_way = 0
+
+    async def _idle(self, url: str) -> tuple[int, bytes]:
+        return 200, IDLE
+
+    def say(self, body: bytes = IDLE, *, status: int = 200) -> None:
+        async def answer(url: str) -> tuple[int, bytes]:
+            return status, body
+
+        self.answer = answer
+
+    def fail(self, error: Exception) -> None:
+        async def answer(url: str) -> tuple[int, bytes]:
+            raise error
+
+        self.answer = answer
+
+    def hang(self) -> asyncio.Event:
+        """From now on nobody answers before the event; whoever is asked until then is idle."""
+        go_on = asyncio.Event()
+
+        async def answer(url: str) -> tuple[int, bytes]:
+            await go_on.wait()
+            return 200, IDLE
+
+        self.answer = answer
+        return go_on
+
+    async def __call__(self, url: str, seconds: float) -> tuple[int, bytes]:
+        self.asked.append(url)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            return await self.answer(url)
+        finally:
+            self.under_way -= 1
+
+
+class Stage:
+    """A pool, a scraper over it and a clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pool = Pool()
+        self.engines = Engines()
+        self.results: list[tuple[str, ScrapeOutcome]] = []
+        self.settings = Settings(refresh_metrics_interval=0.5, idle_metrics_interval=2.0)
+        self.scraper = Scraper(
+            self.pool,
+            self.settings,
+            clock=lambda: self.now,
+            on_result=lambda endpoint, outcome: self.results.append((endpoint.spec.name, outcome)),
+            fetch=self.engines,
+            rng=random.Random(7),
+        )
+
+    def add(self, name: str = "a", address: str = "10.0.0.1", **labels: str) -> Endpoint:
+        return self.pool.upsert(EndpointSpec("default", name, address, 8000, labels=labels), self.now)
+
+    async def settle(self) -> None:
+        """Start what is due now and let it go as far as it can: nothing here waits for anything but the event loop."""
+        self.scraper.start_due(self.now)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def seconds_to_next_scrape(self, *, step: float = 0.05, limit: float = 10.0) -> float:
+        began, before = self.now, len(self.results)
+        while len(self.results) == before:
+            assert self.now - began < limit, "no further scrape"
+            self.now += step
+            await self.settle()
+        return self.now - began
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    yield stage
+    await stage.scraper.stop()
+    assert stage.engines.under_way == 0, "a scrape outlives the scraper"
+
+
+# ---------------------------------------------------------------- when
+
+
+async def test_a_new_endpoint_is_scraped_at_once(stage: Stage) -> None:
+    endpoint = stage.add()
+    await stage.settle()
+    assert endpoint.state is not None
+    assert endpoint.state.observed_at == 1000.0
+    assert stage.results == [("a", ScrapeOutcome.OK)]
+    assert stage.engines.asked[0].startswith("http://10.0.0.1:8000/metrics/?name[]=")
+
+
+async def test_an_ipv6_address_is_asked_in_brackets(stage: Stage) -> None:
+    stage.add(address="2001:db8::1")
+    await stage.settle()
+    assert stage.engines.asked[0].startswith("http://[2001:db8::1]:8000/metrics")
+
+
+async def test_busy_endpoints_are_scraped_more_often_than_idle_ones(stage: Stage) -> None:
+    stage.add()
+    await stage.settle()
+    await stage.seconds_to_next_scrape()  # until here it is given its own phase
+    assert 1.75 <= await stage.seconds_to_next_scrape() <= 2.3
+    stage.engines.say(BUSY)
+    await stage.seconds_to_next_scrape()
+    assert 0.4 <= await stage.seconds_to_next_scrape() <= 0.6
+    stage.scraper.apply(changed(stage.settings, {"refresh_metrics_interval": 1.0}))
+    await stage.seconds_to_next_scrape()
+    assert 0.85 <= await stage.seconds_to_next_scrape() <= 1.15
+
+
+async def test_endpoints_that_come_together_are_scraped_apart(stage: Stage) -> None:
+    stage.engines.say(BUSY)
+    for i in range(100):
+        stage.add(f"e{i}", f"10.0.1.{i}")
+    await stage.settle()
+    assert len(stage.results) == 100
+    at_once = []
+    for _ in range(20):
+        before = len(stage.results)
+        stage.now += 0.05
+        await stage.settle()
+        at_once.append(len(stage.results) - before)
+    assert 180 <= sum(at_once) <= 260, "about two in a second each"
+    assert max(at_once) <= 25, at_once
+
+
+async def test_an_endpoint_that_is_not_ready_is_left_alone_until_it_is(stage: Stage) -> None:
+    endpoint = stage.add()
+    await stage.settle()
+    stage.pool.remove(endpoint.id, stage.now)
+    stage.now += 20.0
+    await stage.settle()
+    assert len(stage.results) == 1
+    stage.add()
+    await stage.settle()
+    assert len(stage.results) == 2
+
+
+async def test_a_forgotten_endpoint_is_not_scraped_any_more(stage: Stage) -> None:
+    go_on = stage.engines.hang()
+    endpoint = stage.add()
+    await stage.settle()
+    assert stage.engines.under_way == 1
+    stage.pool.remove(endpoint.id, stage.now)
+    stage.pool.expire(stage.now + 60.0)
+    await stage.settle()
+    assert stage.engines.under_way == 0
+    go_on.set()
+    stage.now += 20.0
+    await stage.settle()
+    assert stage.results == []
+    assert endpoint.state is None
+
+
+async def test_engines_that_hang_do_not_hold_up_the_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scraper_module, "CONCURRENCY", 10)
+    stage.engines.hang()
+    for i in range(9):
+        stage.add(f"hung{i}")
+    await stage.settle()
+    stage.engines.say()
+    for i in range(30):
+        stage.add(f"well{i}")
+    for _ in range(30):
+        await stage.settle()
+    assert len(stage.results) == 30
+    assert stage.engines.most_under_way == 10
+
+
+# ---------------------------------------------------------------- silence and nonsense
+
+
+async def test_a_refused_connection_is_unreachable_at_once_and_is_tried_again_with_growing_pauses(stage: Stage) -> None:
+    stage.engines.fail(ConnectionRefusedError("refused"))
+    endpoint = stage.add()
+    await stage.settle()
+    assert not endpoint.reachable
+    pauses = [await stage.seconds_to_next_scrape() for _ in range(4)]
+    assert pauses == pytest.approx([0.5, 1.0, 2.0, 2.0], rel=0.15, abs=0.06)
+    assert {outcome for _, outcome in stage.results} == {ScrapeOutcome.UNREACHABLE}
+    stage.engines.say()
+    await stage.seconds_to_next_scrape()
+    assert endpoint.available
+    stage.engines.fail(ConnectionRefusedError("refused"))
+    await stage.seconds_to_next_scrape()
+    assert await stage.seconds_to_next_scrape() == pytest.approx(0.5, rel=0.15, abs=0.06), "the pauses begin anew"
+
+
+async def test_one_timeout_is_forgiven_two_in_a_row_are_not(stage: Stage) -> None:
+    endpoint = stage.add()
+    await stage.settle()
+    stage.engines.fail(TimeoutError())
+    await stage.seconds_to_next_scrape()
+    assert stage.results[-1] == ("a", ScrapeOutcome.TIMEOUT)
+    assert endpoint.reachable
+    stage.engines.say()
+    await stage.seconds_to_next_scrape()
+    stage.engines.fail(TimeoutError())
+    await stage.seconds_to_next_scrape()
+    assert endpoint.reachable
+    await stage.seconds_to_next_scrape()
+    assert not endpoint.reachable
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [(404, b"", ScrapeOutcome.STATUS), (503, b"", ScrapeOutcome.STATUS), (200, b"<html>", ScrapeOutcome.PAGE)],
+)
+async def test_an_engine_without_a_page_can_be_chosen_all_the_same(
+    stage: Stage, status: int, body: bytes, outcome: ScrapeOutcome
+) -> None:
+    stage.engines.say(body, status=status)
+    endpoint = stage.add()
+    await stage.settle()
+    assert stage.results == [("a", outcome)]
+    assert endpoint.available
+    assert endpoint.state is None
+    stage.engines.fail(ConnectionRefusedError())
+    await stage.seconds_to_next_scrape()
+    assert not endpoint.available
+    stage.engines.say(body, status=status)
+    await stage.seconds_to_next_scrape()
+    assert endpoint.available, "it answers again"
+
+
+async def test_only_changes_are_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "warmroute.engines.scraper")
+    stage.add()
+    await stage.settle()
+    for fault in (ConnectionRefusedError("no"), ScrapeError("odd")):
+        stage.engines.fail(fault)
+        for _ in range(3):
+            await stage.seconds_to_next_scrape()
+    stage.engines.say()
+    for _ in range(3):
+        await stage.seconds_to_next_scrape()
+    assert [record.getMessage() for record in caplog.records] == ["no metrics", "no metrics", "metrics are back"]
+
+
+async def test_a_bug_in_one_scrape_stays_there(stage: Stage) -> None:
+    async def answer(url: str) -> tuple[int, bytes]:
+        if "10.0.0.1" in url:
+            raise ZeroDivisionError
+        return 200, IDLE
+
+    stage.engines.answer = answer
+    stage.add("a", "10.0.0.1")
+    stage.add("b", "10.0.0.2")
+    for _ in range(60):
+        stage.now += 0.1
+        await stage.settle()
+    outcomes = Counter(stage.results)
+    assert outcomes["a", ScrapeOutcome.INTERNAL] >= 2
+    assert outcomes["b", ScrapeOutcome.OK] >= 2
+    assert len(outcomes) == 2
+
+
+# ---------------------------------------------------------------- restarts and changes
+
+
+class Order(PoolListener):
+    """What happened to an endpoint, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
+        self.events.append("observed")
+
+    def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+        assert endpoint.state is None
+        self.events.append("restarted")
+
+
+async def test_a_restart_is_told_before_the_new_process_state(stage: Stage) -> None:
+    order = Order()
+    stage.pool.subscribe(order, stage.now)
+    config = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="10"} 1\n'
+    stage.engines.say(IDLE + config + b"process_start_time_seconds 1000\n")
+    endpoint = stage.add()
+    await stage.settle()
+    stage.engines.say(IDLE + config.replace(b'"10"', b'"20"') + b"process_start_time_seconds 2000\n")
+    await stage.seconds_to_next_scrape()
+    assert order.events == ["observed", "restarted", "observed"]
+    assert endpoint.state is not None
+    assert endpoint.state.capacity_tokens == 320
+    await stage.seconds_to_next_scrape()
+    assert order.events == ["observed", "restarted", "observed", "observed"]
+
+
+async def test_an_answer_from_the_old_address_is_not_taken_for_the_new_one(stage: Stage) -> None:
+    go_on = stage.engines.hang()
+    endpoint = stage.add()
+    await stage.settle()
+    stage.engines.say(BUSY)
+    stage.add(address="10.0.0.2")
+    go_on.set()
+    await stage.settle()
+    assert endpoint.state is not None
+    assert endpoint.state.running == 3
+    assert "10.0.0.2" in stage.engines.asked[-1]
+    assert stage.results == [("a", ScrapeOutcome.OK)]
+
+
+async def test_the_label_chooses_the_dialect(stage: Stage) -> None:
+    stage.engines.say(b"sglang:num_running_reqs 2\nsglang:num_queue_reqs 0\n")
+    endpoint = stage.add(**{"llm-d.ai/engine-type": "sglang"})
+    await stage.settle()
+    assert endpoint.state is not None
+    assert endpoint.state.running == 2
+    stage.engines.say(b"trtllm_num_requests_running 5\ntrtllm_num_requests_waiting 0\n")
+    stage.add(**{"llm-d.ai/engine-type": "trtllm-serve"})
+    await stage.settle()
+    assert endpoint.state.running == 5
+    assert "/prometheus/metrics/?name[]=trtllm" in stage.engines.asked[-1]
+
+
+async def test_an_unknown_engine_is_read_as_the_default_one(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    endpoint = stage.add(**{"llm-d.ai/engine-type": "strange"})
+    await stage.settle()
+    assert endpoint.state is not None
+    assert [record.getMessage() for record in caplog.records] == [
+        "unknown engine; reading its metrics as the default engine's"
+    ]
+
+
+async def test_port_path_and_scheme_can_be_set() -> None:
+    pool, engines = Pool(), Engines()
+    settings = Settings(
+        model_server_metrics_port=9400, model_server_metrics_path="/m", model_server_metrics_scheme="https"
+    )
+    scraper = Scraper(pool, settings, fetch=engines)
+    await scraper.start()
+    pool.upsert(EndpointSpec("default", "a", "10.0.0.1", 8000), 0.0)
+    try:
+        async with asyncio.timeout(5):
+            while not engines.asked:
+                await asyncio.sleep(0.01)
+    finally:
+        await scraper.stop()
+    assert engines.asked[0].startswith("https://10.0.0.1:9400/m/?name[]=")
+
+
+def test_an_unknown_default_engine_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="strange"):
+        Scraper(Pool(), Settings(model_server_runtime="strange"))
+    scraper = Scraper(Pool(), Settings())
+    with pytest.raises(ConfigurationError, match="strange"):
+        scraper.apply(Settings(model_server_runtime="strange"))
+
+
+async def test_stopping_is_safe_at_any_time() -> None:
+    scraper = Scraper(Pool(), Settings())
+    await scraper.stop()
+    await scraper.start()
+    await scraper.stop()
+    await scraper.stop()

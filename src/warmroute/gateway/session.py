@@ -306,7 +306,7 @@ class Session:
         if model is None:
             return unknown_model(request.model) if self._rules.strict_models else None
         name = request.model if truncated else model.draw(self._chance())  # half a body cannot be rewritten
-        self.request = replace(request, model=name, priority=model.priority)
+        self.request = replace(request.with_model(name), priority=model.priority)
         return None if name == request.model else replace_model(body, name)
 
     def _pick(self, now: float, answer: Callable[[str], bytes]) -> bytes:

@@ -1,0 +1,175 @@
+"""What a client sees when the picker, an engine or a peer fails: the picker's death must not be the request's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from envoy_fixture.apps import eventually, picker_app, target
+from envoy_fixture.backends import backends
+from envoy_fixture.http1 import Message, exchange
+from envoy_fixture.pickers import endpoints_document, warmroute_serve
+
+from warmroute.standalone.bootstrap import DESTINATION, BodyMode, Picking
+
+BUFFERED, DUPLEX = BodyMode.BUFFERED, BodyMode.FULL_DUPLEX_STREAMED
+BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello " * 200}]}).encode()
+
+
+async def answered(url: str, as_wished: Callable[[Message], bool]) -> None:
+    """Requests are answered as wished, at the latest when Envoy's next health check has told all its workers."""
+    async with asyncio.timeout(10):
+        while not as_wished(await exchange(url, body=BODY)):
+            await asyncio.sleep(0.1)
+    assert as_wished(await exchange(url, body=BODY))
+
+
+def posts(pod) -> int:
+    return sum("POST" in request.start for request in pod.requests)
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize("mode", [BUFFERED, BodyMode.BUFFERED_PARTIAL, DUPLEX])
+@pytest.mark.parametrize("hold", ["head", "body"])
+async def test_a_killed_picker_harms_no_request_in_flight(envoy, tmp_path, mode, fail_open, hold):
+    async with (
+        backends(2) as pods,
+        warmroute_serve([pod.target for pod in pods], tmp_path) as (epp, child),
+        envoy(pods, epp, request_body_mode=mode, response_headers=True, failure_mode_allow=fail_open) as proxy,
+    ):
+        wishes = {"x-test-hold": hold, "x-test-sse": "3"}
+        requests = [asyncio.create_task(exchange(proxy.url, body=BODY, headers=wishes)) for _ in range(6)]
+        await eventually(lambda: sum(map(posts, pods)) == 6, "requests in flight")
+        os.kill(child.pid, signal.SIGKILL)
+        await proxy.wait_for_stat("cluster.epp.upstream_cx_active", 0)
+        for pod in pods:
+            pod.release.set()
+        for answer in await asyncio.gather(*requests):
+            assert answer.status == 200
+            assert answer.body.endswith(b"[DONE]\n\n")
+
+
+async def test_observing_response_headers_makes_the_pickers_death_matter(envoy, tmp_path):
+    """The price of --observe-responses, as its documentation says: with fail-close the request dies too."""
+    for fail_open, status in ((True, 200), (False, 500)):
+        async with (
+            backends(1) as pods,
+            warmroute_serve([pods[0].target], tmp_path, "--observe-responses") as (epp, child),
+            envoy(pods, epp, response_headers=True, failure_mode_allow=fail_open) as proxy,
+        ):
+            request = asyncio.create_task(exchange(proxy.url, body=BODY, headers={"x-test-hold": "head"}))
+            await eventually(lambda pods=pods: posts(pods[0]) == 1, "request in flight")
+            os.kill(child.pid, signal.SIGKILL)
+            await proxy.wait_for_stat("cluster.epp.upstream_cx_active", 0)
+            pods[0].release.set()
+            assert (await request).status == status
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
+async def test_fail_open_and_fail_close_while_the_picker_is_away_and_back_again(envoy, tmp_path, mode):
+    async with (
+        backends(2) as pods,
+        warmroute_serve([pod.target for pod in pods], tmp_path) as (epp, child),
+        envoy(pods, epp, request_body_mode=mode, failure_mode_allow=True) as open_proxy,
+        envoy(pods, epp, request_body_mode=mode, failure_mode_allow=False) as close_proxy,
+    ):
+        for proxy in (open_proxy, close_proxy):
+            assert (await exchange(proxy.url, body=BODY)).status == 200
+        await child.stop()
+        await answered(open_proxy.url, lambda answer: answer.status == 200)
+        await answered(close_proxy.url, lambda answer: answer.status in {500, 503})
+        await child.start()
+        for proxy in (open_proxy, close_proxy):
+            await answered(proxy.url, lambda answer: answer.status == 200 and DESTINATION.encode() in answer.body)
+
+
+async def test_a_hanging_picker_is_envoys_message_timeout(envoy, tmp_path):
+    async with backends(1) as pods, warmroute_serve([pods[0].target], tmp_path) as (epp, child):
+        for fail_open, status in ((True, 200), (False, 504)):
+            async with envoy(
+                pods, epp, failure_mode_allow=fail_open, message_timeout=0.3, epp_health_check=False
+            ) as proxy:
+                assert (await exchange(proxy.url, body=BODY)).status == 200
+                os.kill(child.pid, signal.SIGSTOP)
+                try:
+                    assert (await exchange(proxy.url, body=BODY)).status == status
+                finally:
+                    os.kill(child.pid, signal.SIGCONT)
+
+
+async def test_sigterm_drains(envoy, tmp_path):
+    """Requests keep being served between SIGTERM and the moment when Envoy has seen that the picker is not ready."""
+    async with (
+        backends(1) as pods,
+        warmroute_serve([pods[0].target], tmp_path, "--observe-responses", "--drain-timeout=10s") as (epp, child),
+        envoy(pods, epp, failure_mode_allow=False) as proxy,
+    ):
+        request = asyncio.create_task(exchange(proxy.url, body=BODY, headers={"x-test-hold": "head"}))
+        await eventually(lambda: posts(pods[0]) == 1, "request in flight")
+        os.kill(child.pid, signal.SIGTERM)
+        await proxy.wait_for_stat("cluster.epp.membership_healthy", 0)
+        pods[0].release.set()
+        assert (await request).status == 200
+        await eventually(lambda: child.returncode is not None, "picker gone")
+        assert child.returncode == 0
+
+
+@pytest.mark.parametrize("picking", list(Picking))
+async def test_a_dead_engine_is_routed_around_and_comes_back(envoy, tmp_path, picking):
+    async with (
+        backends(3) as pods,
+        picker_app(
+            [pod.target for pod in pods], tmp_path, refresh_metrics_interval=0.1, idle_metrics_interval=0.1
+        ) as app,
+        envoy(pods, target(app), picking=picking) as proxy,
+    ):
+        states = {endpoint.spec.name: endpoint for endpoint in app.pool.endpoints.values()}
+        await eventually(
+            lambda: app.metrics.registry.get_sample_value("warmroute_endpoints", {"state": "ready"}) == 3, "ready"
+        )
+        await pods[0].stop()
+        await eventually(lambda: not states["pod-0"].reachable, "seen as unreachable")
+        bodies = [json.dumps({"model": "m", "prompt": f"{k} " * 2000}).encode() for k in range(24)]
+        names = {(await exchange(proxy.url, "/v1/completions", body=body)).headers["x-backend"] for body in bodies[:12]}
+        assert names == {"pod-1", "pod-2"}
+        await pods[0].start()
+        await eventually(lambda: states["pod-0"].reachable, "seen as reachable")
+        before = posts(pods[0])
+        for body in bodies[12:]:
+            assert (await exchange(proxy.url, "/v1/completions", body=body)).status == 200
+        assert posts(pods[0]) > before
+
+
+async def test_the_endpoints_file_is_followed(envoy, tmp_path):
+    async with (
+        backends(2) as pods,
+        picker_app([pods[0].target], tmp_path) as app,
+        envoy(pods, target(app), picking=Picking.ORIGINAL_DST) as proxy,
+    ):
+        assert (await exchange(proxy.url, body=BODY)).headers["x-backend"] == "pod-0"
+        file = tmp_path / "endpoints.yaml"
+        file.write_text("endpoints: [{name: broken")
+        await asyncio.sleep(1.2)
+        assert (await exchange(proxy.url, body=BODY)).headers["x-backend"] == "pod-0"
+        new = tmp_path / "new.yaml"
+        new.write_text(endpoints_document([pods[1].target]))
+        new.rename(file)
+        await eventually(
+            lambda: [e.target for e in app.pool.endpoints.values() if e.ready] == [pods[1].target], "file followed"
+        )
+        assert (await exchange(proxy.url, body=BODY)).headers["x-backend"] == "pod-1"
+
+
+async def test_tls_to_the_picker(envoy, tmp_path):
+    async with (
+        backends(1) as pods,
+        picker_app([pods[0].target], tmp_path, secure_serving=True) as app,
+        envoy(pods, target(app), epp_tls=True, failure_mode_allow=False) as proxy,
+    ):
+        answer = await exchange(proxy.url, body=BODY)
+        assert answer.status == 200
+        assert json.loads(answer.body)["headers"]["x-gateway-destination-endpoint"] == pods[0].target

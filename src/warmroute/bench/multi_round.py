@@ -384,8 +384,8 @@ def table(title: str, columns: Sequence[tuple[str, Summary]], pods: Sequence[str
 
     def times(label: str, figure: Callable[[Summary], float]) -> None:
         values = [figure(summary) for _, summary in columns]
-        ratio = f"{values[-1] / values[0]:.2f}" if values[0] > 0 else ""
-        row(label, [f"{value * 1000:.1f} ms" for value in values], ratio)
+        ratio = f"{values[-1] / values[0]:.2f}" if min(values) > 0 else ""
+        row(label, [f"{value * 1000:.1f} ms" if value > 0 else "-" for value in values], ratio)
 
     times("TTFT mean", lambda summary: summary.ttft.mean)
     times("TTFT p50", lambda summary: summary.ttft.p50)

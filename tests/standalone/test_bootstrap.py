@@ -21,7 +21,7 @@ def assert_valid(config: ProxyConfig, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("request_mode", "picking"), itertools.product(BodyMode, Picking))
+@pytest.mark.parametrize(("request_mode", "picking"), list(itertools.product(BodyMode, Picking)))
 def test_envoy_accepts_every_body_mode_with_every_way_of_picking(request_mode, picking, tmp_path):
     for response_mode in (BodyMode.NONE, BodyMode.BUFFERED, BodyMode.STREAMED, BodyMode.FULL_DUPLEX_STREAMED):
         config = ProxyConfig(

@@ -1,0 +1,341 @@
+"""Every overlay renders, validates, and its parts fit one another and the real command line."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from manifests import DEPLOY, OVERLAYS, PICKER, SAMPLES, label, overlay, pick, read_documents, validate, with_components
+from typer.testing import CliRunner
+
+from warmroute import cli
+from warmroute.settings import Settings
+
+READ = {"get", "list", "watch"}
+GROUPS = ("inference.networking.k8s.io", "inference.networking.x-k8s.io")
+READ_RESOURCES = {("", "pods")} | {
+    (group, resource)
+    for group in GROUPS
+    for resource in ("inferencepools", "inferencemodels", "inferenceobjectives", "inferencemodelrewrites")
+}
+POOL_NAMESPACE = "default"
+
+every_overlay = pytest.mark.parametrize("name", OVERLAYS)
+
+
+def container(deployment, name="epp") -> dict[str, Any]:
+    (found,) = [c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == name]
+    return found
+
+
+def settings_of(deployment, monkeypatch) -> Settings:
+    """The settings that the picker's container starts with: its arguments through the real command line."""
+    received = []
+    monkeypatch.setattr("warmroute.app.serve", received.append)
+    flags, warnings = cli.go_style(container(deployment)["args"])
+    assert not warnings
+    CliRunner().invoke(cli.app, ["serve", *flags], catch_exceptions=False, standalone_mode=False)
+    (settings,) = received
+    return settings
+
+
+def named_ports(deployment) -> dict[str, int]:
+    return {
+        port["name"]: port["containerPort"]
+        for c in deployment["spec"]["template"]["spec"]["containers"]
+        for port in c["ports"]
+    }
+
+
+def pool_of_the_walk_through():
+    return pick(read_documents((SAMPLES / "inference-pool.yaml").read_text()), "InferencePool")
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def test_the_overlays_are_there():
+    assert OVERLAYS == ("ack", "envoy-ai-gateway", "envoy-gateway", "sidecar")
+
+
+@every_overlay
+def test_every_document_validates(name):
+    for document in overlay(name):
+        validate(document)
+
+
+@pytest.mark.parametrize("base", ["base", "overlays/ack", "overlays/envoy-ai-gateway", "overlays/envoy-gateway"])
+def test_components_go_with_it(base, tmp_path):
+    documents = with_components(base, ("high-availability", "pod-monitor"), tmp_path)
+    for document in documents:
+        validate(document)
+    deployment = pick(documents, "Deployment")
+    namespace = deployment["metadata"]["namespace"]
+    assert deployment["spec"]["replicas"] == 2
+    assert container(deployment)["args"][-1] == "--ha-enable-leader-election"
+    assert not [d for d in documents if d["kind"] == "PodDisruptionBudget"]
+    monitor = pick(documents, "PodMonitor")
+    assert monitor["metadata"]["namespace"] == namespace
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in named_ports(deployment)
+
+
+@every_overlay
+def test_the_arguments_are_those_of_the_command_line(name, monkeypatch):
+    deployment = pick(overlay(name), "Deployment")
+    settings = settings_of(deployment, monkeypatch)
+    assert (settings.pool_name, settings.pool_namespace) == ("vllm-qwen-pool", POOL_NAMESPACE)
+    ports = named_ports(deployment)
+    assert (ports["grpc"], ports["grpc-health"], ports["metrics"]) == (
+        settings.grpc_port,
+        settings.grpc_health_port,
+        settings.metrics_port,
+    )
+    for probe, service in (("livenessProbe", "liveness"), ("readinessProbe", "readiness")):
+        assert container(deployment)[probe]["grpc"] == {"port": settings.grpc_health_port, "service": service}
+    pre_stop = container(deployment)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > pre_stop + settings.drain_timeout
+
+
+@pytest.mark.parametrize(
+    ("name", "secure"), [("ack", True), ("envoy-ai-gateway", True), ("envoy-gateway", False), ("sidecar", False)]
+)
+def test_tls_where_the_gateway_speaks_it(name, secure, monkeypatch):
+    assert settings_of(pick(overlay(name), "Deployment"), monkeypatch).secure_serving is secure
+
+
+def test_leader_election_is_a_setting(tmp_path, monkeypatch):
+    if "ha_enable_leader_election" not in Settings.model_fields:
+        pytest.skip("this picker cannot elect a leader yet")
+    documents = with_components("base", ("high-availability",), tmp_path)
+    settings: Any = settings_of(pick(documents, "Deployment"), monkeypatch)
+    assert settings.ha_enable_leader_election is True
+
+
+@every_overlay
+def test_pods_are_restricted(name):
+    pod = pick(overlay(name), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for each in pod["containers"]:
+        assert each["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in each["resources"]["limits"]
+        assert set(each["resources"]["requests"]) == {"cpu", "memory"}
+    assert pod["containers"][0]["resources"]["requests"] == {"cpu": "100m", "memory": "160Mi"}
+
+
+@every_overlay
+def test_selectors_and_ports_meet(name):
+    documents = overlay(name)
+    deployment = pick(documents, "Deployment")
+    namespace, labels = deployment["metadata"]["namespace"], deployment["spec"]["template"]["metadata"]["labels"]
+    ports = named_ports(deployment)
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    services = [d for d in documents if d["kind"] == "Service" and d["spec"]["selector"].items() <= labels.items()]
+    assert services
+    for service in services:
+        assert service["metadata"]["namespace"] == namespace
+        for port in service["spec"]["ports"]:
+            assert ports[port["targetPort"]] == port["port"]
+    budget, policy = pick(documents, "PodDisruptionBudget"), pick(documents, "NetworkPolicy")
+    assert budget["metadata"]["namespace"] == policy["metadata"]["namespace"] == namespace
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    for rule in policy["spec"]["ingress"]:
+        assert {port["port"] for port in rule["ports"]} <= set(ports)
+
+
+@every_overlay
+def test_the_picker_may_reach_the_pods_of_the_pool(name):
+    pool = pool_of_the_walk_through()["spec"]
+    to_pods = pick(overlay(name), "NetworkPolicy")["spec"]["egress"][0]
+    assert to_pods["to"][0]["podSelector"]["matchLabels"] == pool["selector"]
+    assert to_pods["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": POOL_NAMESPACE}
+    assert to_pods["ports"] == [{"port": pool["targetPortNumber"]}]
+
+
+# ---------------------------------------------------------------- RBAC
+
+
+def granted(documents) -> set[tuple[str, str, str, str]]:
+    """(namespace, API group, resource, verb) that the picker's service account gets; "*" for all namespaces."""
+    deployment = pick(documents, "Deployment")
+    account = (deployment["metadata"]["namespace"], deployment["spec"]["template"]["spec"]["serviceAccountName"])
+    pick(documents, "ServiceAccount", account[1])
+    result = set()
+    for binding in documents:
+        if binding["kind"] not in {"RoleBinding", "ClusterRoleBinding"}:
+            continue
+        if account not in {(s.get("namespace"), s["name"]) for s in binding["subjects"]}:
+            continue
+        role = pick(documents, binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        assert role["metadata"].get("namespace") == binding["metadata"].get("namespace")
+        for rule in role["rules"]:
+            assert set(rule) == {"apiGroups", "resources", "verbs"}
+            result |= {
+                (role["metadata"].get("namespace", "*"), group, resource, verb)
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for verb in rule["verbs"]
+            }
+    return result
+
+
+NEEDED = {(POOL_NAMESPACE, group, resource, verb) for group, resource in READ_RESOURCES for verb in READ} | {
+    (POOL_NAMESPACE, "", "events", "create")
+}
+
+
+@every_overlay
+def test_the_picker_may_do_what_it_needs_and_nothing_else(name):
+    assert granted(overlay(name)) == NEEDED
+
+
+@pytest.mark.parametrize(
+    ("base", "namespace"), [("base", "envoy-gateway-system"), ("overlays/envoy-ai-gateway", "default")]
+)
+def test_leader_election_needs_a_lease_beside_the_picker(base, namespace, tmp_path):
+    documents = with_components(base, ("high-availability",), tmp_path)
+    lease = {(namespace, "coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
+    assert granted(documents) == NEEDED | lease
+
+
+@every_overlay
+def test_only_the_picker_gets_the_token(name):
+    documents = overlay(name)
+    assert pick(documents, "ServiceAccount")["automountServiceAccountToken"] is False
+    pod = pick(documents, "Deployment")["spec"]["template"]["spec"]
+    if len(pod["containers"]) == 1:
+        assert pod["automountServiceAccountToken"] is True
+        return
+    assert pod["automountServiceAccountToken"] is False
+    with_token = [c["name"] for c in pod["containers"] if "token" in {m["name"] for m in c["volumeMounts"]}]
+    assert with_token == ["epp"]
+
+
+# ---------------------------------------------------------------- gateways
+
+
+GATEWAY_OVERLAYS = ("envoy-gateway", "envoy-ai-gateway")
+
+
+@pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
+def test_references_of_routes_and_policies_lead_somewhere(name):
+    samples = read_documents((SAMPLES / "vllm-service.yaml").read_text())
+    documents = overlay(name)
+    everything = {(d["kind"], d["metadata"]["name"]): d for d in (*samples, *documents)}
+    for document in documents:
+        spec = document.get("spec", {})
+        for parent in spec.get("parentRefs", []):
+            gateway = everything["Gateway", parent["name"]]
+            assert parent["sectionName"] in {listener["name"] for listener in gateway["spec"]["listeners"]}
+        for target in [*spec.get("targetRefs", []), *([spec["targetRef"]] if "targetRef" in spec else [])]:
+            assert (
+                everything[target["kind"], target["name"]]["metadata"]["namespace"] == document["metadata"]["namespace"]
+            )
+        processors = spec.get("extProc", [])
+        for holder in [*spec.get("rules", []), *processors] if document["kind"] != "Role" else []:
+            for backend in holder["backendRefs"]:
+                found = everything[backend.get("kind") or "Service", backend["name"]]
+                if found["kind"] == "Service":
+                    assert backend["port"] in {port["port"] for port in found["spec"]["ports"]}, label(document)
+
+
+@pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
+def test_the_gateway_is_that_of_the_walk_through(name):
+    theirs = read_documents((SAMPLES / "inference-gateway.yaml").read_text())
+    for kind in ("GatewayClass", "Gateway"):
+        expected, ours = pick(theirs, kind), pick(overlay(name), kind)
+        assert ours["metadata"]["name"] == expected["metadata"]["name"]
+        assert ours["spec"] == expected["spec"]
+
+
+@pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
+def test_clients_cannot_choose_the_endpoint(name):
+    removed = pick(overlay(name), "ClientTrafficPolicy")["spec"]["headers"]["earlyRequestHeaders"]["remove"]
+    assert {"x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served"} <= set(removed)
+
+
+def quantity(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", text).groups()
+    return int(number) << {"Ki": 10, "Mi": 20, "Gi": 30}[unit]
+
+
+def test_envoy_gateway_buffers_what_the_picker_takes(monkeypatch):
+    documents = overlay("envoy-gateway")
+    limit = pick(documents, "ClientTrafficPolicy")["spec"]["connection"]["bufferLimit"]
+    assert quantity(limit) == settings_of(pick(documents, "Deployment"), monkeypatch).max_body_bytes
+
+
+def test_envoy_gateway_may_ask_the_picker_in_the_other_namespace():
+    documents = overlay("envoy-gateway")
+    policy, grant = pick(documents, "EnvoyExtensionPolicy"), pick(documents, "ReferenceGrant")
+    (backend,) = policy["spec"]["extProc"][0]["backendRefs"]
+    assert backend["namespace"] == grant["metadata"]["namespace"] != policy["metadata"]["namespace"]
+    (granted_from,), (granted_to,) = grant["spec"]["from"], grant["spec"]["to"]
+    assert granted_from["namespace"] == policy["metadata"]["namespace"]
+    assert granted_from["kind"] == policy["kind"]
+    assert policy["apiVersion"].startswith(granted_from["group"] + "/")
+    assert granted_to["name"] == backend["name"]
+
+
+def test_envoy_gateway_knows_the_pods_of_the_pool():
+    pool = pool_of_the_walk_through()
+    service = pick(overlay("envoy-gateway"), "Service", pool["metadata"]["name"])
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == pool["spec"]["selector"]
+    assert service["spec"]["ports"][0]["targetPort"] == pool["spec"]["targetPortNumber"]
+
+
+def test_envoy_gateway_prefers_our_route_to_that_of_the_walk_through():
+    """Equal paths: the one whose every match has a method goes first (HTTPRoute's precedence)."""
+    theirs = pick(read_documents((SAMPLES / "inference-gateway.yaml").read_text()), "HTTPRoute", "qwen-backend")
+    documents = overlay("envoy-gateway")
+    route = pick(documents, "HTTPRoute", "qwen-backend-picked")
+    (their_rule,), (rule,) = theirs["spec"]["rules"], route["spec"]["rules"]
+    assert theirs["spec"]["parentRefs"] == route["spec"]["parentRefs"]
+    assert [match["path"] for match in their_rule["matches"]] == [{"type": "PathPrefix", "value": "/"}]
+    assert all(match["path"] == their_rule["matches"][0]["path"] and match["method"] for match in rule["matches"])
+    assert not [d for d in documents if d["kind"] == "HTTPRoute" and d["metadata"]["name"] == "qwen-backend"]
+
+
+def test_ack_finds_the_picker_where_the_pool_says():
+    pool, service = pool_of_the_walk_through(), pick(overlay("ack"), "Service")
+    assert service["metadata"]["name"] == pool["spec"]["extensionRef"]["name"]
+    assert service["metadata"]["namespace"] == POOL_NAMESPACE
+    assert service["spec"]["ports"][0]["port"] == 9002
+
+
+def test_envoy_ai_gateway_finds_the_picker_where_the_pool_says():
+    documents = overlay("envoy-ai-gateway")
+    pool = pick(documents, "InferencePool")
+    service = pick(documents, "Service", pool["spec"]["endpointPickerRef"]["name"])
+    assert service["metadata"]["namespace"] == pool["metadata"]["namespace"]
+    assert pool["spec"]["endpointPickerRef"]["port"]["number"] in {p["port"] for p in service["spec"]["ports"]}
+    walk_through = pool_of_the_walk_through()
+    assert pool["spec"]["selector"]["matchLabels"] == walk_through["spec"]["selector"]
+    assert pool["spec"]["targetPorts"] == [{"number": walk_through["spec"]["targetPortNumber"]}]
+    (access,) = pick(documents, "ClusterRoleBinding")["subjects"]
+    assert access == {"kind": "ServiceAccount", "name": "envoy-gateway", "namespace": "envoy-gateway-system"}
+    values = yaml.safe_load((DEPLOY / "overlays/envoy-ai-gateway/envoy-gateway-values.yaml").read_text())
+    (resource,) = values["config"]["envoyGateway"]["extensionManager"]["backendResources"]
+    assert f"{resource['group']}/{resource['version']}" == pool["apiVersion"]
+
+
+def test_the_picker_has_the_name_that_the_walk_through_reads_the_log_of():
+    deployment = pick(overlay("envoy-gateway"), "Deployment")
+    assert (deployment["metadata"]["name"], deployment["metadata"]["namespace"]) == (PICKER, "envoy-gateway-system")
+
+
+@every_overlay
+def test_the_image_can_be_set(name):
+    kustomization = yaml.safe_load((DEPLOY / "overlays" / name / "kustomization.yaml").read_text())
+    assert "warmroute" in {image["name"] for image in kustomization["images"]}
+    assert container(pick(overlay(name), "Deployment"))["image"] == "warmroute:0.1.0"

@@ -1,0 +1,107 @@
+"""The sidecar's Envoy: judged by a real Envoy, and the same as the one that `warmroute demo` configures."""
+
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from manifests import overlay, pick
+
+from warmroute.settings import Settings
+from warmroute.standalone.bootstrap import Picking, ProxyConfig, bootstrap, to_yaml
+from warmroute.standalone.envoy import envoy_path
+
+
+def configuration() -> dict[str, Any]:
+    (text,) = pick(overlay("sidecar"), "ConfigMap")["data"].values()
+    return yaml.safe_load(text)
+
+
+def expected() -> dict[str, Any]:
+    config = ProxyConfig(
+        epp=("127.0.0.1:9002",),
+        endpoints=("unused:1",),
+        host="0.0.0.0",
+        port=8081,
+        plain_port=None,
+        picking=Picking.ORIGINAL_DST,
+        failure_mode_allow=False,
+    )
+    return yaml.safe_load(to_yaml(bootstrap(config)))
+
+
+def by_name(items):
+    return {item["name"]: item for item in items}
+
+
+def manager(listener):
+    ((filter_,),) = [chain["filters"] for chain in listener["filter_chains"]]
+    return filter_["typed_config"]
+
+
+def without_defaults(tree):
+    """Drops what says the same as nothing: zero, false, NONE, and what is empty then."""
+    if isinstance(tree, dict):
+        kept = {key: without_defaults(value) for key, value in tree.items()}
+        return {key: value for key, value in kept.items() if value not in (0, False, "NONE") or key == "value"}
+    return [without_defaults(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def test_envoy_accepts_it(tmp_path):
+    (text,) = pick(overlay("sidecar"), "ConfigMap")["data"].values()
+    (tmp_path / "envoy.yaml").write_text(text)
+    argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", tmp_path / "envoy.yaml"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_is_the_envoy_of_the_demo():
+    ours, theirs = configuration()["static_resources"], expected()["static_resources"]
+    our_manager, their_manager = manager(by_name(ours["listeners"])["picked"]), manager(theirs["listeners"][0])
+    assert set(our_manager) - {"codec_type"} == set(their_manager) - {"codec_type"}
+    for part in ("http_filters", "early_header_mutation_extensions", "route_config", "http_protocol_options"):
+        assert without_defaults(our_manager[part]) == without_defaults(their_manager[part]), part
+    our_clusters, their_clusters = by_name(ours["clusters"]), by_name(theirs["clusters"])
+    assert set(our_clusters) == {*their_clusters, "admin"}
+    for name in their_clusters.keys() - {"epp"}:
+        assert our_clusters[name] == their_clusters[name]
+    our_picker, their_picker = our_clusters["epp"], their_clusters["epp"]
+    assert our_picker.pop("common_lb_config") == {"healthy_panic_threshold": {"value": 0}}
+    their_picker.pop("common_lb_config")
+    assert our_picker == their_picker
+
+
+def test_bodies_are_buffered_up_to_what_the_picker_takes():
+    routes = manager(by_name(configuration()["static_resources"]["listeners"])["picked"])["route_config"]
+    (route,) = routes["virtual_hosts"][0]["routes"]
+    assert route["request_body_buffer_limit"] == Settings().max_body_bytes
+
+
+def test_the_containers_use_the_ports_of_the_configuration():
+    listeners = by_name(configuration()["static_resources"]["listeners"])
+    ports = {name: item["address"]["socket_address"]["port_value"] for name, item in listeners.items()}
+    (envoy,) = [
+        c
+        for c in pick(overlay("sidecar"), "Deployment")["spec"]["template"]["spec"]["containers"]
+        if c["name"] == "envoy"
+    ]
+    assert [port["containerPort"] for port in envoy["ports"]] == [ports["picked"], ports["status"]]
+    assert pick(overlay("sidecar"), "Service", "qwen-inference-gateway")["spec"]["ports"][0]["port"] == ports["picked"]
+
+
+def test_the_admin_page_stays_inside():
+    address = configuration()["admin"]["address"]["socket_address"]["address"]
+    assert address == "127.0.0.1"
+
+
+def test_a_changed_configuration_starts_new_pods():
+    config = pick(overlay("sidecar"), "ConfigMap")["metadata"]["name"]
+    volumes = pick(overlay("sidecar"), "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert config != "envoy"
+    assert config in {volume.get("configMap", {}).get("name") for volume in volumes}
+
+
+@pytest.mark.parametrize("path", ["/ready", "/stats/prometheus"])
+def test_the_status_listener_shows_this_page(path):
+    routes = manager(by_name(configuration()["static_resources"]["listeners"])["status"])["route_config"]
+    assert path in {route["match"]["path"] for route in routes["virtual_hosts"][0]["routes"]}

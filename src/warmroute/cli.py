@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from warmroute.errors import WarmrouteError
-from warmroute.settings import Settings, load
+from warmroute.settings import Settings, as_text, documentation, load
 
 app = typer.Typer(
     name="warmroute",
@@ -120,18 +120,11 @@ def _settings_flags() -> inspect.Signature:
     ]
     for name, field in Settings.model_fields.items():
         extra = field.json_schema_extra
-        default = (
-            ""
-            if field.default is None
-            else str(field.default).lower()
-            if field.annotation is bool
-            else str(field.default)
-        )
         option = typer.Option(
             "--" + name.replace("_", "-"),
             help=field.description,
             metavar="BOOL" if field.annotation is bool else "VALUE",
-            show_default=default or False,
+            show_default=as_text(field.default) or False,
             rich_help_panel=str(extra["group"]) if isinstance(extra, dict) else None,
         )
         parameters.append(
@@ -354,6 +347,12 @@ def demo(
         typer.echo(f"warmroute: {error}", err=True)
         raise typer.Exit(1) from error
     raise typer.Exit(status)
+
+
+@app.command()
+def settings() -> None:
+    """Print every setting of the picker, with its default and its meaning, as Markdown."""
+    typer.echo(documentation())
 
 
 def main() -> None:

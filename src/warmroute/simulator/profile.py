@@ -9,7 +9,7 @@ from warmroute.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long an engine's work takes. Seconds; docs/simulator.md tells where each constant comes from.
+    """How long an engine's work takes. Seconds, unless said otherwise; docs/simulator.md tells each constant's source.
 
     Three things work side by side: the API server's thread, the worker's thread that launches kernels, and the GPU.
     """
@@ -24,6 +24,10 @@ class Timing:
     """Worker: launching a step that has prefill in it."""
     launch_decode: float
     """Worker: launching a step of decodes only (full CUDA graphs make it short)."""
+    launch_sequence: float
+    """Worker: each sequence of a step."""
+    launch_noise: float
+    """Worker: mean excess over these, as a share; mostly there is little, at times much."""
     weights: float
     """GPU: the least time of a step; the weights are read once."""
     token: float
@@ -32,8 +36,10 @@ class Timing:
     """GPU: each pair of a prefill token and a token that it attends to."""
     context: float
     """GPU: each cached token that a decode reads."""
+    context_mixed: float
+    """The same in a step that has prefill in it, where attention kernels suit decodes less."""
     sequence: float
-    """GPU and worker: each sequence of a step (sampling, metadata)."""
+    """GPU: each sequence of a step."""
     output: float
     """API server: each output of a step (detokenize, serialise, send)."""
     first_output_token: float
@@ -51,6 +57,7 @@ class Profile:
     timing: Timing
     num_gpu_blocks: int
     block_size: int = 16
+    """Tokens in a block of the KV cache."""
     max_num_seqs: int = 1024
     max_num_batched_tokens: int = 8192
     max_model_len: int = 32768
@@ -64,35 +71,106 @@ class Profile:
         return self.num_gpu_blocks * self.block_size
 
 
-_H100_7B_GRAPHS = Timing(
-    accept=0.002,
-    accept_token=0.45e-6,
-    schedule=0.0005,
+_H100_7B = Timing(
+    accept=0.0028,
+    accept_token=0.6e-6,
+    schedule=0.0004,
     launch=0.005,
     launch_decode=0.0015,
-    weights=0.0055,
-    token=20.5e-6,
-    attention=0.35e-9,
-    context=19e-9,
-    sequence=8e-6,
-    output=20e-6,
+    launch_sequence=0.0,
+    launch_noise=0.0,
+    weights=0.0057,
+    token=20.3e-6,
+    attention=0.68e-9,
+    context=21e-9,
+    context_mixed=40e-9,
+    sequence=6.5e-6,
+    output=36e-6,
     first_output_token=0.34e-6,
 )
+_EAGER = {"launch": 0.0135, "launch_decode": 0.011, "launch_sequence": 30e-6, "launch_noise": 0.2}
 
 _PROFILES = (
     Profile(
         "h100-qwen2.5-7b-graphs",
-        "vLLM 0.26, one H100 80 GB, Qwen2.5-7B shape, CUDA graphs",
-        _H100_7B_GRAPHS,
-        num_gpu_blocks=65101,
+        "vLLM 0.26, one H100 80 GB, Qwen2.5-7B shape, CUDA graphs (vLLM's default)",
+        _H100_7B,
+        num_gpu_blocks=65_101,
         measured=True,
     ),
     Profile(
         "h100-qwen2.5-7b-eager",
         "vLLM 0.26, one H100 80 GB, Qwen2.5-7B shape, --enforce-eager",
-        replace(_H100_7B_GRAPHS, launch=0.0115, launch_decode=0.0115),
-        num_gpu_blocks=65101,
+        replace(_H100_7B, **_EAGER),
+        num_gpu_blocks=65_101,
         measured=True,
+    ),
+    Profile(
+        "l20-qwen2.5-7b-eager",
+        "estimate: one L20 48 GB, Qwen2.5-7B, --enforce-eager",
+        replace(
+            _H100_7B,
+            **_EAGER,
+            weights=0.0185,
+            token=195e-6,
+            attention=5.3e-9,
+            context=78e-9,
+            context_mixed=150e-9,
+            sequence=25e-6,
+        ),
+        num_gpu_blocks=28_300,
+        max_num_seqs=256,
+        max_num_batched_tokens=2048,
+    ),
+    Profile(
+        "a10g-llama3.1-8b-graphs",
+        "estimate: one A10G 24 GB, Llama-3.1-8B",
+        replace(
+            _H100_7B,
+            weights=0.030,
+            token=200e-6,
+            attention=7.5e-9,
+            context=220e-9,
+            context_mixed=420e-9,
+            sequence=40e-6,
+        ),
+        num_gpu_blocks=1_900,
+        max_num_seqs=256,
+        max_num_batched_tokens=2048,
+        max_model_len=16_384,
+    ),
+    Profile(
+        "2xh100-qwen2.5-32b-graphs",
+        "estimate: two H100 80 GB, Qwen2.5-32B, tensor parallel",
+        replace(
+            _H100_7B,
+            launch=0.008,
+            launch_decode=0.0025,
+            weights=0.012,
+            token=60e-6,
+            attention=1.1e-9,
+            context=44e-9,
+            context_mixed=84e-9,
+            sequence=10e-6,
+        ),
+        num_gpu_blocks=17_600,
+    ),
+    Profile(
+        "4xh100-llama3.1-70b-graphs",
+        "estimate: four H100 80 GB, Llama-3.1-70B, tensor parallel",
+        replace(
+            _H100_7B,
+            launch=0.010,
+            launch_decode=0.003,
+            weights=0.013,
+            token=70e-6,
+            attention=1.1e-9,
+            context=27e-9,
+            context_mixed=52e-9,
+            sequence=10e-6,
+        ),
+        num_gpu_blocks=26_700,
+        max_model_len=131_072,
     ),
 )
 

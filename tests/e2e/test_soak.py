@@ -1,0 +1,159 @@
+"""Garbage, half-closed streams and clients that go away, for a while: the picker serves on and nothing grows.
+
+Fifteen seconds by default; ``WARMROUTE_SOAK_SECONDS=600`` for the long run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from envoy_fixture.backends import backends
+from envoy_fixture.pickers import warmroute_serve
+
+from warmroute.gateway.ext_proc_pb2 import (
+    BUFFERED,
+    BodySendMode,
+    HttpBody,
+    HttpHeaders,
+    HttpTrailers,
+    ProcessingRequest,
+    ProtocolConfiguration,
+)
+
+METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+SECONDS = float(os.environ.get("WARMROUTE_SOAK_SECONDS", "15"))
+CLIENTS = 16
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/generate", "/nonsense", "", "/v1/embeddings?x=1"]
+
+
+def random_message(rng: random.Random) -> ProcessingRequest:
+    """Any kind of message, in any mode, with a body that may be anything."""
+    message = ProcessingRequest()
+    if rng.random() < 0.7:
+        message.protocol_config.CopyFrom(
+            ProtocolConfiguration(request_body_mode=rng.randrange(7), response_body_mode=rng.randrange(7))
+        )
+    kind = rng.choice(["headers", "body", "trailers", "response", "nothing", "body", "headers"])
+    if kind == "headers":
+        message.request_headers.CopyFrom(HttpHeaders(end_of_stream=rng.random() < 0.2))
+        for key, value in (
+            (":path", rng.choice(PATHS).encode()),
+            ("content-type", rng.choice([b"application/json", b"text/plain", b"\xff"])),
+            ("content-length", rng.choice([b"10", b"-1", b"999999999999999999999", b"x"])),
+            ("x-request-id", rng.randbytes(8)),
+        ):
+            message.request_headers.headers.headers.add(key=key, raw_value=value)
+    elif kind == "body":
+        body = rng.choice(
+            [
+                rng.randbytes(rng.randrange(2000)),
+                b'{"model": "m", "messages": [{"role": "user", "content": "' + b"hello " * rng.randrange(400) + b'"}]}',
+                b'{"model": 7}',
+                b"[" * rng.randrange(5000),
+                b'{"model": "\\ud800", "prompt": [1, 2, -3, 1e999]}',
+            ]
+        )
+        message.request_body.CopyFrom(HttpBody(body=body, end_of_stream=rng.random() < 0.7))
+    elif kind == "trailers":
+        message.request_trailers.CopyFrom(HttpTrailers())
+    elif kind == "response":
+        message.response_headers.CopyFrom(HttpHeaders())
+    if rng.random() < 0.1:
+        message.metadata_context.filter_metadata["envoy.lb.subset_hint"].update(
+            {"x-gateway-destination-endpoint-subset": rng.choice([[], ["::"], "a,b", 7, None])}
+        )
+    return message
+
+
+async def misbehave(address: str, rng: random.Random, until: float) -> int:
+    """One client: stream after stream of nonsense, ended in every way there is. Gives the number of streams."""
+    streams = 0
+    while time.monotonic() < until:
+        async with grpc.aio.insecure_channel(address) as channel:
+            for _ in range(rng.randrange(1, 20)):
+                streams += 1
+                raw: Any = channel.stream_stream(METHOD)()
+                try:
+                    async with asyncio.timeout(5):
+                        for _ in range(rng.randrange(5)):
+                            garbage = rng.random() < 0.1
+                            await raw.write(rng.randbytes(60) if garbage else random_message(rng).SerializeToString())
+                        match rng.randrange(4):
+                            case 0:
+                                await raw.done_writing()
+                            case 1:
+                                await raw.done_writing()
+                                while await raw.read() is not grpc.aio.EOF:
+                                    pass
+                            case 2:
+                                raw.cancel()
+                            case 3:
+                                await asyncio.sleep(rng.random() * 0.05)
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError, TimeoutError):
+                    pass
+    return streams
+
+
+async def picked(address: str) -> str:
+    """The endpoint named for an honest request."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_stream(METHOD, request_serializer=ProcessingRequest.SerializeToString)()
+        mode: BodySendMode = BUFFERED
+        start = ProcessingRequest(
+            request_headers=HttpHeaders(), protocol_config=ProtocolConfiguration(request_body_mode=mode)
+        )
+        start.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
+        await call.write(start)
+        await call.read()
+        await call.write(
+            ProcessingRequest(request_body=HttpBody(body=b'{"model":"m","prompt":"hi"}', end_of_stream=True))
+        )
+        reply = await call.read()
+        return str(reply)
+
+
+async def value(page: str, name: str) -> float:
+    async with aiohttp.ClientSession() as session, session.get(page) as response:
+        text = await response.text()
+    return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(name + " ")))
+
+
+def resident_megabytes(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the picker's memory from /proc")
+async def test_nonsense_leaves_the_picker_as_it_was(tmp_path: Path) -> None:
+    seed = 20261123
+    print(f"seed {seed}, {SECONDS} s")
+    async with (
+        backends(2) as pods,
+        warmroute_serve([pod.target for pod in pods], tmp_path, "--body-timeout=2s", "--log-level=error") as (
+            epp,
+            child,
+        ),
+    ):
+        page = f"http://127.0.0.1:{child.argv[child.argv.index('--metrics-port') + 1]}/metrics"
+        await asyncio.gather(
+            *(misbehave(epp, random.Random(seed - k), time.monotonic() + 3) for k in range(1, CLIENTS))
+        )
+        before = resident_megabytes(child.pid)
+        until = time.monotonic() + SECONDS
+        streams = sum(await asyncio.gather(*(misbehave(epp, random.Random(seed + k), until) for k in range(CLIENTS))))
+        print(f"{streams} streams, {before:.1f} MB before, {resident_megabytes(child.pid):.1f} MB after")
+        assert streams > 50 * SECONDS
+        assert "127.0.0.1" in await picked(epp)
+        async with asyncio.timeout(10):
+            while await value(page, "warmroute_streams_in_flight"):
+                await asyncio.sleep(0.1)
+        assert resident_megabytes(child.pid) < before + 20
+        assert "internal" not in (tmp_path / "epp.log").read_text()

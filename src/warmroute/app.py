@@ -20,11 +20,13 @@ from warmroute.observe import lag, logs
 from warmroute.observe.metrics import EndpointReading, Metrics, StreamFault
 from warmroute.observe.pages import Pages
 from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.load import LoadConstants
 from warmroute.routing.router import Decision, Router, RoutingConstants
+from warmroute.routing.saturation import SaturationLimits
 from warmroute.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ SWEEP_INTERVAL = 0.01
 """Seconds between two slices of the index's clean-up, so that requests pass between them."""
 RESTART_DELAY = 1.0
 """Seconds before a background task that failed is started again."""
+SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
+"""The setting ``shedding`` as a criticality."""
 
 
 def routing_constants(settings: Settings) -> RoutingConstants:
@@ -57,6 +61,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
             max_num_seqs=settings.max_num_seqs,
             staleness_threshold=settings.metrics_staleness_threshold,
         ),
+        saturation=SaturationLimits(waiting=settings.saturation_queue_depth, kv_usage=settings.saturation_kv_usage),
         strategy=settings.routing_strategy,
         max_endpoints=settings.max_endpoints,
         prefix_match_threshold=settings.prefix_match_threshold,
@@ -76,6 +81,7 @@ def session_rules(settings: Settings) -> SessionRules:
         enable_conformance_headers=settings.enable_conformance_headers,
         disable_endpoint_subset_filter=settings.disable_endpoint_subset_filter,
         strict_models=settings.strict_models,
+        shed_up_to=SHED_UP_TO[settings.shedding],
     )
 
 
@@ -206,7 +212,8 @@ class App:
     # ---------------------------------------------------------------- streams
 
     def _new_session(self) -> Session:
-        return Session(self, self._rules, models=self.pool.models.get, chance=self._chance)
+        models = self.pool.models
+        return Session(self, self._rules, models=models.get, objectives=models.objective, chance=self._chance)
 
     def pick(
         self,

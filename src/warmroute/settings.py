@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         "API group of the InferencePool: inference.networking.k8s.io or inference.networking.x-k8s.io; unset: both.",
         group="Pool",
     )
+    ha_enable_leader_election: bool = setting(
+        False,
+        "Stand by unless this process holds the pool's Lease: of several pickers one is ready. Kubernetes only.",
+        group="Pool",
+    )
     strict_models: bool = setting(
         False,
         "Answer 404 for models that no InferenceModel (or `models` entry of the file) names.",
@@ -156,6 +161,32 @@ class Settings(BaseSettings):
     )
     disable_endpoint_subset_filter: bool = setting(
         False, "Ignore the gateway's subset hint.", group="Routing", hot=True
+    )
+
+    # Shedding: who is refused while the pool is saturated
+    shedding: Literal["sheddable", "upstream-v0.5", "off"] = setting(
+        "sheddable",
+        "Requests answered with 429 while no endpoint has room. sheddable: those of Sheddable InferenceModels and of "
+        "InferenceObjectives with a negative priority; upstream-v0.5: all but Critical ones; off: none.",
+        group="Shedding",
+        hot=True,
+    )
+    saturation_queue_depth: int = setting(
+        5,
+        "Waiting requests up to which an endpoint has room.",
+        group="Shedding",
+        hot=True,
+        upstream=("SD_QUEUE_DEPTH_THRESHOLD", "QUEUE_THRESHOLD_CRITICAL"),
+        ge=0,
+    )
+    saturation_kv_usage: float = setting(
+        0.8,
+        "Share of the KV cache in use up to which an endpoint has room.",
+        group="Shedding",
+        hot=True,
+        upstream=("SD_KV_CACHE_UTIL_THRESHOLD", "KV_CACHE_THRESHOLD"),
+        ge=0,
+        le=1,
     )
 
     # Cost: the constants of the cost function; docs/cost.md explains each term

@@ -72,7 +72,11 @@ class Picker:
         self.server = Server(
             options,
             new_session=lambda: Session(
-                self.router, SessionRules(**rules), models=self.pool.models.get, chance=random.random
+                self.router,
+                SessionRules(**rules),
+                models=self.pool.models.get,
+                objectives=self.pool.models.objective,
+                chance=random.random,
             ),
             observer=self.recorder,
             ready=lambda: self.ready,
@@ -217,20 +221,19 @@ async def test_a_body_over_the_limit_gets_413_not_a_grpc_error() -> None:
 
 
 async def test_more_streams_than_allowed_are_refused() -> None:
-    async with serving(max_streams=2) as picker:
-        async with grpc.aio.insecure_channel(picker.address) as channel:
-            calls = [stream_on(channel) for _ in range(2)]
-            for call in calls:
-                await call.write(headers())
-                await call.read()
-            assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-            await calls[0].write(body(b"{}"))
-            await calls[0].read()
-            await calls[0].read()
-            await eventually(lambda: picker.server.open_streams == 1)
-            call = stream_on(channel)
-            await call.write(headers(eos=True))
-            assert (await call.read()).HasField("dynamic_metadata")
+    async with serving(max_streams=2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        calls = [stream_on(channel) for _ in range(2)]
+        for call in calls:
+            await call.write(headers())
+            await call.read()
+        assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await calls[0].write(body(b"{}"))
+        await calls[0].read()
+        await calls[0].read()
+        await eventually(lambda: picker.server.open_streams == 1)
+        call = stream_on(channel)
+        await call.write(headers(eos=True))
+        assert (await call.read()).HasField("dynamic_metadata")
 
 
 async def health(port: int, service: str) -> int:

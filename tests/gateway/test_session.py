@@ -49,7 +49,11 @@ class Stream:
         self.pool.models.replace(models)
         self.router = Router(self.pool, RoutingConstants(), rng=random.Random(3), now=0.0)
         self.session = Session(
-            self.router, SessionRules(**rules), models=self.pool.models.get, chance=random.Random(1).random
+            self.router,
+            SessionRules(**rules),
+            models=self.pool.models.get,
+            objectives=self.pool.models.objective,
+            chance=random.Random(1).random,
         )
 
     def send(self, message: ProcessingRequest) -> list[ProcessingResponse]:

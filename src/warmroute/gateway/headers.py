@@ -13,9 +13,12 @@ SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
 DROPPED_REASON = "x-warmroute-dropped-reason"
-OBJECTIVE = "x-gateway-inference-objective"
-FAIRNESS_ID = "x-gateway-inference-fairness-id"
-CONSUMED = (OBJECTIVE, FAIRNESS_ID)
+OBJECTIVES = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
+"""Request headers that name the InferenceObjective; the first that is there counts."""
+FAIRNESS_IDS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
+MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
+"""Request headers with the model name to go on with in place of the body's; the first that is there counts."""
+CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
 """Request headers that are meant for the picker and do not go to the engine."""
 
 TEST_SELECTION = "test-epp-endpoint-selection"

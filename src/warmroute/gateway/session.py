@@ -41,7 +41,7 @@ from warmroute.gateway.ext_proc_pb2 import (
     ProcessingRequest,
 )
 from warmroute.pool.endpoint import Endpoint
-from warmroute.pool.models import Model
+from warmroute.pool.models import Criticality, Model
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rewrite import replace_model
@@ -80,6 +80,8 @@ class SessionRules:
     enable_conformance_headers: bool = False
     disable_endpoint_subset_filter: bool = False
     strict_models: bool = False
+    shed_up_to: Criticality | None = Criticality.SHEDDABLE
+    """Requests up to here are refused while the pool is saturated; None: none is (the setting ``shedding``)."""
 
 
 class State(Enum):
@@ -114,10 +116,12 @@ class Session:
     __slots__ = (
         "_chance",
         "_chunks",
+        "_criticality",
         "_exact",
         "_headers",
         "_metadata",
         "_models",
+        "_objectives",
         "_request_mode",
         "_response_mode",
         "_router",
@@ -138,15 +142,18 @@ class Session:
         rules: SessionRules,
         *,
         models: Callable[[str], Model | None],
+        objectives: Callable[[str], Criticality | None],
         chance: Callable[[], float],
     ) -> None:
         self._router = router
         self._rules = rules
         self._models = models
+        self._objectives = objectives
         self._chance = chance
         self._headers: dict[str, str] = {}
         self._metadata: Metadata | None = None
         self._chunks: list[bytes] = []
+        self._criticality = Criticality.STANDARD
         self._request_mode = BUFFERED  # what gateways use that do not tell
         self._response_mode = NONE
         self._tracked = False
@@ -302,14 +309,24 @@ class Session:
         self.request = request
         if not request.model:
             return None
-        model = self._models(request.model)
+        asked = self._first(headers.MODEL_REWRITES) or request.model
+        model = self._models(asked)
         if model is None:
-            return unknown_model(request.model) if self._rules.strict_models else None
-        name = request.model if truncated else model.draw(self._chance())  # half a body cannot be rewritten
-        self.request = replace(request.with_model(name), priority=model.priority)
+            if self._rules.strict_models:
+                return unknown_model(asked)
+            name = asked
+        else:
+            name = model.draw(self._chance())
+            self._criticality = model.criticality
+        if truncated:  # half a body cannot be rewritten
+            name = request.model
+        self.request = request.with_model(name)
         return None if name == request.model else replace_model(body, name)
 
     def _pick(self, now: float, answer: Callable[[str], bytes]) -> bytes:
+        criticality = self._objectives(self._first(headers.OBJECTIVES)) or self._criticality
+        if self._rules.shed_up_to is not None and criticality <= self._rules.shed_up_to:
+            self.request = replace(self.request, sheddable=True)
         result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())
         if isinstance(result, Refusal):
             return self._refuse(result)
@@ -343,6 +360,10 @@ class Session:
             and not rules.enable_conformance_headers
         ):
             self.state = State.CLOSED
+
+    def _first(self, names: tuple[str, ...]) -> str:
+        """The first of these request headers that is there and not empty."""
+        return next((value for name in names if (value := self._headers.get(name))), "")
 
     def _consumed(self) -> tuple[str, ...]:
         return tuple(name for name in headers.CONSUMED if name in self._headers)

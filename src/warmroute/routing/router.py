@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Any
 
-from warmroute.errors import Refusal, no_endpoint
+from warmroute.errors import Refusal, no_endpoint, shed
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
@@ -23,6 +23,7 @@ from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.load import Book, Fleet, LoadConstants, slowness
+from warmroute.routing.saturation import SaturationLimits, saturated
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class RoutingConstants:
     """What the router is told at start and when hot settings change; the settings of the same names say what each means."""
 
     load: LoadConstants = field(default_factory=LoadConstants)
+    saturation: SaturationLimits = field(default_factory=SaturationLimits)
     strategy: str = "PREFIX_CACHE"
     max_endpoints: int = 1
     prefix_match_threshold: float = 0.5
@@ -169,7 +171,8 @@ class Router(PoolListener):
     ) -> Decision | Refusal:
         """Choose an endpoint and book the request on it.
 
-        ``allowed`` restricts the choice (the gateway's subset hint). A Refusal (503) if there is nothing to choose from. An
+        ``allowed`` restricts the choice (the gateway's subset hint). A Refusal if there is nothing to choose from (503) or
+        all that can be chosen is saturated and the request is sheddable (429). An
         exception can only come from a strategy of somebody's own.
         """
         fleet = self._fleet
@@ -185,6 +188,8 @@ class Router(PoolListener):
             return no_endpoint("No endpoint is ready.")
 
         constants = self._constants
+        if request.sheddable and saturated(fleet, constants.saturation):
+            return shed("Every endpoint is busy and the request may be refused.")
         strategy = self._strategy
         weight = request.weight
         prompt = max(1.0, request.tokens or weight / self._token_length.bytes_per_token)

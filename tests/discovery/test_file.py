@@ -188,7 +188,7 @@ def test_loading_fills_the_pool(tmp_path: Path) -> None:
     assert {e.added_at for e in pool.endpoints.values()} == {5.0}
     model = pool.models.get("m")
     assert model is not None
-    assert model.priority == 2
+    assert model.criticality == 2
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from warmroute.gateway.ext_proc_pb2 import (
     ProtocolConfiguration,
 )
 from warmroute.gateway.session import Session, SessionRules, UnexpectedMessageError
-from warmroute.pool.endpoint import EndpointSpec
-from warmroute.pool.models import Model, ModelTarget
+from warmroute.pool.endpoint import EndpointSpec, EngineState
+from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
 from warmroute.routing.router import Router, RoutingConstants
 
@@ -242,6 +242,59 @@ def test_unknown_models_pass_unless_strict() -> None:
         if strict:
             status, reason, error = refusal(answers)
             assert (status, reason, error["code"], error["param"]) == (404, "unknown-model", 404, "model")
+        else:
+            assert destination(answers[0]) in TARGETS
+
+
+def test_a_header_names_the_model_to_go_on_with_and_is_consumed() -> None:
+    for header in ("x_gateway_model_name_rewrite", "x_llm_d_model_name_rewrite"):
+        stream = Stream(models=[Model("alias", (ModelTarget("tuned"),), Criticality.CRITICAL)])
+        stream.headers(**{header: "alias"})
+        (answer,) = stream.body()
+        common = answer.request_body.response
+        assert json.loads(common.body_mutation.body)["model"] == "tuned"
+        assert header.replace("_", "-") in common.header_mutation.remove_headers
+        stream = Stream()
+        stream.headers(**{header: "plain"})
+        assert json.loads(stream.body()[0].request_body.response.body_mutation.body)["model"] == "plain"
+
+
+SHEDDABLE, STANDARD, CRITICAL = Criticality.SHEDDABLE, Criticality.STANDARD, Criticality.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "body_priority", "refused_up_to"),
+    [
+        (None, "", 0, STANDARD),
+        (None, "", -5, STANDARD),  # the client's own field decides nothing
+        (SHEDDABLE, "", 9, SHEDDABLE),
+        (STANDARD, "", 0, STANDARD),
+        (CRITICAL, "", -1, CRITICAL),
+        (CRITICAL, "batch", 0, SHEDDABLE),
+        (SHEDDABLE, "chat", 0, CRITICAL),
+        (SHEDDABLE, "plain", 0, STANDARD),
+        (SHEDDABLE, "unheard-of", 0, SHEDDABLE),
+    ],
+)
+@pytest.mark.parametrize("shed_up_to", [None, SHEDDABLE, STANDARD])
+def test_who_is_refused_by_a_saturated_pool(
+    model: Criticality | None,
+    objective: str,
+    body_priority: int,
+    refused_up_to: Criticality,
+    shed_up_to: Criticality | None,
+) -> None:
+    document = {"model": "m", "messages": [], "priority": body_priority}
+    for busy in (False, True):
+        stream = Stream(models=[Model("m", criticality=model)] if model is not None else [], shed_up_to=shed_up_to)
+        stream.pool.models.replace_objectives({"batch": -1, "plain": 0, "chat": 7})
+        for endpoint in stream.pool.endpoints.values():
+            stream.pool.observed(endpoint, EngineState(0.0, running=9, waiting=9 * busy, kv_usage=0.5), 0.0)
+        stream.headers(**({"x_gateway_inference_objective": objective} if objective else {}))
+        answers = stream.body(json.dumps(document).encode())
+        if busy and shed_up_to is not None and refused_up_to <= shed_up_to:
+            status, reason, error = refusal(answers)
+            assert (status, reason, error["retry-after"]) == (429, "saturated", "1")
         else:
             assert destination(answers[0]) in TARGETS
 

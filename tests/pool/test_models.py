@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.pool.models import Model, ModelTable, ModelTarget
+from warmroute.pool.models import Criticality, Model, ModelTable, ModelTarget
 
 
 def test_a_model_without_targets_keeps_its_name() -> None:
@@ -30,10 +30,10 @@ def test_the_extremes_of_chance_draw_the_first_and_the_last() -> None:
 
 def test_the_first_of_two_models_with_one_name_counts() -> None:
     table = ModelTable()
-    table.replace([Model("m", priority=2), Model("m", priority=0), Model("n")])
+    table.replace([Model("m", criticality=Criticality.CRITICAL), Model("m"), Model("n")])
     found = table.get("m")
     assert found is not None
-    assert found.priority == 2
+    assert found.criticality is Criticality.CRITICAL
     assert len(table) == 2
     table.replace([])
     assert table.get("m") is None

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EndpointSpec
-from warmroute.pool.models import CRITICALITY_PRIORITY, Model, ModelTarget
+from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class EndpointsFile(_Entry):
     def model_table(self) -> list[Model]:
         """The models for the pool."""
         return [
-            Model(m.name, tuple(ModelTarget(t.name, t.weight) for t in m.targets), CRITICALITY_PRIORITY[m.criticality])
+            Model(m.name, tuple(ModelTarget(t.name, t.weight) for t in m.targets), Criticality.named(m.criticality))
             for m in self.models
         ]
 

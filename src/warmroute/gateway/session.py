@@ -324,7 +324,9 @@ class Session:
         return None if name == request.model else replace_model(body, name)
 
     def _pick(self, now: float, answer: Callable[[str], bytes]) -> bytes:
-        criticality = self._objectives(self._first(headers.OBJECTIVES)) or self._criticality
+        criticality = self._objectives(self._first(headers.OBJECTIVES))
+        if criticality is None:
+            criticality = self._criticality
         if self._rules.shed_up_to is not None and criticality <= self._rules.shed_up_to:
             self.request = replace(self.request, sheddable=True)
         result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())

@@ -35,6 +35,9 @@ class InferenceRequest:
     stream: bool = False
     max_tokens: int | None = None
     priority: int = 0
+    """The client's own field of that name, as engines read it. It does not decide who is refused."""
+    sheddable: bool = False
+    """May be refused with 429 while the pool is saturated."""
     fairness_id: str = ""
 
     def with_model(self, model: str) -> Self:

@@ -240,6 +240,22 @@ def multi_round(
         raise typer.Exit(1)
 
 
+@bench.command("validate")
+def bench_validate(
+    files: Annotated[list[Path], typer.Argument(help="Measured traces, JSONL.")],
+    profile: Annotated[str, typer.Option(help="Simulated engine; else what the file's name tells.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the distributions into this PNG file.")] = None,
+) -> None:
+    """Replay what a real engine was measured doing, and print real beside simulated. Exit code 1: outside the limits."""
+    from rich.console import Console
+
+    from warmroute.bench import validate
+
+    if not validate.run(files, Console(), profile=profile, output=json_file, picture=picture):
+        raise typer.Exit(1)
+
+
 @app.command()
 def simulate(
     *,

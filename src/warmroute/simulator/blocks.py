@@ -7,7 +7,7 @@ equal hashes mean equal prefixes. Blocks that nobody uses stay in the cache unti
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -80,17 +80,16 @@ class BlockPool:
         self._holder: dict[int, int] = {}
         self._duplicates: dict[int, list[int]] = {}
         self._blank = list(range(blocks - 1, 0, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        # Idle cached blocks, least recently freed first. A block that is used again stays in here; how many such entries
+        # it has is in _stale, and as the old ones come first, that many are skipped.
+        self._idle: deque[int] = deque()
+        self._idle_count = 0
+        self._stale = [0] * blocks
 
     @property
     def free(self) -> int:
         """Blocks that nobody uses, whether they hold something or not."""
-        return len(self._blank) + len(self._idle)
-
-    @property
-    def cached(self) -> int:
-        """Blocks with a hash, used or idle."""
-        return sum(value is not None for value in self._hash_of)
+        return len(self._blank) + self._idle_count
 
     def match(self, hashes: Sequence[int], limit: int) -> list[int]:
         """The blocks that hold the longest prefix of ``hashes[:limit]``; nothing is changed."""
@@ -112,10 +111,11 @@ class BlockPool:
 
     def take(self, blocks: Iterable[int]) -> None:
         """Use cached blocks (once more)."""
-        users, idle = self._users, self._idle
+        users, stale = self._users, self._stale
         for block in blocks:
             if not users[block]:
-                del idle[block]
+                stale[block] += 1
+                self._idle_count -= 1
             users[block] += 1
 
     def allocate(self, count: int) -> list[int]:
@@ -125,10 +125,8 @@ class BlockPool:
         blocks = blank[kept:]
         blocks.reverse()
         del blank[kept:]
-        for _ in range(count - len(blocks)):
-            block = self._idle.popitem(last=False)[0]
-            self._evict(block)
-            blocks.append(block)
+        if len(blocks) < count:
+            self._evict(count - len(blocks), blocks)
         for block in blocks:
             users[block] = 1
         return blocks
@@ -143,35 +141,52 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Stop using a request's blocks, given head first; the tail will be evicted before the head."""
-        users, hash_of, idle, blank = self._users, self._hash_of, self._idle, self._blank
+        users, hash_of, idle = self._users, self._hash_of, self._idle
+        known = len(idle)
         for block in reversed(blocks):
-            users[block] -= 1
-            if not users[block]:
+            left = users[block] = users[block] - 1
+            if not left:
                 if hash_of[block] is None:
-                    blank.append(block)
+                    self._blank.append(block)
                 else:
-                    idle[block] = None
+                    idle.append(block)
+        self._idle_count += len(idle) - known
+        if len(idle) > 2 * self.usable:
+            self._drop_stale()
 
-    def clear(self) -> None:
-        """Forget everything cached. Only allowed while no block is used."""
-        if self.free != self.usable:
-            raise ValueError("blocks are in use")
+    def _evict(self, count: int, into: list[int]) -> None:
+        """Empty the ``count`` idle blocks that were freed longest ago, and add them to ``into``."""
+        take, stale, hash_of, holder = self._idle.popleft, self._stale, self._hash_of, self._holder
+        duplicates = self._duplicates
+        left = count
+        while left:
+            block = take()
+            if stale[block]:
+                stale[block] -= 1
+                continue
+            left -= 1
+            into.append(block)
+            value = hash_of[block]
+            hash_of[block] = None
+            if duplicates and value in duplicates:
+                self._forget_duplicate(value, block)
+            else:
+                del holder[value]  # type: ignore[arg-type]
+        self._idle_count -= count
+        self.evictions += count
+
+    def _drop_stale(self) -> None:
+        """Bring the queue down to one entry for each idle block."""
+        stale, kept = self._stale, []
         for block in self._idle:
-            self._hash_of[block] = None
-        self._blank.extend(self._idle)
-        self._idle.clear()
-        self._holder.clear()
-        self._duplicates.clear()
+            if stale[block]:
+                stale[block] -= 1
+            else:
+                kept.append(block)
+        self._idle = deque(kept)
 
-    def _evict(self, block: int) -> None:
-        value = self._hash_of[block]
-        assert value is not None
-        self._hash_of[block] = None
-        self.evictions += 1
-        others = self._duplicates.get(value)
-        if others is None:
-            del self._holder[value]
-            return
+    def _forget_duplicate(self, value: int, block: int) -> None:
+        others = self._duplicates[value]
         if self._holder[value] == block:
             self._holder[value] = others.pop(0)
         else:

@@ -1,0 +1,88 @@
+"""docs/kubernetes.md says what is so: its paths, its lists of objects, its example, its reasons and flags."""
+
+import re
+
+import pytest
+from manifests import DEPLOY, ROOT, SAMPLES, label, overlay, pick, read_documents, render, validate
+from test_overlays import granted, settings_of
+
+from warmroute.settings import Settings
+
+DOC = ROOT / "docs" / "kubernetes.md"
+TEXT = DOC.read_text()
+
+
+def printed_by(command: str) -> list[str]:
+    """The lines after ``$ command`` in a console block, up to the next prompt or the block's end."""
+    (output,) = re.findall(rf"^ *\$ {re.escape(command)}\n((?: *[^\s$`].*\n)*)", TEXT, re.MULTILINE)
+    return [line.strip() for line in output.splitlines()]
+
+
+def created(documents) -> list[str]:
+    """What ``kubectl apply`` prints of new objects."""
+    lines = []
+    for document in documents:
+        group = document["apiVersion"].rpartition("/")[0]
+        kind = document["kind"].lower() + (f".{group}" if group else "")
+        lines.append(f"{kind}/{document['metadata']['name']} created")
+    return lines
+
+
+@pytest.mark.parametrize("directory", ["crds", "overlays/envoy-gateway"])
+def test_what_apply_k_prints(directory):
+    assert printed_by(f"kubectl apply -k deploy/{directory}") == created(render(DEPLOY / directory))
+
+
+@pytest.mark.parametrize("name", ["vllm-service.yaml", "inference-pool.yaml"])
+def test_what_apply_f_prints(name):
+    assert printed_by(f"kubectl apply -f deploy/samples/{name}") == created(
+        read_documents((SAMPLES / name).read_text())
+    )
+
+
+def test_paths_and_links_lead_somewhere():
+    paths = set(re.findall(r"\b(deploy/(?:base|beside-pool|components|crds|overlays|samples)[\w./-]*)\b", TEXT))
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", TEXT):
+        assert (DOC.parent / link).exists(), link
+    for component in re.findall(r"`\.\./\.\./(components/[\w-]+)`", TEXT):
+        assert (DEPLOY / component / "kustomization.yaml").exists(), component
+
+
+def test_flags_and_environment_names_are_settings():
+    flags = set(re.findall(r"`--([a-z][a-z-]+)", TEXT))
+    assert {"pool-name", "max-body-bytes", "drain-timeout"} <= flags
+    assert {flag.replace("-", "_") for flag in flags} <= set(Settings.model_fields)
+    for name in re.findall(r"WARMROUTE_([A-Z_]+)", TEXT):
+        assert name.lower() in Settings.model_fields
+
+
+def test_the_example_of_another_pool(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```yaml\n# llama/kustomization.yaml:[^\n]*\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "kustomization.yaml").write_text(example)
+    documents = render(tmp_path / "llama")
+    for document in documents:
+        validate(document)
+        assert document["metadata"]["name"].endswith("-llama"), label(document)
+    deployment = pick(documents, "Deployment")
+    settings = settings_of(deployment, monkeypatch)
+    assert (settings.pool_name, settings.pool_namespace) == ("llama", "models")
+    assert {namespace for namespace, *_ in granted(documents)} == {"models"}
+    theirs = pick(overlay("envoy-gateway"), "Deployment")["spec"]["template"]["metadata"]["labels"]
+    ours = deployment["spec"]["template"]["metadata"]["labels"]
+    for kind in ("Service", "NetworkPolicy", "PodDisruptionBudget"):
+        spec = pick(documents, kind)["spec"]
+        selector = spec.get("podSelector", spec.get("selector"))
+        selector = selector.get("matchLabels", selector)
+        assert selector.items() <= ours.items(), kind
+        assert not selector.items() <= theirs.items(), f"{kind} selects the pods of another picker"
+    policy, base = pick(documents, "NetworkPolicy")["spec"], pick(render(DEPLOY / "base"), "NetworkPolicy")["spec"]
+    assert policy["ingress"] == base["ingress"]
+    assert policy["egress"][0]["to"][0] == {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "models"}},
+        "podSelector": {"matchLabels": {"app": "llama"}},
+    }

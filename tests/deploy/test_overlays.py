@@ -107,10 +107,8 @@ def test_tls_where_the_gateway_speaks_it(name, secure, monkeypatch):
 
 
 def test_leader_election_is_a_setting(tmp_path, monkeypatch):
-    if "ha_enable_leader_election" not in Settings.model_fields:
-        pytest.skip("this picker cannot elect a leader yet")
     documents = with_components("base", ("high-availability",), tmp_path)
-    settings: Any = settings_of(pick(documents, "Deployment"), monkeypatch)
+    settings = settings_of(pick(documents, "Deployment"), monkeypatch)
     assert settings.ha_enable_leader_election is True
 
 

@@ -144,6 +144,8 @@ class App:
             loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
         try:
             await self.start()
+            gc.collect()
+            gc.freeze()  # what is there now stays: no collection needs to look at it again
             await stop.wait()
             logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
             drained = asyncio.ensure_future(self.server.drain(self.settings.drain_timeout))
@@ -167,8 +169,6 @@ class App:
             raise
         for name, work in (("upkeep", self._upkeep), ("lag", lambda: lag.watch(self.metrics.loop_lagged))):
             self._tasks.append(asyncio.create_task(_restarted(name, work), name=name))
-        gc.collect()
-        gc.freeze()  # what is there now stays: no collection needs to look at it again
         logger.info(
             "serving",
             extra={

@@ -256,6 +256,31 @@ def bench_validate(
         raise typer.Exit(1)
 
 
+@bench.command("cost")
+def bench_cost(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: under a minute.")] = False,
+    gateway: Annotated[bool, typer.Option(help="Measure through a real Envoy too.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+) -> None:
+    """What the picker itself costs, each figure beside its floor. Budgets are judged but not enforced: exit code 0."""
+    import asyncio
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from warmroute.bench import cost
+
+    options = replace(cost.QUICK if quick else cost.CostOptions(), gateway=gateway)
+    try:
+        figures = asyncio.run(cost.bench(options, Console()))
+    except (WarmrouteError, OSError) as error:
+        typer.echo(f"warmroute: {error}", err=True)
+        raise typer.Exit(1) from error
+    if json_file is not None:
+        json_file.write_bytes(cost.to_json(figures))
+
+
 @app.command()
 def simulate(
     *,

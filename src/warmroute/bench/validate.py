@@ -222,6 +222,7 @@ def draw(validations: Sequence[Validation], picture: Path) -> None:
     """Both distributions of each trace, as a PNG. Raises ConfigurationError without matplotlib or a place to write."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
     except ImportError as error:
         raise ConfigurationError("--picture needs matplotlib: pip install 'warmroute[bench]'") from error
     figure = Figure(figsize=(11, 3.2 * len(validations)), layout="constrained")
@@ -232,6 +233,9 @@ def draw(validations: Sequence[Validation], picture: Path) -> None:
                 values = sorted(getattr(sample, what))
                 axes.plot(values, [(i + 0.5) / len(values) for i in range(len(values))], label=name)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("time to first token, s" if what == "ttft" else "end to end, s")
             axes.set_ylabel("share of requests")
             axes.grid(visible=True, alpha=0.3)

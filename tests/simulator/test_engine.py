@@ -159,6 +159,16 @@ def test_when_the_cache_is_full_the_youngest_is_preempted_and_recomputed() -> No
     assert engine.counters.prefix_queries > old.prompt_tokens + young.prompt_tokens
 
 
+def test_the_preempted_comes_before_those_that_wait() -> None:
+    engine = Engine(replace(GRAPHS, num_gpu_blocks=42))
+    old, young, later = request("old", [(1, 300)], 200), request("young", [(2, 300)], 200), request("later", [(3, 320)])
+    serve(engine, old, young, later)
+    assert engine.counters.preemptions >= 1
+    assert young.finished_at is not None
+    assert later.scheduled_at is not None
+    assert later.scheduled_at > young.finished_at - 0.02
+
+
 def test_what_can_never_fit_is_refused() -> None:
     engine = Engine(replace(GRAPHS, num_gpu_blocks=10))
     with pytest.raises(ValueError, match="larger than the KV cache"):

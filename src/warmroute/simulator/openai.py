@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from xxhash import xxh3_64_intdigest
 
 from warmroute.simulator import tokenizer
 from warmroute.simulator.blocks import chain_seed, hash_packed
@@ -47,8 +48,12 @@ class Generation:
     include_usage: bool
     cache_salt: str | None
 
-    def hashes(self, block_size: int, adapter: str | None, answer: str = "") -> list[int]:
-        """Block hashes of the prompt, followed by an answer."""
+    def answer(self, tokens: int) -> str:
+        """What is generated: the same for the same prompt, as at temperature 0."""
+        return tokenizer.generate(xxh3_64_intdigest(self.prompt), tokens)
+
+    def hashes(self, answer: str, adapter: str | None, block_size: int) -> list[int]:
+        """Block hashes of the prompt, followed by its answer."""
         seed = chain_seed(adapter=adapter, cache_salt=self.cache_salt)
         return hash_packed(self.prompt + tokenizer.encode_text(answer), block_size, seed)
 

@@ -252,15 +252,12 @@ class SimulatorServer:
         adapter = self._adapter(generation.model)
         prompt_tokens = tokenizer.token_count(generation.prompt)
         output_tokens, reason = self._answer_length(generation, prompt_tokens)
-        block_size = self._profile.block_size
-        hashes = generation.hashes(block_size, adapter)
-        seed = hashes[-1] if hashes else tokenizer.token_count(generation.prompt)
-        text = tokenizer.generate(seed, output_tokens)
+        text = generation.answer(output_tokens)
         work = Request(
             request.headers.get("x-request-id") or uuid4().hex[:16],
             prompt_tokens,
             output_tokens,
-            generation.hashes(block_size, adapter, text),
+            generation.hashes(text, adapter, self._profile.block_size),
             adapter,
         )
         stream = _Stream(work, reason)

@@ -161,7 +161,7 @@ def test_when_the_cache_is_full_the_youngest_is_preempted_and_recomputed() -> No
 
 def test_the_preempted_comes_before_those_that_wait() -> None:
     engine = Engine(replace(GRAPHS, num_gpu_blocks=42))
-    old, young, later = request("old", [(1, 300)], 200), request("young", [(2, 300)], 200), request("later", [(3, 320)])
+    old, young, later = request("old", [(1, 300)], 200), request("young", [(2, 300)], 200), request("later", [(3, 500)])
     serve(engine, old, young, later)
     assert engine.counters.preemptions >= 1
     assert young.finished_at is not None

@@ -9,7 +9,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic, perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warmroute.discovery.file import FileDiscovery
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
@@ -28,6 +28,10 @@ from warmroute.routing.load import LoadConstants
 from warmroute.routing.router import Decision, Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
 from warmroute.settings import Settings
+
+if TYPE_CHECKING:
+    from warmroute.discovery.kubernetes import KubernetesDiscovery
+    from warmroute.discovery.leases import LeaderElection
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +120,7 @@ class App:
             server_options(settings),
             new_session=self._new_session,
             observer=self,
-            ready=lambda: self.pool.synced,
+            ready=lambda: self.pool.synced and (self.election is None or self.election.leading),
             clock=monotonic,
         )
         self.pages = Pages(
@@ -127,11 +131,40 @@ class App:
             decisions=self.router.decisions,
             settings=lambda: self.settings.model_dump(mode="json"),
         )
-        if settings.endpoints_file is None:
-            raise ConfigurationError("say where the endpoints come from: --endpoints-file FILE")
-        self.discovery = FileDiscovery(settings.endpoints_file, self.pool, clock=monotonic)
+        self.election: LeaderElection | None = None
+        self.discovery = self._discovery(settings)
         self._rules = session_rules(settings)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
+        if (settings.endpoints_file is None) == (settings.pool_name is None):
+            raise ConfigurationError(
+                "say where the endpoints come from: either --pool-name NAME (with --pool-namespace) or --endpoints-file FILE"
+            )
+        if settings.endpoints_file is not None:
+            if settings.ha_enable_leader_election:
+                raise ConfigurationError("--ha-enable-leader-election needs Kubernetes: --pool-name in place of a file")
+            return FileDiscovery(settings.endpoints_file, self.pool, clock=monotonic)
+
+        from warmroute.discovery import leases  # the client takes long to import, and not everybody needs it
+        from warmroute.discovery.cluster import Cluster
+        from warmroute.discovery.kubernetes import KubernetesDiscovery
+
+        cluster = Cluster()
+        if settings.ha_enable_leader_election:
+            self.election = leases.LeaderElection(
+                cluster,
+                namespace=leases.own_namespace(settings.pool_namespace),
+                name=f"warmroute-{settings.pool_namespace}-{settings.pool_name}",
+                identity=leases.own_identity(),
+            )
+        return KubernetesDiscovery(
+            cluster,
+            settings,
+            self.pool,
+            apply=self.apply,
+            reloaded=lambda ok: self.metrics.reloaded("annotations", ok=ok),
+        )
 
     # ---------------------------------------------------------------- life
 
@@ -148,13 +181,18 @@ class App:
             gc.freeze()  # what is there now stays: no collection needs to look at it again
             await stop.wait()
             logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
-            drained = asyncio.ensure_future(self.server.drain(self.settings.drain_timeout))
+            drained = asyncio.ensure_future(self._drain())
             hurried = asyncio.ensure_future(hurry.wait())
             await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
             for waiter in (drained, hurried):
                 waiter.cancel()
         finally:
             await self.stop()
+
+    async def _drain(self) -> None:
+        """Become unready, and let another picker lead, while open streams end."""
+        resigned = [self.election.stop()] if self.election is not None else []
+        await asyncio.gather(self.server.drain(self.settings.drain_timeout), *resigned)
 
     async def start(self) -> None:
         """Start every part. Raises ConfigurationError, with nothing left running."""
@@ -164,6 +202,8 @@ class App:
             await self.server.start()
             await self.scraper.start()
             await self.discovery.start()
+            if self.election is not None:
+                self.election.start()
         except BaseException:
             await self.stop()
             raise
@@ -189,6 +229,8 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if self.election is not None:
+            await self.election.stop()
         await self.discovery.stop()
         await self.scraper.stop()
         await self.server.stop()
@@ -196,11 +238,15 @@ class App:
 
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
-        self.router.apply(routing_constants(settings), monotonic())
+        self.scraper.apply(settings)
+        try:
+            self.router.apply(routing_constants(settings), monotonic())
+        except ConfigurationError:
+            self.scraper.apply(self.settings)
+            raise
         self.settings = settings
         self._rules = session_rules(settings)
         self.pool.default_engine = settings.model_server_runtime
-        self.scraper.apply(settings)
         logs.set_level(settings.log_level)
 
     async def _upkeep(self) -> None:

@@ -60,9 +60,16 @@ class Settings(BaseSettings):
 
     # Pool: where the endpoints come from
     endpoints_file: Path | None = setting(
-        None, "YAML or JSON file with the endpoints; watched, no Kubernetes needed.", group="Pool"
+        None,
+        "YAML or JSON file with the endpoints; watched, no Kubernetes needed. Either this or --pool-name.",
+        group="Pool",
     )
-    pool_name: str | None = setting(None, "Name of the InferencePool to serve.", group="Pool", upstream=("poolName",))
+    pool_name: str | None = setting(
+        None,
+        "Name of the InferencePool to serve; the cluster is that of the pod, else of KUBECONFIG.",
+        group="Pool",
+        upstream=("poolName",),
+    )
     pool_namespace: str = setting(
         "default", "Namespace of the InferencePool.", group="Pool", upstream=("poolNamespace",)
     )

@@ -1,0 +1,179 @@
+"""The Kubernetes API server: requests and watches as plain JSON.
+
+The official client finds the cluster and brings addresses, certificates and tokens (it renews them, too). Its model objects
+are left alone: they cost a hundred times what :mod:`orjson` takes for the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import orjson
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from warmroute.errors import ConfigurationError, WarmrouteError
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+"""A Kubernetes object or list, as JSON has it."""
+
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+UNREACHABLE = 0
+"""Status of an :class:`ApiError` where no answer came."""
+MAX_EVENT_BYTES = 16 << 20
+"""Longest line of a watch; the largest object that Kubernetes stores is about a tenth of it."""
+
+
+class ApiError(WarmrouteError):
+    """The API server could not be reached (``status`` is :data:`UNREACHABLE`) or answered with an error status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Cluster:
+    """One API server. :meth:`find` it once, then ask."""
+
+    def __init__(self) -> None:
+        self._client: ApiClient | None = None
+        self._kubeconfig: str | None = None
+        self._away = False
+
+    def find(self, environ: Mapping[str, str] = os.environ) -> None:
+        """Take the in-cluster configuration, else KUBECONFIG, else ~/.kube/config.
+
+        Only looks where the configuration is: neither it nor the server has to be right yet. Raises ConfigurationError if
+        there is none.
+        """
+        if "KUBERNETES_SERVICE_HOST" in environ:
+            return
+        paths = environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+        if not any(Path(path).is_file() for path in paths.split(os.pathsep)):
+            raise ConfigurationError(
+                f"there is no cluster to ask: not running in a pod, and there is no {paths} (KUBECONFIG); "
+                "without Kubernetes use --endpoints-file FILE"
+            )
+        self._kubeconfig = paths
+
+    async def get(self, path: str, **query: str | int) -> Object:
+        """One object or list. Raises ApiError."""
+        return await self._exchange("GET", path, query)
+
+    async def create(self, path: str, body: Object) -> Object:
+        """POST ``body`` to a collection; the object as it was stored. Raises ApiError."""
+        return await self._exchange("POST", path, {}, body)
+
+    async def update(self, path: str, body: Object) -> Object:
+        """PUT ``body`` over an object; the object as it was stored. Raises ApiError, 409 if it has changed meanwhile."""
+        return await self._exchange("PUT", path, {}, body)
+
+    async def watch(self, path: str, seconds: int, **query: str | int) -> AsyncGenerator[list[bytes], None]:
+        """The lines of a watch, in the batches in which they arrive. Ends after ``seconds``, or when the server ends it.
+
+        Raises ApiError, also when the connection breaks or nothing has ended it some time after ``seconds``.
+        """
+        limits = aiohttp.ClientTimeout(total=seconds + 15, connect=5)
+        query |= {"watch": 1, "allowWatchBookmarks": "true", "timeoutSeconds": seconds}
+        response = await self._send("GET", path, query, limits=limits)
+        try:
+            rest = b""
+            async for data in response.content.iter_any():
+                *lines, rest = (rest + data).split(b"\n")
+                if len(rest) > MAX_EVENT_BYTES:
+                    raise ApiError(UNREACHABLE, f"{path}: an event is longer than {MAX_EVENT_BYTES} bytes")
+                yield lines
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
+        finally:
+            response.close()
+
+    async def close(self) -> None:
+        """Close the connections. Asking again opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()  # type: ignore[no-untyped-call]
+
+    async def _exchange(
+        self, method: str, path: str, query: Mapping[str, str | int], body: Object | None = None
+    ) -> Object:
+        response = await self._send(method, path, query, body, limits=REQUEST_TIMEOUT)
+        try:
+            answer: Object = orjson.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
+        except orjson.JSONDecodeError as error:
+            raise ApiError(UNREACHABLE, f"{path}: not JSON: {error}") from error
+        finally:
+            response.release()
+        return answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int],
+        body: Object | None = None,
+        *,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        try:
+            client = self._client or await self._connect()
+            _, url, headers, _, _ = await client.param_serialize(
+                method, path, header_params={"Accept": "application/json"}, auth_settings=["BearerToken"]
+            )
+            url = f"{url}?{urlencode(query)}" if query else url
+            answer = await client.call_api(method, url, headers, body, _request_timeout=limits)
+            if answer.status == 401:  # the credentials may have been renewed where they came from
+                await self._configure(client.configuration)
+        except (aiohttp.ClientError, TimeoutError, OSError, ApiException, ConfigException) as error:
+            self._tell(away=True, error=error)
+            raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
+        self._tell(away=False)
+        response: aiohttp.ClientResponse = answer.response
+        if response.ok:
+            return response
+        raise ApiError(response.status, await self._reason(path, response))
+
+    async def _connect(self) -> ApiClient:
+        configuration = Configuration()
+        await self._configure(configuration)
+        self._client = ApiClient(configuration)
+        return self._client
+
+    async def _configure(self, configuration: Configuration) -> None:
+        if self._kubeconfig is None:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            await load_kube_config(  # type: ignore[no-untyped-call]
+                self._kubeconfig, client_configuration=configuration, persist_config=False
+            )
+
+    async def _reason(self, path: str, response: aiohttp.ClientResponse) -> str:
+        try:
+            text = (await response.read()).decode(errors="replace")
+            message = str(orjson.loads(text)["message"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
+            message = f"{path}: {response.status} {response.reason}"
+        return message
+
+    def _tell(self, *, away: bool, error: Exception | None = None) -> None:
+        """Say once that the API server is away, and once that it is back."""
+        if away != self._away:
+            self._away = away
+            if away:
+                logger.warning(
+                    "the API server cannot be reached; going on with what is known",
+                    extra={"fields": {"error": repr(error)}},
+                )
+            else:
+                logger.info("the API server can be reached again")

@@ -63,6 +63,12 @@ def test_distances_stay_within_their_bounds() -> None:
     assert len(chain.hashes) < 500
 
 
+def test_short_messages_and_long_ones_share_the_same_positions() -> None:
+    parts = [text(b"x" * length) for length in (10, 100, 3000, 7, 50_000)]
+    message_ends = {10, 110, 3110, 3117, 53_117}
+    assert set(chains.build(b"", parts).ends) - message_ends == {p for p in chains.POSITIONS if p < 53_117}
+
+
 def test_an_absurd_number_of_parts_is_bounded() -> None:
     chain = chains.build(b"", [text(b"x")] * 20_000)
     assert len(chain.hashes) == len(chain.ends) == chains.MAX_CHECKPOINTS

@@ -61,7 +61,7 @@ def test_columns_equal_the_formula(
         one.assign(tokens, fleet.rate(one), NOW)
     fleet.update(0, NOW)
     cached = share * (prompt - 1)
-    column = fleet.costs(prompt, queue_weight, NOW)[0] - cached * fleet.per_uncached[0]
+    column = fleet.costs(prompt, cached, queue_weight, NOW)[0]
     formula = cost_terms(
         constants.cost,
         prompt=prompt,

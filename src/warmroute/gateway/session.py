@@ -258,17 +258,18 @@ class Session:
                     self._close_if_safe()
             return
         self.state = State.BODY
-        self.body_bytes += len(message.body)
+        body = message.body  # each look at the field copies it
+        self.body_bytes += len(body)
         if self.body_bytes > self._rules.max_body_bytes:
             yield self._refuse(body_too_large(self._rules.max_body_bytes))
             return
         if self._request_mode == FULL_DUPLEX_STREAMED:
-            self._chunks.append(message.body)
+            self._chunks.append(body)
             if message.end_of_stream:
                 yield from self._answer_duplex(now, trailers=False)
             return
         truncated = self._request_mode == BUFFERED_PARTIAL and not message.end_of_stream
-        new_body = self._understand(message.body, truncated=truncated)
+        new_body = self._understand(body, truncated=truncated)
         if isinstance(new_body, Refusal):
             yield self._refuse(new_body)
         elif new_body is None:
@@ -320,8 +321,10 @@ class Session:
             self._criticality = model.criticality
         if truncated:  # half a body cannot be rewritten
             name = request.model
+        if name == request.model:
+            return None
         self.request = request.with_model(name)
-        return None if name == request.model else replace_model(body, name)
+        return replace_model(body, name)
 
     def _pick(self, now: float, answer: Callable[[str], bytes]) -> bytes:
         criticality = self._objectives(self._first(headers.OBJECTIVES))

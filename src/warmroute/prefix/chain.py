@@ -8,6 +8,7 @@ distances that grow with the position: dense where prompts branch, sparse where 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,18 @@ STEP_SHARE = 32
 """Between the two, the distance is the position divided by this."""
 MAX_CHECKPOINTS = 8192
 """Checkpoints of one prompt; what comes after them is not matched. A bound for absurd prompts only."""
+
+
+def _positions() -> list[int]:
+    positions = [MIN_STEP]
+    while len(positions) < MAX_CHECKPOINTS:
+        last = positions[-1]
+        positions.append(last + min(max(last // STEP_SHARE, MIN_STEP), MAX_STEP))
+    return positions
+
+
+POSITIONS = _positions()
+"""Where checkpoints stand inside parts. All prompts share them, and so the integers too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +62,23 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
     hashes: list[int] = []
     ends: list[int] = []
     position = 0
-    for part in parts:
-        data = part.data
-        size = len(data)
-        if size != part.weight:  # a digest that stands for something larger: one checkpoint, at its end
-            key = xxh3_64_intdigest(data, key)
-            position += part.weight
-            hashes.append(key)
-            ends.append(position)
-            continue
+    for data, weight in parts:
+        end = position + weight
         start = 0
-        while start < size:
-            step = position // STEP_SHARE
-            if step < MIN_STEP:
-                step = MIN_STEP
-            elif step > MAX_STEP:
-                step = MAX_STEP
-            stop = start + step
-            if stop >= size:
-                key = xxh3_64_intdigest(data[start:], key)
-                position += size - start
-                start = size
-            else:
+        if weight == len(data):  # else a digest that stands for something larger: one checkpoint, at its end
+            first = bisect_right(POSITIONS, position)
+            inside = POSITIONS[first : bisect_left(POSITIONS, end, first)]
+            for checkpoint in inside:
+                stop = checkpoint - position
                 key = xxh3_64_intdigest(data[start:stop], key)
-                position += step
+                hashes.append(key)
                 start = stop
+            ends += inside
+        if weight:
+            key = xxh3_64_intdigest(data[start:], key)
             hashes.append(key)
-            ends.append(position)
+            ends.append(end)
+        position = end
         if len(hashes) > MAX_CHECKPOINTS:
             break
     if len(hashes) > MAX_CHECKPOINTS:

@@ -135,8 +135,8 @@ class Book:
 class Fleet:
     """The books of the endpoints to choose from, as columns: one list for each number, one position for each endpoint.
 
-    With ``J = w*pending + n*per_token + fixed - saved*per_uncached`` (``saved``: matched tokens) a decision over a hundred
-    endpoints is one pass over four lists. A column changes only when its endpoint is assigned a request, is scraped, or
+    With ``J = w*pending + n*per_token + fixed - cached*per_uncached`` a decision over a hundred
+    endpoints is one pass over five lists. A column changes only when its endpoint is assigned a request, is scraped, or
     a virtual finish time passes: :meth:`refresh` looks at those alone.
     """
 
@@ -242,13 +242,13 @@ class Fleet:
         """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""
         return self.pending_at_zero[k] - now * self.pending_rate[k]
 
-    def costs(self, prompt: float, queue_weight: float, now: float) -> list[float]:
-        """``J`` of every endpoint for a prompt of which nothing is cached."""
+    def costs(self, prompt: float, cached: float, queue_weight: float, now: float) -> list[float]:
+        """``J`` of every endpoint for a prompt of which each has ``cached`` tokens."""
         time = queue_weight * now
         return [
-            queue_weight * pending - time * rate + prompt * per_token + fixed
-            for pending, rate, per_token, fixed in zip(
-                self.pending_at_zero, self.pending_rate, self.per_token, self.fixed, strict=True
+            queue_weight * pending - time * rate + prompt * per_token - cached * per_uncached + fixed
+            for pending, rate, per_token, per_uncached, fixed in zip(
+                self.pending_at_zero, self.pending_rate, self.per_token, self.per_uncached, self.fixed, strict=True
             )
         ]
 

@@ -193,17 +193,10 @@ class Router(PoolListener):
         strategy = self._strategy
         weight = request.weight
         prompt = max(1.0, request.tokens or weight / self._token_length.bytes_per_token)
-        cached: dict[int, float] = {}
-        chain = EMPTY_CHAIN
-        best_match = 0.0
+        cached, best_match, chain = strategies.NOTHING_CACHED, 0.0, EMPTY_CHAIN
         if weight and strategy.uses_prefix:
             chain = build(request.seed, request.parts)
-            ends, position = chain.ends, fleet.position
-            tokens_per_byte = prompt / chain.weight
-            for mask, depth in self._index.match(chain, fleet.candidates):
-                best_match = min(ends[depth - 1] * tokens_per_byte, prompt - 1)
-                for slot in slots_of(mask):
-                    cached[position[slot]] = best_match
+            cached, best_match = self._match(chain, prompt, fleet)
 
         adapter = request.model if request.model in self._known_adapters else ""
         offer = strategies.Offer(
@@ -218,7 +211,7 @@ class Router(PoolListener):
         values = strategy(offer)
         k = _lowest(values, books)
         book = books[k]
-        hit = cached.get(k, 0.0)
+        hit = cached.at(k)
         ratio = hit / prompt
         if not weight:
             reason = "no-prompt"
@@ -252,6 +245,23 @@ class Router(PoolListener):
                 },
             )
         return decision
+
+    def _match(self, chain: Chain, prompt: float, fleet: Fleet) -> tuple[strategies.Cached, float]:
+        """What each endpoint of the fleet holds of a prompt of that many tokens, and the most that any holds."""
+        rest = fleet.candidates
+        tokens_per_byte = prompt / chain.weight
+        groups: list[tuple[int, float]] = []
+        for mask, depth in self._index.match(chain, fleet.candidates):
+            groups.append((mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt - 1)))
+            rest &= ~mask
+        if not groups:
+            return strategies.NOTHING_CACHED, 0.0
+        best_match = groups[-1][1]
+        groups.append((rest, 0.0))
+        most, usual = max(groups, key=lambda group: group[0].bit_count())  # often a system prompt that nearly all hold
+        position = fleet.position
+        others = {position[slot]: held for mask, held in groups if mask != most for slot in slots_of(mask)}
+        return strategies.Cached(usual, others), best_match
 
     def _assign(self, decision: Decision, weight: int, fleet: Fleet, k: int, now: float) -> None:
         book = decision.book
@@ -374,7 +384,7 @@ class _Record:
     constants: CostConstants
     names: tuple[str, ...]
     values: list[float]
-    cached: dict[int, float]
+    cached: strategies.Cached
     adapter_cost: Sequence[float] | None
     queue_weight: float
     waiting: list[float]
@@ -425,7 +435,7 @@ class _Record:
         for k, name in enumerate(self.names):
             waiting = self.waiting[k]
             running = max(0.0, self.total[k] - waiting)
-            uncached = prompt - self.cached.get(k, 0.0)
+            uncached = prompt - self.cached.at(k)
             tau = self.per_uncached[k] / (1 + cost.eviction + cost.waiting * waiting + cost.running * running)
             decode = tau * cost.decode * running
             terms = {
@@ -442,7 +452,7 @@ class _Record:
                 {
                     "endpoint": name,
                     "value": self.values[k],
-                    "cached_tokens": round(self.cached.get(k, 0.0)),
+                    "cached_tokens": round(self.cached.at(k)),
                     "waiting": waiting,
                     "running": running,
                     "terms": {term: round(value, 3) for term, value in terms.items()},

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint
@@ -45,6 +45,20 @@ StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[fl
 """One number for each candidate, in order; lower is better."""
 
 
+class Cached(NamedTuple):
+    """Matched tokens of a prompt by position in the fleet: what is usual, and where it is another."""
+
+    usual: float
+    others: dict[int, float]
+
+    def at(self, k: int) -> float:
+        """Tokens that the endpoint at position ``k`` holds."""
+        return self.others.get(k, self.usual)
+
+
+NOTHING_CACHED = Cached(0.0, {})
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One decision to be made: the request, the fleet and what each endpoint holds of the prompt."""
@@ -53,8 +67,7 @@ class Offer:
     fleet: Fleet
     prompt: float
     """Tokens of the prompt, at least 1."""
-    cached: dict[int, float]
-    """Position in the fleet to matched tokens, where there are any."""
+    cached: Cached
     adapter_cost: Sequence[float] | None
     """Cost of loading the request's adapter at each position; None where no adapter is asked for."""
     queue_weight: float
@@ -62,10 +75,11 @@ class Offer:
 
     def costs(self) -> list[float]:
         """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
-        costs = self.fleet.costs(self.prompt, self.queue_weight, self.now)
+        usual, others = self.cached
+        costs = self.fleet.costs(self.prompt, usual, self.queue_weight, self.now)
         per_uncached = self.fleet.per_uncached
-        for k, tokens in self.cached.items():
-            costs[k] -= tokens * per_uncached[k]
+        for k, tokens in others.items():
+            costs[k] -= (tokens - usual) * per_uncached[k]
         if self.adapter_cost is not None:
             costs = [cost + load for cost, load in zip(costs, self.adapter_cost, strict=True)]
         return costs
@@ -136,7 +150,7 @@ class Custom:
             Candidate(
                 endpoint=book.endpoint,
                 prompt_tokens=offer.prompt,
-                cached_tokens=offer.cached.get(k, 0.0),
+                cached_tokens=offer.cached.at(k),
                 pending_tokens=fleet.pending(k, now) / book.tau,
                 waiting=fleet.waiting[k],
                 running=max(0.0, fleet.total[k] - fleet.waiting[k]),

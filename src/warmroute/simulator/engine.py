@@ -187,7 +187,7 @@ class Engine:
         timing = self._timing
         self._api_free = max(self._api_free, now) + timing.accept + timing.accept_token * request.prompt_tokens
         request.arrived_at = now
-        request.queued_at = self._api_free
+        request.queued_at = self._api_free + timing.handover
         self._inbox.append(request)
 
     def abort(self, request: Request, now: float) -> None:

@@ -93,7 +93,6 @@ class _Step:
     """A scheduled step. ``sampled`` are the requests that get a token from it, with their epochs."""
 
     sampled: list[tuple[Request, int]]
-    tokens: int
     launched: float
     end: float
     steady: bool  # the next step will be the same with one token more for each request
@@ -378,7 +377,7 @@ class Engine:
         begun = max(now, self._launched)
         self._launched = begun + launch
         self._gpu_free = max(max(begun, self._gpu_free) + gpu, self._launched)
-        return _Step(sampled, tokens, self._launched, self._gpu_free, not (prefill or idle or preempted))
+        return _Step(sampled, self._launched, self._gpu_free, not (prefill or idle or preempted))
 
     def _admit(self, request: Request, budget: int) -> int:
         """Give a waiting request its cached blocks and room for its first chunk; 0 if its prompt does not fit yet."""

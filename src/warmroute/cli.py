@@ -299,7 +299,7 @@ def simulate(
     stall_rate: Annotated[float, typer.Option(help="Share of requests never answered.")] = 0.0,
     reset_rate: Annotated[float, typer.Option(help="Share of connections reset.")] = 0.0,
     slow_start: Annotated[float, typer.Option(help="Seconds of 503 after the start.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the faults' lot.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of faults and host noise.")] = 0,
 ) -> None:
     """Run a vLLM stand-in: its HTTP surface, scheduling, cache and speed, without a GPU."""
     import uvloop

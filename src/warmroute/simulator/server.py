@@ -129,7 +129,7 @@ class SimulatorServer:
         self._started = time.time()
         self._random = random.Random(options.seed)
         self._loras = dict.fromkeys(options.lora_modules)
-        self.engine = Engine(self._profile)
+        self.engine = Engine(self._profile, seed=options.seed)
         self._metrics = MetricsPage(
             self.engine,
             options.model,

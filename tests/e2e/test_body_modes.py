@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -37,6 +38,14 @@ def served_by(answer: Message) -> str:
 def received(answer: Message) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(answer.body)
     return told
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def assert_arrived(answer: Message, body: bytes) -> None:
@@ -203,6 +212,18 @@ async def test_the_subset_hint(envoy, tmp_path, hint):
                     assert served_by(answer) in allowed
                 else:
                     assert (answer.status, answer.headers["x-warmroute-dropped-reason"]) == (503, "empty-subset")
+
+
+@pytest.mark.parametrize("picking", list(Picking))
+async def test_ipv6(envoy, tmp_path, picking):
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6 loopback address")
+    async with backends(2, "::1") as pods, picker_app([pod.target for pod in pods], tmp_path) as app:
+        only = pods[1].target
+        async with envoy(pods, target(app), picking=picking, subset_hint=(only,), failure_mode_allow=False) as proxy:
+            answer = await exchange(proxy.url, body=chat("hi"))
+            assert served_by(answer) == "pod-1"
+            assert received(answer)["headers"]["x-gateway-destination-endpoint"] == only == f"[::1]:{pods[1].port}"
 
 
 async def test_fallbacks_are_tried_in_order_and_the_served_endpoint_is_told(envoy, tmp_path):

@@ -23,7 +23,8 @@ from envoy_fixture.http1 import Message, encode, encode_chunk, encode_fields, re
 class Backend:
     """One server. ``requests`` holds what it received, the whole body included."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.name = name
         self.requests: list[Message] = []
         self.status = 200
@@ -37,11 +38,11 @@ class Backend:
     @property
     def target(self) -> str:
         """``address:port`` as Envoy and pickers want it."""
-        return f"127.0.0.1:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     async def start(self) -> None:
         """Listen: on a free port at first, then on the same again."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port, limit=1 << 20)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -104,9 +105,9 @@ class Backend:
 
 
 @asynccontextmanager
-async def backends(count: int) -> AsyncIterator[list[Backend]]:
-    """``count`` servers on free ports, called pod-0, pod-1, ..."""
-    pods = [Backend(f"pod-{i}") for i in range(count)]
+async def backends(count: int, host: str = "127.0.0.1") -> AsyncIterator[list[Backend]]:
+    """``count`` servers on free ports of ``host``, called pod-0, pod-1, ..."""
+    pods = [Backend(f"pod-{i}", host) for i in range(count)]
     try:
         for pod in pods:
             await pod.start()

@@ -27,6 +27,8 @@ from warmroute.request.refusals import refusal_body
 CHUNK_BYTES = 62_000
 """Body bytes in one message of FULL_DUPLEX_STREAMED, the protocol's habit (gRPC windows are 64 KiB)."""
 
+NOTHING = b""
+"""An empty message, where a stream ends with nothing left to say: gateways ignore it."""
 CONTINUE_REQUEST_HEADERS = ProcessingResponse(request_headers=HeadersResponse()).SerializeToString()
 CONTINUE_REQUEST_BODY = ProcessingResponse(request_body=BodyResponse()).SerializeToString()
 CONTINUE_REQUEST_TRAILERS = ProcessingResponse(request_trailers=TrailersResponse()).SerializeToString()

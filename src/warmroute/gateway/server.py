@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from warmroute.errors import ConfigurationError, ProtocolError
-from warmroute.gateway import health, tls
+from warmroute.gateway import health, replies, tls
 from warmroute.gateway.ext_proc_pb2 import ProcessingRequest
 from warmroute.gateway.session import Session
 
@@ -103,9 +103,9 @@ class Server:
             ),
             maximum_concurrent_rpcs=options.max_streams,
         )
-        process = grpc.stream_stream_rpc_method_handler(
-            self._process, request_deserializer=ProcessingRequest.FromString
-        )
+        # Stream-unary, though the method is stream-stream and looks so to Envoy: gRPC then sends the last reply and the
+        # status in one batch. Each batch is a trip through its poller: with one less a request takes a sixth less CPU.
+        process = grpc.stream_unary_rpc_method_handler(self._process, request_deserializer=ProcessingRequest.FromString)
         self._ext_proc.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(health.EXT_PROC_SERVICE, {"Process": process}),)
         )
@@ -155,7 +155,8 @@ class Server:
                 return bound
         raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
 
-    async def _process(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _process(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """One stream; returns its last reply."""
         session = self._new_session()
         observer, clock = self._observer, self._clock
         self._open_streams += 1
@@ -172,20 +173,22 @@ class Server:
                 else:
                     message = await context.read()
                 if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
-                    break
+                    return replies.NOTHING
                 began = perf_counter()
                 sent = list(session.receive(message, clock()))
                 worked += perf_counter() - began
-                for reply in sent:
-                    await context.write(reply)
                 if not answered and session.answered:
                     answered = True
                     observer.stream_answered(session, worked)
-                if session.closed:
-                    break
+                last = sent.pop() if session.closed else None
+                for reply in sent:
+                    await context.write(reply)
+                if last is not None:
+                    return last
         except TimeoutError:
-            await context.write(session.overdue())
+            last = session.overdue()
             observer.stream_answered(session, worked)
+            return last
         except (ProtocolError, DecodeError) as error:
             observer.stream_broken("protocol-error")
             logger.warning("stream aborted", extra={"fields": {"request": session.request_id, "error": str(error)}})
@@ -195,8 +198,7 @@ class Server:
         except Exception:
             observer.stream_broken("internal")
             logger.exception("request failed", extra={"fields": {"request": session.request_id}})
-            if not session.answered:
-                await context.write(session.failed())
+            return replies.NOTHING if session.answered else session.failed()
         finally:
             session.finish(clock())
             self._open_streams -= 1

@@ -317,6 +317,13 @@ def test_bodies_over_the_limit_get_413(mode: BodySendMode) -> None:
     assert refusal(stream.headers(mode, content_length="101"))[:2] == (413, "body-too-large")
 
 
+@pytest.mark.parametrize("length", ["-1", "", "x", "9" * 5000, "\u0665"])
+def test_a_senseless_content_length_is_ignored(length: str) -> None:
+    stream = Stream()
+    stream.headers(content_length=length)
+    assert destination(stream.body()[0]) in TARGETS
+
+
 def test_no_endpoint_gets_503_with_retry_after() -> None:
     stream = Stream()
     stream.pool.replace([], 0.0)

@@ -25,6 +25,9 @@ TEST_SELECTION = "test-epp-endpoint-selection"
 TEST_SERVED = "x-conformance-test-served-endpoint"
 TEST_ECHO = "x-echo-set-header"
 
+MAX_DIGITS = 18
+"""Longest number in a header that is read as one."""
+
 _WANTED = frozenset(
     (":path", ":method", ":status", "content-type", "content-length", "x-request-id", TEST_SELECTION, *CONSUMED)
 )
@@ -37,3 +40,8 @@ def read(headers: HeaderMap) -> dict[str, str]:
         for header in headers.headers
         if header.key in _WANTED
     }
+
+
+def number(text: str) -> int | None:
+    """A header's value as a number without sign; None if it is none that could be meant."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

@@ -241,8 +241,8 @@ class Session:
             if message.end_of_stream or self._request_mode == NONE:
                 self._close_if_safe()
             return
-        length = self._headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length) > self._rules.max_body_bytes:
+        length = headers.number(self._headers.get("content-length", ""))
+        if length is not None and length > self._rules.max_body_bytes:
             yield self._refuse(body_too_large(self._rules.max_body_bytes))
             return
         self._exact = self._request_mode in {BUFFERED, BUFFERED_PARTIAL} or self._response_mode == FULL_DUPLEX_STREAMED
@@ -410,8 +410,7 @@ class Session:
                 yield replies.CONTINUE_RESPONSE_TRAILERS
 
     def _response_headers(self, message: ProcessingRequest, now: float) -> bytes:
-        status = headers.read(message.response_headers.headers).get(":status", "")
-        self.response_status = int(status) if status.isascii() and status.isdigit() else None
+        self.response_status = headers.number(headers.read(message.response_headers.headers).get(":status", ""))
         namespace = message.metadata_context.filter_metadata
         fields = namespace[headers.LB_NAMESPACE].fields if headers.LB_NAMESPACE in namespace else {}
         if headers.SERVED in fields:

@@ -281,6 +281,69 @@ def bench_cost(
         json_file.write_bytes(cost.to_json(figures))
 
 
+@bench.command()
+def replay(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="TRACE", help="Mooncake JSONL, ShareGPT JSON, or a scenario; a wrong name lists them."),
+    ],
+    *,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="Strategy of the server or baseline; repeatable. all: PREFIX_CACHE and every baseline."),
+    ] = None,
+    pods: Annotated[int, typer.Option(min=1, max=1000, help="Simulated engines.")] = 8,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine as NAME, or NAME/8 for a GPU an eighth as large; repeatable for a mixed fleet."),
+    ] = None,
+    speedup: Annotated[
+        list[float] | None,
+        typer.Option(help="Factor on the request rate; repeatable. Default: half, 0.8 and 1.1 times saturation."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
+    requests: Annotated[int | None, typer.Option(min=1, help="Replay the first so many only.")] = None,
+    restart: Annotated[
+        list[str] | None, typer.Option(metavar="POD@T", help="Pod that restarts T seconds into the trace; repeatable.")
+    ] = None,
+    scale_to: Annotated[
+        list[str] | None, typer.Option(metavar="N@T", help="Number of pods from T seconds on; repeatable.")
+    ] = None,
+    pickers: Annotated[
+        int | None, typer.Option(min=1, help="Pickers that share the requests, unaware of each other.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw TTFT distributions and load per pod to this PNG.")] = None,
+) -> None:
+    """Replay a trace or a scenario through the router and simulated engines, in virtual time.
+
+    Settings of the server's strategies come from WARMROUTE_<NAME> variables, as for `serve`.
+    """
+    from rich.console import Console
+
+    from warmroute.bench import comparison
+    from warmroute.bench.fleet import PodEvent
+    from warmroute.bench.strategy import names
+
+    plan = comparison.Plan(
+        source=source,
+        strategies=names(strategy or []),
+        pods=pods,
+        profiles=profile or (),
+        speedups=speedup or (),
+        seed=seed,
+        requests=requests,
+        restarts=[PodEvent.parse(text, "--restart") for text in restart or ()],
+        scalings=[PodEvent.parse(text, "--scale-to") for text in scale_to or ()],
+        pickers=pickers,
+    )
+    outcomes = comparison.compare(plan, load({}, environ=os.environ), Console())
+    if json_file is not None:
+        comparison.write_json(json_file, outcomes)
+    if picture is not None:
+        comparison.draw(picture, outcomes)
+
+
 @app.command()
 def simulate(
     *,

@@ -372,7 +372,7 @@ def _targets(values: Sequence[float], books: Sequence[Book], k: int, most: int) 
     return ",".join(books[i].endpoint.target for i in (k, *others))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Record:
     """A decision as it was: the columns are copied, and split into terms only when somebody looks."""
 

@@ -59,7 +59,7 @@ class Cached(NamedTuple):
 NOTHING_CACHED = Cached(0.0, {})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Offer:
     """One decision to be made: the request, the fleet and what each endpoint holds of the prompt."""
 

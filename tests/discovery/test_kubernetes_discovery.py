@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -293,6 +294,42 @@ async def test_dropped_connections_and_compacted_history_lose_nothing(tmp_path):
                 server.delete(pod(f"p{i}", ""))
         wanted = ["10.0.0.11:8000", *(f"10.0.1.{i}:8000" for i in range(2, 12, 2))]
         await eventually(lambda: picker.targets() == sorted(wanted))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_in_whatever_order_the_pool_ends_up_right(tmp_path, seed):
+    chance = random.Random(seed)
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        port = 8000
+        for _ in range(150):
+            name = f"p{chance.randrange(12)}"
+            match chance.randrange(20):
+                case 0:
+                    server.drop_connections()
+                case 1:
+                    server.compact()
+                case 2:
+                    await server.stop()
+                    await server.start()
+                case 3:
+                    port = 8000 + chance.randrange(3)
+                    server.apply(changed(POOL, spec__targetPortNumber=port))
+                case 4 | 5 | 6:
+                    if server.get(pod(name, "")) is not None:
+                        server.delete(pod(name, ""))
+                case 7:
+                    server.apply(pod(name, "10.0.3.1", metadata__labels={"app": "other"}))
+                case 8:
+                    await asyncio.sleep(0.02)
+                case _:
+                    address = f"10.0.1.{chance.randrange(250)}"
+                    server.apply(pod(name, address, ready=chance.random() < 0.8, restarts=chance.randrange(2)))
+        wanted = sorted(
+            f"{item['status']['podIP']}:{port}"
+            for item in server.all("/api/v1/namespaces/default/pods")
+            if item["metadata"]["labels"] == {"app": "qwen"} and item["status"]["conditions"][0]["status"] == "True"
+        )
+        await eventually(lambda: picker.targets() == wanted)
 
 
 async def test_bookmarks_spare_the_list_after_a_compaction(tmp_path):

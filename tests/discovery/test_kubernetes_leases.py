@@ -83,7 +83,8 @@ async def test_a_holder_that_died_is_succeeded_when_its_lease_expires_by_the_own
         async with candidate(server, tmp_path, "a", clock) as election:
             for now in (0.0, 29.0, 30.0):
                 clock.now = now
-                await asyncio.sleep(0.05)
+                reads = server.reads
+                await eventually(lambda reads=reads: server.reads > reads + 2)
                 assert not election.leading
             clock.now = 30.1
             await eventually(lambda: election.leading)

@@ -50,6 +50,8 @@ class ApiServer:
         """Watches begun since the start."""
         self.lists = 0
         """List requests served, pages counted singly."""
+        self.reads = 0
+        """Requests for single objects served."""
         self._objects: dict[str, dict[str, Object]] = {}
         self._history: list[tuple[str, Change]] = []
         self._compacted = 0
@@ -134,8 +136,15 @@ class ApiServer:
 
     def compact(self) -> None:
         """Forget the history: watches from older versions get 410 Gone."""
-        self._history.clear()
-        self._compacted = self.version
+        self.forget(0)
+
+    def forget(self, keep: int) -> None:
+        """Forget all but the last ``keep`` changes."""
+        if len(self._history) > keep:
+            self._compacted = self._history[-keep - 1][1].version if keep else self.version
+            del self._history[: len(self._history) - keep]
+        elif keep == 0:
+            self._compacted = self.version
 
     def _record(self, path: str, before: Object | None, after: Object | None, gone: Object | None = None) -> None:
         self.version += 1
@@ -174,6 +183,7 @@ class ApiServer:
             case "GET", None:
                 return self._list(request, path)
             case "GET", _:
+                self.reads += 1
                 found = self._objects.get(path, {}).get(name or "")
                 return web.json_response(found) if found is not None else status(404, "NotFound", f"{name} not found")
             case "POST", None:

@@ -107,7 +107,7 @@ def parse(text: str) -> EndpointsFile:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         raise ConfigurationError(f"{where}{error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"not YAML: {error}") from error
+        raise ConfigurationError(f"not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigurationError("must be a mapping with the key `endpoints`")
     try:

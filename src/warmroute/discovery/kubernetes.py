@@ -191,7 +191,7 @@ class KubernetesDiscovery:
             self._sync()
             return
         pods, pool = self._pods, self._served
-        if pods is None or pool is None:
+        if pods is None or pool is None or not pods.listed:  # the last word of a watch with another selector
             return
         now = self._clock()
         pod = pods.objects.get(name)

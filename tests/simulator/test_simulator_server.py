@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from warmroute.errors import ConfigurationError
-from warmroute.simulator.server import Faults, SimulatorOptions, SimulatorServer
+from warmroute.simulator.server import Faults, SimulatorOptions, SimulatorServer, simulate
 
 RECORDED = Path(__file__).parents[3] / "shared" / "engine"
 MODEL = "/model/qwen"
@@ -373,9 +373,15 @@ async def test_a_taken_port_is_a_clear_error(start: Start) -> None:
         await start(port=server.port)
 
 
+async def test_the_command_tells_of_a_taken_port_in_one_line(start: Start) -> None:
+    taken = SimulatorOptions(port=(await start()).port)
+    with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{taken.port}"):
+        await simulate([taken], announce=lambda server: None)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"profile": "abacus"}, {"time_scale": 0}, {"max_num_seqs": 0}, {"num_gpu_blocks": 1}],
+    [{"profile": "abacus"}, {"time_scale": 0}, {"max_num_seqs": 0}, {"num_gpu_blocks": 1}, {"port": 65_536}],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):

@@ -40,6 +40,7 @@ ENGINE_VERSION = "0.26.0"
 """The vLLM whose answers these look like."""
 DEFAULT_ANSWER_TOKENS = 128
 """Length of an answer whose request gives no limit."""
+LAST_PORT = 65_535
 MAX_BODY_BYTES = 256 << 20
 
 
@@ -102,11 +103,14 @@ class SimulatorServer:
                 raise ConfigurationError(f"{name} is too small: {value}")
         if options.time_scale <= 0:
             raise ConfigurationError(f"time_scale must be above 0 (given: {options.time_scale})")
+        if options.port > LAST_PORT:
+            raise ConfigurationError(f"there is no port {options.port}: the last one is {LAST_PORT}")
         self.options = options
         self.faults = replace(options.faults)
         self._profile = replace(profile, **limits)
         self._runner: web.AppRunner | None = None
         self._port: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def port(self) -> int:
@@ -138,7 +142,6 @@ class SimulatorServer:
             loras=bool(self._loras),
         )
         self._streams: dict[Request, _Stream] = {}
-        self._timer: asyncio.TimerHandle | None = None
         self._due = inf
 
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._envelope])

@@ -14,8 +14,9 @@ def require_free(host: str, port: int, purpose: str) -> None:
     with _socket(host) as probe:
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise ConfigurationError(f"port {port} for {purpose} cannot be had on {host}: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            why = error.strerror if isinstance(error, OSError) else "there is no such port"
+            raise ConfigurationError(f"port {port} for {purpose} cannot be had on {host}: {why}") from error
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -33,7 +34,7 @@ def free_range(count: int, host: str = "127.0.0.1") -> int:
         try:
             for port in range(first, first + count):
                 require_free(host, port, "a range of ports")
-        except (ConfigurationError, OverflowError):
+        except ConfigurationError:
             continue
         return first
     raise ConfigurationError(f"there are no {count} consecutive free ports on {host}")

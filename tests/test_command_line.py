@@ -1,0 +1,63 @@
+"""The command line as its users type it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from warmroute.cli import go_style
+
+NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "understood"),
+    [
+        (["--grpc-port=1"], ["--grpc-port", "1"]),
+        (["--grpc-port", "1"], ["--grpc-port", "1"]),
+        (["-grpcPort", "1"], ["--grpc-port", "1"]),
+        (["--grpcPort=1"], ["--grpc-port", "1"]),
+        (["--grpc_port=1"], ["--grpc-port", "1"]),
+        (["-secureServing=false"], ["--secure-serving", "false"]),
+        (["--strict-models"], ["--strict-models", "true"]),
+        (["--strict-models", "--max-endpoints=2"], ["--strict-models", "true", "--max-endpoints", "2"]),
+        (["--strict-models", "false"], ["--strict-models", "false"]),
+        (["--host="], ["--host", ""]),
+        (["--endpoints-file=a=b"], ["--endpoints-file", "a=b"]),
+        (["-v", "4"], ["--log-level", "debug"]),
+        (["--v=1"], ["--log-level", "info"]),
+        (["-h"], ["-h"]),
+    ],
+)
+def test_flags_are_understood_as_go_programs_take_them(arguments: list[str], understood: list[str]) -> None:
+    assert go_style(arguments) == (understood, [])
+
+
+def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> None:
+    flags, warnings = go_style(["-zap-encoder=json", "--tracing", "false", "--grpc-port=1"])
+    assert flags == ["--grpc-port", "1"]
+    assert [warning.split()[0] for warning in warnings] == ["--zap-encoder", "--tracing"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["serve"], "say where the endpoints come from"),
+        (["serve", "--endpoints-file=nowhere.yaml"], "cannot read the endpoints file nowhere.yaml"),
+        (["serve", "--endpoints-file=x", "--grpc-port=many"], "--grpc-port: "),
+        (["simulate", "--port=65535", "--count=2"], "there is no port 65536"),
+        (["simulate", "--profile=abacus"], "there is no profile 'abacus'"),
+        (["demo", *NO_FIXED_PORTS, "--pod-port=65535"], "there is no such port"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments: list[str], complaint: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "warmroute", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("warmroute: ")
+    assert done.stderr.count("\n") == 1
+    assert complaint in done.stderr

@@ -1,0 +1,71 @@
+"""Settings from a file, the environment and flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warmroute.errors import ConfigurationError
+from warmroute.settings import Settings, changed, load, seconds
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("grpc-port: 1\ngrpc_health_port: 1\nmetrics_port: 1\n")
+    environ = {"WARMROUTE_GRPC_HEALTH_PORT": "2", "WARMROUTE_METRICS_PORT": "2"}
+    settings = load({"metrics_port": "3"}, environ=environ, settings_file=file)
+    assert (settings.grpc_port, settings.grpc_health_port, settings.metrics_port) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grpc_port: [1", "settings.yaml: line 1: .*expected"),
+        ("- grpc_port", "must be a mapping"),
+        ("\x00", "settings.yaml: "),
+        ("no_such: 1", "settings.yaml: no_such: there is no such setting"),
+        ("grpc_port: many", "settings.yaml: grpc_port: .*valid integer"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=message) as raised:
+        load({}, environ={}, settings_file=file)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="cannot read the settings file nowhere: No such file or directory"):
+        load({}, environ={}, settings_file=Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        ({"grpc_port": "99999"}, {}, "^--grpc-port: .*65535.* \\(given: '99999'\\)$"),
+        ({}, {"WARMROUTE_LOG_FORMAT": "xml"}, "^WARMROUTE_LOG_FORMAT: .*'console' or 'json'"),
+        ({"drain_timeout": "5 parsecs"}, {}, "^--drain-timeout: .*valid number"),
+    ],
+)
+def test_a_bad_value_is_told_with_where_it_came_from(
+    flags: dict[str, Any], environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load(flags, environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "figure"), [("500ms", 0.5), ("1m30s", 90.0), ("1.5h", 5400.0), ("7", "7"), ("5x", "5x"), ("", ""), (3, 3)]
+)
+def test_durations(text: object, figure: object) -> None:
+    assert seconds(text) == figure
+
+
+def test_only_hot_settings_change_while_it_runs() -> None:
+    settings = Settings()
+    assert changed(settings, {"max_endpoints": "3"}).max_endpoints == 3
+    with pytest.raises(ConfigurationError, match="grpc_port cannot change"):
+        changed(settings, {"grpc_port": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -215,6 +216,17 @@ async def test_a_change_in_place_is_followed(watched: Watched) -> None:
     watched.path.write_text("endpoints: []")
     await watched.until(lambda: not watched.targets())
     assert watched.pool.models.get("m") is None
+
+
+async def test_the_log_counts_the_endpoints_that_the_file_has(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="warmroute"):
+        watched.path.write_text(TWO)
+        await watched.until(lambda: len(caplog.records) == 1)
+        watched.path.write_text(ONE)
+        await watched.until(lambda: len(caplog.records) == 2)
+    assert [vars(record)["fields"]["endpoints"] for record in caplog.records] == [2, 1]
 
 
 async def test_a_file_renamed_over_it_is_followed(watched: Watched) -> None:

@@ -233,9 +233,9 @@ class FileDiscovery:
                 self._report(str(error))
             else:
                 self._problem = None
+                ready = sum(endpoint.ready for endpoint in self._pool.endpoints.values())
                 logger.info(
-                    "endpoints file read again",
-                    extra={"fields": {"file": str(self._path), "endpoints": len(self._pool.endpoints)}},
+                    "endpoints file read again", extra={"fields": {"file": str(self._path), "endpoints": ready}}
                 )
 
     def _report(self, problem: str) -> None:

@@ -123,6 +123,7 @@ async def cluster(kind: str, directory: Path) -> AsyncIterator[Cluster]:
     await real.kubectl("create", "namespace", real.namespace)
     try:
         await real.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        await real.kubectl("wait", "--for=create", "--timeout=60s", "serviceaccount/default")
         yield real
     finally:
         await asyncio.shield(real.kubectl("delete", "namespace", real.namespace, "--wait=false"))

@@ -4,10 +4,10 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint bench clean help
+.PHONY: demo test test-fast e2e-kubernetes lint bench clean help
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
 
 $(VENV)/.demo: pyproject.toml hatch_build.py protos/ext_proc.proto
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it or say make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -28,6 +28,14 @@ test: $(VENV)/.dev lint  ## everything: style, types, imports, all tests
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
 	$(BIN)/pytest -n 2 -m "not slow"
+
+e2e-kubernetes: $(VENV)/.dev  ## the walk-through against the cluster of KUBECONFIG
+	WARMROUTE_E2E_KUBERNETES=1 $(BIN)/pytest tests/e2e/test_kubernetes.py -k real -rs
+
+bench: $(VENV)/.dev  ## what routing gains and what it costs, in short: under five minutes
+	$(BIN)/warmroute demo --once
+	$(BIN)/warmroute bench replay shared-prompts --requests 1500
+	$(BIN)/warmroute bench cost --quick
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

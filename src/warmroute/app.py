@@ -192,7 +192,8 @@ class App:
     async def _drain(self) -> None:
         """Become unready, and let another picker lead, while open streams end."""
         resigned = [self.election.stop()] if self.election is not None else []
-        await asyncio.gather(self.server.drain(self.settings.drain_timeout), *resigned)
+        drained = self.server.drain(self.settings.drain_timeout, quiet=self.settings.drain_quiet)
+        await asyncio.gather(drained, *resigned)
 
     async def start(self) -> None:
         """Start every part. Raises ConfigurationError, with nothing left running."""

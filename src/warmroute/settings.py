@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     drain_timeout: float = setting(
         30.0, "Seconds to go on serving after SIGTERM while open streams end.", group="Server", ge=0
     )
+    drain_quiet: float = setting(
+        2.0,
+        "Seconds without a request after which that time ends early: gateways need them to see that it is not ready.",
+        group="Server",
+        ge=0,
+    )
     max_body_bytes: int = setting(
         64 << 20, "Largest request body; larger ones get 413. The gRPC receive limit follows it.", group="Server", ge=1
     )
@@ -308,6 +314,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "drain_timeout",
+        "drain_quiet",
         "body_timeout",
         "refresh_metrics_interval",
         "idle_metrics_interval",

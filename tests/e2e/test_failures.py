@@ -118,6 +118,27 @@ async def test_sigterm_drains(envoy, tmp_path):
         assert child.returncode == 0
 
 
+async def test_a_picker_that_leaves_in_a_quiet_moment_fails_no_request(envoy, tmp_path):
+    """With no stream open at SIGTERM it stays until Envoy's health check has seen it, and the other one takes over."""
+    stays = tmp_path / "stays"
+    stays.mkdir()
+    async with (
+        backends(1) as pods,
+        warmroute_serve([pods[0].target], tmp_path, "--drain-quiet=2s") as (leaving, child),
+        warmroute_serve([pods[0].target], stays) as (staying, _),
+        envoy(pods, leaving, staying, failure_mode_allow=False) as proxy,
+    ):
+        await proxy.wait_for_stat("cluster.epp.membership_healthy", 2)
+        os.kill(child.pid, signal.SIGTERM)
+        statuses = []
+        while child.returncode is None:
+            statuses.append((await exchange(proxy.url, body=BODY)).status)
+            await asyncio.sleep(0.02)
+        statuses.append((await exchange(proxy.url, body=BODY)).status)
+        assert set(statuses) == {200}
+        assert child.returncode == 0
+
+
 @pytest.mark.parametrize("picking", list(Picking))
 async def test_a_dead_engine_is_routed_around_and_comes_back(envoy, tmp_path, picking):
     async with (

@@ -270,6 +270,22 @@ async def test_drain_is_not_ready_serves_on_and_waits_for_open_streams() -> None
             await drained
 
 
+async def test_drain_serves_on_until_no_request_came_for_a_while() -> None:
+    """Gateways send requests until their health check has seen that the picker is not ready."""
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        began = asyncio.get_running_loop().time()
+        drained = asyncio.create_task(picker.server.drain(10, quiet=0.3))
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            late = stream_on(channel)
+            await late.write(headers(eos=True))
+            assert (await late.read()).HasField("dynamic_metadata")
+            assert not drained.done()
+        async with asyncio.timeout(5):
+            await drained
+        assert asyncio.get_running_loop().time() - began >= 0.8
+
+
 async def test_drain_gives_up_after_its_time() -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)

@@ -73,6 +73,7 @@ class Server:
         self._clock = clock
         self._draining = False
         self._open_streams = 0
+        self._streams_opened = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._ext_proc: grpc.aio.Server | None = None
@@ -120,14 +121,21 @@ class Server:
         await self._ext_proc.start()
         await self._health.start()
 
-    async def drain(self, seconds: float) -> None:
-        """Be not ready and wait for the open streams to end, ``seconds`` at the most; new ones are still served."""
+    async def drain(self, seconds: float, quiet: float = 0.0) -> None:
+        """Be not ready and serve on until no stream was open for ``quiet`` seconds, ``seconds`` at the most.
+
+        A gateway sends new requests until its health check has seen that this picker is not ready.
+        """
         self._draining = True
+        opened = -1
         try:
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                while opened != self._streams_opened or self._open_streams:
+                    await self._idle.wait()
+                    opened = self._streams_opened
+                    await asyncio.sleep(quiet)
         except TimeoutError:
-            logger.warning("streams are still open", extra={"fields": {"streams": self._open_streams}})
+            logger.warning("requests still come or are open", extra={"fields": {"streams": self._open_streams}})
 
     async def stop(self) -> None:
         """Stop listening and end what is open."""
@@ -160,6 +168,7 @@ class Server:
         session = self._new_session()
         observer, clock = self._observer, self._clock
         self._open_streams += 1
+        self._streams_opened += 1
         self._idle.clear()
         observer.stream_opened()
         worked = 0.0

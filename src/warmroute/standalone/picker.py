@@ -23,14 +23,17 @@ class PickerPorts:
 
 
 def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[str] = ()) -> Child:
-    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win."""
+    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win.
+
+    It ends at once when told to: whoever starts it here sends nothing more by then.
+    """
     argv = [
         *(sys.executable, "-m", "warmroute", "serve"),
         *("--endpoints-file", str(endpoints_file)),
         *("--grpc-port", str(ports.grpc)),
         *("--grpc-health-port", str(ports.health)),
         *("--metrics-port", str(ports.metrics)),
-        "--secure-serving=false",
+        *("--secure-serving=false", "--drain-quiet=0s"),
         *flags,
     ]
     return Child("warmroute serve", argv, log)

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 MESSAGE_OVERHEAD = 1 << 20
 """Bytes that a gRPC message may have beyond the request body: headers, metadata, framing."""
 
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks for requests that do not arrive in time."""
+
 
 class Observer(Protocol):
     """Hears what happens on the streams; called synchronously, so it must be quick."""
@@ -54,6 +57,14 @@ class ServerOptions:
     max_streams: int = 20_000
 
 
+@dataclass(slots=True)
+class _Stream:
+    session: Session
+    due: float
+    overdue: bool = False
+    """Its task is cancelled because the request did not arrive in time."""
+
+
 class Server:
     """The ext_proc service and its health service."""
 
@@ -72,7 +83,9 @@ class Server:
         self._ready = ready
         self._clock = clock
         self._draining = False
-        self._open_streams = 0
+        self._streams: dict[asyncio.Task[Any], _Stream] = {}
+        """The open streams by their tasks, oldest first."""
+        self._watch: asyncio.Task[None] | None = None
         self._streams_opened = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,7 +99,7 @@ class Server:
     @property
     def open_streams(self) -> int:
         """Streams that Envoy has open."""
-        return self._open_streams
+        return len(self._streams)
 
     async def start(self) -> None:
         """Listen. Raises ConfigurationError if a port is taken or a certificate cannot be used."""
@@ -120,6 +133,7 @@ class Server:
         self.grpc_health_port = self._bind(self._health, options.grpc_health_port, "--grpc-health-port", None)
         await self._ext_proc.start()
         await self._health.start()
+        self._watch = asyncio.create_task(self._end_overdue_streams(), name="overdue streams")
 
     async def drain(self, seconds: float, quiet: float = 0.0) -> None:
         """Be not ready and serve on until no stream was open for ``quiet`` seconds, ``seconds`` at the most.
@@ -130,15 +144,17 @@ class Server:
         opened = -1
         try:
             async with asyncio.timeout(seconds):
-                while opened != self._streams_opened or self._open_streams:
+                while opened != self._streams_opened or self._streams:
                     await self._idle.wait()
                     opened = self._streams_opened
                     await asyncio.sleep(quiet)
         except TimeoutError:
-            logger.warning("requests still come or are open", extra={"fields": {"streams": self._open_streams}})
+            logger.warning("requests still come or are open", extra={"fields": {"streams": self.open_streams}})
 
     async def stop(self) -> None:
         """Stop listening and end what is open."""
+        if self._watch is not None:
+            self._watch.cancel()
         for server in (self._ext_proc, self._health):
             if server is not None:
                 await server.stop(grace=0.5)
@@ -167,20 +183,17 @@ class Server:
         """One stream; returns its last reply."""
         session = self._new_session()
         observer, clock = self._observer, self._clock
-        self._open_streams += 1
+        task = asyncio.current_task()
+        assert task is not None
+        stream = self._streams[task] = _Stream(session, clock() + self._options.body_timeout)
         self._streams_opened += 1
         self._idle.clear()
         observer.stream_opened()
         worked = 0.0
         answered = False
         try:
-            due = clock() + self._options.body_timeout
             while True:
-                if session.overdue_matters:
-                    async with asyncio.timeout(due - clock()):
-                        message = await context.read()
-                else:
-                    message = await context.read()
+                message = await context.read()
                 if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
                     return replies.NOTHING
                 began = perf_counter()
@@ -194,23 +207,36 @@ class Server:
                     await context.write(reply)
                 if last is not None:
                     return last
-        except TimeoutError:
-            last = session.overdue()
-            observer.stream_answered(session, worked)
-            return last
         except (ProtocolError, DecodeError) as error:
             observer.stream_broken("protocol-error")
             logger.warning("stream aborted", extra={"fields": {"request": session.request_id, "error": str(error)}})
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except asyncio.CancelledError:
-            raise  # the client or the proxy went away
+            if not stream.overdue:
+                raise  # the client or the proxy went away
+            task.uncancel()
+            last = session.overdue()
+            observer.stream_answered(session, worked)
+            return last
         except Exception:
             observer.stream_broken("internal")
             logger.exception("request failed", extra={"fields": {"request": session.request_id}})
             return replies.NOTHING if session.answered else session.failed()
         finally:
             session.finish(clock())
-            self._open_streams -= 1
-            if not self._open_streams:
+            del self._streams[task]
+            if not self._streams:
                 self._idle.set()
             observer.stream_closed(session)
+
+    async def _end_overdue_streams(self) -> None:
+        """One watch over all streams: a timeout around each read would cost every request as much as parsing it."""
+        while True:
+            await asyncio.sleep(min(WATCH_INTERVAL, self._options.body_timeout))
+            now = self._clock()
+            for task, stream in self._streams.items():
+                if stream.due > now:
+                    break
+                if stream.session.overdue_matters and not stream.overdue:
+                    stream.overdue = True
+                    task.cancel()

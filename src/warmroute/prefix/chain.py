@@ -70,10 +70,11 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
             stops = POSITIONS[first:upcoming]
             if not stops or stops[-1] != end:
                 stops.append(end)
+            view = memoryview(data)  # its slices copy nothing
             start = 0
             for checkpoint in stops:
                 stop = checkpoint - position
-                key = xxh3_64_intdigest(data[start:stop], key)
+                key = xxh3_64_intdigest(view[start:stop], key)
                 hashes.append(key)
                 start = stop
             ends += stops

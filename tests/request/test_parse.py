@@ -413,6 +413,16 @@ def test_a_missing_model_is_said_so() -> None:
     assert (refused.message, refused.reason) == ("model not found in request body", "no-model")
 
 
+def test_a_models_name_has_a_bound() -> None:
+    """It is kept with the decision: megabytes of it would be kept, too."""
+    assert request(CHAT, {"model": "m" * 1024, "messages": []}).model == "m" * 1024
+    body = json.dumps({"model": "m" * 1025, "messages": []}).encode()
+    refused = refusal(CHAT, body)
+    assert (refused.status, refused.param) == (400, "model")
+    assert "mm" not in refused.message
+    assert request(CHAT, body, truncated=True).model == ""
+
+
 # ---------------------------------------------------------------- odd but legal
 
 

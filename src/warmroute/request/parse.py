@@ -13,6 +13,9 @@ from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.prompt import Prompt, seed
 from warmroute.request.truncated import close_json
 
+MAX_MODEL_LENGTH = 1024
+"""Characters of a model's name; engines name their models by repository or path."""
+
 Document = dict[str, Any]
 Reading = int | None | Refusal
 """What reading a prompt comes to: exact tokens, if the client sent token ids, or why the request is refused."""
@@ -42,6 +45,10 @@ def parse(path: str, content_type: str, body: bytes, *, truncated: bool = False)
     if type(model) is not str:
         if not truncated and (model is not None or route.needs_model):
             return _no_model(model)
+        model = ""
+    if len(model) > MAX_MODEL_LENGTH:  # it is kept with the decision
+        if not truncated:
+            return malformed(f"`model` must have at most {MAX_MODEL_LENGTH} characters.", param="model")
         model = ""
     if not model.isascii():
         model = model.encode("utf-8", "replace").decode()  # lone surrogates could not be written to a header or a log

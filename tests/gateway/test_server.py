@@ -252,6 +252,13 @@ async def test_health_by_every_name_on_both_ports() -> None:
                 assert await health(port, "liveness") == 1
 
 
+async def test_watching_health_is_not_offered_and_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.grpc_health_port}") as channel:
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5)
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert not caplog.records
+
+
 async def test_drain_is_not_ready_serves_on_and_waits_for_open_streams() -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)

@@ -39,6 +39,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         """The status of every service."""
         return health_pb2.HealthListResponse(statuses={name: self._status(name) for name in _LISTED})
 
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Not offered, as by other pickers: clients that get UNIMPLEMENTED take the service for healthy."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+
 
 def add(server: grpc.aio.Server, ready: Callable[[], bool]) -> None:
     """Serve health on ``server``."""

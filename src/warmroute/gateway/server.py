@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from warmroute.errors import ConfigurationError, ProtocolError
-from warmroute.gateway import health, replies, tls
+from warmroute.gateway import health, replies
 from warmroute.gateway.ext_proc_pb2 import ProcessingRequest
 from warmroute.gateway.session import Session
 
@@ -126,6 +126,8 @@ class Server:
         health.add(self._ext_proc, self._is_ready)
         credentials = None
         if options.secure_serving:
+            from warmroute.gateway import tls  # cryptography takes 8 MB, which are saved behind a sidecar without TLS
+
             credentials = tls.from_directory(options.cert_path) if options.cert_path else tls.self_signed()
         self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", credentials)
         self._health = grpc.aio.server(options=(("grpc.so_reuseport", 0),))

@@ -135,6 +135,20 @@ async def test_sigterm_ends_a_running_demo_in_order(tmp_path):
     assert "stopping" in demo.tail(50)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed-terminal"])
+async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path, number):
+    demo = Child("demo", [sys.executable, "-m", "warmroute", "demo", *any_ports_flags()], tmp_path / "demo.log")
+
+    async def half_started() -> bool:
+        return "starting the picker" in demo.tail(50)
+
+    async with demo:
+        await demo.until(half_started, "half started", patience=30)
+        os.kill(demo.pid, number)
+        async with asyncio.timeout(20):
+            assert await demo.wait() == 0
+
+
 @pytest.mark.slow
 def test_once_shows_the_gain_and_writes_the_figures(tmp_path):
     figures_file = tmp_path / "figures.json"

@@ -334,15 +334,17 @@ class Demo:
 async def run(options: DemoOptions, console: Console, *, once: bool, json_file: Path | None = None) -> int:
     """The whole demo; the exit status.
 
-    Raises ConfigurationError for taken ports, ChildError when a process fails. SIGINT and SIGTERM end it in order.
+    Raises ConfigurationError for taken ports, ChildError when a process fails. SIGINT, SIGTERM and a terminal that is
+    closed end it in order.
     """
     options = options.settled()
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigurationError(f"there is no directory for {json_file}")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(number, stopped.set)
     directory = Path(tempfile.mkdtemp(prefix="warmroute-demo-"))
     show = asyncio.create_task(_show(Demo(options, directory, console), once=once, json_file=json_file))
     stop = asyncio.create_task(stopped.wait())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -194,3 +195,29 @@ def test_a_level_that_is_off_allocates_nothing() -> None:
         assert tracemalloc.get_traced_memory()[1] - before < 1000
     finally:
         tracemalloc.stop()
+
+
+async def test_in_an_event_loop_lines_wait_for_each_other_but_not_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "PATIENCE", 0.02)
+    stream = configured()
+    logger = logging.getLogger("warmroute.test")
+    logger.info("one")
+    logger.info("two")
+    assert not stream.getvalue()
+    async with asyncio.timeout(5):
+        while not stream.getvalue():
+            await asyncio.sleep(0.005)
+    assert [line.split("\t")[3] for line in stream.getvalue().splitlines()] == ["one", "two"]
+    logger.info("three")
+    logger.warning("four")
+    assert [line.split("\t")[3] for line in stream.getvalue().splitlines()] == ["one", "two", "three", "four"]
+
+
+async def test_lines_that_wait_are_bounded_and_written_when_logging_ends() -> None:
+    stream = configured()
+    logger = logging.getLogger("warmroute.test")
+    for number in range(logs.MOST_WAITING + 1):
+        logger.info("%d", number)
+    assert len(stream.getvalue().splitlines()) == logs.MOST_WAITING
+    logs.configure(Settings(), stream=io.StringIO())
+    assert len(stream.getvalue().splitlines()) == logs.MOST_WAITING + 1

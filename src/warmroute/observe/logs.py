@@ -13,10 +13,12 @@ On the request path a call site asks ``logger.isEnabledFor`` first, so that a li
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal, TextIO
@@ -31,6 +33,11 @@ _ROOT = PurePath(warmroute.__file__).parent
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: "\\t", 10: "\\n", 13: "\\r"}
 """Control characters of a message, written out: one record is one line, whatever a client sent."""
 
+PATIENCE = 0.1
+"""Seconds for which a line below WARNING waits for others before they are written together."""
+MOST_WAITING = 1000
+"""Lines that wait at the most."""
+
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
 
 
@@ -44,6 +51,7 @@ def configure(settings: Settings, *, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _Handler)]:
         root.removeHandler(old)
+        old.flush()
     root.addHandler(handler)
     logging.captureWarnings(True)
     # No line of ours tells them, and looking them up is a fifth of what a line costs.
@@ -99,7 +107,41 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; a stream that is closed, full or broken loses them, and nobody else is bothered."""
+    """Writes lines; a stream that is closed, full or broken loses them, and nobody else is bothered.
+
+    In an event loop the lines below WARNING wait for each other for ``PATIENCE`` seconds: to format and write ten together
+    costs little more than to do it with one.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self._waiting: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record; called with the handler's lock held."""
+        self._waiting.append(record)
+        if record.levelno < logging.WARNING:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                pass
+            else:
+                if len(self._waiting) == 1:
+                    loop.call_later(PATIENCE, self.flush)
+                if len(self._waiting) < MOST_WAITING:
+                    return
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self.lock or nullcontext():
+            waiting, self._waiting = self._waiting, []
+            try:
+                self.stream.write("".join([self.format(record) + self.terminator for record in waiting]))
+                super().flush()
+            except Exception:
+                if waiting:
+                    self.handleError(waiting[-1])
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Logging must not fail the caller, and stderr is where a complaint would go."""

@@ -204,7 +204,11 @@ class Settings(BaseSettings):
 
     # Cost: the constants of the cost function; docs/cost.md explains each term
     cost_eviction: float = setting(
-        0.5, "Price of caching a new token, in prefill tokens: it evicts another one.", group="Cost", hot=True, ge=0
+        0.5,
+        "Price of a new token in a full cache, in prefill tokens: it evicts another one.",
+        group="Cost",
+        hot=True,
+        ge=0,
     )
     cost_waiting: float = setting(
         1.0, "Delay that a new token means to each request waiting for its first token.", group="Cost", hot=True, ge=0

@@ -40,6 +40,7 @@ def book(name: str = "a", **state: float) -> Book:
     share=st.floats(0, 1),
     queued=st.lists(st.floats(1, 1e5), max_size=5),
     queue_weight=st.floats(0.01, 1),
+    fill=st.floats(0, 1),
 )
 def test_columns_equal_the_formula(
     running: int,
@@ -51,10 +52,12 @@ def test_columns_equal_the_formula(
     share: float,
     queued: list[float],
     queue_weight: float,
+    fill: float,
 ) -> None:
     constants = LoadConstants()
     one = book(running=running, waiting=waiting, kv=kv, seqs=seqs)
     one.tau = tau
+    one.fill = fill
     one.mean_uncached = 500.0
     fleet = Fleet([one], constants, NOW)
     for tokens in queued:
@@ -71,6 +74,7 @@ def test_columns_equal_the_formula(
         total=running + waiting + len(queued),
         max_num_seqs=seqs,
         kv_usage=kv,
+        fill=fill,
         tau=tau,
         queue_weight=queue_weight,
     )

@@ -113,6 +113,18 @@ def test_a_full_kv_cache_is_avoided() -> None:
     assert fixture.pick(prompt(LONG), 10.0) != holder
 
 
+def test_a_new_conversation_goes_where_the_cache_has_room() -> None:
+    """Not to the endpoint that has the shared system prompt and a full cache."""
+    fixture = Fixture(2, cache_tokens=20_000, cache_headroom=1.0)
+    system = "Be kind. " * 40
+    holder = fixture.pick(prompt(system), 0.0)
+    for k in range(1, 4):
+        fixture.scrape(10.0 * k)
+        fixture.pick(prompt(system, f"{k}: {LONG}"), 10.0 * k, allowed=lambda e: e.spec.name == holder)
+    fixture.scrape(100.0)
+    assert fixture.pick(prompt(system, f"new: {LONG}"), 100.0) != holder
+
+
 def test_a_restarted_endpoint_is_cold() -> None:
     fixture = Fixture(3)
     holder = fixture.pick(prompt(LONG), 0.0)

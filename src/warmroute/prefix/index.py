@@ -165,6 +165,11 @@ class PrefixIndex:
         holding = self._open[slot]
         return len(holding.checkpoints), holding.weight
 
+    def fill(self, slot: int) -> float:
+        """Share of the slot's capacity that is held."""
+        holding = self._open[slot]
+        return holding.weight / holding.capacity
+
     def __len__(self) -> int:
         """Different checkpoints in the index, those of closed slots that are not swept yet included."""
         return len(self._masks)

@@ -2,7 +2,7 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + eviction + waiting*W + running*R) + decode*R )
+    J = tau * ( w*P + u*(1 + E + waiting*W + running*R) + decode*R )
         + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -12,11 +12,12 @@
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
 ``w``         ``1 / (1 + min W)`` over the candidates: where everybody queues, waiting is sunk and the cache counts
+``E``         price of a new token in the cache: ``eviction * (0.2 + 0.8*fill)``, ``fill`` the share that holds prompts
 ``tau``       slowness of the endpoint against the pool's median
 ============  ====================================================================================================
 
 With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the requests
-behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded; what it adds to the
+behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded; what it adds to a full
 cache evicts as much. The guards keep requests that cost no prefill at all from piling up on one endpoint.
 """
 
@@ -28,6 +29,9 @@ SLOTS_FROM = 0.95
 """Share of ``max_num_seqs`` from which the slot guard acts."""
 KV_FROM = 0.85
 """KV-cache usage from which the KV guard acts."""
+EMPTY_SHARE = 0.2
+"""Share of the eviction price that an empty cache has: it will be full one day, and to compute at once what another
+endpoint is about to hold is waste. By replay: 0 costs bursts of equal prompts 5 %, 1 costs hot prefixes 40 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class CostTerms:
     queue: float
     """Waiting for the work that is there: ``tau*w*P``."""
     prefill: float
-    """The request's own prefill and what it evicts: ``tau*u*(1 + eviction)``."""
+    """The request's own prefill and what it evicts: ``tau*u*(1 + E)``."""
     delay: float
     """What that prefill means to the others: ``tau*u*(waiting*W + running*R)``."""
     decode: float
@@ -71,6 +75,11 @@ class CostTerms:
         return self.queue + self.prefill + self.delay + self.decode + self.slots + self.kv + self.adapter + self.stale
 
 
+def eviction_price(constants: CostConstants, fill: float) -> float:
+    """``E``: what a new token costs in a cache of which the share ``fill`` holds prompts."""
+    return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * fill)
+
+
 def cost_terms(
     constants: CostConstants,
     *,
@@ -81,6 +90,7 @@ def cost_terms(
     total: float,
     max_num_seqs: int,
     kv_usage: float,
+    fill: float = 1.0,
     tau: float = 1.0,
     queue_weight: float = 1.0,
     adapter_missing: bool = False,
@@ -95,7 +105,7 @@ def cost_terms(
     running = max(0.0, total - waiting)
     return CostTerms(
         queue=tau * queue_weight * pending,
-        prefill=tau * uncached * (1 + constants.eviction),
+        prefill=tau * uncached * (1 + eviction_price(constants, fill)),
         delay=tau * uncached * (constants.waiting * waiting + constants.running * running),
         decode=tau * constants.decode * running,
         slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),

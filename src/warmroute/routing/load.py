@@ -16,7 +16,7 @@ from math import inf
 from statistics import median
 
 from warmroute.pool.endpoint import Endpoint, EngineState
-from warmroute.routing.cost import KV_FROM, SLOTS_FROM, CostConstants
+from warmroute.routing.cost import KV_FROM, SLOTS_FROM, CostConstants, eviction_price
 
 ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished where neither a scrape nor the response tells."""
@@ -51,6 +51,7 @@ class Book:
         "busy_until",
         "done",
         "endpoint",
+        "fill",
         "finish_times",
         "in_flight",
         "kv_usage",
@@ -92,6 +93,8 @@ class Book:
         self.reported_running = 0
         self.reported_waiting = 0
         self.kv_usage = 0.0
+        self.fill = 0.0
+        """Share of its cache that holds prompts, as the index has it: how likely a new token evicts another."""
         self.adapters.clear()
 
     def observe(self, state: EngineState) -> None:
@@ -145,6 +148,7 @@ class Fleet:
         "_next_change",
         "books",
         "candidates",
+        "fill",
         "fixed",
         "kv_guard",
         "names",
@@ -173,6 +177,7 @@ class Fleet:
         self.per_uncached = [0.0] * size
         self.fixed = [0.0] * size
         self.kv_guard = [0.0] * size
+        self.fill = [0.0] * size
         self._next_change = [-inf] * size
         self.refresh(now)
 
@@ -226,7 +231,7 @@ class Fleet:
         stale = cost.stale * min(max(stale_for, 0.0), STALE_CAP)
 
         tau = book.tau
-        per_uncached = tau * (1 + cost.eviction + cost.waiting * waiting + cost.running * running)
+        per_uncached = tau * (1 + eviction_price(cost, book.fill) + cost.waiting * waiting + cost.running * running)
         kv_guard = cost.kv * max(0.0, book.kv_usage - KV_FROM)
         slots = book.max_num_seqs or constants.max_num_seqs
         slot_guard = cost.slots * max(0.0, total + 1 - SLOTS_FROM * slots)
@@ -235,6 +240,7 @@ class Fleet:
         self.per_uncached[k] = per_uncached
         self.per_token[k] = per_uncached + kv_guard + slot_guard
         self.kv_guard[k] = kv_guard
+        self.fill[k] = book.fill
         self.fixed[k] = tau * cost.decode * running + stale
         self._next_change[k] = next_change
 

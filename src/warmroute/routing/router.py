@@ -21,7 +21,7 @@ from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
-from warmroute.routing.cost import CostConstants
+from warmroute.routing.cost import CostConstants, eviction_price
 from warmroute.routing.load import Book, Fleet, LoadConstants, slowness
 from warmroute.routing.saturation import SaturationLimits, saturated
 
@@ -272,10 +272,14 @@ class Router(PoolListener):
         if decision.adapter:
             book.use_adapter(decision.adapter)
         if decision.chain.hashes:
-            self._index.insert(book.slot, decision.chain)
+            self._insert(book, decision.chain)
         fleet.update(k, now)
         if fleet is not self._fleet:
             self._update(book, now)
+
+    def _insert(self, book: Book, chain: Chain) -> None:
+        self._index.insert(book.slot, chain)
+        book.fill = min(1.0, self._index.fill(book.slot) * self._constants.cache_headroom)
 
     def _assemble(self, now: float, allowed: Callable[[Endpoint], bool] | None = None) -> Fleet:
         """The fleet of the (allowed) endpoints that answer; of all that are ready where none does."""
@@ -312,7 +316,7 @@ class Router(PoolListener):
         decision.book = other
         other.in_flight += 1
         if decision.chain.hashes:
-            self._index.insert(other.slot, decision.chain)
+            self._insert(other, decision.chain)
         self._update(other, now)
 
     def _update(self, book: Book, now: float) -> None:
@@ -394,6 +398,7 @@ class _Record:
     per_token: list[float]
     per_uncached: list[float]
     kv_guard: list[float]
+    fill: list[float]
     fixed: list[float]
 
     @classmethod
@@ -425,6 +430,7 @@ class _Record:
             per_token=fleet.per_token[:],
             per_uncached=fleet.per_uncached[:],
             kv_guard=fleet.kv_guard[:],
+            fill=fleet.fill[:],
             fixed=fleet.fixed[:],
         )
 
@@ -436,11 +442,12 @@ class _Record:
             waiting = self.waiting[k]
             running = max(0.0, self.total[k] - waiting)
             uncached = prompt - self.cached.at(k)
-            tau = self.per_uncached[k] / (1 + cost.eviction + cost.waiting * waiting + cost.running * running)
+            price = 1 + eviction_price(cost, self.fill[k])
+            tau = self.per_uncached[k] / (price + cost.waiting * waiting + cost.running * running)
             decode = tau * cost.decode * running
             terms = {
                 "queue": self.queue_weight * (self.pending_at_zero[k] - self.at * self.pending_rate[k]),
-                "prefill": tau * uncached * (1 + cost.eviction),
+                "prefill": tau * uncached * price,
                 "delay": tau * uncached * (cost.waiting * waiting + cost.running * running),
                 "decode": decode,
                 "slots": prompt * (self.per_token[k] - self.per_uncached[k] - self.kv_guard[k]),

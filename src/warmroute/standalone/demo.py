@@ -28,7 +28,7 @@ from warmroute.standalone.bootstrap import Picking, ProxyConfig, bootstrap, to_y
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker import PickerPorts, picker, start_picker
-from warmroute.standalone.ports import free_port, free_range, require_free
+from warmroute.standalone.ports import free_range, require_free
 from warmroute.standalone.rounds import MODEL, ROUND1, ROUND2
 
 HOST = "127.0.0.1"
@@ -97,11 +97,13 @@ class DemoOptions:
         """
         for name, flag in PORT_FLAGS.items():
             require_free(HOST, getattr(self, name), flag)
-        first = self.pod_port or free_range(self.pods)
+        missing = [name for name in PORT_FLAGS if getattr(self, name) == 0]
+        free = free_range(len(missing) + self.pods)
+        first = self.pod_port or free + len(missing)
         for i in range(self.pods):
             require_free(HOST, first + i, f"engine {i} (--pod-port)")
-        free: dict[str, Any] = {name: free_port() for name in PORT_FLAGS if getattr(self, name) == 0}
-        settled = replace(self, pod_port=first, **free)
+        found: dict[str, Any] = {name: free + i for i, name in enumerate(missing)}
+        settled = replace(self, pod_port=first, **found)
         ports = [*(getattr(settled, name) for name in PORT_FLAGS), *range(first, first + self.pods)]
         if twice := [port for port in ports if ports.count(port) > 1]:
             raise ConfigurationError(f"port {twice[0]} is wanted twice")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 from warmroute.errors import ConfigurationError
+
+FIRST_PORT, LAST_PORT = 12_000, 32_767
+"""Where free ports are looked for: below those that Linux gives to outgoing connections, which come and go at any time."""
+ATTEMPTS = 1000
 
 
 def require_free(host: str, port: int, purpose: str) -> None:
@@ -21,16 +26,13 @@ def require_free(host: str, port: int, purpose: str) -> None:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that was free just now, for a process that cannot be asked which one it took."""
-    with _socket(host) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_range(1, host)
 
 
 def free_range(count: int, host: str = "127.0.0.1") -> int:
     """The first of ``count`` consecutive ports that were free just now. Raises ConfigurationError if none is found."""
-    for _ in range(100):
-        first = free_port(host)
+    for _ in range(ATTEMPTS):
+        first = random.randrange(FIRST_PORT, LAST_PORT + 1 - count)
         try:
             for port in range(first, first + count):
                 require_free(host, port, "a range of ports")

@@ -149,7 +149,9 @@ async def test_the_walk_through(envoy, tmp_path, monkeypatch, kind):
 
         first = await ask(proxy.url, ROUND1)
         assert await ask(proxy.url, ROUND2) == first
-        (line,) = [text for text in picker.child.tail(1000).splitlines() if "Do prefix" in text]
+        log = picker.child.tail
+        await becomes(lambda: asyncio.to_thread(lambda: "Do prefix" in log(1000)), "the log line", 2.0)
+        (line,) = [text for text in log(1000).splitlines() if "Do prefix" in text]
         assert '"matching ratio": " 0.54 > 0.50"' in line
 
         await where.apply(annotated(pool_of(servers), routing_strategy="DEFAULT"))

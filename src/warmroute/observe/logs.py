@@ -33,7 +33,7 @@ _ROOT = PurePath(warmroute.__file__).parent
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: "\\t", 10: "\\n", 13: "\\r"}
 """Control characters of a message, written out: one record is one line, whatever a client sent."""
 
-PATIENCE = 0.1
+PATIENCE = 0.02
 """Seconds for which a line below WARNING waits for others before they are written together."""
 MOST_WAITING = 1000
 """Lines that wait at the most."""

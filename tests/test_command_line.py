@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +55,25 @@ def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> No
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments: list[str], complaint: str) -> None:
+    assert complaint in complaint_about(arguments)
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--grpc-health-port", "--metrics-port"])
+def test_a_taken_port_is_one_line_that_names_its_flag(tmp_path: Path, flag: str) -> None:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("endpoints: []")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"--grpc-port": 0, "--grpc-health-port": 0, "--metrics-port": 0} | {flag: taken.getsockname()[1]}
+        flags = [
+            f"--endpoints-file={endpoints}",
+            "--host=127.0.0.1",
+            *(f"{name}={port}" for name, port in ports.items()),
+        ]
+        assert f"({flag})" in complaint_about(["serve", *flags])
+
+
+def complaint_about(arguments: list[str]) -> str:
+    """What the command says on stderr in its one line, before it ends with exit code 2."""
     done = subprocess.run(
         [sys.executable, "-m", "warmroute", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -60,4 +81,4 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments: list[str], c
     assert done.stdout == ""
     assert done.stderr.startswith("warmroute: ")
     assert done.stderr.count("\n") == 1
-    assert complaint in done.stderr
+    return done.stderr

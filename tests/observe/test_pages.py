@@ -139,7 +139,7 @@ async def test_a_taken_port_is_a_configuration_error() -> None:
     await first.start()
     try:
         for host in ("127.0.0.1", ""):
-            with pytest.raises(ConfigurationError, match=f"metrics_port: .*port {first.port}: "):
+            with pytest.raises(ConfigurationError, match=rf"port {first.port} \(--metrics-port\): "):
                 await pages(host, first.port).start()
     finally:
         await first.stop()

@@ -98,8 +98,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        where = f"{host or 'all interfaces'}, port {port}"
-        raise ConfigurationError(f"metrics_port: cannot listen on {where}: {error.strerror or error}") from error
+        where = f"{host or 'all interfaces'}, port {port} (--metrics-port)"
+        raise ConfigurationError(f"cannot listen on {where}: {error.strerror or error}") from error
 
 
 def _json_page(data: Callable[[], Any]) -> _Handler:

@@ -54,6 +54,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
                 waiting=settings.cost_waiting,
                 running=settings.cost_running,
                 decode=settings.cost_decode,
+                balance=settings.cost_balance,
                 slots=settings.cost_slots,
                 kv=settings.cost_kv,
                 adapter=settings.cost_adapter,

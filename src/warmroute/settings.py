@@ -219,6 +219,13 @@ class Settings(BaseSettings):
     cost_decode: float = setting(
         30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
     )
+    cost_balance: float = setting(
+        6000.0,
+        "Prefill tokens that an endpoint with twice its share of the running requests counts for.",
+        group="Cost",
+        hot=True,
+        ge=0,
+    )
     cost_slots: float = setting(
         0.1, "Weight of the guard against more requests than the engine runs at once.", group="Cost", hot=True, ge=0
     )

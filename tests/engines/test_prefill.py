@@ -65,3 +65,32 @@ def test_a_gap_or_a_restart_begins_a_new_window() -> None:
     rate.observe(101.0, 0.0, waiting=1)
     rate.observe(102.0, 7_000.0, waiting=1)
     assert rate.tokens_per_second == pytest.approx(7_000)
+
+
+def test_an_engine_that_never_queues_is_measured_by_its_requests() -> None:
+    rate = PrefillRate()
+    for i in range(10):
+        rate.observe(i * 0.5, i * 5_000.0, waiting=0)
+        rate.observe_requests(i * 5_000.0, i * 0.25)
+    assert rate.tokens_per_second == pytest.approx(20_000)
+
+
+def test_many_short_requests_are_measured_together_and_a_restart_begins_anew() -> None:
+    rate = PrefillRate()
+    rate.observe_requests(0.0, 0.0)
+    rate.observe_requests(4_000.0, 1.0)
+    assert rate.tokens_per_second is None
+    rate.observe_requests(8_000.0, 2.0)
+    assert rate.tokens_per_second == pytest.approx(4_000)
+    rate.interrupt()
+    rate.observe_requests(1_000_000.0, 1.0)
+    rate.observe_requests(100.0, 0.1)
+    assert rate.tokens_per_second == pytest.approx(4_000)
+
+
+def test_the_faster_measurement_counts() -> None:
+    rate = PrefillRate()
+    for i in range(10):
+        rate.observe(i * 0.5, i * 10_000.0, waiting=3)
+        rate.observe_requests(i * 10_000.0, i * 2.0)
+    assert rate.tokens_per_second == pytest.approx(20_000)

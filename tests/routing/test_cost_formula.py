@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.routing.cost import CostConstants, cost_terms
-from warmroute.routing.load import Book, Fleet, LoadConstants
+from warmroute.routing.load import FEW, Book, Fleet, LoadConstants
 
 NOW = 1000.0
 
@@ -72,8 +72,9 @@ def test_columns_equal_the_formula(
         pending=fleet.pending(0, NOW) / tau,
         waiting=fleet.waiting[0],
         total=running + waiting + len(queued),
+        mean_running=fleet.running[0],
         max_num_seqs=seqs,
-        kv_usage=kv,
+        kv_usage=kv * (1 + len(queued) / max(running + waiting, FEW)),
         fill=fill,
         tau=tau,
         queue_weight=queue_weight,
@@ -90,6 +91,7 @@ def test_the_worked_example() -> None:
         pending=2000,
         waiting=2,
         total=12,
+        mean_running=9.0,
         max_num_seqs=256,
         kv_usage=0.5,
         queue_weight=0.5,
@@ -99,7 +101,8 @@ def test_the_worked_example() -> None:
     assert terms.delay == pytest.approx(400 * (2 + 1.0))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
-    assert terms.total == pytest.approx(3100)
+    assert terms.balance == 6000
+    assert terms.total == pytest.approx(9100)
 
 
 def test_guards_act_beyond_their_thresholds() -> None:
@@ -110,6 +113,7 @@ def test_guards_act_beyond_their_thresholds() -> None:
         pending=0,
         waiting=0,
         total=100,
+        mean_running=100,
         max_num_seqs=100,
         kv_usage=0.95,
         adapter_missing=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import exp
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,6 +77,66 @@ def test_without_scrapes_requests_count_for_a_while_only() -> None:
     assert fleet.total[0] == 0
 
 
+def test_requests_leave_between_scrapes_as_they_did_before() -> None:
+    book, fleet = make()
+    for second in range(20):  # ten requests, of which two leave and two come each second
+        book.observe(scrape(float(second), running=10))
+        for _ in range(2):
+            book.assign(1.0, 1000.0, second + 0.5)
+    assert book.leaving_rate() == pytest.approx(0.2, rel=0.05)
+    book.observe(scrape(20.0, running=10))
+    fleet.update(0, 20.0)
+    assert fleet.total[0] == 10
+    fleet.refresh(21.0)
+    assert fleet.total[0] == pytest.approx(10 * exp(-0.2), rel=0.03)
+    fleet.refresh(24.0)
+    assert fleet.total[0] == pytest.approx(10 * exp(-0.8), rel=0.1)
+
+
+def test_observed_responses_are_not_guessed_away() -> None:
+    book, fleet = make()
+    for second in range(20):
+        book.observe(scrape(float(second), running=10))
+        for _ in range(2):
+            book.assign(1.0, 1000.0, second + 0.5)
+    book.in_flight = 10
+    fleet.update(0, 23.0)
+    assert fleet.total[0] == 10
+
+
+def test_the_kv_cache_fills_between_scrapes() -> None:
+    book, fleet = make()
+    book.observe(scrape(1.0, running=8, kv=0.8))
+    fleet.update(0, 1.0)
+    assert fleet.kv_guard[0] == 0
+    for _ in range(2):
+        book.assign(100.0, 1000.0, 1.1)
+    fleet.update(0, 1.1)
+    assert fleet.kv_guard[0] == pytest.approx(20 * (0.8 + 2 * 0.1 - 0.85))
+
+
+def test_slots_that_were_seen_in_use_are_there() -> None:
+    book, fleet = make()
+    book.observe(scrape(1.0, running=400))
+    fleet.update(0, 1.0)
+    most = fleet.per_token[0] - fleet.per_uncached[0]
+    book.observe(scrape(2.0, running=300))
+    fleet.update(0, 2.0)
+    assert fleet.per_token[0] - fleet.per_uncached[0] == 0
+    assert most == pytest.approx(0.1 * (401 - 0.95 * 400))
+
+
+def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
+    (busy, _), (idle, _) = make(), make()
+    busy.observe(scrape(1.0, running=6))
+    idle.observe(scrape(1.0))
+    idle.slot = 4
+    fleet = Fleet([busy, idle], CONSTANTS, 1.0)
+    assert fleet.balance_weight() == 6000 / (1 + 3)
+    costs = fleet.costs(1.0, 1.0, 1.0, 1.0)
+    assert costs[0] - costs[1] == pytest.approx(6 * 1500 + 6 * 30)
+
+
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:
     book, fleet = make()
     book.observe(scrape(0.0))
@@ -101,6 +163,9 @@ def test_slowness_is_relative_to_the_median() -> None:
         book.prefill_rate = rate
     slowness(books)
     assert [book.tau for book in books] == [1.0, 1.0, 2.0, 1.0]
+    books[2].prefill_rate = 700.0  # so much may come from the prompts
+    slowness(books)
+    assert books[2].tau == 1.0
 
 
 @given(

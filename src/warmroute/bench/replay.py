@@ -61,6 +61,10 @@ class _Pod:
     under_way: set[int] = field(default_factory=set)
     serving: bool = True
     """False once it was scaled away."""
+    prefill_tokens: int = 0
+    """Computed for the requests that finished."""
+    prefill_seconds: float = 0.0
+    """These requests' time from their first step to their first token."""
     due: float = inf
     """When the engine has its next event; events of other times on the heap are void."""
 
@@ -276,6 +280,10 @@ class Replay:
         self._cached += output.request.cached_tokens
         self._answered += 1
         pod.under_way.remove(number)
+        work = output.request
+        if work.scheduled_at is not None and work.first_token_at is not None:
+            pod.prefill_tokens += work.prompt_tokens - work.cached_tokens
+            pod.prefill_seconds += work.first_token_at - work.scheduled_at
         self._picker_of(number).finished(number, now)
         for follower in self._following.get(number, ()):
             request = self._trace.requests[follower]
@@ -295,6 +303,7 @@ class Replay:
 
     def _boot(self, pod: _Pod) -> None:
         pod.incarnation += 1
+        pod.prefill_tokens, pod.prefill_seconds = 0, 0.0
         pod.engine = Engine(self._fleet.profile(pod.number), every_token=False, seed=pod.number)
 
     def _scale(self, wanted: int, now: float) -> None:
@@ -339,6 +348,7 @@ class Replay:
                     watch.rate.interrupt()
                 watch.incarnation, watch.silent = pod.incarnation, 0
             self._advance(pod, now)
+            watch.rate.observe_requests(pod.prefill_tokens, pod.prefill_seconds)
             watch.state = _state(engine, watch.rate, now)
             self._add(now + SCRAPE_DELAY, _Event.OBSERVED, index)
             busy = watch.state.running + watch.state.waiting > 0

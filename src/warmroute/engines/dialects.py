@@ -63,6 +63,10 @@ class Dialect:
     """Counter: the requests that ``prompt_tokens`` counts."""
     computed_tokens: tuple[Series, ...] = ()
     """Counter: prompt tokens that were computed, not taken from a cache."""
+    request_computed_tokens: tuple[Series, ...] = ()
+    """Counter: the same, of finished requests."""
+    request_prefill_seconds: tuple[Series, ...] = ()
+    """Counter: time from first step to first token, of the same requests."""
     prefix_queries: tuple[Series, ...] = ()
     """Counter: prompt tokens looked up in the prefix cache."""
     prefix_hits: tuple[Series, ...] = ()
@@ -89,6 +93,8 @@ class Dialect:
             self.prompt_tokens,
             self.prompt_requests,
             self.computed_tokens,
+            self.request_computed_tokens,
+            self.request_prefill_seconds,
             self.prefix_queries,
             self.prefix_hits,
             self.awake,
@@ -129,6 +135,8 @@ VLLM = Dialect(
         Series("vllm:prompt_tokens_by_source_total", where=(("source", "local_compute"),)),
         Series("vllm:request_prefill_kv_computed_tokens_sum"),
     ),
+    request_computed_tokens=(Series("vllm:request_prefill_kv_computed_tokens_sum"),),
+    request_prefill_seconds=(Series("vllm:request_prefill_time_seconds_sum"),),
     prefix_queries=(Series("vllm:prefix_cache_queries_total"), Series("vllm:gpu_prefix_cache_queries_total")),
     prefix_hits=(Series("vllm:prefix_cache_hits_total"), Series("vllm:gpu_prefix_cache_hits_total")),
     awake=(Series("vllm:engine_sleep_state", where=(("sleep_state", "awake"),)),),

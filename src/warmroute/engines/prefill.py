@@ -1,4 +1,9 @@
-"""How fast an engine prefills, from what it computed while it had work queued. WITHOUT IO."""
+"""How fast an engine prefills. WITHOUT IO.
+
+Two measurements, both from below, of which the higher counts: what a busy engine computes each second, and how long its
+requests took from their first step to their first token. The first fails on an engine that never queues, the second on one
+that computes many prompts side by side.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ WINDOW = 1.0
 """Least seconds of uninterrupted queue that make one measurement."""
 LONGEST_WINDOW = 5.0
 """Seconds without a look at the engine after which nobody knows whether it was busy all the time."""
+REQUEST_TOKENS = 4096
+"""Least prompt tokens of finished requests that make one measurement: what a step costs by itself must not count much."""
 WINDOWS = 30
 """Measurements kept. The ninth decile of them counts: in the slower ones decoding or a full KV cache held prefill up."""
 SMOOTHING = 0.2
@@ -16,14 +23,19 @@ SMOOTHING = 0.2
 
 
 class PrefillRate:
-    """Prefill tokens per second of one engine while it is busy."""
+    """Prefill tokens per second of one engine."""
 
     def __init__(self) -> None:
-        self.tokens_per_second: float | None = None
-        """None until the engine has been seen busy for a whole window."""
-        self._rates: deque[float] = deque(maxlen=WINDOWS)
+        self._busy = _Measured()
+        self._requests = _Measured()
         self._start: tuple[float, float] | None = None
         self._last = 0.0
+        self._finished: tuple[float, float] | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None until there was something to measure."""
+        return max((each.rate for each in (self._busy, self._requests) if each.rate is not None), default=None)
 
     def observe(self, at: float, computed: float, waiting: int) -> None:
         """At ``at`` (seconds) the engine had computed ``computed`` prompt tokens in all and held ``waiting`` requests."""
@@ -39,12 +51,32 @@ class PrefillRate:
         if at - began < WINDOW:
             return
         self._start = (at, computed)
-        self._rates.append((computed - computed_before) / (at - began))
-        rate = quantiles(self._rates, n=10, method="inclusive")[-1] if len(self._rates) > 1 else self._rates[0]
-        if rate > 0:
-            before = self.tokens_per_second
-            self.tokens_per_second = rate if before is None else before + SMOOTHING * (rate - before)
+        self._busy.add((computed - computed_before) / (at - began))
+
+    def observe_requests(self, computed: float, seconds: float) -> None:
+        """The finished requests computed so many prompt tokens and were so many seconds in prefill, both in all."""
+        if self._finished is None or computed < self._finished[0]:
+            self._finished = (computed, seconds)
+            return
+        computed_before, seconds_before = self._finished
+        if computed - computed_before >= REQUEST_TOKENS and seconds > seconds_before:
+            self._finished = (computed, seconds)
+            self._requests.add((computed - computed_before) / (seconds - seconds_before))
 
     def interrupt(self) -> None:
-        """The counter starts anew; what was measured stays true of the engine."""
-        self._start = None
+        """The counters start anew; what was measured stays true of the engine."""
+        self._start = self._finished = None
+
+
+class _Measured:
+    """A high quantile of the last measurements, smoothed."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._rates: deque[float] = deque(maxlen=WINDOWS)
+
+    def add(self, rate: float) -> None:
+        self._rates.append(rate)
+        high = quantiles(self._rates, n=10, method="inclusive")[-1] if len(self._rates) > 1 else rate
+        if high > 0:
+            self.rate = high if self.rate is None else self.rate + SMOOTHING * (high - self.rate)

@@ -122,6 +122,9 @@ class Probe:
             self._max_num_seqs = _count(page.total(dialect.max_num_seqs)) or None
         if "computed" in counters:
             self._prefill.observe(asked_at, counters["computed"], waiting)
+        computed, seconds = page.total(dialect.request_computed_tokens), page.total(dialect.request_prefill_seconds)
+        if computed is not None and seconds is not None:
+            self._prefill.observe_requests(computed, seconds)
         adapters, max_adapters = _adapters(page, dialect.adapters)
         self._start_time, self._counters, self._seen, self._lost = start_time, counters, True, False
         return EngineState(

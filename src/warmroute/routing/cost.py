@@ -2,12 +2,12 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + waiting*W + running*R) + decode*R )
+    J = tau * ( w*P + u*(1 + E + waiting*W + running*R) + decode*R ) + balance*R/(1 + mean R)
         + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
-``n``         tokens of the prompt
-``u``         of these, the tokens that the endpoint must compute: ``n - min(matched, n - 1)``
+``n``         work of the prompt: its tokens, and what they attend to (:func:`prefill_work`)
+``u``         of this, what the endpoint must do: the work beyond the ``min(matched, prompt - 1)`` tokens that it holds
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
@@ -18,7 +18,9 @@
 
 With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the requests
 behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded; what it adds to a full
-cache evicts as much. The guards keep requests that cost no prefill at all from piling up on one endpoint.
+cache evicts as much. What runs comes back, as the next turn or as others who share the prompt: so an endpoint with more
+than its share of the running requests is dearer than its present work alone says, and prompts in common use are copied while
+that is cheap. The guards keep requests that cost no prefill at all from piling up on one endpoint.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ SLOTS_FROM = 0.95
 """Share of ``max_num_seqs`` from which the slot guard acts."""
 KV_FROM = 0.85
 """KV-cache usage from which the KV guard acts."""
+ATTENTION_SPAN = 32_768
+"""Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
+for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
+billion parameters."""
 EMPTY_SHARE = 0.2
 """Share of the eviction price that an empty cache has: it will be full one day, and to compute at once what another
 endpoint is about to hold is waste. By replay: 0 costs bursts of equal prompts 5 %, 1 costs hot prefixes 40 %."""
@@ -42,6 +48,7 @@ class CostConstants:
     waiting: float = 1.0
     running: float = 0.1
     decode: float = 30.0
+    balance: float = 6000.0
     slots: float = 0.1
     kv: float = 20.0
     adapter: float = 2000.0
@@ -60,6 +67,8 @@ class CostTerms:
     """What that prefill means to the others: ``tau*u*(waiting*W + running*R)``."""
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
+    balance: float
+    """The endpoint's share of all running requests: ``balance*R/(1 + mean R)``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -72,7 +81,13 @@ class CostTerms:
     @property
     def total(self) -> float:
         """``J``."""
-        return self.queue + self.prefill + self.delay + self.decode + self.slots + self.kv + self.adapter + self.stale
+        work = self.queue + self.prefill + self.delay + self.decode + self.balance
+        return work + self.slots + self.kv + self.adapter + self.stale
+
+
+def prefill_work(tokens: float) -> float:
+    """The work of computing the first ``tokens`` tokens of a prompt, in tokens at its beginning."""
+    return tokens + tokens * tokens / (2 * ATTENTION_SPAN)
 
 
 def eviction_price(constants: CostConstants, fill: float) -> float:
@@ -88,6 +103,7 @@ def cost_terms(
     pending: float,
     waiting: float,
     total: float,
+    mean_running: float,
     max_num_seqs: int,
     kv_usage: float,
     fill: float = 1.0,
@@ -98,9 +114,10 @@ def cost_terms(
 ) -> CostTerms:
     """The cost of one endpoint as the module's formula has it.
 
-    ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens, ``waiting`` and ``total`` are ``W`` and
-    ``T`` in requests, ``queue_weight`` is ``w``, ``stale_for`` seconds beyond the allowed age. The router computes the same
-    for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
+    ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work, ``waiting`` and ``total`` are
+    ``W`` and ``T`` in requests, ``mean_running`` is the mean of ``R`` over all endpoints, ``queue_weight`` is ``w``,
+    ``stale_for`` seconds beyond the allowed age. The router computes the same for all endpoints at once
+    (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
     """
     running = max(0.0, total - waiting)
     return CostTerms(
@@ -108,6 +125,7 @@ def cost_terms(
         prefill=tau * uncached * (1 + eviction_price(constants, fill)),
         delay=tau * uncached * (constants.waiting * waiting + constants.running * running),
         decode=tau * constants.decode * running,
+        balance=constants.balance * running / (1 + mean_running),
         slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import exp, inf
 from statistics import median
 
 from warmroute.pool.endpoint import Endpoint, EngineState
@@ -26,6 +26,14 @@ UNCACHED_SMOOTHING = 0.1
 """Weight of the newest request in the running mean of uncached tokens."""
 TAU_RANGE = (0.2, 5.0)
 """Bounds of an endpoint's slowness against the median."""
+TAU_CERTAIN = 1.5
+"""Least factor by which measured speeds must differ to count: up to that it may be their prompts that differ."""
+LEAVING_SMOOTHING = 0.9
+"""Share that the finished requests of earlier scrapes keep at the next one."""
+FEW = 4
+"""From so many requests on, what they hold of the KV cache on average tells what another one will hold."""
+LEAST_UPDATE = 0.02
+"""Seconds between two estimates of how many requests have finished since the last scrape."""
 UNKNOWN_MAX_ADAPTERS = 4
 """LoRA adapters that an engine is taken to keep where its page does not tell."""
 
@@ -56,13 +64,16 @@ class Book:
         "in_flight",
         "kv_usage",
         "last_chosen",
+        "left",
         "max_adapters",
         "max_num_seqs",
         "mean_uncached",
+        "most_running",
         "observed_at",
         "prefill_rate",
         "reported_running",
         "reported_waiting",
+        "request_seconds",
         "sent",
         "slot",
         "tau",
@@ -78,6 +89,8 @@ class Book:
         self.prefill_rate: float | None = None
         self.tau = 1.0
         self.max_num_seqs: int | None = None
+        self.most_running = 0
+        """Most requests that were seen to run at once: it has slots for so many."""
         self.mean_uncached = 0.0
         self.adapters: OrderedDict[str, None] = OrderedDict()
         self.max_adapters = 0
@@ -92,6 +105,7 @@ class Book:
         self.observed_at: float | None = None
         self.reported_running = 0
         self.reported_waiting = 0
+        self.left = self.request_seconds = 0.0  # requests that finished, and request-seconds spent, both smoothed
         self.kv_usage = 0.0
         self.fill = 0.0
         """Share of its cache that holds prompts, as the index has it: how likely a new token evicts another."""
@@ -100,11 +114,17 @@ class Book:
     def observe(self, state: EngineState) -> None:
         """A scrape: its counts replace what was sent and done before it was taken."""
         at = state.observed_at
-        for times in (self.sent, self.done):
-            while times and times[0] <= at:
-                times.popleft()
+        sent = len(self.sent)
+        self._forget_until(at)
+        if self.observed_at is not None:
+            before, total = self.reported_running + self.reported_waiting, state.running + state.waiting
+            left = max(0, before + sent - len(self.sent) - total)
+            self.left = LEAVING_SMOOTHING * self.left + left
+            seconds = (at - self.observed_at) * (before + total) / 2
+            self.request_seconds = LEAVING_SMOOTHING * self.request_seconds + seconds
         self.observed_at = at
         self.reported_running, self.reported_waiting = state.running, state.waiting
+        self.most_running = max(self.most_running, state.running)
         self.kv_usage = state.kv_usage
         if state.max_num_seqs is not None:
             self.max_num_seqs = state.max_num_seqs
@@ -121,6 +141,12 @@ class Book:
         while len(self.adapters) > (self.max_adapters or UNKNOWN_MAX_ADAPTERS):
             self.adapters.popitem(last=False)
 
+    def _forget_until(self, at: float) -> None:
+        """Requests that were sent or done by ``at`` are part of what was reported, or too old to count."""
+        for times in (self.sent, self.done):
+            while times and times[0] <= at:
+                times.popleft()
+
     def assign(self, uncached: float, rate: float, now: float) -> None:
         """A request with that many tokens to compute goes to the endpoint, which drains ``rate`` tokens a second."""
         start = self.busy_until if self.busy_until > now else now
@@ -128,6 +154,10 @@ class Book:
         self.finish_times.append(self.busy_until)
         self.sent.append(now)
         self.mean_uncached += UNCACHED_SMOOTHING * (uncached - self.mean_uncached)
+
+    def leaving_rate(self) -> float:
+        """Share of its requests that the endpoint finishes each second, as scrapes have shown."""
+        return self.left / self.request_seconds if self.request_seconds else 0.0
 
     def finished(self, now: float) -> None:
         """A request whose response is observed has ended, well or not."""
@@ -157,6 +187,7 @@ class Fleet:
         "per_token",
         "per_uncached",
         "position",
+        "running",
         "total",
         "waiting",
     )
@@ -176,6 +207,7 @@ class Fleet:
         self.per_token = [0.0] * size
         self.per_uncached = [0.0] * size
         self.fixed = [0.0] * size
+        self.running = [0.0] * size
         self.kv_guard = [0.0] * size
         self.fill = [0.0] * size
         self._next_change = [-inf] * size
@@ -202,21 +234,24 @@ class Fleet:
         finish_times = book.finish_times
         while finish_times and finish_times[0] <= now:
             finish_times.popleft()
-        for times in (book.sent, book.done):
-            while times and times[0] <= now - ASSUMED_DURATION:
-                times.popleft()
+        book._forget_until(now - ASSUMED_DURATION)
 
         waiting: float = len(finish_times)
         rate = self.rate(book) if waiting else 0.0
         pending_at_zero = book.busy_until * rate
-        total = book.reported_running + book.reported_waiting + len(book.sent) - len(book.done)
+        total: float = book.reported_running + book.reported_waiting + len(book.sent)
         next_change = finish_times[0] if finish_times else inf
         if book.sent:
             next_change = min(next_change, book.sent[0] + ASSUMED_DURATION)
+        gone: float = len(book.done)
         if book.observed_at is None:
             age = now - book.added_at
         else:
             age = now - book.observed_at
+            leaving = book.leaving_rate()
+            if leaving * total:
+                gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
+                next_change = min(next_change, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
             most = book.reported_waiting + len(book.sent) + constants.queue_slack
             if waiting > most:  # the endpoint is faster than believed
                 share = most / waiting
@@ -224,7 +259,9 @@ class Fleet:
             elif waiting < book.reported_waiting:  # it is slower, or others send to it too
                 pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
                 waiting = book.reported_waiting
-        total = max(total, book.in_flight, 0)
+        total = max(total - gone, book.in_flight, 0.0)
+        reported = book.reported_running + book.reported_waiting
+        kv_usage = book.kv_usage * (1 + (total - reported) / max(reported, FEW))
         running = max(0.0, total - waiting)
         stale_for = age - constants.staleness_threshold
         next_change = min(next_change, now - stale_for if stale_for < 0 else now + 1.0)
@@ -232,10 +269,10 @@ class Fleet:
 
         tau = book.tau
         per_uncached = tau * (1 + eviction_price(cost, book.fill) + cost.waiting * waiting + cost.running * running)
-        kv_guard = cost.kv * max(0.0, book.kv_usage - KV_FROM)
-        slots = book.max_num_seqs or constants.max_num_seqs
+        kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
+        slots = book.max_num_seqs or max(constants.max_num_seqs, book.most_running)
         slot_guard = cost.slots * max(0.0, total + 1 - SLOTS_FROM * slots)
-        self.waiting[k], self.total[k] = waiting, total
+        self.waiting[k], self.total[k], self.running[k] = waiting, total, running
         self.pending_at_zero[k], self.pending_rate[k] = tau * pending_at_zero, tau * rate
         self.per_uncached[k] = per_uncached
         self.per_token[k] = per_uncached + kv_guard + slot_guard
@@ -249,14 +286,30 @@ class Fleet:
         return self.pending_at_zero[k] - now * self.pending_rate[k]
 
     def costs(self, prompt: float, cached: float, queue_weight: float, now: float) -> list[float]:
-        """``J`` of every endpoint for a prompt of which each has ``cached`` tokens."""
+        """``J`` of every endpoint for a prompt of ``prompt`` tokens of work, of which ``cached`` are spared."""
         time = queue_weight * now
+        balance = self.balance_weight()
         return [
-            queue_weight * pending - time * rate + prompt * per_token - cached * per_uncached + fixed
-            for pending, rate, per_token, per_uncached, fixed in zip(
-                self.pending_at_zero, self.pending_rate, self.per_token, self.per_uncached, self.fixed, strict=True
+            queue_weight * pending
+            - time * rate
+            + prompt * per_token
+            - cached * per_uncached
+            + balance * running
+            + fixed
+            for pending, rate, per_token, per_uncached, running, fixed in zip(
+                self.pending_at_zero,
+                self.pending_rate,
+                self.per_token,
+                self.per_uncached,
+                self.running,
+                self.fixed,
+                strict=True,
             )
         ]
+
+    def balance_weight(self) -> float:
+        """What each running request counts for on top of ``decode``: ``balance / (1 + mean R)``."""
+        return self._constants.cost.balance / (1 + sum(self.running) / len(self.running))
 
 
 def slowness(books: Iterable[Book]) -> None:
@@ -267,4 +320,5 @@ def slowness(books: Iterable[Book]) -> None:
     typical = median(book.prefill_rate or 0.0 for book in measured)
     low, high = TAU_RANGE
     for book in measured:
-        book.tau = min(max(typical / (book.prefill_rate or typical), low), high)
+        tau = typical / (book.prefill_rate or typical)
+        book.tau = min(max(tau, low), high) if not 1 / TAU_CERTAIN < tau < TAU_CERTAIN else 1.0

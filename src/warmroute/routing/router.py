@@ -21,7 +21,7 @@ from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
-from warmroute.routing.cost import CostConstants, eviction_price
+from warmroute.routing.cost import CostConstants, eviction_price, prefill_work
 from warmroute.routing.load import Book, Fleet, LoadConstants, slowness
 from warmroute.routing.saturation import SaturationLimits, saturated
 
@@ -267,7 +267,8 @@ class Router(PoolListener):
         book = decision.book
         self._choices += 1
         book.last_chosen = self._choices
-        book.assign(decision.prompt_tokens - decision.cached_tokens, fleet.rate(book), now)
+        work = prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
+        book.assign(work, fleet.rate(book), now)
         self._token_length.sent(book, weight)
         if decision.adapter:
             book.use_adapter(decision.adapter)
@@ -391,6 +392,7 @@ class _Record:
     cached: strategies.Cached
     adapter_cost: Sequence[float] | None
     queue_weight: float
+    balance_weight: float
     waiting: list[float]
     total: list[float]
     pending_at_zero: list[float]
@@ -423,6 +425,7 @@ class _Record:
             cached=offer.cached,
             adapter_cost=offer.adapter_cost,
             queue_weight=offer.queue_weight,
+            balance_weight=fleet.balance_weight(),
             waiting=fleet.waiting[:],
             total=fleet.total[:],
             pending_at_zero=fleet.pending_at_zero[:],
@@ -436,12 +439,12 @@ class _Record:
 
     def explain(self) -> dict[str, Any]:
         cost = self.constants
-        prompt = self.decision.prompt_tokens
+        prompt = prefill_work(self.decision.prompt_tokens)
         endpoints = []
         for k, name in enumerate(self.names):
             waiting = self.waiting[k]
             running = max(0.0, self.total[k] - waiting)
-            uncached = prompt - self.cached.at(k)
+            uncached = prompt - prefill_work(self.cached.at(k))
             price = 1 + eviction_price(cost, self.fill[k])
             tau = self.per_uncached[k] / (price + cost.waiting * waiting + cost.running * running)
             decode = tau * cost.decode * running
@@ -450,6 +453,7 @@ class _Record:
                 "prefill": tau * uncached * price,
                 "delay": tau * uncached * (cost.waiting * waiting + cost.running * running),
                 "decode": decode,
+                "balance": self.balance_weight * running,
                 "slots": prompt * (self.per_token[k] - self.per_uncached[k] - self.kv_guard[k]),
                 "kv": prompt * self.kv_guard[k],
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,
@@ -460,8 +464,8 @@ class _Record:
                     "endpoint": name,
                     "value": self.values[k],
                     "cached_tokens": round(self.cached.at(k)),
-                    "waiting": waiting,
-                    "running": running,
+                    "waiting": round(waiting, 1),
+                    "running": round(running, 1),
                     "terms": {term: round(value, 3) for term, value in terms.items()},
                 }
             )
@@ -473,7 +477,7 @@ class _Record:
             "reason": self.decision.reason,
             "chosen": self.chosen,
             "targets": self.decision.targets,
-            "prompt_tokens": round(prompt),
+            "prompt_tokens": round(self.decision.prompt_tokens),
             "cached_tokens": round(self.decision.cached_tokens),
             "endpoints": endpoints,
         }

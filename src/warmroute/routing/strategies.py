@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint
 from warmroute.request.inference import InferenceRequest
+from warmroute.routing.cost import prefill_work
 from warmroute.routing.load import Fleet
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
@@ -76,10 +77,11 @@ class Offer:
     def costs(self) -> list[float]:
         """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
         usual, others = self.cached
-        costs = self.fleet.costs(self.prompt, usual, self.queue_weight, self.now)
+        spared = prefill_work(usual)
+        costs = self.fleet.costs(prefill_work(self.prompt), spared, self.queue_weight, self.now)
         per_uncached = self.fleet.per_uncached
         for k, tokens in others.items():
-            costs[k] -= (tokens - usual) * per_uncached[k]
+            costs[k] -= (prefill_work(tokens) - spared) * per_uncached[k]
         if self.adapter_cost is not None:
             costs = [cost + load for cost, load in zip(costs, self.adapter_cost, strict=True)]
         return costs

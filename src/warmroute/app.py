@@ -129,7 +129,7 @@ class App:
             settings.metrics_port,
             self.metrics,
             endpoints=self._endpoints_page,
-            decisions=self.router.decisions,
+            decisions=lambda: self.router.decisions(monotonic()),
             settings=lambda: self.settings.model_dump(mode="json"),
         )
         self.election: LeaderElection | None = None

@@ -122,9 +122,9 @@ def _settings_flags() -> inspect.Signature:
         extra = field.json_schema_extra
         option = typer.Option(
             "--" + name.replace("_", "-"),
-            help=field.description,
+            help=f"{field.description} (default: {as_text(field.default) or 'unset'})",
             metavar="BOOL" if field.annotation is bool else "VALUE",
-            show_default=as_text(field.default) or False,
+            show_default=False,
             rich_help_panel=str(extra["group"]) if isinstance(extra, dict) else None,
         )
         parameters.append(

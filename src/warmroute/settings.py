@@ -285,7 +285,7 @@ class Settings(BaseSettings):
         gt=0,
     )
     idle_metrics_interval: float = setting(
-        2.0, "Seconds between scrapes of an idle endpoint.", group="Engine metrics", hot=True, gt=0
+        1.0, "Seconds between scrapes of an idle endpoint.", group="Engine metrics", hot=True, gt=0
     )
     metrics_timeout: float = setting(1.0, "Seconds to wait for a metrics page.", group="Engine metrics", hot=True, gt=0)
     metrics_staleness_threshold: float = setting(

@@ -111,7 +111,7 @@ async def test_half_a_prompt_is_enough_in_partial_mode(envoy, tmp_path):
         warm = served_by(await exchange(proxy.url, body=body))
         await asyncio.sleep(3)
         assert served_by(await exchange(proxy.url, body=chat("long document " * 40_000 + "!"))) == warm
-        assert app.router.decisions()[0]["reason"] == "warm"
+        assert app.router.decisions(0.0)[0]["reason"] == "warm"
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, PARTIAL, DUPLEX])
@@ -263,7 +263,7 @@ async def test_shadow_mode_is_not_answered(envoy, tmp_path):
     ):
         for _ in range(5):
             assert (await exchange(proxy.url, body=chat("hi"))).status == 200
-        assert app.router.decisions() == []
+        assert app.router.decisions(0.0) == []
 
 
 @pytest.mark.parametrize("mode", SEEING)

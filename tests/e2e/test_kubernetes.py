@@ -89,7 +89,7 @@ class Picker:
 
     async def last_decision(self) -> dict[str, Any]:
         decisions = await self.page("/debug/decisions")
-        return max(decisions, key=lambda decision: decision["at"])
+        return min(decisions, key=lambda decision: decision["seconds_ago"])
 
     async def members(self) -> set[str]:
         return {entry["endpoint"] for entry in await self.page("/debug/endpoints") if entry["state"] != "gone"}

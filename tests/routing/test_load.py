@@ -157,6 +157,23 @@ def test_observed_ends_count_at_once() -> None:
     assert fleet.total[0] == 3
 
 
+def test_requests_that_were_seen_to_end_do_not_wait() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0))
+    for _ in range(4):
+        book.assign(1000, fleet.rate(book), 0.1)
+        book.in_flight += 1
+    fleet.update(0, 0.1)
+    assert fleet.waiting[0] > 1
+    for _ in range(3):
+        book.finished(0.2)
+    fleet.update(0, 0.2)
+    assert (fleet.waiting[0], fleet.total[0]) == (1, 1)
+    book.finished(0.3)
+    fleet.update(0, 0.3)
+    assert (fleet.waiting[0], fleet.total[0], fleet.pending(0, 0.3)) == (0, 0, 0)
+
+
 def test_slowness_is_relative_to_the_median() -> None:
     books = [make()[0] for _ in range(4)]
     for book, rate in zip(books, (1000.0, 1000.0, 500.0, None), strict=True):

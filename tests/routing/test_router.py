@@ -279,7 +279,7 @@ def test_explained_costs_add_up() -> None:
     fixture.scrape(0.0, running=3, kv_usage=0.9)
     for k in range(6):
         fixture.pick(prompt(LONG, str(k)), 0.1 * k, request_id=str(k))
-    records = fixture.router.decisions()
+    records = fixture.router.decisions(1.0)
     assert [record["request"] for record in records] == ["5", "4", "3", "2", "1", "0"]
     for record in records:
         values = {e["endpoint"]: e["value"] for e in record["endpoints"]}

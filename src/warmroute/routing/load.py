@@ -259,6 +259,9 @@ class Fleet:
             elif waiting < book.reported_waiting:  # it is slower, or others send to it too
                 pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
                 waiting = book.reported_waiting
+        if book.done and waiting > (still := max(total - len(book.done), 0.0)):  # ends were seen: no more can wait
+            share = still / waiting
+            pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, still
         total = max(total - gone, book.in_flight, 0.0)
         reported = book.reported_running + book.reported_waiting
         kv_usage = book.kv_usage * (1 + (total - reported) / max(reported, FEW))

@@ -354,9 +354,9 @@ class Router(PoolListener):
         k = fleet.position[book.slot]
         return fleet.waiting[k], fleet.total[k], fleet.pending(k, now) / book.tau
 
-    def decisions(self) -> list[dict[str, Any]]:
+    def decisions(self, now: float) -> list[dict[str, Any]]:
         """The last decisions, newest first, each endpoint's cost split into its terms. Never prompt text."""
-        return [record.explain() for record in reversed(self._history)]
+        return [record.explain(now) for record in reversed(self._history)]
 
 
 def _lowest(values: Sequence[float], books: Sequence[Book]) -> int:
@@ -437,7 +437,7 @@ class _Record:
             fixed=fleet.fixed[:],
         )
 
-    def explain(self) -> dict[str, Any]:
+    def explain(self, now: float) -> dict[str, Any]:
         cost = self.constants
         prompt = prefill_work(self.decision.prompt_tokens)
         endpoints = []
@@ -471,7 +471,7 @@ class _Record:
             )
         return {
             "request": self.request_id,
-            "at": self.at,
+            "seconds_ago": round(now - self.at, 3),
             "model": self.model,
             "strategy": self.decision.strategy,
             "reason": self.decision.reason,

@@ -220,8 +220,8 @@ class Settings(BaseSettings):
         30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
     )
     cost_balance: float = setting(
-        6000.0,
-        "Prefill tokens that an endpoint with twice its share of the running requests counts for.",
+        0.25,
+        "Share of the prompt that an endpoint with twice its share of the running requests counts for.",
         group="Cost",
         hot=True,
         ge=0,

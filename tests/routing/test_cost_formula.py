@@ -101,8 +101,8 @@ def test_the_worked_example() -> None:
     assert terms.delay == pytest.approx(400 * (2 + 1.0))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
-    assert terms.balance == 6000
-    assert terms.total == pytest.approx(9100)
+    assert terms.balance == 250
+    assert terms.total == pytest.approx(3350)
 
 
 def test_guards_act_beyond_their_thresholds() -> None:

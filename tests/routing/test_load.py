@@ -132,9 +132,9 @@ def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
     idle.observe(scrape(1.0))
     idle.slot = 4
     fleet = Fleet([busy, idle], CONSTANTS, 1.0)
-    assert fleet.balance_weight() == 6000 / (1 + 3)
-    costs = fleet.costs(1.0, 1.0, 1.0, 1.0)
-    assert costs[0] - costs[1] == pytest.approx(6 * 1500 + 6 * 30)
+    assert fleet.balance_weight() == 0.25 / (1 + 3)
+    costs = fleet.costs(1000.0, 1000.0, 1.0, 1.0)
+    assert costs[0] - costs[1] == pytest.approx(1000 * 6 * 0.25 / 4 + 6 * 30)
 
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + waiting*W + running*R) + decode*R ) + balance*R/(1 + mean R)
+    J = tau * ( w*P + u*(1 + E + waiting*W + running*R) + decode*R ) + balance*n*R/(1 + mean R)
         + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -48,7 +48,7 @@ class CostConstants:
     waiting: float = 1.0
     running: float = 0.1
     decode: float = 30.0
-    balance: float = 6000.0
+    balance: float = 0.25
     slots: float = 0.1
     kv: float = 20.0
     adapter: float = 2000.0
@@ -68,7 +68,7 @@ class CostTerms:
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
-    """The endpoint's share of all running requests: ``balance*R/(1 + mean R)``."""
+    """The endpoint's share of all running requests: ``balance*n*R/(1 + mean R)``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -125,7 +125,7 @@ def cost_terms(
         prefill=tau * uncached * (1 + eviction_price(constants, fill)),
         delay=tau * uncached * (constants.waiting * waiting + constants.running * running),
         decode=tau * constants.decode * running,
-        balance=constants.balance * running / (1 + mean_running),
+        balance=constants.balance * prompt * running / (1 + mean_running),
         slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

@@ -291,7 +291,7 @@ class Fleet:
     def costs(self, prompt: float, cached: float, queue_weight: float, now: float) -> list[float]:
         """``J`` of every endpoint for a prompt of ``prompt`` tokens of work, of which ``cached`` are spared."""
         time = queue_weight * now
-        balance = self.balance_weight()
+        balance = prompt * self.balance_weight()
         return [
             queue_weight * pending
             - time * rate
@@ -311,7 +311,7 @@ class Fleet:
         ]
 
     def balance_weight(self) -> float:
-        """What each running request counts for on top of ``decode``: ``balance / (1 + mean R)``."""
+        """What each running request counts for on top of ``decode``, for each token: ``balance / (1 + mean R)``."""
         return self._constants.cost.balance / (1 + sum(self.running) / len(self.running))
 
 

@@ -453,7 +453,7 @@ class _Record:
                 "prefill": tau * uncached * price,
                 "delay": tau * uncached * (cost.waiting * waiting + cost.running * running),
                 "decode": decode,
-                "balance": self.balance_weight * running,
+                "balance": prompt * self.balance_weight * running,
                 "slots": prompt * (self.per_token[k] - self.per_uncached[k] - self.kv_guard[k]),
                 "kv": prompt * self.kv_guard[k],
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,

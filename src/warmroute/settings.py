@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     cost_slots: float = setting(
-        0.1, "Weight of the guard against more requests than the engine runs at once.", group="Cost", hot=True, ge=0
+        1.0, "Weight of the guard against more requests than the engine runs at once.", group="Cost", hot=True, ge=0
     )
     cost_kv: float = setting(20.0, "Weight of the guard against a full KV cache.", group="Cost", hot=True, ge=0)
     cost_adapter: float = setting(

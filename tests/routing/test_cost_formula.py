@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
-from warmroute.routing.cost import CostConstants, cost_terms
+from warmroute.routing.cost import CostConstants, cost_terms, saturation_weights
 from warmroute.routing.load import FEW, Book, Fleet, LoadConstants
 
 NOW = 1000.0
@@ -39,7 +39,7 @@ def book(name: str = "a", **state: float) -> Book:
     prompt=st.floats(1, 1e6),
     share=st.floats(0, 1),
     queued=st.lists(st.floats(1, 1e5), max_size=5),
-    queue_weight=st.floats(0.01, 1),
+    least_waiting=st.floats(0, 100),
     fill=st.floats(0, 1),
 )
 def test_columns_equal_the_formula(
@@ -51,7 +51,7 @@ def test_columns_equal_the_formula(
     prompt: float,
     share: float,
     queued: list[float],
-    queue_weight: float,
+    least_waiting: float,
     fill: float,
 ) -> None:
     constants = LoadConstants()
@@ -64,7 +64,8 @@ def test_columns_equal_the_formula(
         one.assign(tokens, fleet.rate(one), NOW)
     fleet.update(0, NOW)
     cached = share * (prompt - 1)
-    column = fleet.costs(prompt, cached, queue_weight, NOW)[0]
+    queue_weight, delay_weight = saturation_weights(least_waiting)
+    column = fleet.costs(prompt, cached, queue_weight, delay_weight, NOW)[0]
     formula = cost_terms(
         constants.cost,
         prompt=prompt,
@@ -78,6 +79,7 @@ def test_columns_equal_the_formula(
         fill=fill,
         tau=tau,
         queue_weight=queue_weight,
+        delay_weight=delay_weight,
     )
     assert column == pytest.approx(formula.total, rel=1e-6, abs=1e-3)
 
@@ -105,6 +107,13 @@ def test_the_worked_example() -> None:
     assert terms.total == pytest.approx(3350)
 
 
+def test_where_everybody_queues_waiting_counts_less() -> None:
+    assert saturation_weights(0) == (1, 1)
+    assert saturation_weights(1) == (0.5, pytest.approx(2 / 3))
+    assert saturation_weights(2) == (pytest.approx(1 / 3), 0.5)
+    assert saturation_weights(100) == (0.25, pytest.approx(1 / 51))
+
+
 def test_guards_act_beyond_their_thresholds() -> None:
     terms = cost_terms(
         CostConstants(),
@@ -119,6 +128,6 @@ def test_guards_act_beyond_their_thresholds() -> None:
         adapter_missing=True,
         stale_for=3,
     )
-    assert terms.slots == pytest.approx(0.1 * 1000 * 6)
+    assert terms.slots == pytest.approx(1000 * 6)
     assert terms.kv == pytest.approx(20 * 1000 * 0.1)
     assert (terms.adapter, terms.stale) == (2000, 3000)

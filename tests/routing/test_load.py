@@ -117,13 +117,16 @@ def test_the_kv_cache_fills_between_scrapes() -> None:
 
 def test_slots_that_were_seen_in_use_are_there() -> None:
     book, fleet = make()
-    book.observe(scrape(1.0, running=400))
+    book.observe(scrape(1.0, running=256))
     fleet.update(0, 1.0)
-    most = fleet.per_token[0] - fleet.per_uncached[0]
+    assert fleet.guards[0] == pytest.approx(257 - 0.95 * 256)
     book.observe(scrape(2.0, running=300))
     fleet.update(0, 2.0)
-    assert fleet.per_token[0] - fleet.per_uncached[0] == 0
-    assert most == pytest.approx(0.1 * (401 - 0.95 * 400))
+    assert fleet.guards[0] == 0
+    book.observe(scrape(3.0, running=600))
+    book.max_num_seqs = 512
+    fleet.update(0, 3.0)
+    assert fleet.guards[0] == pytest.approx(601 - 0.95 * 512)  # what the page tells needs no guess
 
 
 def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
@@ -133,7 +136,7 @@ def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
     idle.slot = 4
     fleet = Fleet([busy, idle], CONSTANTS, 1.0)
     assert fleet.balance_weight() == 0.25 / (1 + 3)
-    costs = fleet.costs(1000.0, 1000.0, 1.0, 1.0)
+    costs = fleet.costs(1000.0, 1000.0, 1.0, 1.0, 1.0)
     assert costs[0] - costs[1] == pytest.approx(1000 * 6 * 0.25 / 4 + 6 * 30)
 
 

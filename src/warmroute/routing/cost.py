@@ -2,7 +2,7 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + waiting*W + running*R) + decode*R ) + balance*n*R/(1 + mean R)
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R) + decode*R ) + balance*n*R/(1 + mean R)
         + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -11,7 +11,8 @@
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
-``w``         ``1 / (1 + min W)`` over the candidates: where everybody queues, waiting is sunk and the cache counts
+``w``         ``1 / (1 + min W)`` over the candidates, at least 0.25: where everybody queues, waiting is sunk
+``v``         ``1 / (1 + min W / 2)``: and then the cache counts, but long prompts must not all go to one endpoint
 ``E``         price of a new token in the cache: ``eviction * (0.2 + 0.8*fill)``, ``fill`` the share that holds prompts
 ``tau``       slowness of the endpoint against the pool's median
 ============  ====================================================================================================
@@ -31,6 +32,10 @@ SLOTS_FROM = 0.95
 """Share of ``max_num_seqs`` from which the slot guard acts."""
 KV_FROM = 0.85
 """KV-cache usage from which the KV guard acts."""
+LEAST_QUEUE_WEIGHT = 0.25
+"""``w`` goes no lower: queues of very different length help nobody. By replay above saturation: mean TTFT a third lower."""
+DELAY_HALVED_AT = 2.0
+"""``min W`` at which ``v`` is a half. By replay above saturation: p99 of the TTFT a third lower."""
 ATTENTION_SPAN = 32_768
 """Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
 for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
@@ -49,7 +54,7 @@ class CostConstants:
     running: float = 0.1
     decode: float = 30.0
     balance: float = 0.25
-    slots: float = 0.1
+    slots: float = 1.0
     kv: float = 20.0
     adapter: float = 2000.0
     stale: float = 1000.0
@@ -64,7 +69,7 @@ class CostTerms:
     prefill: float
     """The request's own prefill and what it evicts: ``tau*u*(1 + E)``."""
     delay: float
-    """What that prefill means to the others: ``tau*u*(waiting*W + running*R)``."""
+    """What that prefill means to the others: ``tau*u*(v*waiting*W + running*R)``."""
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
@@ -95,6 +100,11 @@ def eviction_price(constants: CostConstants, fill: float) -> float:
     return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * fill)
 
 
+def saturation_weights(least_waiting: float) -> tuple[float, float]:
+    """``w`` and ``v`` where every endpoint has at least so many requests waiting."""
+    return max(LEAST_QUEUE_WEIGHT, 1 / (1 + least_waiting)), 1 / (1 + least_waiting / DELAY_HALVED_AT)
+
+
 def cost_terms(
     constants: CostConstants,
     *,
@@ -109,21 +119,22 @@ def cost_terms(
     fill: float = 1.0,
     tau: float = 1.0,
     queue_weight: float = 1.0,
+    delay_weight: float = 1.0,
     adapter_missing: bool = False,
     stale_for: float = 0.0,
 ) -> CostTerms:
     """The cost of one endpoint as the module's formula has it.
 
     ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work, ``waiting`` and ``total`` are
-    ``W`` and ``T`` in requests, ``mean_running`` is the mean of ``R`` over all endpoints, ``queue_weight`` is ``w``,
-    ``stale_for`` seconds beyond the allowed age. The router computes the same for all endpoints at once
-    (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
+    ``W`` and ``T`` in requests, ``mean_running`` is the mean of ``R`` over all endpoints, ``queue_weight`` and
+    ``delay_weight`` are ``w`` and ``v``, ``stale_for`` seconds beyond the allowed age. The router computes the same for all
+    endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
     """
     running = max(0.0, total - waiting)
     return CostTerms(
         queue=tau * queue_weight * pending,
         prefill=tau * uncached * (1 + eviction_price(constants, fill)),
-        delay=tau * uncached * (constants.waiting * waiting + constants.running * running),
+        delay=tau * uncached * (delay_weight * constants.waiting * waiting + constants.running * running),
         decode=tau * constants.decode * running,
         balance=constants.balance * prompt * running / (1 + mean_running),
         slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),

@@ -24,12 +24,15 @@ STALE_CAP = 60.0
 """The staleness penalty grows for this many seconds."""
 UNCACHED_SMOOTHING = 0.1
 """Weight of the newest request in the running mean of uncached tokens."""
-TAU_RANGE = (0.2, 5.0)
-"""Bounds of an endpoint's slowness against the median."""
+TAU_RANGE = (0.5, 2.0)
+"""Bounds of an endpoint's slowness against the median. An engine may seem slow because its prompts are long or its KV cache
+full; to believe in more costs a fleet of equals more than it gives a mixed one."""
 TAU_CERTAIN = 1.5
 """Least factor by which measured speeds must differ to count: up to that it may be their prompts that differ."""
 LEAVING_SMOOTHING = 0.9
 """Share that the finished requests of earlier scrapes keep at the next one."""
+SLOTS_SPARE = 2
+"""An engine that runs more requests than it was said to is taken to have slots for so many times as many."""
 FEW = 4
 """From so many requests on, what they hold of the KV cache on average tells what another one will hold."""
 LEAST_UPDATE = 0.02
@@ -90,7 +93,7 @@ class Book:
         self.tau = 1.0
         self.max_num_seqs: int | None = None
         self.most_running = 0
-        """Most requests that were seen to run at once: it has slots for so many."""
+        """Most requests that were seen to run at once."""
         self.mean_uncached = 0.0
         self.adapters: OrderedDict[str, None] = OrderedDict()
         self.max_adapters = 0
@@ -168,7 +171,7 @@ class Book:
 class Fleet:
     """The books of the endpoints to choose from, as columns: one list for each number, one position for each endpoint.
 
-    With ``J = w*pending + n*per_token + fixed - cached*per_uncached`` a decision over a hundred
+    With ``J = w*pending + (n - cached)*(per_uncached + v*delay) + n*guards + fixed`` a decision over a hundred
     endpoints is one pass over five lists. A column changes only when its endpoint is assigned a request, is scraped, or
     a virtual finish time passes: :meth:`refresh` looks at those alone.
     """
@@ -178,13 +181,14 @@ class Fleet:
         "_next_change",
         "books",
         "candidates",
+        "delay",
         "fill",
         "fixed",
+        "guards",
         "kv_guard",
         "names",
         "pending_at_zero",
         "pending_rate",
-        "per_token",
         "per_uncached",
         "position",
         "running",
@@ -204,8 +208,9 @@ class Fleet:
         self.total: list[float] = [0.0] * size
         self.pending_at_zero = [0.0] * size
         self.pending_rate = [0.0] * size
-        self.per_token = [0.0] * size
         self.per_uncached = [0.0] * size
+        self.delay = [0.0] * size
+        self.guards = [0.0] * size
         self.fixed = [0.0] * size
         self.running = [0.0] * size
         self.kv_guard = [0.0] * size
@@ -271,14 +276,16 @@ class Fleet:
         stale = cost.stale * min(max(stale_for, 0.0), STALE_CAP)
 
         tau = book.tau
-        per_uncached = tau * (1 + eviction_price(cost, book.fill) + cost.waiting * waiting + cost.running * running)
         kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
-        slots = book.max_num_seqs or max(constants.max_num_seqs, book.most_running)
+        slots = book.max_num_seqs or constants.max_num_seqs
+        if book.max_num_seqs is None and book.most_running > slots:
+            slots = SLOTS_SPARE * book.most_running
         slot_guard = cost.slots * max(0.0, total + 1 - SLOTS_FROM * slots)
         self.waiting[k], self.total[k], self.running[k] = waiting, total, running
         self.pending_at_zero[k], self.pending_rate[k] = tau * pending_at_zero, tau * rate
-        self.per_uncached[k] = per_uncached
-        self.per_token[k] = per_uncached + kv_guard + slot_guard
+        self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running)
+        self.delay[k] = tau * cost.waiting * waiting
+        self.guards[k] = kv_guard + slot_guard
         self.kv_guard[k] = kv_guard
         self.fill[k] = book.fill
         self.fixed[k] = tau * cost.decode * running + stale
@@ -288,22 +295,24 @@ class Fleet:
         """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""
         return self.pending_at_zero[k] - now * self.pending_rate[k]
 
-    def costs(self, prompt: float, cached: float, queue_weight: float, now: float) -> list[float]:
+    def costs(self, prompt: float, cached: float, queue_weight: float, delay_weight: float, now: float) -> list[float]:
         """``J`` of every endpoint for a prompt of ``prompt`` tokens of work, of which ``cached`` are spared."""
-        time = queue_weight * now
-        balance = prompt * self.balance_weight()
+        time, uncached = queue_weight * now, prompt - cached
+        delayed, balance = uncached * delay_weight, prompt * self.balance_weight()
         return [
             queue_weight * pending
             - time * rate
-            + prompt * per_token
-            - cached * per_uncached
+            + uncached * per_uncached
+            + delayed * delay
+            + prompt * guards
             + balance * running
             + fixed
-            for pending, rate, per_token, per_uncached, running, fixed in zip(
+            for pending, rate, per_uncached, delay, guards, running, fixed in zip(
                 self.pending_at_zero,
                 self.pending_rate,
-                self.per_token,
                 self.per_uncached,
+                self.delay,
+                self.guards,
                 self.running,
                 self.fixed,
                 strict=True,

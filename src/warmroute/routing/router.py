@@ -21,7 +21,7 @@ from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
-from warmroute.routing.cost import CostConstants, eviction_price, prefill_work
+from warmroute.routing.cost import CostConstants, eviction_price, prefill_work, saturation_weights
 from warmroute.routing.load import Book, Fleet, LoadConstants, slowness
 from warmroute.routing.saturation import SaturationLimits, saturated
 
@@ -199,13 +199,15 @@ class Router(PoolListener):
             cached, best_match = self._match(chain, prompt, fleet)
 
         adapter = request.model if request.model in self._known_adapters else ""
+        queue_weight, delay_weight = saturation_weights(min(fleet.waiting))
         offer = strategies.Offer(
             request=request,
             fleet=fleet,
             prompt=prompt,
             cached=cached,
             adapter_cost=self._adapter_costs(fleet, adapter) if adapter else None,
-            queue_weight=1 / (1 + min(fleet.waiting)),
+            queue_weight=queue_weight,
+            delay_weight=delay_weight,
             now=now,
         )
         values = strategy(offer)
@@ -392,13 +394,15 @@ class _Record:
     cached: strategies.Cached
     adapter_cost: Sequence[float] | None
     queue_weight: float
+    delay_weight: float
     balance_weight: float
     waiting: list[float]
     total: list[float]
     pending_at_zero: list[float]
     pending_rate: list[float]
-    per_token: list[float]
     per_uncached: list[float]
+    delay: list[float]
+    guards: list[float]
     kv_guard: list[float]
     fill: list[float]
     fixed: list[float]
@@ -425,13 +429,15 @@ class _Record:
             cached=offer.cached,
             adapter_cost=offer.adapter_cost,
             queue_weight=offer.queue_weight,
+            delay_weight=offer.delay_weight,
             balance_weight=fleet.balance_weight(),
             waiting=fleet.waiting[:],
             total=fleet.total[:],
             pending_at_zero=fleet.pending_at_zero[:],
             pending_rate=fleet.pending_rate[:],
-            per_token=fleet.per_token[:],
             per_uncached=fleet.per_uncached[:],
+            delay=fleet.delay[:],
+            guards=fleet.guards[:],
             kv_guard=fleet.kv_guard[:],
             fill=fleet.fill[:],
             fixed=fleet.fixed[:],
@@ -446,15 +452,15 @@ class _Record:
             running = max(0.0, self.total[k] - waiting)
             uncached = prompt - prefill_work(self.cached.at(k))
             price = 1 + eviction_price(cost, self.fill[k])
-            tau = self.per_uncached[k] / (price + cost.waiting * waiting + cost.running * running)
+            tau = self.per_uncached[k] / (price + cost.running * running)
             decode = tau * cost.decode * running
             terms = {
                 "queue": self.queue_weight * (self.pending_at_zero[k] - self.at * self.pending_rate[k]),
                 "prefill": tau * uncached * price,
-                "delay": tau * uncached * (cost.waiting * waiting + cost.running * running),
+                "delay": uncached * (self.delay_weight * self.delay[k] + tau * cost.running * running),
                 "decode": decode,
                 "balance": prompt * self.balance_weight * running,
-                "slots": prompt * (self.per_token[k] - self.per_uncached[k] - self.kv_guard[k]),
+                "slots": prompt * (self.guards[k] - self.kv_guard[k]),
                 "kv": prompt * self.kv_guard[k],
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,
                 "stale": self.fixed[k] - decode,

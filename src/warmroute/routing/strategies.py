@@ -72,16 +72,18 @@ class Offer:
     adapter_cost: Sequence[float] | None
     """Cost of loading the request's adapter at each position; None where no adapter is asked for."""
     queue_weight: float
+    delay_weight: float
     now: float
 
     def costs(self) -> list[float]:
         """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
         usual, others = self.cached
         spared = prefill_work(usual)
-        costs = self.fleet.costs(prefill_work(self.prompt), spared, self.queue_weight, self.now)
-        per_uncached = self.fleet.per_uncached
+        fleet, delay_weight = self.fleet, self.delay_weight
+        costs = fleet.costs(prefill_work(self.prompt), spared, self.queue_weight, delay_weight, self.now)
+        per_uncached, delay = fleet.per_uncached, fleet.delay
         for k, tokens in others.items():
-            costs[k] -= (prefill_work(tokens) - spared) * per_uncached[k]
+            costs[k] -= (prefill_work(tokens) - spared) * (per_uncached[k] + delay_weight * delay[k])
         if self.adapter_cost is not None:
             costs = [cost + load for cost, load in zip(costs, self.adapter_cost, strict=True)]
         return costs

@@ -132,3 +132,14 @@ def test_a_closed_slot_is_forgotten_at_once_and_its_memory_returned() -> None:
         pass
     assert len(index) == 0
     assert index.open(1) == slot
+
+
+def test_a_chain_that_is_used_again_still_loses_its_tail_first() -> None:
+    index = PrefixIndex()
+    slot = index.open(1 << 30)
+    chain, other = chain_of((0, 1, 2, 0, 1)), chain_of((2,))
+    index.insert(slot, chain)
+    index.insert(slot, chain)
+    index.resize(slot, chain.ends[1] + other.weight)
+    index.insert(slot, other)
+    assert index.match(chain, 1 << slot) == [(1 << slot, 2)]

@@ -108,11 +108,11 @@ def test_the_kv_cache_fills_between_scrapes() -> None:
     book, fleet = make()
     book.observe(scrape(1.0, running=8, kv=0.8))
     fleet.update(0, 1.0)
-    assert fleet.kv_guard[0] == 0
+    assert fleet.guards[0] == 0
     for _ in range(2):
         book.assign(100.0, 1000.0, 1.1)
     fleet.update(0, 1.1)
-    assert fleet.kv_guard[0] == pytest.approx(20 * (0.8 + 2 * 0.1 - 0.85))
+    assert fleet.guards[0] == pytest.approx(20 * (0.8 + 2 * 0.1 - 0.85))
 
 
 def test_slots_that_were_seen_in_use_are_there() -> None:

@@ -168,6 +168,11 @@ class Book:
         self.done.append(now)
 
 
+Row = tuple[float, ...]
+"""One endpoint as it entered a decision: ``waiting, total, tau, tau*pending_at_zero, tau*pending_rate, fill, slot_guard,
+kv_guard, stale``. A plain tuple, because one is made with every update and hardly any is read."""
+
+
 class Fleet:
     """The books of the endpoints to choose from, as columns: one list for each number, one position for each endpoint.
 
@@ -182,15 +187,14 @@ class Fleet:
         "books",
         "candidates",
         "delay",
-        "fill",
         "fixed",
         "guards",
-        "kv_guard",
         "names",
         "pending_at_zero",
         "pending_rate",
         "per_uncached",
         "position",
+        "rows",
         "running",
         "total",
         "waiting",
@@ -213,8 +217,8 @@ class Fleet:
         self.guards = [0.0] * size
         self.fixed = [0.0] * size
         self.running = [0.0] * size
-        self.kv_guard = [0.0] * size
-        self.fill = [0.0] * size
+        self.rows: list[Row] = [()] * size
+        """What the columns say, once more by endpoint: to keep it as it was takes one copy of this list."""
         self._next_change = [-inf] * size
         self.refresh(now)
 
@@ -286,9 +290,8 @@ class Fleet:
         self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running)
         self.delay[k] = tau * cost.waiting * waiting
         self.guards[k] = kv_guard + slot_guard
-        self.kv_guard[k] = kv_guard
-        self.fill[k] = book.fill
         self.fixed[k] = tau * cost.decode * running + stale
+        self.rows[k] = (waiting, total, tau, tau * pending_at_zero, tau * rate, book.fill, slot_guard, kv_guard, stale)
         self._next_change[k] = next_change
 
     def pending(self, k: int, now: float) -> float:

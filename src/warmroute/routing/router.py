@@ -22,7 +22,7 @@ from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
 from warmroute.routing.cost import CostConstants, eviction_price, prefill_work, saturation_weights
-from warmroute.routing.load import Book, Fleet, LoadConstants, slowness
+from warmroute.routing.load import Book, Fleet, LoadConstants, Row, slowness
 from warmroute.routing.saturation import SaturationLimits, saturated
 
 logger = logging.getLogger(__name__)
@@ -381,7 +381,7 @@ def _targets(values: Sequence[float], books: Sequence[Book], k: int, most: int) 
 
 @dataclass(slots=True)
 class _Record:
-    """A decision as it was: the columns are copied, and split into terms only when somebody looks."""
+    """A decision as it was: the fleet's rows are kept, and split into terms only when somebody looks."""
 
     request_id: str
     at: float
@@ -396,16 +396,7 @@ class _Record:
     queue_weight: float
     delay_weight: float
     balance_weight: float
-    waiting: list[float]
-    total: list[float]
-    pending_at_zero: list[float]
-    pending_rate: list[float]
-    per_uncached: list[float]
-    delay: list[float]
-    guards: list[float]
-    kv_guard: list[float]
-    fill: list[float]
-    fixed: list[float]
+    rows: list[Row]
 
     @classmethod
     def of(
@@ -431,39 +422,27 @@ class _Record:
             queue_weight=offer.queue_weight,
             delay_weight=offer.delay_weight,
             balance_weight=fleet.balance_weight(),
-            waiting=fleet.waiting[:],
-            total=fleet.total[:],
-            pending_at_zero=fleet.pending_at_zero[:],
-            pending_rate=fleet.pending_rate[:],
-            per_uncached=fleet.per_uncached[:],
-            delay=fleet.delay[:],
-            guards=fleet.guards[:],
-            kv_guard=fleet.kv_guard[:],
-            fill=fleet.fill[:],
-            fixed=fleet.fixed[:],
+            rows=fleet.rows[:],
         )
 
     def explain(self, now: float) -> dict[str, Any]:
         cost = self.constants
         prompt = prefill_work(self.decision.prompt_tokens)
         endpoints = []
-        for k, name in enumerate(self.names):
-            waiting = self.waiting[k]
-            running = max(0.0, self.total[k] - waiting)
+        for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
+            waiting, total, tau, pending_at_zero, pending_rate, fill, slot_guard, kv_guard, stale = row
+            running = max(0.0, total - waiting)
             uncached = prompt - prefill_work(self.cached.at(k))
-            price = 1 + eviction_price(cost, self.fill[k])
-            tau = self.per_uncached[k] / (price + cost.running * running)
-            decode = tau * cost.decode * running
             terms = {
-                "queue": self.queue_weight * (self.pending_at_zero[k] - self.at * self.pending_rate[k]),
-                "prefill": tau * uncached * price,
-                "delay": uncached * (self.delay_weight * self.delay[k] + tau * cost.running * running),
-                "decode": decode,
+                "queue": self.queue_weight * (pending_at_zero - self.at * pending_rate),
+                "prefill": tau * uncached * (1 + eviction_price(cost, fill)),
+                "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running),
+                "decode": tau * cost.decode * running,
                 "balance": prompt * self.balance_weight * running,
-                "slots": prompt * (self.guards[k] - self.kv_guard[k]),
-                "kv": prompt * self.kv_guard[k],
+                "slots": prompt * slot_guard,
+                "kv": prompt * kv_guard,
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,
-                "stale": self.fixed[k] - decode,
+                "stale": stale,
             }
             endpoints.append(
                 {

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import cycle, groupby
+from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from warmroute.bench import scenarios
+from warmroute.bench import plot, scenarios
 from warmroute.bench.fleet import Fleet, PodEvent, profile, saturation
 from warmroute.bench.replay import Outcome, Replay
 from warmroute.bench.strategy import picker_factory
@@ -24,6 +26,16 @@ from warmroute.simulator.profile import DEFAULT_PROFILE
 
 LOADS = (0.5, 0.8, 1.1)
 """Default loads, as shares of saturation: below, near and above it."""
+
+EMPHASISED = "PREFIX_CACHE"
+"""The strategy that a picture puts before the others, and whose pods it shows."""
+MOMENTS = 160
+"""Most columns of a picture of the load; samples between them are averaged."""
+_BLIND = frozenset(
+    ("LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "DEFAULT", "least-request", "round-robin", "random", "power-of-two")
+)
+"""Strategies that do not look for cached prefixes."""
+_DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,45 +127,59 @@ def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def draw(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """A PNG: for each speedup the distributions of the TTFT, and the load of the first strategy's pods over time.
+    """A PNG: for each speedup the distributions of the TTFT, and the load of one strategy's pods over time.
 
-    Raises ConfigurationError if matplotlib is missing.
+    The strategy is PREFIX_CACHE or, without it, the first. Raises ConfigurationError without matplotlib or a place to write.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigurationError("--picture needs matplotlib: pip install 'warmroute[bench]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = [list(group) for _, group in groupby(outcomes, key=lambda outcome: outcome.speedup)]
-    figure, axes = pyplot.subplots(len(rows), 2, figsize=(11, 3.2 * len(rows)), squeeze=False, layout="constrained")
-    for (distribution, load), row in zip(axes, rows, strict=True):
-        _draw_distributions(distribution, row)
-        _draw_load(load, row[0])
-    figure.savefig(path, dpi=80)
-    pyplot.close(figure)
+    with plot.style():
+        figure, axes = plot.new(len(rows), row_height=2.3, extra_height=0.9)
+        lines = _lines([outcome.strategy for outcome in rows[0]])
+        for row, (left, right) in zip(rows, axes, strict=True):
+            for outcome in row:
+                plot.distribution(left, outcome.ttft, lines[outcome.strategy], outcome.strategy)
+            left.set(ylabel="share of requests", title=f"{row[0].scenario}, speedup {row[0].speedup:.2f}")
+            shown = next((outcome for outcome in row if outcome.strategy == EMPHASISED), row[0])
+            _draw_load(figure, right, shown)
+        for left in axes[1:, 0]:
+            left.sharex(axes[0, 0])
+        for left in axes[:, 0]:
+            plot.finish_distribution(left)
+        axes[-1, 0].set_xlabel("time to first token, s")
+        axes[-1, 1].set_xlabel("time, s")
+        plot.legend(figure, axes[0, 0].get_lines(), columns=4)
+        plot.save(figure, path)
 
 
-def _draw_distributions(axes: Any, outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        ordered = sorted(outcome.ttft)
-        share = [(i + 1) / len(ordered) for i in range(len(ordered))]
-        axes.plot(ordered, share, label=outcome.strategy, linewidth=2 if outcome is outcomes[0] else 1)
-    axes.set(
-        xscale="log",
-        xlabel="time to first token, s",
-        ylabel="share of requests",
-        title=f"{outcomes[0].scenario}, speedup {outcomes[0].speedup:.2f}",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+def _lines(strategies: Sequence[str]) -> dict[str, plot.Line]:
+    """How each strategy is drawn: those that look for cached prefixes in colours, the others in grey."""
+    greys = cycle(zip(plot.GREYS, _DASHES, strict=True))
+    colours = cycle((colour, dashes) for dashes in _DASHES for colour in plot.COLOURS)
+    lines = {}
+    for name in strategies:
+        if name == EMPHASISED:
+            lines[name] = plot.Line(plot.BLACK, width=3.2)
+        else:
+            lines[name] = plot.Line(*next(greys if name in _BLIND else colours), above=3)
+    return lines
 
 
-def _draw_load(axes: Any, outcome: Outcome) -> None:
+def _draw_load(figure: Any, axes: Any, outcome: Outcome) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     pods = max(len(sample.requests) for sample in outcome.samples)
-    for pod in range(pods):
-        seen = [sample for sample in outcome.samples if pod < len(sample.requests)]
-        axes.plot([sample.at for sample in seen], [sample.requests[pod] for sample in seen], linewidth=0.8)
-    axes.set(xlabel="s", ylabel="requests on each pod", title=outcome.strategy)
-    axes.grid(alpha=0.3)
+    together = -(-len(outcome.samples) // MOMENTS)
+    moments = [outcome.samples[i : i + together] for i in range(0, len(outcome.samples), together)]
+    load = [
+        [
+            fmean(requests) if (requests := [s.requests[pod] for s in moment if pod < len(s.requests)]) else nan
+            for moment in moments
+        ]
+        for pod in range(pods)
+    ]
+    width = (moments[-1][0].at - moments[0][0].at) / max(1, len(moments) - 1) or 1.0
+    edges = [moments[0][0].at + i * width for i in range(len(moments) + 1)]
+    mesh = axes.pcolormesh(edges, [pod - 0.5 for pod in range(pods + 1)], load, cmap=plot.COLOUR_SCALE, vmin=0)
+    figure.colorbar(mesh, ax=axes, label="requests", pad=0.02, ticks=MaxNLocator(5, integer=True))
+    axes.set(ylabel="pod", title=f"requests on each pod, {outcome.strategy}")
+    axes.set_yticks(range(0, pods, -(-pods // 10)))

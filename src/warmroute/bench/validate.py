@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from warmroute.bench import plot
 from warmroute.bench.multi_round import Distribution
 from warmroute.errors import ConfigurationError
 from warmroute.simulator.blocks import Segment, hash_segments
@@ -25,6 +26,10 @@ from warmroute.simulator.profile import PROFILES, Profile, profile_named
 
 NOISE_RUNS = 8
 """Runs whose requests are taken together where the profile has host noise: one run shows one hour's luck."""
+REAL = plot.Line(plot.SKY, width=4.0)
+SIMULATED = plot.Line(plot.BLACK, width=1.2, above=3)
+"""Thin and dark upon wide and light: where they agree, both are seen."""
+_JUDGED = {"ttft": "TTFT", "e2e": "end-to-end"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,31 +225,30 @@ def plain(validation: Validation) -> dict[str, Any]:
 
 def draw(validations: Sequence[Validation], picture: Path) -> None:
     """Both distributions of each trace, as a PNG. Raises ConfigurationError without matplotlib or a place to write."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-    except ImportError as error:
-        raise ConfigurationError("--picture needs matplotlib: pip install 'warmroute[bench]'") from error
-    figure = Figure(figsize=(11, 3.2 * len(validations)), layout="constrained")
-    rows = figure.subplots(len(validations), 2, squeeze=False)
-    for row, validation in zip(rows, validations, strict=True):
-        for axes, what in zip(row, ("ttft", "e2e"), strict=True):
-            for name, sample in (("real", validation.real), ("simulated", validation.simulated)):
-                values = sorted(getattr(sample, what))
-                axes.plot(values, [(i + 0.5) / len(values) for i in range(len(values))], label=name)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("time to first token, s" if what == "ttft" else "end to end, s")
-            axes.set_ylabel("share of requests")
-            axes.grid(visible=True, alpha=0.3)
-            axes.legend()
-        row[0].set_title(validation.file.name, loc="left", fontsize=9)
-    try:
-        figure.savefig(picture, dpi=120)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot write {picture}: {error}") from error
+    with plot.style():
+        figure, rows = plot.new(len(validations), row_height=1.75, extra_height=0.5)
+        for row, validation in zip(rows, validations, strict=True):
+            for axes, what in zip(row, ("ttft", "e2e"), strict=True):
+                plot.distribution(axes, getattr(validation.real, what), REAL, "real engine")
+                plot.distribution(axes, getattr(validation.simulated, what), SIMULATED, "simulated")
+                plot.finish_distribution(axes)
+                judged = [each for each in validation.agreements if each.what.startswith(_JUDGED[what])]
+                errors = [f"{each.what.rpartition(' ')[2]} {each.error:+.1%}" for each in judged]
+                axes.text(
+                    0.98,
+                    0.05,
+                    "\n".join(["error:", *errors]),
+                    transform=axes.transAxes,
+                    ha="right",
+                    va="bottom",
+                    size=8,
+                )
+            row[0].set_ylabel("share of requests")
+            row[0].set_title(f"{validation.file.stem}: {len(validation.real.ttft)} requests", weight="bold")
+        rows[-1][0].set_xlabel("time to first token, s")
+        rows[-1][1].set_xlabel("end-to-end time, s")
+        plot.legend(figure, rows[0][0].get_lines(), columns=2)
+        plot.save(figure, picture)
 
 
 def run(

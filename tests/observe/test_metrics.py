@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from warmroute.errors import malformed, no_endpoint, unknown_model
+from warmroute.observe.instruments import PrefixCacheTally
 from warmroute.observe.metrics import EndpointReading, Metrics, endpoint_state
 from warmroute.observe.series import CATALOGUE
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
@@ -66,6 +67,19 @@ class World:
             cached_tokens=cached,
             chain=EMPTY_CHAIN if reason == "no-prompt" else CHAIN,
             adapter="",
+        )
+
+    def told(self, name: str, lookups: float | None, hits: float | None) -> None:
+        """The engine's page tells its prefix cache's counters."""
+        state = EngineState(NOW, 0, 0, 0.0, prefix_queries_total=lookups, prefix_hits_total=hits)
+        self.pool.observed(self.endpoint(name), state, NOW)
+
+    def measured(self, name: str) -> tuple[float | None, float | None]:
+        """What is exported of the engine's prefix cache: lookups and hits."""
+        endpoint = f"default/{name}"
+        return (
+            self.value("warmroute_endpoint_prefix_lookup_tokens_total", endpoint=endpoint),
+            self.value("warmroute_endpoint_prefix_hit_tokens_total", endpoint=endpoint),
         )
 
     def value(self, sample: str, /, **labels: str) -> float | None:
@@ -205,6 +219,82 @@ def test_the_series_of_an_endpoint_end_with_it(world: World) -> None:
     assert a.id.encode() not in generate_latest(world.metrics.registry)
 
 
+def test_hits_that_engines_measured_count_from_the_first_page_on(world: World) -> None:
+    world.told("a", 9000, 7000)
+    assert world.measured("a") == (0, 0)
+    world.told("a", 9000, 7000)
+    world.told("a", 10_000, 7250)
+    world.told("b", 50, 0)
+    assert world.measured("a") == (1000, 250)
+    assert world.measured("b") == (0, 0)
+
+
+def test_measured_hits_go_on_where_an_engine_restarts(world: World) -> None:
+    world.told("a", 9000, 7000)
+    world.told("a", 10_000, 7250)
+    world.pool.restarted(world.endpoint("a"), NOW)
+    world.told("a", 40, 10)
+    assert world.measured("a") == (1040, 260)
+    world.pool.restarted(world.endpoint("a"), NOW)  # discovery tells of the same restart, later
+    world.told("a", 60, 15)
+    assert world.measured("a") == (1060, 265)
+    world.told("a", 80, 0)  # of two counters one that goes back is enough
+    assert world.measured("a") == (1140, 265)
+
+
+def test_measured_hits_of_another_engine_under_the_same_name(world: World) -> None:
+    world.told("a", 100, 50)
+    world.told("a", 300, 150)
+    world.pool.upsert(EndpointSpec("default", "a", "10.0.0.2", 8000), NOW)
+    world.told("a", 1e9, 1e8)  # it may have been there for long
+    assert world.measured("a") == (200, 100)
+    world.told("a", 1e9 + 10, 1e8 + 5)
+    assert world.measured("a") == (210, 105)
+
+
+def test_measured_hits_of_an_endpoint_that_left(world: World) -> None:
+    world.told("a", 100, 50)
+    world.told("a", 300, 150)
+    world.pool.remove("default/a", NOW)
+    assert world.measured("a") == (200, 100)  # it may come back
+    world.pool.expire(NOW + world.pool.retention)
+    assert world.measured("a") == (None, None)
+    world.pool.upsert(EndpointSpec("default", "a", "10.0.0.1", 8000), NOW)
+    assert world.measured("a") == (None, None)
+    world.told("a", 400, 200)
+    assert world.measured("a") == (0, 0)
+
+
+def test_engines_that_do_not_count_hits_are_absent(world: World) -> None:
+    world.told("a", None, None)
+    world.told("b", 100, None)  # lookups alone would make the ratio too low
+    world.told("b", 200, None)
+    assert world.measured("a") == (None, None)
+    assert world.measured("b") == (None, None)
+    world.told("b", 300, 60)  # an engine that shows a counter once it counts
+    assert world.measured("b") == (200, 60)
+    world.told("b", None, None)
+    world.told("b", 350, None)
+    assert world.measured("b") == (250, 60)
+    world.told("b", 30, None)  # restarted, and nothing found yet
+    world.told("b", 70, 20)
+    assert world.measured("b") == (320, 80)
+
+
+def test_measured_hits_cost_a_request_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[object] = []
+    monkeypatch.setattr(PrefixCacheTally, "read", lambda tally, lookups, hits: reads.append(tally))
+    world.metrics.stream_opened()
+    world.metrics.routed(world.decision(), model="qwen", body_bytes=1)
+    world.metrics.picked(1e-5)
+    world.metrics.processed(1e-4)
+    world.metrics.responded(200)
+    world.metrics.stream_closed()
+    assert not reads
+    world.told("a", 1, 1)
+    assert len(reads) == 1
+
+
 def test_pool_means_are_over_the_ready_endpoints_that_told(world: World) -> None:
     assert world.value("inference_pool_average_queue_size", name="qwen") is None
     world.pool.observed(world.endpoint("a"), EngineState(NOW, 1, 2, 0.2), NOW)
@@ -252,7 +342,8 @@ def test_every_series_of_the_catalogue_is_exported_and_nothing_else(
 
 def exercise(world: World) -> None:
     """Make every series have a sample."""
-    world.pool.observed(world.endpoint("a"), EngineState(NOW, 1, 2, 0.2), NOW)
+    state = EngineState(NOW, 1, 2, 0.2, prefix_queries_total=9.0, prefix_hits_total=3.0)
+    world.pool.observed(world.endpoint("a"), state, NOW)
     world.metrics.routed(world.decision(), model="qwen", body_bytes=1)
     world.metrics.refused(malformed("x"))
     world.metrics.scraped("default/a")

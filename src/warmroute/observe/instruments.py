@@ -50,6 +50,43 @@ class Counter:
         return self.series.family(self._values.items())
 
 
+class PrefixCacheTally:
+    """What one engine counts of its prefix cache, added up over its restarts from the first page on. In tokens.
+
+    What the engine counted before is not in it: it answered requests that nobody here has seen.
+    """
+
+    __slots__ = ("_before", "hits", "lookups", "told")
+
+    def __init__(self) -> None:
+        self.lookups = 0.0
+        self.hits = 0.0
+        self.told = False
+        """Whether the engine has told both; until then there is nothing to show."""
+        self._before: tuple[float, float] | None = None
+
+    def read(self, lookups: float | None, hits: float | None) -> None:
+        """Take the counters of one page; None: not on it, as a counter of some engines is until it first counts."""
+        if lookups is None:
+            return
+        self.told = self.told or hits is not None
+        if self._before is None:
+            self._before = lookups, hits or 0.0
+            return
+        before_lookups, before_hits = self._before
+        # Only this tells that a new process began at zero: other evidence of a restart may come late, or twice for one.
+        if lookups < before_lookups or (hits is not None and hits < before_hits):
+            before_lookups = before_hits = 0.0
+        hits = before_hits if hits is None else hits
+        self.lookups += lookups - before_lookups
+        self.hits += hits - before_hits
+        self._before = lookups, hits
+
+    def replaced(self) -> None:
+        """It is another engine, which may have counted for long: begin with its next page as with the first."""
+        self._before = None
+
+
 class Histogram:
     """A histogram without labels; ``bounds`` are the buckets' inclusive upper bounds, ascending, without infinity."""
 

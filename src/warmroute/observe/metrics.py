@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from warmroute import __version__
 from warmroute.errors import Refusal
 from warmroute.observe import series
-from warmroute.observe.instruments import BYTES, RATIO, SECONDS, Counter, Histogram
+from warmroute.observe.instruments import BYTES, RATIO, SECONDS, Counter, Histogram, PrefixCacheTally
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import PoolListener
 from warmroute.routing.router import Decision
@@ -105,8 +105,11 @@ def endpoint_state(endpoint: Endpoint) -> EndpointState:
 class _Member:
     """What is counted for one member of the pool while it is one."""
 
+    target: str
+    """Where the engine is that is counted for."""
     picks: int = 0
     restarts: int = 0
+    prefix_cache: PrefixCacheTally = field(default_factory=PrefixCacheTally)
     scrapes: Tally[str] = field(default_factory=Tally)
 
 
@@ -231,15 +234,25 @@ class Metrics(PoolListener, Collector):
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """Count for it from now on."""
-        self._members[endpoint.id] = _Member()
+        self._members[endpoint.id] = _Member(endpoint.target)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Its series end."""
         self._members.pop(endpoint.id, None)
 
+    def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
+        """Its engine told how it stands."""
+        if endpoint.state is not None:
+            state = endpoint.state
+            self._members[endpoint.id].prefix_cache.read(state.prefix_queries_total, state.prefix_hits_total)
+
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its engine lost its cache."""
-        self._members[endpoint.id].restarts += 1
+        member = self._members[endpoint.id]
+        member.restarts += 1
+        if endpoint.target != member.target:
+            member.prefix_cache.replaced()
+        member.target = endpoint.target
 
     # What Prometheus reads
 
@@ -281,6 +294,9 @@ class Metrics(PoolListener, Collector):
         members = self._members.items()
         yield series.PICKS.family([((name,), member.picks) for name, member in members])
         yield series.RESTARTS.family([((name,), member.restarts) for name, member in members])
+        told = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]
+        yield series.PREFIX_LOOKUPS.family([((name,), cache.lookups) for name, cache in told])
+        yield series.PREFIX_HITS.family([((name,), cache.hits) for name, cache in told])
         yield series.SCRAPES.family(
             [((name, result), count) for name, member in members for result, count in member.scrapes.items()]
         )

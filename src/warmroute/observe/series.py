@@ -183,6 +183,22 @@ RESTARTS = Series(
     "Times that the engine came back as a new process, its cache lost, since the endpoint joined.",
     ("endpoint",),
 )
+PREFIX_LOOKUPS = Series(
+    "warmroute_endpoint_prefix_lookup_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that the engine looked up in its prefix cache since the endpoint joined, by its own count; absent if it "
+    "does not tell.",
+    ("endpoint",),
+)
+PREFIX_HITS = Series(
+    "warmroute_endpoint_prefix_hit_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that the engine found in its prefix cache, likewise; divided by the lookups this is the measured hit "
+    "ratio.",
+    ("endpoint",),
+)
 
 # Prefix index
 INDEX_CHECKPOINTS = Series(

@@ -59,6 +59,23 @@ def test_flags_and_environment_names_are_settings():
         assert name.lower() in Settings.model_fields
 
 
+def test_restarts_are_described_with_their_flags_and_times():
+    (paragraph,) = re.findall(r"^\* \*\*Restarts\.\*\*.*?(?=^\* \*\*)", TEXT, re.MULTILINE | re.DOTALL)
+    flags = {"drain-timeout", "drain-quiet", "observe-responses", "ha-enable-leader-election", "cert-path"}
+    assert set(re.findall(r"`--([a-z-]+)`", paragraph)) == flags
+    (container,) = pick(render(DEPLOY / "base"), "Deployment")["spec"]["template"]["spec"]["containers"]
+    times = {
+        "preStop": container["lifecycle"]["preStop"]["sleep"]["seconds"],
+        "--drain-quiet": Settings().drain_quiet,
+        "--drain-timeout": Settings().drain_timeout,
+    }
+    for name, seconds in times.items():
+        assert re.search(rf"`{name}`\s\({seconds:g} s[;)]", paragraph), name
+    (container,) = pick(render(DEPLOY / "beside-pool"), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert "--drain-timeout=120s" in container["args"]
+    assert "sets 120 s" in paragraph
+
+
 def test_the_example_of_another_pool(tmp_path, monkeypatch):
     (example,) = re.findall(r"```yaml\n# llama/kustomization.yaml:[^\n]*\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "deploy").symlink_to(DEPLOY)

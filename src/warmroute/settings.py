@@ -220,7 +220,7 @@ class Settings(BaseSettings):
         30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
     )
     cost_balance: float = setting(
-        0.25,
+        0.5,
         "Share of the prompt that an endpoint with twice its share of the running requests counts for.",
         group="Cost",
         hot=True,
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     drain_factor: float = setting(
-        0.7,
+        1.0,
         "Share of the measured prefill speed at which the virtual queue drains.",
         group="Cost",
         hot=True,

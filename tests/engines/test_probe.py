@@ -69,6 +69,8 @@ def test_a_real_vllm_page() -> None:
         waiting=0,
         kv_usage=0.0,
         capacity_tokens=1041616,
+        awaiting_first_token=0,
+        first_tokens_total=1957.0,
         prompt_tokens_total=6747926.0,
         prompt_requests_total=1957.0,
         prefix_queries_total=6747926.0,
@@ -80,6 +82,22 @@ def test_a_real_filtered_vllm_page() -> None:
     body = json.loads(recording("vllm-0.26-responses.json"))["filtered_metrics"]["slash"].encode()
     state = read(Probe(VLLM, "/metrics"), body)
     assert (state.running, state.waiting, state.kv_usage) == (0, 0, 0.0)
+
+
+def test_requests_without_a_token_are_told_by_two_counters() -> None:
+    counters = (
+        'vllm:time_to_first_token_seconds_count{{engine="0"}} {}\nvllm:request_prompt_tokens_count{{engine="0"}} {}'
+    )
+    probe = Probe(VLLM, "/metrics")
+    state = read(probe, vllm_page(running=5, waiting=1, extra=counters.format(13, 10)))
+    assert (state.awaiting_first_token, state.first_tokens_total) == (3, 13)
+    assert probe.answer(200, vllm_page(running=5, start=2000.0, extra=counters.format(1, 0)), 1.0) is Again.RESTARTED
+    assert read(probe, vllm_page(running=5, start=2000.0, extra=counters.format(1, 0)), 1.1).awaiting_first_token == 4
+
+
+def test_an_engine_without_these_counters_tells_nothing_of_them() -> None:
+    state = read(Probe(VLLM, "/metrics"), vllm_page(running=5, waiting=1))
+    assert (state.awaiting_first_token, state.first_tokens_total) == (None, None)
 
 
 def test_older_vllm_names() -> None:
@@ -305,7 +323,8 @@ def test_an_idle_engines_unchanged_page_is_as_fresh_as_it_was_asked_for() -> Non
 def test_prefill_speed_is_measured_while_requests_wait_and_survives_a_restart() -> None:
     probe = Probe(VLLM, "/metrics")
     for i in range(6):
-        state = read(probe, vllm_page(waiting=4, computed=i * 4_000), i * 0.5)
-    assert state.prefill_rate == pytest.approx(8_000)
+        finished = f"vllm:request_prompt_tokens_count {i * 40}"
+        state = read(probe, vllm_page(waiting=4, computed=i * 4_000, extra=finished), i * 0.5)
+    assert state.prefill_rate == pytest.approx(8_000, rel=0.002)
     assert probe.answer(200, vllm_page(start=2000.0), 3.0) is Again.RESTARTED
-    assert read(probe, vllm_page(start=2000.0), 3.0).prefill_rate == pytest.approx(8_000)
+    assert read(probe, vllm_page(start=2000.0), 3.0).prefill_rate == pytest.approx(8_000, rel=0.002)

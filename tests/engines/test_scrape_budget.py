@@ -26,7 +26,8 @@ import asyncio, sys
 
 HELP = "# HELP {0} Some words on what it is.\\n# TYPE {0} gauge\\n{0}"
 NAMES = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "request_prompt_tokens_sum",
-         "request_prompt_tokens_count", "prompt_tokens_by_source_total", "prefix_cache_queries_total",
+         "request_prompt_tokens_count", "time_to_first_token_seconds_count",
+         "prompt_tokens_by_source_total", "prefix_cache_queries_total",
          "prefix_cache_hits_total", "cache_config_info"]
 
 class Engine(asyncio.Protocol):

@@ -25,7 +25,8 @@ def book(name: str = "a", **state: float) -> Book:
                 waiting=int(state.get("waiting", 0)),
                 kv_usage=state.get("kv", 0.0),
                 max_num_seqs=int(state["seqs"]) if "seqs" in state else None,
-            )
+            ),
+            LoadConstants(),
         )
     return result
 
@@ -61,7 +62,7 @@ def test_columns_equal_the_formula(
     one.mean_uncached = 500.0
     fleet = Fleet([one], constants, NOW)
     for tokens in queued:
-        one.assign(tokens, fleet.rate(one), NOW)
+        one.assign(tokens, one.drain_rate(constants), NOW)
     fleet.update(0, NOW)
     cached = share * (prompt - 1)
     queue_weight, delay_weight = saturation_weights(least_waiting)
@@ -103,15 +104,15 @@ def test_the_worked_example() -> None:
     assert terms.delay == pytest.approx(400 * (2 + 1.0))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
-    assert terms.balance == 250
-    assert terms.total == pytest.approx(3350)
+    assert terms.balance == pytest.approx(1000 * 0.5 * 10 / 12)
+    assert terms.total == pytest.approx(3100 + 1000 * 0.5 * 10 / 12)
 
 
 def test_where_everybody_queues_waiting_counts_less() -> None:
     assert saturation_weights(0) == (1, 1)
     assert saturation_weights(1) == (0.5, pytest.approx(2 / 3))
-    assert saturation_weights(2) == (pytest.approx(1 / 3), 0.5)
-    assert saturation_weights(100) == (0.25, pytest.approx(1 / 51))
+    assert saturation_weights(2) == (0.5, 0.5)
+    assert saturation_weights(100) == (0.5, pytest.approx(1 / 51))
 
 
 def test_guards_act_beyond_their_thresholds() -> None:

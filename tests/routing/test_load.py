@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
-from warmroute.routing.load import ASSUMED_DURATION, Book, Fleet, LoadConstants, slowness
+from warmroute.routing.load import ASSUMED_DURATION, MOST_UNCONFIRMED, Book, Fleet, LoadConstants, slowness
 
 CONSTANTS = LoadConstants(prefill_rate=1000.0, drain_factor=1.0)
 
@@ -20,14 +21,31 @@ def make(now: float = 0.0) -> tuple[Book, Fleet]:
     return book, Fleet([book], CONSTANTS, now)
 
 
-def scrape(at: float, *, running: int = 0, waiting: int = 0, kv: float = 0.0, rate: float | None = None) -> EngineState:
-    return EngineState(observed_at=at, running=running, waiting=waiting, kv_usage=kv, prefill_rate=rate)
+def scrape(
+    at: float,
+    *,
+    running: int = 0,
+    waiting: int = 0,
+    kv: float = 0.0,
+    rate: float | None = None,
+    awaiting: int | None = None,
+    first_tokens: float | None = None,
+) -> EngineState:
+    return EngineState(
+        observed_at=at,
+        running=running,
+        waiting=waiting,
+        kv_usage=kv,
+        prefill_rate=rate,
+        awaiting_first_token=awaiting,
+        first_tokens_total=first_tokens,
+    )
 
 
 def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
     book, fleet = make()
-    book.assign(2000, fleet.rate(book), 0.0)
-    book.assign(1000, fleet.rate(book), 0.0)
+    book.assign(2000, book.drain_rate(CONSTANTS), 0.0)
+    book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
     fleet.update(0, 0.0)
     assert (fleet.waiting[0], fleet.pending(0, 0.0)) == (2, 3000)
     fleet.refresh(1.0)
@@ -41,8 +59,8 @@ def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
 def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
     book, fleet = make()
     for _ in range(10):
-        book.assign(1000, fleet.rate(book), 0.0)
-    book.observe(scrape(0.5, running=10))
+        book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    book.observe(scrape(0.5, running=10), CONSTANTS)
     fleet.update(0, 0.5)
     assert fleet.waiting[0] == CONSTANTS.queue_slack
     assert fleet.pending(0, 0.5) == pytest.approx(9500 * CONSTANTS.queue_slack / 10)
@@ -50,19 +68,85 @@ def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
 
 def test_work_of_others_is_seen() -> None:
     book, fleet = make()
-    book.assign(1000, fleet.rate(book), 0.0)
+    book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
     mean = book.mean_uncached
-    book.observe(scrape(5.0, running=1, waiting=4))
+    book.observe(scrape(5.0, running=1, waiting=4), CONSTANTS)
     fleet.update(0, 5.0)
     assert fleet.waiting[0] == 4
     assert fleet.pending(0, 5.0) == pytest.approx(4 * mean)
 
 
+def test_a_slower_endpoint_that_counts_first_tokens_keeps_the_latest_in_its_queue() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, awaiting=0, first_tokens=50), CONSTANTS)
+    for work in (1000.0, 2000.0, 3000.0):
+        book.assign(work, book.drain_rate(CONSTANTS), 0.0)
+    book.observe(scrape(20.0, running=3, awaiting=2, first_tokens=51), CONSTANTS)
+    fleet.update(0, 20.0)
+    assert fleet.waiting[0] == 2
+    assert fleet.pending(0, 20.0) == pytest.approx(0.25 * 2000 + 3000)  # the second is under way, who knows how far
+    book.observe(scrape(21.0, running=3, awaiting=0, first_tokens=53), CONSTANTS)
+    fleet.update(0, 21.0)
+    assert (fleet.waiting[0], fleet.pending(0, 21.0)) == (0, 0)
+
+
+def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
+    for work in (1000.0, 2000.0, 3000.0):
+        book.assign(work, book.drain_rate(CONSTANTS), 0.0)
+    book.observe(scrape(0.5, running=3, awaiting=1, first_tokens=2), CONSTANTS)
+    fleet.update(0, 0.5)
+    assert fleet.waiting[0] == 1
+    assert fleet.pending(0, 0.5) == pytest.approx(3000)
+
+
+def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
+    book.assign(1000.0, book.drain_rate(CONSTANTS), 0.9)
+    book.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)  # on its way, or come during a step
+    book.assign(500.0, book.drain_rate(CONSTANTS), 1.1)
+    fleet.update(0, 1.1)
+    assert fleet.waiting[0] == 2
+    book.observe(scrape(20.0, awaiting=0, first_tokens=0), CONSTANTS)  # they never came to the engine
+    fleet.update(0, 20.0)
+    assert fleet.waiting[0] == 0
+
+
+def test_waiting_requests_of_others_are_counted_first() -> None:
+    book, fleet = make()
+    book.mean_uncached = 700.0
+    book.assign(1000.0, book.drain_rate(CONSTANTS), 0.0)
+    mean = book.mean_uncached
+    book.observe(scrape(0.1, running=1, waiting=2, awaiting=3, first_tokens=9), CONSTANTS)
+    fleet.update(0, 0.1)
+    assert fleet.waiting[0] == 3
+    assert fleet.pending(0, 0.1) == pytest.approx(2 * mean + 1000)
+
+
+def test_an_engine_that_stops_counting_first_tokens_is_bounded_by_its_gauges() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
+    for _ in range(10):
+        book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    book.observe(scrape(0.5, running=10), CONSTANTS)
+    fleet.update(0, 0.5)
+    assert fleet.waiting[0] == CONSTANTS.queue_slack
+
+
+def test_the_memory_of_a_book_is_bounded() -> None:
+    book, _ = make()
+    for _ in range(2 * MOST_UNCONFIRMED):
+        book.assign(1.0, 1000.0, 0.0)
+    assert len(book.unconfirmed) == MOST_UNCONFIRMED
+
+
 def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
     book, fleet = make()
-    book.assign(10, fleet.rate(book), 1.0)
-    book.assign(10, fleet.rate(book), 2.0)
-    book.observe(scrape(1.5, running=1))
+    book.assign(10, book.drain_rate(CONSTANTS), 1.0)
+    book.assign(10, book.drain_rate(CONSTANTS), 2.0)
+    book.observe(scrape(1.5, running=1), CONSTANTS)
     fleet.update(0, 2.0)
     assert fleet.total[0] == 2
 
@@ -70,7 +154,7 @@ def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
 def test_without_scrapes_requests_count_for_a_while_only() -> None:
     book, fleet = make()
     for _ in range(5):
-        book.assign(10, fleet.rate(book), 0.0)
+        book.assign(10, book.drain_rate(CONSTANTS), 0.0)
     fleet.update(0, 0.0)
     assert fleet.total[0] == 5
     fleet.refresh(ASSUMED_DURATION)
@@ -80,11 +164,11 @@ def test_without_scrapes_requests_count_for_a_while_only() -> None:
 def test_requests_leave_between_scrapes_as_they_did_before() -> None:
     book, fleet = make()
     for second in range(20):  # ten requests, of which two leave and two come each second
-        book.observe(scrape(float(second), running=10))
+        book.observe(scrape(float(second), running=10), CONSTANTS)
         for _ in range(2):
             book.assign(1.0, 1000.0, second + 0.5)
     assert book.leaving_rate() == pytest.approx(0.2, rel=0.05)
-    book.observe(scrape(20.0, running=10))
+    book.observe(scrape(20.0, running=10), CONSTANTS)
     fleet.update(0, 20.0)
     assert fleet.total[0] == 10
     fleet.refresh(21.0)
@@ -96,7 +180,7 @@ def test_requests_leave_between_scrapes_as_they_did_before() -> None:
 def test_observed_responses_are_not_guessed_away() -> None:
     book, fleet = make()
     for second in range(20):
-        book.observe(scrape(float(second), running=10))
+        book.observe(scrape(float(second), running=10), CONSTANTS)
         for _ in range(2):
             book.assign(1.0, 1000.0, second + 0.5)
     book.in_flight = 10
@@ -106,7 +190,7 @@ def test_observed_responses_are_not_guessed_away() -> None:
 
 def test_the_kv_cache_fills_between_scrapes() -> None:
     book, fleet = make()
-    book.observe(scrape(1.0, running=8, kv=0.8))
+    book.observe(scrape(1.0, running=8, kv=0.8), CONSTANTS)
     fleet.update(0, 1.0)
     assert fleet.guards[0] == 0
     for _ in range(2):
@@ -117,13 +201,13 @@ def test_the_kv_cache_fills_between_scrapes() -> None:
 
 def test_slots_that_were_seen_in_use_are_there() -> None:
     book, fleet = make()
-    book.observe(scrape(1.0, running=256))
+    book.observe(scrape(1.0, running=256), CONSTANTS)
     fleet.update(0, 1.0)
     assert fleet.guards[0] == pytest.approx(257 - 0.95 * 256)
-    book.observe(scrape(2.0, running=300))
+    book.observe(scrape(2.0, running=300), CONSTANTS)
     fleet.update(0, 2.0)
     assert fleet.guards[0] == 0
-    book.observe(scrape(3.0, running=600))
+    book.observe(scrape(3.0, running=600), CONSTANTS)
     book.max_num_seqs = 512
     fleet.update(0, 3.0)
     assert fleet.guards[0] == pytest.approx(601 - 0.95 * 512)  # what the page tells needs no guess
@@ -131,18 +215,18 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
 
 def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
     (busy, _), (idle, _) = make(), make()
-    busy.observe(scrape(1.0, running=6))
-    idle.observe(scrape(1.0))
+    busy.observe(scrape(1.0, running=6), CONSTANTS)
+    idle.observe(scrape(1.0), CONSTANTS)
     idle.slot = 4
     fleet = Fleet([busy, idle], CONSTANTS, 1.0)
-    assert fleet.balance_weight() == 0.25 / (1 + 3)
+    assert fleet.balance_weight() == 0.5 / (3 + 3)
     costs = fleet.costs(1000.0, 1000.0, 1.0, 1.0, 1.0)
-    assert costs[0] - costs[1] == pytest.approx(1000 * 6 * 0.25 / 4 + 6 * 30)
+    assert costs[0] - costs[1] == pytest.approx(1000 * 6 * 0.5 / 6 + 6 * 30)
 
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:
     book, fleet = make()
-    book.observe(scrape(0.0))
+    book.observe(scrape(0.0), CONSTANTS)
     seen = []
     for now in (0.0, 4.9, 6.0, 10.0, 1000.0, 2000.0):
         fleet.refresh(now)
@@ -153,7 +237,7 @@ def test_staleness_costs_more_with_age_and_is_bounded() -> None:
 
 def test_observed_ends_count_at_once() -> None:
     book, fleet = make()
-    book.observe(scrape(0.0, running=4))
+    book.observe(scrape(0.0, running=4), CONSTANTS)
     book.in_flight = 2
     book.finished(0.5)
     fleet.update(0, 0.5)
@@ -162,9 +246,9 @@ def test_observed_ends_count_at_once() -> None:
 
 def test_requests_that_were_seen_to_end_do_not_wait() -> None:
     book, fleet = make()
-    book.observe(scrape(0.0))
+    book.observe(scrape(0.0), CONSTANTS)
     for _ in range(4):
-        book.assign(1000, fleet.rate(book), 0.1)
+        book.assign(1000, book.drain_rate(CONSTANTS), 0.1)
         book.in_flight += 1
     fleet.update(0, 0.1)
     assert fleet.waiting[0] > 1
@@ -188,6 +272,32 @@ def test_slowness_is_relative_to_the_median() -> None:
     assert books[2].tau == 1.0
 
 
+@given(st.lists(st.tuples(st.sampled_from(["send", "serve", "wait", "scrape"]), st.floats(0.01, 5.0)), max_size=60))
+def test_the_queue_is_what_a_first_come_first_served_engine_has(events: list[tuple[str, float]]) -> None:
+    """Whatever its speed: after each scrape the book's queue is the engine's."""
+    book, fleet = make()
+    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
+    now, served = 0.0, 0
+    queue: list[float] = []
+    for kind, value in events:
+        if kind == "send":
+            queue.append(1000 * value)
+            book.assign(1000 * value, book.drain_rate(CONSTANTS), now)
+        elif kind == "serve" and queue:
+            queue.pop(0)
+            served += 1
+        elif kind == "wait":
+            now += value
+        elif kind == "scrape":
+            now += 0.01
+            state = scrape(now, running=min(1, len(queue)), waiting=max(0, len(queue) - 1), first_tokens=served)
+            book.observe(replace(state, awaiting_first_token=len(queue)), CONSTANTS)
+            fleet.update(0, now)
+            assert fleet.waiting[0] == len(queue)
+            assert 0.24 * sum(queue[:1]) + sum(queue[1:]) <= fleet.pending(0, now) + 1e-6
+            assert fleet.pending(0, now) <= sum(queue) + 1e-6
+
+
 @given(
     st.lists(
         st.one_of(
@@ -203,10 +313,10 @@ def test_the_books_stay_sane_and_empty_themselves(events: list[tuple[str, float]
     now = 0.0
     for kind, value in events:
         if kind == "send":
-            book.assign(value, fleet.rate(book), now)
+            book.assign(value, book.drain_rate(CONSTANTS), now)
             fleet.update(0, now)
         elif kind == "scrape":
-            book.observe(scrape(now, running=int(value), waiting=int(value) // 2))
+            book.observe(scrape(now, running=int(value), waiting=int(value) // 2), CONSTANTS)
             fleet.update(0, now)
         else:
             now += value
@@ -214,7 +324,7 @@ def test_the_books_stay_sane_and_empty_themselves(events: list[tuple[str, float]
         assert fleet.waiting[0] >= 0
         assert fleet.total[0] >= 0
         assert fleet.pending(0, now) >= -1e-6
-    book.observe(scrape(now))
+    book.observe(scrape(now), CONSTANTS)
     now += 1e6
     fleet.refresh(now)
     assert (fleet.waiting[0], fleet.total[0]) == (0, 0)

@@ -19,6 +19,7 @@ from warmroute.bench.fleet import DOWN, Fleet
 from warmroute.bench.multi_round import Distribution
 from warmroute.bench.picker import Picker
 from warmroute.bench.trace import Trace
+from warmroute.engines.first_tokens import FirstTokens
 from warmroute.engines.prefill import PrefillRate
 from warmroute.engines.scraper import BACKOFF, JITTER, TICK
 from warmroute.errors import ConfigurationError
@@ -76,6 +77,7 @@ class _Watch:
     pod: _Pod
     picker: Picker
     rate: PrefillRate = field(default_factory=PrefillRate)
+    first_tokens: FirstTokens = field(default_factory=FirstTokens)
     incarnation: int = 0
     """Of the engine that answered last; 0: none did."""
     silent: int = 0
@@ -346,10 +348,11 @@ class Replay:
                 if watch.incarnation:
                     picker.restarted(pod.number, now)
                     watch.rate.interrupt()
+                    watch.first_tokens.interrupt()
                 watch.incarnation, watch.silent = pod.incarnation, 0
             self._advance(pod, now)
-            watch.rate.observe_requests(pod.prefill_tokens, pod.prefill_seconds)
-            watch.state = _state(engine, watch.rate, now)
+            watch.rate.observe_requests(pod.prefill_tokens, engine.counters.finished, pod.prefill_seconds)
+            watch.state = _state(engine, watch.rate, watch.first_tokens, now)
             self._add(now + SCRAPE_DELAY, _Event.OBSERVED, index)
             busy = watch.state.running + watch.state.waiting > 0
             interval = picker.busy_interval if busy else picker.idle_interval
@@ -362,16 +365,18 @@ class Replay:
             watch.picker.observed(watch.pod.number, watch.state, now)
 
 
-def _state(engine: Engine, rate: PrefillRate, now: float) -> EngineState:
+def _state(engine: Engine, rate: PrefillRate, first_tokens: FirstTokens, now: float) -> EngineState:
     """What a scrape of the engine's page tells."""
     counters, waiting = engine.counters, engine.waiting
-    rate.observe(now, counters.prompt_tokens - counters.cached_tokens, waiting)
+    rate.observe(now, counters.prompt_tokens - counters.cached_tokens, counters.first_tokens, waiting)
     return EngineState(
         observed_at=now,
         running=engine.running,
         waiting=waiting,
         kv_usage=engine.kv_usage,
+        awaiting_first_token=first_tokens.awaiting(counters.first_tokens, counters.finished, engine.running, waiting),
         capacity_tokens=engine.profile.kv_cache_tokens,
+        first_tokens_total=counters.first_tokens,
         prompt_tokens_total=counters.prompt_tokens,
         prompt_requests_total=counters.finished,
         prefix_queries_total=counters.prefix_queries,

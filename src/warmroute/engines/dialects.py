@@ -63,6 +63,10 @@ class Dialect:
     """Counter: the requests that ``prompt_tokens`` counts."""
     computed_tokens: tuple[Series, ...] = ()
     """Counter: prompt tokens that were computed, not taken from a cache."""
+    first_tokens: tuple[Series, ...] = ()
+    """Counter: requests that got their first token, counted then, each of which ``prompt_requests`` counts at its end.
+
+    TensorRT-LLM counts them when they end, SGLang some tokens late where the answer is not streamed: neither is of use."""
     request_computed_tokens: tuple[Series, ...] = ()
     """Counter: the same, of finished requests."""
     request_prefill_seconds: tuple[Series, ...] = ()
@@ -93,6 +97,7 @@ class Dialect:
             self.prompt_tokens,
             self.prompt_requests,
             self.computed_tokens,
+            self.first_tokens,
             self.request_computed_tokens,
             self.request_prefill_seconds,
             self.prefix_queries,
@@ -135,6 +140,7 @@ VLLM = Dialect(
         Series("vllm:prompt_tokens_by_source_total", where=(("source", "local_compute"),)),
         Series("vllm:request_prefill_kv_computed_tokens_sum"),
     ),
+    first_tokens=(Series("vllm:time_to_first_token_seconds_count"),),
     request_computed_tokens=(Series("vllm:request_prefill_kv_computed_tokens_sum"),),
     request_prefill_seconds=(Series("vllm:request_prefill_time_seconds_sum"),),
     prefix_queries=(Series("vllm:prefix_cache_queries_total"), Series("vllm:gpu_prefix_cache_queries_total")),

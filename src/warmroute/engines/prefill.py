@@ -2,7 +2,8 @@
 
 Two measurements, both from below, of which the higher counts: what a busy engine computes each second, and how long its
 requests took from their first step to their first token. The first fails on an engine that never queues, the second on one
-that computes many prompts side by side.
+that computes many prompts side by side. Both are in tokens of work
+(:func:`~warmroute.routing.cost.prefill_work`): an engine that gets the long prompts is not slower for it.
 """
 
 from __future__ import annotations
@@ -10,62 +11,74 @@ from __future__ import annotations
 from collections import deque
 from statistics import quantiles
 
+from warmroute.routing.cost import prefill_work
+
 WINDOW = 1.0
 """Least seconds of uninterrupted queue that make one measurement."""
-LONGEST_WINDOW = 5.0
+WINDOW_REQUESTS = 8
+"""Least requests that make one measurement: the counter moves by whole prompts, and of windows that one long prompt more or
+less falls into, the faster ones would count."""
+LONGEST_GAP = 5.0
 """Seconds without a look at the engine after which nobody knows whether it was busy all the time."""
 REQUEST_TOKENS = 4096
 """Least prompt tokens of finished requests that make one measurement: what a step costs by itself must not count much."""
 WINDOWS = 30
 """Measurements kept. The ninth decile of them counts: in the slower ones decoding or a full KV cache held prefill up."""
 SMOOTHING = 0.2
-"""Weight of a new measurement. The counter moves by whole prompts, so a single window may be far off."""
+"""Weight of a new measurement."""
 
 
 class PrefillRate:
-    """Prefill tokens per second of one engine."""
+    """How many tokens of prefill work one engine does in a second."""
 
     def __init__(self) -> None:
         self._busy = _Measured()
         self._requests = _Measured()
-        self._start: tuple[float, float] | None = None
+        self._start: tuple[float, float, float] | None = None
         self._last = 0.0
-        self._finished: tuple[float, float] | None = None
+        self._finished: tuple[float, float, float] | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
         """None until there was something to measure."""
         return max((each.rate for each in (self._busy, self._requests) if each.rate is not None), default=None)
 
-    def observe(self, at: float, computed: float, waiting: int) -> None:
-        """At ``at`` (seconds) the engine had computed ``computed`` prompt tokens in all and held ``waiting`` requests."""
-        interrupted = waiting == 0 or at - self._last > LONGEST_WINDOW
+    def observe(self, at: float, computed: float, requests: float, waiting: int) -> None:
+        """At ``at`` (seconds) the engine had computed ``computed`` prompt tokens of ``requests`` requests in all, and held
+        ``waiting`` requests."""
+        interrupted = waiting == 0 or at - self._last > LONGEST_GAP
         self._last = at
         if waiting == 0:
             self._start = None
             return
         if self._start is None or interrupted:
-            self._start = (at, computed)
+            self._start = (at, computed, requests)
             return
-        began, computed_before = self._start
-        if at - began < WINDOW:
+        began, computed_before, requests_before = self._start
+        if at - began < WINDOW or requests - requests_before < WINDOW_REQUESTS:
             return
-        self._start = (at, computed)
-        self._busy.add((computed - computed_before) / (at - began))
+        self._start = (at, computed, requests)
+        self._busy.add(_work(computed - computed_before, requests - requests_before) / (at - began))
 
-    def observe_requests(self, computed: float, seconds: float) -> None:
-        """The finished requests computed so many prompt tokens and were so many seconds in prefill, both in all."""
+    def observe_requests(self, computed: float, requests: float, seconds: float) -> None:
+        """The ``requests`` that finished computed so many prompt tokens and were so many seconds in prefill, all in all."""
         if self._finished is None or computed < self._finished[0]:
-            self._finished = (computed, seconds)
+            self._finished = (computed, requests, seconds)
             return
-        computed_before, seconds_before = self._finished
-        if computed - computed_before >= REQUEST_TOKENS and seconds > seconds_before:
-            self._finished = (computed, seconds)
-            self._requests.add((computed - computed_before) / (seconds - seconds_before))
+        computed_before, requests_before, seconds_before = self._finished
+        if computed - computed_before >= REQUEST_TOKENS and seconds > seconds_before and requests > requests_before:
+            self._finished = (computed, requests, seconds)
+            work = _work(computed - computed_before, requests - requests_before)
+            self._requests.add(work / (seconds - seconds_before))
 
     def interrupt(self) -> None:
         """The counters start anew; what was measured stays true of the engine."""
         self._start = self._finished = None
+
+
+def _work(computed: float, requests: float) -> float:
+    """The least work that so many computed tokens of so many prompts can have been: equal prompts, nothing cached."""
+    return requests * prefill_work(computed / requests)
 
 
 class _Measured:

@@ -13,6 +13,7 @@ from enum import Enum
 from urllib.parse import quote
 
 from warmroute.engines.dialects import PROCESS_START_TIME, AdapterInfo, Dialect, Series
+from warmroute.engines.first_tokens import FirstTokens
 from warmroute.engines.page import Page
 from warmroute.engines.prefill import PrefillRate
 from warmroute.errors import ScrapeError
@@ -42,6 +43,7 @@ class Probe:
         self._filter_changing = _filter(path, changing)
         self._filter_all = _filter(path, (*changing, *constant))
         self._prefill = PrefillRate()
+        self._first_tokens = FirstTokens()
         self.forget()
 
     def forget(self) -> None:
@@ -56,6 +58,7 @@ class Probe:
         self._idle_page = b""
         self._idle_state: EngineState | None = None
         self._prefill.interrupt()
+        self._first_tokens.interrupt()
 
     def lost(self) -> None:
         """The engine could not be reached. When it answers again it may be another process, with other habits."""
@@ -105,6 +108,7 @@ class Probe:
                 ("prompt", dialect.prompt_tokens),
                 ("requests", dialect.prompt_requests),
                 ("computed", dialect.computed_tokens),
+                ("first", dialect.first_tokens),
                 ("queries", dialect.prefix_queries),
                 ("hits", dialect.prefix_hits),
             )
@@ -120,22 +124,28 @@ class Probe:
         if self._capacity is None:
             self._capacity = page.tokens(dialect.capacity)
             self._max_num_seqs = _count(page.total(dialect.max_num_seqs)) or None
-        if "computed" in counters:
-            self._prefill.observe(asked_at, counters["computed"], waiting)
+        requests = counters.get("requests")
+        if requests is not None and "computed" in counters:
+            self._prefill.observe(asked_at, counters["computed"], counters.get("first", requests), waiting)
         computed, seconds = page.total(dialect.request_computed_tokens), page.total(dialect.request_prefill_seconds)
-        if computed is not None and seconds is not None:
-            self._prefill.observe_requests(computed, seconds)
+        if requests is not None and computed is not None and seconds is not None:
+            self._prefill.observe_requests(computed, requests, seconds)
+        awaiting = None
+        if requests is not None and "first" in counters:
+            awaiting = self._first_tokens.awaiting(counters["first"], requests, running, waiting)
         adapters, max_adapters = _adapters(page, dialect.adapters)
         self._start_time, self._counters, self._seen, self._lost = start_time, counters, True, False
         return EngineState(
             observed_at=asked_at,
             running=running,
             waiting=waiting,
+            awaiting_first_token=awaiting,
             kv_usage=min(max(page.mean(dialect.kv_usage) or 0.0, 0.0), 1.0),
             capacity_tokens=self._capacity,
             max_num_seqs=self._max_num_seqs,
             loaded_adapters=adapters,
             max_adapters=max_adapters,
+            first_tokens_total=counters.get("first"),
             prompt_tokens_total=counters.get("prompt"),
             prompt_requests_total=counters.get("requests"),
             prefix_queries_total=counters.get("queries"),

@@ -56,6 +56,10 @@ class EngineState:
     """LoRA adapters that are running or waiting on the engine."""
     max_adapters: int = 0
     """LoRA adapters that fit at once; 0 where unknown or none."""
+    awaiting_first_token: int | None = None
+    """Running and waiting requests that have no token yet; None where the engine's counters do not tell."""
+    first_tokens_total: float | None = None
+    """Counter: requests that got their first token."""
     prompt_tokens_total: float | None = None
     """Counter: prompt tokens of finished requests, cached ones included."""
     prompt_requests_total: float | None = None

@@ -2,7 +2,7 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R) + decode*R ) + balance*n*R/(1 + mean R)
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R) + decode*R ) + balance*n*R/(3 + mean R)
         + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -11,7 +11,7 @@
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
-``w``         ``1 / (1 + min W)`` over the candidates, at least 0.25: where everybody queues, waiting is sunk
+``w``         ``1 / (1 + min W)`` over the candidates, at least 0.5: where everybody queues, waiting is sunk
 ``v``         ``1 / (1 + min W / 2)``: and then the cache counts, but long prompts must not all go to one endpoint
 ``E``         price of a new token in the cache: ``eviction * (0.2 + 0.8*fill)``, ``fill`` the share that holds prompts
 ``tau``       slowness of the endpoint against the pool's median
@@ -32,10 +32,14 @@ SLOTS_FROM = 0.95
 """Share of ``max_num_seqs`` from which the slot guard acts."""
 KV_FROM = 0.85
 """KV-cache usage from which the KV guard acts."""
-LEAST_QUEUE_WEIGHT = 0.25
-"""``w`` goes no lower: queues of very different length help nobody. By replay above saturation: mean TTFT a third lower."""
+LEAST_QUEUE_WEIGHT = 0.5
+"""``w`` goes no lower: queues of very different length help nobody. By replay above saturation: half of this costs a third
+more p99, and twice as much a fifth more mean TTFT."""
 DELAY_HALVED_AT = 2.0
 """``min W`` at which ``v`` is a half. By replay above saturation: p99 of the TTFT a third lower."""
+BALANCE_FROM = 3.0
+"""Mean ``R`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
+turn of its own conversation away."""
 ATTENTION_SPAN = 32_768
 """Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
 for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
@@ -53,7 +57,7 @@ class CostConstants:
     waiting: float = 1.0
     running: float = 0.1
     decode: float = 30.0
-    balance: float = 0.25
+    balance: float = 0.5
     slots: float = 1.0
     kv: float = 20.0
     adapter: float = 2000.0
@@ -73,7 +77,7 @@ class CostTerms:
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
-    """The endpoint's share of all running requests: ``balance*n*R/(1 + mean R)``."""
+    """The endpoint's share of all running requests: ``balance*n*R/(3 + mean R)``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -136,7 +140,7 @@ def cost_terms(
         prefill=tau * uncached * (1 + eviction_price(constants, fill)),
         delay=tau * uncached * (delay_weight * constants.waiting * waiting + constants.running * running),
         decode=tau * constants.decode * running,
-        balance=constants.balance * prompt * running / (1 + mean_running),
+        balance=constants.balance * prompt * running / (BALANCE_FROM + mean_running),
         slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

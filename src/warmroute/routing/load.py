@@ -3,8 +3,9 @@
 A scraped gauge is old before it arrives; requests of the same millisecond would all see the same idle endpoint. So each
 decision is booked at once into a *virtual queue*: the time at which the endpoint will have computed the prompt, if it
 computes one after the other at its measured speed. Entries leave the queue when their time has passed, so nothing can stick;
-and each scrape bounds what the queue may claim: no fewer waiting requests than the engine reports, and no more than it
-reports plus those sent since (and a little slack).
+and each scrape corrects it. An engine whose counters tell how many requests have no token yet has that many of the latest in
+its queue, since it is first come, first served. Of another one the scrape bounds what the queue may claim: no fewer waiting
+requests than the engine reports, and no more than it reports plus those sent since (and a little slack).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf
 from statistics import median
+from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
-from warmroute.routing.cost import KV_FROM, SLOTS_FROM, CostConstants, eviction_price
+from warmroute.routing.cost import BALANCE_FROM, KV_FROM, SLOTS_FROM, CostConstants, eviction_price
 
 ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished where neither a scrape nor the response tells."""
@@ -37,6 +39,14 @@ FEW = 4
 """From so many requests on, what they hold of the KV cache on average tells what another one will hold."""
 LEAST_UPDATE = 0.02
 """Seconds between two estimates of how many requests have finished since the last scrape."""
+LEAST_REST = 0.25
+"""Share of its work that the request at the head of an engine's queue has at least before it if it has no token yet."""
+STEP_TOKENS = 8192
+"""Tokens of an engine's longest step: a request shows in its gauges only after the step during which it came."""
+TRANSIT = 0.05
+"""Seconds from a decision until the engine's scheduler could have the request."""
+MOST_UNCONFIRMED = 1024
+"""Assigned requests of which the book remembers that they may still be without a token."""
 UNKNOWN_MAX_ADAPTERS = 4
 """LoRA adapters that an engine is taken to keep where its page does not tell."""
 
@@ -46,11 +56,19 @@ class LoadConstants:
     """How the books are kept; the settings of the same names say what each means."""
 
     cost: CostConstants = field(default_factory=CostConstants)
-    drain_factor: float = 0.7
+    drain_factor: float = 1.0
     queue_slack: int = 2
     prefill_rate: float = 10_000.0
     max_num_seqs: int = 256
     staleness_threshold: float = 5.0
+
+
+class _Assigned(NamedTuple):
+    """A request that may be without a token: when it was assigned, its work in tokens, when that should be done."""
+
+    at: float
+    work: float
+    done_at: float
 
 
 class Book:
@@ -64,6 +82,7 @@ class Book:
         "endpoint",
         "fill",
         "finish_times",
+        "first_tokens",
         "in_flight",
         "kv_usage",
         "last_chosen",
@@ -80,6 +99,7 @@ class Book:
         "sent",
         "slot",
         "tau",
+        "unconfirmed",
     )
 
     def __init__(self, endpoint: Endpoint, slot: int, now: float) -> None:
@@ -103,6 +123,9 @@ class Book:
         """The engine is a new process: empty queue, nothing observed. What was learned of its speed stays."""
         self.finish_times: deque[float] = deque()
         self.busy_until = 0.0
+        self.unconfirmed: deque[_Assigned] = deque(maxlen=MOST_UNCONFIRMED)
+        self.first_tokens: float | None = None
+        """How many requests the last scrape said to have had their first token; None if it did not say."""
         self.sent: deque[float] = deque()
         self.done: deque[float] = deque()
         self.observed_at: float | None = None
@@ -114,7 +137,11 @@ class Book:
         """Share of its cache that holds prompts, as the index has it: how likely a new token evicts another."""
         self.adapters.clear()
 
-    def observe(self, state: EngineState) -> None:
+    def drain_rate(self, constants: LoadConstants) -> float:
+        """Tokens of work a second at which the endpoint's virtual queue drains."""
+        return (self.prefill_rate or constants.prefill_rate) * constants.drain_factor
+
+    def observe(self, state: EngineState, constants: LoadConstants) -> None:
         """A scrape: its counts replace what was sent and done before it was taken."""
         at = state.observed_at
         sent = len(self.sent)
@@ -133,9 +160,38 @@ class Book:
             self.max_num_seqs = state.max_num_seqs
         if state.prefill_rate is not None:
             self.prefill_rate = state.prefill_rate
+        if state.awaiting_first_token is not None:
+            self._reconcile(state, state.awaiting_first_token, self.drain_rate(constants))
+        self.first_tokens = state.first_tokens_total
         self.max_adapters = state.max_adapters
         for adapter in state.loaded_adapters:
             self.use_adapter(adapter)
+
+    def _reconcile(self, state: EngineState, seen: int, rate: float) -> None:
+        """Lay the virtual queue anew: the engine has ``seen`` requests without a token, and may not have seen the latest.
+
+        First come, first served: they are the latest that were assigned before, less one for each first token since the
+        last scrape. If there are more than those, others sent them, and before.
+        """
+        at, assigned = state.observed_at, self.unconfirmed
+        unseen_from = at - TRANSIT - STEP_TOKENS / rate
+        known = sum(1 for request in assigned if request.at <= at)
+        awaiting = seen
+        if self.first_tokens is not None and state.first_tokens_total is not None:
+            unseen = sum(1 for request in assigned if unseen_from < request.at <= at)
+            told = known - int(state.first_tokens_total - self.first_tokens)
+            awaiting = min(max(told, seen), seen + unseen)
+        for _ in range(known - awaiting):
+            assigned.popleft()
+        foreign = max(0, awaiting - known)
+        finish_times = deque(at + (k + 1) * self.mean_uncached / rate for k in range(foreign))
+        self.busy_until = finish_times[-1] if foreign else at
+        self.finish_times, self.unconfirmed = finish_times, deque(maxlen=MOST_UNCONFIRMED)
+        for request in assigned:
+            seconds = request.work / rate
+            if not finish_times and request.at <= at:
+                seconds = min(max(request.done_at - at, LEAST_REST * seconds), seconds)
+            self._enqueue(request.work, seconds, request.at)
 
     def use_adapter(self, adapter: str) -> None:
         """The adapter is (or is about to be) loaded: most recently used of those that fit."""
@@ -152,11 +208,15 @@ class Book:
 
     def assign(self, uncached: float, rate: float, now: float) -> None:
         """A request with that many tokens to compute goes to the endpoint, which drains ``rate`` tokens a second."""
-        start = self.busy_until if self.busy_until > now else now
-        self.busy_until = start + uncached / rate
-        self.finish_times.append(self.busy_until)
+        self._enqueue(uncached, uncached / rate, now)
         self.sent.append(now)
         self.mean_uncached += UNCACHED_SMOOTHING * (uncached - self.mean_uncached)
+
+    def _enqueue(self, work: float, seconds: float, at: float) -> None:
+        start = self.busy_until if self.busy_until > at else at
+        self.busy_until = start + seconds
+        self.finish_times.append(self.busy_until)
+        self.unconfirmed.append(_Assigned(at, work, self.busy_until))
 
     def leaving_rate(self) -> float:
         """Share of its requests that the endpoint finishes each second, as scrapes have shown."""
@@ -222,11 +282,6 @@ class Fleet:
         self._next_change = [-inf] * size
         self.refresh(now)
 
-    def rate(self, book: Book) -> float:
-        """Tokens a second at which the endpoint's virtual queue drains."""
-        constants = self._constants
-        return (book.prefill_rate or constants.prefill_rate) * constants.drain_factor
-
     def refresh(self, now: float) -> None:
         """Bring every column up to date: recompute those whose time has come."""
         next_change = self._next_change
@@ -246,7 +301,7 @@ class Fleet:
         book._forget_until(now - ASSUMED_DURATION)
 
         waiting: float = len(finish_times)
-        rate = self.rate(book) if waiting else 0.0
+        rate = book.drain_rate(constants) if waiting else 0.0
         pending_at_zero = book.busy_until * rate
         total: float = book.reported_running + book.reported_waiting + len(book.sent)
         next_change = finish_times[0] if finish_times else inf
@@ -262,10 +317,12 @@ class Fleet:
                 gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
                 next_change = min(next_change, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
             most = book.reported_waiting + len(book.sent) + constants.queue_slack
-            if waiting > most:  # the endpoint is faster than believed
+            if book.first_tokens is None and waiting > most:  # the endpoint is faster than believed
                 share = most / waiting
                 pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, most
-            elif waiting < book.reported_waiting:  # it is slower, or others send to it too
+            elif (
+                book.first_tokens is None and waiting < book.reported_waiting
+            ):  # it is slower, or others send to it too
                 pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
                 waiting = book.reported_waiting
         if book.done and waiting > (still := max(total - len(book.done), 0.0)):  # ends were seen: no more can wait
@@ -323,8 +380,8 @@ class Fleet:
         ]
 
     def balance_weight(self) -> float:
-        """What each running request counts for on top of ``decode``, for each token: ``balance / (1 + mean R)``."""
-        return self._constants.cost.balance / (1 + sum(self.running) / len(self.running))
+        """What each running request counts for on top of ``decode``, for each token: ``balance / (3 + mean R)``."""
+        return self._constants.cost.balance / (BALANCE_FROM + sum(self.running) / len(self.running))
 
 
 def slowness(books: Iterable[Book]) -> None:

@@ -139,7 +139,7 @@ class Router(PoolListener):
         if state is None:
             return
         book = self._books[endpoint.id]
-        book.observe(state)
+        book.observe(state, self._constants.load)
         self._token_length.observe(book, state)
         self._index.resize(book.slot, self._capacity(endpoint))
         for adapter in state.loaded_adapters:
@@ -270,7 +270,7 @@ class Router(PoolListener):
         self._choices += 1
         book.last_chosen = self._choices
         work = prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
-        book.assign(work, fleet.rate(book), now)
+        book.assign(work, book.drain_rate(self._constants.load), now)
         self._token_length.sent(book, weight)
         if decision.adapter:
             book.use_adapter(decision.adapter)

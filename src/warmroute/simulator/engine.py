@@ -84,6 +84,8 @@ class Counters:
     prefix_hits: int = 0
     preemptions: int = 0
     steps: int = 0
+    first_tokens: int = 0
+    """Requests that got their first token."""
     finished: int = 0
     aborted: int = 0
 
@@ -273,6 +275,7 @@ class Engine:
             self._register(request, request.prompt_tokens + request.outputs - 1)
             if request.outputs == 1:
                 request.first_token_at = free
+                self.counters.first_tokens += 1
                 self.counters.prompt_tokens += request.prompt_tokens
                 self.counters.cached_tokens += request.cached_tokens
             if done:

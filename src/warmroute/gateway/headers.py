@@ -29,17 +29,19 @@ MAX_DIGITS = 18
 """Longest number in a header that is read as one."""
 
 _WANTED = frozenset(
-    (":path", ":method", ":status", "content-type", "content-length", "x-request-id", TEST_SELECTION, *CONSUMED)
+    (":path", ":status", "content-type", "content-length", "x-request-id", TEST_SELECTION, *CONSUMED)
 )
 
 
 def read(headers: HeaderMap) -> dict[str, str]:
     """The few headers that matter; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``."""
-    return {
-        header.key: header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
-        for header in headers.headers
-        if header.key in _WANTED
-    }
+    found = {}
+    for header in headers.headers:
+        name = header.key  # each look at a field copies it
+        if name in _WANTED:
+            raw = header.raw_value
+            found[name] = raw.decode("utf-8", "replace") if raw else header.value
+    return found
 
 
 def number(text: str) -> int | None:

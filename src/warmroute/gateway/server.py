@@ -199,7 +199,7 @@ class Server:
                 if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
                     return replies.NOTHING
                 began = perf_counter()
-                sent = list(session.receive(message, clock()))
+                sent = session.receive(message, clock())
                 worked += perf_counter() - began
                 if not answered and session.answered:
                     answered = True

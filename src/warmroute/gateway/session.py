@@ -22,9 +22,10 @@ body is in FULL_DUPLEX_STREAMED (it would be lost), and not if responses are obs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol
 
 from warmroute.errors import ProtocolError, Refusal, body_too_large, timed_out, unknown_model
@@ -46,6 +47,12 @@ from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rewrite import replace_model
 from warmroute.routing.router import Decision
+
+
+_AT_HEADERS = frozenset((NONE, STREAMED))
+"""Body modes in which the endpoint is told in the answer to the headers."""
+_AT_BODY = frozenset((BUFFERED, BUFFERED_PARTIAL))
+"""Body modes in which it is told in the answer to the one body message."""
 
 
 class Router(Protocol):
@@ -189,13 +196,13 @@ class Session:
         """Whether Envoy waits without a timeout of its own, so that the owner must set one."""
         return self.state is State.START or (self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED)
 
-    def receive(self, message: ProcessingRequest, now: float) -> Iterator[bytes]:
+    def receive(self, message: ProcessingRequest, now: float) -> list[bytes]:
         """The replies to one message. Raises :class:`UnexpectedMessageError`; after that the stream is to be aborted."""
         if message.observability_mode:
-            return
+            return []
         kind = message.WhichOneof("request")
         if kind is None:  # newer protocol versions send messages that mean nothing to us
-            return
+            return []
         if self.state is State.CLOSED:
             raise UnexpectedMessageError(kind, self.state)
         if self.state is State.START and message.HasField("protocol_config"):
@@ -205,13 +212,13 @@ class Session:
             self._metadata = message.metadata_context
         match kind:
             case "request_headers":
-                yield from self._request_headers(message.request_headers, now)
+                return self._request_headers(message.request_headers, now)
             case "request_body":
-                yield from self._request_body(message.request_body, now)
+                return self._request_body(message.request_body, now)
             case "request_trailers":
-                yield from self._request_trailers(now)
+                return self._request_trailers(now)
             case _:
-                yield from self._response(kind, message, now)
+                return [self._response(kind, message, now)]
 
     def overdue(self) -> bytes:
         """The answer where the request did not arrive in time."""
@@ -231,73 +238,73 @@ class Session:
 
     # ---------------------------------------------------------------- request phase
 
-    def _request_headers(self, message: HttpHeaders, now: float) -> Iterator[bytes]:
+    def _request_headers(self, message: HttpHeaders, now: float) -> list[bytes]:
         if self.state is not State.START:
             raise UnexpectedMessageError("request_headers", self.state)
         self._headers = headers.read(message.headers)
         self.state = State.BODY
-        if message.end_of_stream or self._request_mode in {NONE, STREAMED}:
-            yield self._pick(now, self._in_headers)
-            if message.end_of_stream or self._request_mode == NONE:
+        mode = self._request_mode
+        if message.end_of_stream or mode in _AT_HEADERS:
+            answer = self._pick(now, self._in_headers)
+            if message.end_of_stream or mode == NONE:
                 self._close_if_safe()
-            return
+            return [answer]
         length = headers.number(self._headers.get("content-length", ""))
         if length is not None and length > self._rules.max_body_bytes:
-            yield self._refuse(body_too_large(self._rules.max_body_bytes))
-            return
-        self._exact = self._request_mode in {BUFFERED, BUFFERED_PARTIAL} or self._response_mode == FULL_DUPLEX_STREAMED
-        if self._request_mode != FULL_DUPLEX_STREAMED:
-            yield replies.CONTINUE_REQUEST_HEADERS
+            return [self._refuse(body_too_large(self._rules.max_body_bytes))]
+        self._exact = mode in _AT_BODY or self._response_mode == FULL_DUPLEX_STREAMED
+        return [] if mode == FULL_DUPLEX_STREAMED else [replies.CONTINUE_REQUEST_HEADERS]
 
-    def _request_body(self, message: HttpBody, now: float) -> Iterator[bytes]:
+    def _request_body(self, message: HttpBody, now: float) -> list[bytes]:
+        mode = self._request_mode
         if self.state is State.ANSWERED:
             # STREAMED acknowledges each chunk. In FULL_DUPLEX_STREAMED some Envoys repeat the end of the stream.
-            if self._request_mode != FULL_DUPLEX_STREAMED:
-                yield replies.CONTINUE_REQUEST_BODY
-                if message.end_of_stream:
-                    self._close_if_safe()
-            return
+            if mode == FULL_DUPLEX_STREAMED:
+                return []
+            if message.end_of_stream:
+                self._close_if_safe()
+            return [replies.CONTINUE_REQUEST_BODY]
         self.state = State.BODY
         body = message.body  # each look at the field copies it
         self.body_bytes += len(body)
         if self.body_bytes > self._rules.max_body_bytes:
-            yield self._refuse(body_too_large(self._rules.max_body_bytes))
-            return
-        if self._request_mode == FULL_DUPLEX_STREAMED:
+            return [self._refuse(body_too_large(self._rules.max_body_bytes))]
+        if mode == FULL_DUPLEX_STREAMED:
             self._chunks.append(body)
-            if message.end_of_stream:
-                yield from self._answer_duplex(now, trailers=False)
-            return
-        truncated = self._request_mode == BUFFERED_PARTIAL and not message.end_of_stream
+            return self._answer_duplex(now, trailers=False) if message.end_of_stream else []
+        truncated = mode == BUFFERED_PARTIAL and not message.end_of_stream
         new_body = self._understand(body, truncated=truncated)
-        if isinstance(new_body, Refusal):
-            yield self._refuse(new_body)
-        elif new_body is None:
-            yield self._pick(now, self._in_body)
+        if new_body is None:
+            answer = self._pick(now, self._in_body)
+        elif isinstance(new_body, Refusal):
+            answer = self._refuse(new_body)
         else:
-            yield self._pick(now, lambda targets: self._in_new_body(targets, new_body))
+            answer = self._pick(now, partial(self._in_new_body, body=new_body))
         self._close_if_safe()
+        return [answer]
 
-    def _request_trailers(self, now: float) -> Iterator[bytes]:
+    def _request_trailers(self, now: float) -> list[bytes]:
         if self.state is State.START:
             raise UnexpectedMessageError("request_trailers", self.state)
+        answers = []
         if self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED:
-            yield from self._answer_duplex(now, trailers=True)
+            answers = self._answer_duplex(now, trailers=True)
         if self.refusal is None:
-            yield replies.CONTINUE_REQUEST_TRAILERS
+            answers.append(replies.CONTINUE_REQUEST_TRAILERS)
+        return answers
 
-    def _answer_duplex(self, now: float, *, trailers: bool) -> Iterator[bytes]:
+    def _answer_duplex(self, now: float, *, trailers: bool) -> list[bytes]:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         new_body = self._understand(body, truncated=False)
         if isinstance(new_body, Refusal):
-            yield self._refuse(new_body)
-            return
+            return [self._refuse(new_body)]
         length = None if new_body is None else len(new_body)
-        yield self._pick(now, lambda targets: self._in_headers(targets, length))
+        answers = [self._pick(now, partial(self._in_headers, content_length=length))]
         if self.refusal is None:
-            yield from replies.streamed_request_body(body if new_body is None else new_body, end_of_stream=not trailers)
+            answers += replies.streamed_request_body(body if new_body is None else new_body, end_of_stream=not trailers)
             self._close_if_safe()
+        return answers
 
     def _understand(self, body: bytes, *, truncated: bool) -> Refusal | bytes | None:
         """Parse the body and resolve its model: sets ``self.request``; the new body where the model's name changes."""
@@ -330,8 +337,9 @@ class Session:
         criticality = self._objectives(self._first(headers.OBJECTIVES))
         if criticality is None:
             criticality = self._criticality
-        if self._rules.shed_up_to is not None and criticality <= self._rules.shed_up_to:
-            self.request = replace(self.request, sheddable=True)
+        shed_up_to = self._rules.shed_up_to
+        if shed_up_to is not None and criticality <= shed_up_to:
+            self.request = self.request._replace(sheddable=True)
         result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())
         if isinstance(result, Refusal):
             return self._refuse(result)
@@ -368,10 +376,15 @@ class Session:
 
     def _first(self, names: tuple[str, ...]) -> str:
         """The first of these request headers that is there and not empty."""
-        return next((value for name in names if (value := self._headers.get(name))), "")
+        for name in names:
+            value = self._headers.get(name)
+            if value:
+                return value
+        return ""
 
     def _consumed(self) -> tuple[str, ...]:
-        return tuple(name for name in headers.CONSUMED if name in self._headers)
+        known = self._headers
+        return tuple([name for name in headers.CONSUMED if name in known])
 
     def _in_headers(self, targets: str, content_length: int | None = None) -> bytes:
         return replies.destination_in_headers(
@@ -393,21 +406,20 @@ class Session:
 
     # ---------------------------------------------------------------- response phase
 
-    def _response(self, kind: str, message: ProcessingRequest, now: float) -> Iterator[bytes]:
+    def _response(self, kind: str, message: ProcessingRequest, now: float) -> bytes:
         if self.state is not State.ANSWERED:
             # Envoy's own answers (413, a client that went away) reach us as a response before the request was complete.
             self.state = State.ANSWERED
         match kind:
             case "response_headers":
-                yield self._response_headers(message, now)
+                return self._response_headers(message, now)
             case "response_body":
                 body = message.response_body
                 if self._response_mode == FULL_DUPLEX_STREAMED:
-                    yield replies.streamed_response_body(body.body, end_of_stream=body.end_of_stream)
-                else:
-                    yield replies.CONTINUE_RESPONSE_BODY
-            case "response_trailers":
-                yield replies.CONTINUE_RESPONSE_TRAILERS
+                    return replies.streamed_response_body(body.body, end_of_stream=body.end_of_stream)
+                return replies.CONTINUE_RESPONSE_BODY
+            case _:
+                return replies.CONTINUE_RESPONSE_TRAILERS
 
     def _response_headers(self, message: ProcessingRequest, now: float) -> bytes:
         self.response_status = headers.number(headers.read(message.response_headers.headers).get(":status", ""))

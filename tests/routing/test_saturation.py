@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -55,7 +54,7 @@ def test_the_limits_are_settings() -> None:
 def test_a_burst_is_seen_before_any_scrape_and_passes() -> None:
     router = router_over((0, 0.0), (0, 0.0))
     prompts = [PromptPart(b"%d" % i * 4000, 4000) for i in range(20)]
-    results = [router.pick(replace(SHEDDABLE, parts=(prompt,)), 0.0) for prompt in prompts]
+    results = [router.pick(SHEDDABLE._replace(parts=(prompt,)), 0.0) for prompt in prompts]
     assert [isinstance(result, Decision) for result in results] == [True] * 12 + [False] * 8
     assert isinstance(router.pick(SHEDDABLE, 60.0), Decision)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 
 class PromptPart(NamedTuple):
@@ -17,8 +16,7 @@ class PromptPart(NamedTuple):
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(NamedTuple):
     """One inference request, parsed.
 
     ``seed`` holds what makes whole prompts incomparable (template settings, cache salt, last the model or adapter). A
@@ -40,9 +38,9 @@ class InferenceRequest:
     """May be refused with 429 while the pool is saturated."""
     fairness_id: str = ""
 
-    def with_model(self, model: str) -> Self:
+    def with_model(self, model: str) -> InferenceRequest:
         """The request as the engine gets it once its model's name is replaced: the engine caches by its own name."""
-        return replace(self, model=model, seed=self.seed.removesuffix(self.model.encode()) + model.encode())
+        return self._replace(model=model, seed=self.seed.removesuffix(self.model.encode()) + model.encode())
 
 
 NO_PROMPT = InferenceRequest()

@@ -187,9 +187,9 @@ _TOO_DEEP = malformed("The request body is nested too deeply.")
 
 
 def _find_route(path: str) -> _Route | None:
-    path = path.partition("?")[0]
     route = _ROUTES.get(path)
     if route is None:
+        path = path.partition("?")[0]
         segments = path.rstrip("/").rsplit("/", 3)[1:]
         for start in range(len(segments)):
             route = _ROUTES.get("/" + "/".join(segments[start:]))
@@ -200,6 +200,8 @@ def _find_route(path: str) -> _Route | None:
 
 def _is_json(content_type: str) -> bool:
     """JSON by its media type; a client that gives none is taken at its path's word."""
+    if content_type == "application/json":
+        return True
     media_type = content_type.partition(";")[0].strip().lower()
     return media_type in ("application/json", "") or media_type.endswith("+json")
 

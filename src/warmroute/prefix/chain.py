@@ -24,6 +24,8 @@ STEP_SHARE = 16
 """Between the two, the distance is the position divided by this."""
 MAX_CHECKPOINTS = 8192
 """Checkpoints of one prompt; what comes after them is not matched. A bound for absurd prompts only."""
+LONG_PART = 16_384
+"""Bytes of a part from which on its pieces are hashed in place; to copy shorter ones takes less time than to look at them."""
 
 
 def _positions() -> list[int]:
@@ -56,7 +58,7 @@ EMPTY_CHAIN = Chain((), (), 0)
 def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
     """The chain of a prompt. Prompts with different seeds share nothing.
 
-    The hash is xxh3-64, chained through its seed argument: no bytes are copied or hashed twice.
+    The hash is xxh3-64, chained through its seed argument: no bytes are hashed twice.
     """
     key = xxh3_64_intdigest(seed)
     hashes: list[int] = []
@@ -70,11 +72,11 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
             stops = POSITIONS[first:upcoming]
             if not stops or stops[-1] != end:
                 stops.append(end)
-            view = memoryview(data)  # its slices copy nothing
+            text = data if weight < LONG_PART else memoryview(data)
             start = 0
             for checkpoint in stops:
                 stop = checkpoint - position
-                key = xxh3_64_intdigest(view[start:stop], key)
+                key = xxh3_64_intdigest(text[start:stop], key)
                 hashes.append(key)
                 start = stop
             ends += stops
@@ -84,7 +86,6 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
             ends.append(end)
         position = end
         if len(hashes) > MAX_CHECKPOINTS:
-            break
-    if len(hashes) > MAX_CHECKPOINTS:
-        del hashes[MAX_CHECKPOINTS:], ends[MAX_CHECKPOINTS:]
-    return Chain(hashes, ends, sum([part.weight for part in parts]))
+            del hashes[MAX_CHECKPOINTS:], ends[MAX_CHECKPOINTS:]
+            return Chain(hashes, ends, sum([part.weight for part in parts]))
+    return Chain(hashes, ends, position)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -236,7 +237,7 @@ class Router(PoolListener):
         if self._history.maxlen:
             self._history.append(_Record.of(request_id, decision, offer, values, constants.load.cost))
         self._assign(decision, weight, fleet, k, now)
-        if reason == "warm":
+        if reason == "warm" and logger.isEnabledFor(logging.INFO):
             logger.info(
                 "Do prefix-aware routing!",
                 extra={
@@ -381,16 +382,24 @@ def _targets(values: Sequence[float], books: Sequence[Book], k: int, most: int) 
 
 @dataclass(slots=True)
 class _Record:
-    """A decision as it was: the fleet's rows are kept, and split into terms only when somebody looks."""
+    """A decision as it was: the fleet's rows are kept, and split into terms only when somebody looks.
+
+    Neither the request nor its chain is kept: what a hundred records hold is memory that the next request cannot use again
+    while it is in the processor's caches, and that costs several times what it takes to fill in a record.
+    """
 
     request_id: str
     at: float
     model: str
-    decision: Decision
+    strategy: str
+    reason: str
     chosen: str
+    targets: str
+    prompt_tokens: float
+    cached_tokens: float
     constants: CostConstants
     names: tuple[str, ...]
-    values: list[float]
+    values: array[float]
     cached: strategies.Cached
     adapter_cost: Sequence[float] | None
     queue_weight: float
@@ -412,11 +421,15 @@ class _Record:
             request_id=request_id,
             at=offer.now,
             model=offer.request.model,
-            decision=decision,
+            strategy=decision.strategy,
+            reason=decision.reason,
             chosen=decision.book.endpoint.id,
+            targets=decision.targets,
+            prompt_tokens=decision.prompt_tokens,
+            cached_tokens=decision.cached_tokens,
             constants=constants,
             names=fleet.names,
-            values=list(values),
+            values=array("d", values),
             cached=offer.cached,
             adapter_cost=offer.adapter_cost,
             queue_weight=offer.queue_weight,
@@ -427,7 +440,7 @@ class _Record:
 
     def explain(self, now: float) -> dict[str, Any]:
         cost = self.constants
-        prompt = prefill_work(self.decision.prompt_tokens)
+        prompt = prefill_work(self.prompt_tokens)
         endpoints = []
         for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
             waiting, total, tau, pending_at_zero, pending_rate, fill, slot_guard, kv_guard, stale = row
@@ -458,11 +471,11 @@ class _Record:
             "request": self.request_id,
             "seconds_ago": round(now - self.at, 3),
             "model": self.model,
-            "strategy": self.decision.strategy,
-            "reason": self.decision.reason,
+            "strategy": self.strategy,
+            "reason": self.reason,
             "chosen": self.chosen,
-            "targets": self.decision.targets,
-            "prompt_tokens": round(self.decision.prompt_tokens),
-            "cached_tokens": round(self.decision.cached_tokens),
+            "targets": self.targets,
+            "prompt_tokens": round(self.prompt_tokens),
+            "cached_tokens": round(self.cached_tokens),
             "endpoints": endpoints,
         }

@@ -214,7 +214,11 @@ class Settings(BaseSettings):
         1.0, "Delay that a new token means to each request waiting for its first token.", group="Cost", hot=True, ge=0
     )
     cost_running: float = setting(
-        0.1, "Delay that a new token means to each request being decoded.", group="Cost", hot=True, ge=0
+        0.15,
+        "Delay that a new token means to each request being decoded where the KV cache is in use.",
+        group="Cost",
+        hot=True,
+        ge=0,
     )
     cost_decode: float = setting(
         30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0

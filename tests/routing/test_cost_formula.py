@@ -101,18 +101,18 @@ def test_the_worked_example() -> None:
     )
     assert terms.queue == 1000
     assert terms.prefill == 600
-    assert terms.delay == pytest.approx(400 * (2 + 1.0))
+    assert terms.delay == pytest.approx(400 * (2 + 10 * 0.15 * 0.5))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
     assert terms.balance == pytest.approx(1000 * 0.5 * 10 / 12)
-    assert terms.total == pytest.approx(3100 + 1000 * 0.5 * 10 / 12)
+    assert terms.total == pytest.approx(3000 + 1000 * 0.5 * 10 / 12)
 
 
 def test_where_everybody_queues_waiting_counts_less() -> None:
     assert saturation_weights(0) == (1, 1)
-    assert saturation_weights(1) == (0.5, pytest.approx(2 / 3))
-    assert saturation_weights(2) == (0.5, 0.5)
-    assert saturation_weights(100) == (0.5, pytest.approx(1 / 51))
+    assert saturation_weights(1) == (0.8, pytest.approx(2 / 3))
+    assert saturation_weights(2) == (0.8, 0.5)
+    assert saturation_weights(100) == (0.8, pytest.approx(1 / 51))
 
 
 def test_guards_act_beyond_their_thresholds() -> None:

@@ -28,9 +28,7 @@ TEST_ECHO = "x-echo-set-header"
 MAX_DIGITS = 18
 """Longest number in a header that is read as one."""
 
-_WANTED = frozenset(
-    (":path", ":status", "content-type", "content-length", "x-request-id", TEST_SELECTION, *CONSUMED)
-)
+_WANTED = frozenset((":path", ":status", "content-type", "content-length", "x-request-id", TEST_SELECTION, *CONSUMED))
 
 
 def read(headers: HeaderMap) -> dict[str, str]:

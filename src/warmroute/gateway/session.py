@@ -48,7 +48,6 @@ from warmroute.request.parse import parse
 from warmroute.request.rewrite import replace_model
 from warmroute.routing.router import Decision
 
-
 _AT_HEADERS = frozenset((NONE, STREAMED))
 """Body modes in which the endpoint is told in the answer to the headers."""
 _AT_BODY = frozenset((BUFFERED, BUFFERED_PARTIAL))

@@ -2,8 +2,8 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R) + decode*R ) + balance*n*R/(3 + mean R)
-        + slots*n*max(0, T + 1 - 0.95*max_num_seqs) + kv*n*max(0, usage - 0.85) + adapter + stale
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*n*R/(3 + mean R)
+        + slots*n*min(S/4, max(0, T + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
 ``n``         work of the prompt: its tokens, and what they attend to (:func:`prefill_work`)
@@ -11,17 +11,20 @@
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
-``w``         ``1 / (1 + min W)`` over the candidates, at least 0.5: where everybody queues, waiting is sunk
+``w``         ``1 / (1 + min W)`` over the candidates, at least 0.8: where everybody queues, waiting is sunk
 ``v``         ``1 / (1 + min W / 2)``: and then the cache counts, but long prompts must not all go to one endpoint
 ``E``         price of a new token in the cache: ``eviction * (0.2 + 0.8*fill)``, ``fill`` the share that holds prompts
+``usage``     share of the KV cache that requests use, estimated between scrapes
+``S``         ``max_num_seqs``, the requests that the engine runs at once
 ``tau``       slowness of the endpoint against the pool's median
 ============  ====================================================================================================
 
 With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the requests
-behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded; what it adds to a full
-cache evicts as much. What runs comes back, as the next turn or as others who share the prompt: so an endpoint with more
-than its share of the running requests is dearer than its present work alone says, and prompts in common use are copied while
-that is cheap. The guards keep requests that cost no prefill at all from piling up on one endpoint.
+behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded, the more so the more of
+the KV cache they use; what it adds to a full cache evicts as much. What runs comes back, as the next turn or as others who
+share the prompt: so an endpoint with more than its share of the running requests is dearer than its present work alone says,
+and prompts in common use are copied while that is cheap. The guards keep requests that cost no prefill at all from piling up
+on one endpoint.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from dataclasses import dataclass
 
 SLOTS_FROM = 0.95
 """Share of ``max_num_seqs`` from which the slot guard acts."""
+SLOTS_CAP = 0.25
+"""Share of ``max_num_seqs`` by which the slot guard grows at most. Who waits for a slot is in the queue, too: without a cap,
+long prompts flee from endpoints with many short requests, to a few that they fill. By replay above saturation: p99 lower."""
 KV_FROM = 0.85
 """KV-cache usage from which the KV guard acts."""
-LEAST_QUEUE_WEIGHT = 0.5
+LEAST_QUEUE_WEIGHT = 0.8
 """``w`` goes no lower: queues of very different length help nobody. By replay above saturation: half of this costs a third
 more p99, and twice as much a fifth more mean TTFT."""
 DELAY_HALVED_AT = 2.0
@@ -55,7 +61,7 @@ class CostConstants:
 
     eviction: float = 0.5
     waiting: float = 1.0
-    running: float = 0.1
+    running: float = 0.15
     decode: float = 30.0
     balance: float = 0.5
     slots: float = 1.0
@@ -73,7 +79,7 @@ class CostTerms:
     prefill: float
     """The request's own prefill and what it evicts: ``tau*u*(1 + E)``."""
     delay: float
-    """What that prefill means to the others: ``tau*u*(v*waiting*W + running*R)``."""
+    """What that prefill means to the others: ``tau*u*(v*waiting*W + running*R*usage)``."""
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
@@ -102,6 +108,11 @@ def prefill_work(tokens: float) -> float:
 def eviction_price(constants: CostConstants, fill: float) -> float:
     """``E``: what a new token costs in a cache of which the share ``fill`` holds prompts."""
     return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * fill)
+
+
+def slots_excess(total: float, max_num_seqs: int) -> float:
+    """Requests beyond those that the slot guard allows, if one more comes to ``total``; none counts beyond the cap."""
+    return min(SLOTS_CAP * max_num_seqs, max(0.0, total + 1 - SLOTS_FROM * max_num_seqs))
 
 
 def saturation_weights(least_waiting: float) -> tuple[float, float]:
@@ -138,10 +149,12 @@ def cost_terms(
     return CostTerms(
         queue=tau * queue_weight * pending,
         prefill=tau * uncached * (1 + eviction_price(constants, fill)),
-        delay=tau * uncached * (delay_weight * constants.waiting * waiting + constants.running * running),
+        delay=tau
+        * uncached
+        * (delay_weight * constants.waiting * waiting + constants.running * running * min(1.0, kv_usage)),
         decode=tau * constants.decode * running,
         balance=constants.balance * prompt * running / (BALANCE_FROM + mean_running),
-        slots=constants.slots * prompt * max(0.0, total + 1 - SLOTS_FROM * max_num_seqs),
+        slots=constants.slots * prompt * slots_excess(total, max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,
         stale=constants.stale * stale_for,

@@ -18,7 +18,7 @@ from statistics import median
 from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
-from warmroute.routing.cost import BALANCE_FROM, KV_FROM, SLOTS_FROM, CostConstants, eviction_price
+from warmroute.routing.cost import BALANCE_FROM, KV_FROM, CostConstants, eviction_price, slots_excess
 
 ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished where neither a scrape nor the response tells."""
@@ -229,8 +229,8 @@ class Book:
 
 
 Row = tuple[float, ...]
-"""One endpoint as it entered a decision: ``waiting, total, tau, tau*pending_at_zero, tau*pending_rate, fill, slot_guard,
-kv_guard, stale``. A plain tuple, because one is made with every update and hardly any is read."""
+"""One endpoint as it entered a decision: ``waiting, total, tau, tau*pending_at_zero, tau*pending_rate, fill, usage,
+slot_guard, kv_guard, stale``. A plain tuple, because one is made with every update and hardly any is read."""
 
 
 class Fleet:
@@ -336,19 +336,20 @@ class Fleet:
         next_change = min(next_change, now - stale_for if stale_for < 0 else now + 1.0)
         stale = cost.stale * min(max(stale_for, 0.0), STALE_CAP)
 
-        tau = book.tau
+        tau, usage = book.tau, min(1.0, kv_usage)
         kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
         slots = book.max_num_seqs or constants.max_num_seqs
         if book.max_num_seqs is None and book.most_running > slots:
             slots = SLOTS_SPARE * book.most_running
-        slot_guard = cost.slots * max(0.0, total + 1 - SLOTS_FROM * slots)
+        slot_guard = cost.slots * slots_excess(total, slots)
         self.waiting[k], self.total[k], self.running[k] = waiting, total, running
         self.pending_at_zero[k], self.pending_rate[k] = tau * pending_at_zero, tau * rate
-        self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running)
+        self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running * usage)
         self.delay[k] = tau * cost.waiting * waiting
         self.guards[k] = kv_guard + slot_guard
         self.fixed[k] = tau * cost.decode * running + stale
-        self.rows[k] = (waiting, total, tau, tau * pending_at_zero, tau * rate, book.fill, slot_guard, kv_guard, stale)
+        pending_at_zero, rate = tau * pending_at_zero, tau * rate
+        self.rows[k] = (waiting, total, tau, pending_at_zero, rate, book.fill, usage, slot_guard, kv_guard, stale)
         self._next_change[k] = next_change
 
     def pending(self, k: int, now: float) -> float:

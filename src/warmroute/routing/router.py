@@ -443,13 +443,13 @@ class _Record:
         prompt = prefill_work(self.prompt_tokens)
         endpoints = []
         for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
-            waiting, total, tau, pending_at_zero, pending_rate, fill, slot_guard, kv_guard, stale = row
+            waiting, total, tau, pending_at_zero, pending_rate, fill, usage, slot_guard, kv_guard, stale = row
             running = max(0.0, total - waiting)
             uncached = prompt - prefill_work(self.cached.at(k))
             terms = {
                 "queue": self.queue_weight * (pending_at_zero - self.at * pending_rate),
                 "prefill": tau * uncached * (1 + eviction_price(cost, fill)),
-                "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running),
+                "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
                 "decode": tau * cost.decode * running,
                 "balance": prompt * self.balance_weight * running,
                 "slots": prompt * slot_guard,

@@ -25,7 +25,7 @@ STEP_SHARE = 16
 MAX_CHECKPOINTS = 8192
 """Checkpoints of one prompt; what comes after them is not matched. A bound for absurd prompts only."""
 LONG_PART = 16_384
-"""Bytes of a part from which on its pieces are hashed in place; to copy shorter ones takes less time than a view of them."""
+"""Bytes of a part from which on its pieces are hashed in place; to copy shorter ones takes less time than to view them."""
 
 
 def _positions() -> list[int]:

@@ -250,6 +250,8 @@ def _max_tokens(document: Document) -> int | None:
 
 def _integer(value: object) -> int | None:
     """A whole number, kept within 32 bits: what is beyond is as good as infinite, and could not become a float."""
+    if type(value) is int and -_MAX_INTEGER <= value <= _MAX_INTEGER:  # nearly all
+        return value
     if type(value) is int or (type(value) is float and value.is_integer()):
         return int(max(-_MAX_INTEGER, min(value, _MAX_INTEGER)))
     return None

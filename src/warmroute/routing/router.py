@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -252,18 +251,25 @@ class Router(PoolListener):
     def _match(self, chain: Chain, prompt: float, fleet: Fleet) -> tuple[strategies.Cached, float]:
         """What each endpoint of the fleet holds of a prompt of that many tokens, and the most that any holds."""
         rest = fleet.candidates
-        tokens_per_byte = prompt / chain.weight
-        groups: list[tuple[int, float]] = []
-        for mask, depth in self._index.match(chain, fleet.candidates):
-            groups.append((mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt - 1)))
-            rest &= ~mask
+        groups = self._index.match(chain, rest)
         if not groups:
             return strategies.NOTHING_CACHED, 0.0
-        best_match = groups[-1][1]
-        groups.append((rest, 0.0))
-        most, usual = max(groups, key=lambda group: group[0].bit_count())  # often a system prompt that nearly all hold
+        tokens_per_byte = prompt / chain.weight
+        held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt - 1)) for mask, depth in groups]
+        best_match = held[-1][1]
+        for mask, _ in groups:
+            rest &= ~mask
+        held.append((rest, 0.0))
+        most, usual = held[0]  # often a system prompt that nearly all hold
+        for mask, tokens in held:
+            if mask.bit_count() > most.bit_count():
+                most, usual = mask, tokens
         position = fleet.position
-        others = {position[slot]: held for mask, held in groups if mask != most for slot in slots_of(mask)}
+        others = {}
+        for mask, tokens in held:
+            if mask != most:
+                for slot in slots_of(mask):
+                    others[position[slot]] = tokens
         return strategies.Cached(usual, others), best_match
 
     def _assign(self, decision: Decision, weight: int, fleet: Fleet, k: int, now: float) -> None:
@@ -399,7 +405,7 @@ class _Record:
     cached_tokens: float
     constants: CostConstants
     names: tuple[str, ...]
-    values: array[float]
+    values: list[float]
     cached: strategies.Cached
     adapter_cost: Sequence[float] | None
     queue_weight: float
@@ -429,7 +435,7 @@ class _Record:
             cached_tokens=decision.cached_tokens,
             constants=constants,
             names=fleet.names,
-            values=array("d", values),
+            values=list(values),
             cached=offer.cached,
             adapter_cost=offer.adapter_cost,
             queue_weight=offer.queue_weight,

@@ -42,6 +42,15 @@ def scrape(
     )
 
 
+def counting(*works: float, first_tokens: float = 0.0) -> tuple[Book, Fleet]:
+    """An endpoint whose engine counts first tokens: idle at 0, and then given requests of that much work."""
+    book, fleet = make()
+    book.observe(scrape(0.0, awaiting=0, first_tokens=first_tokens), CONSTANTS)
+    for work in works:
+        book.assign(work, book.drain_rate(CONSTANTS), 0.0)
+    return book, fleet
+
+
 def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
     book, fleet = make()
     book.assign(2000, book.drain_rate(CONSTANTS), 0.0)
@@ -77,10 +86,7 @@ def test_work_of_others_is_seen() -> None:
 
 
 def test_a_slower_endpoint_that_counts_first_tokens_keeps_the_latest_in_its_queue() -> None:
-    book, fleet = make()
-    book.observe(scrape(0.0, awaiting=0, first_tokens=50), CONSTANTS)
-    for work in (1000.0, 2000.0, 3000.0):
-        book.assign(work, book.drain_rate(CONSTANTS), 0.0)
+    book, fleet = counting(1000.0, 2000.0, 3000.0, first_tokens=50)
     book.observe(scrape(20.0, running=3, awaiting=2, first_tokens=51), CONSTANTS)
     fleet.update(0, 20.0)
     assert fleet.waiting[0] == 2
@@ -91,10 +97,7 @@ def test_a_slower_endpoint_that_counts_first_tokens_keeps_the_latest_in_its_queu
 
 
 def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None:
-    book, fleet = make()
-    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
-    for work in (1000.0, 2000.0, 3000.0):
-        book.assign(work, book.drain_rate(CONSTANTS), 0.0)
+    book, fleet = counting(1000.0, 2000.0, 3000.0)
     book.observe(scrape(0.5, running=3, awaiting=1, first_tokens=2), CONSTANTS)
     fleet.update(0, 0.5)
     assert fleet.waiting[0] == 1
@@ -102,8 +105,7 @@ def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None
 
 
 def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
-    book, fleet = make()
-    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
+    book, fleet = counting()
     book.assign(1000.0, book.drain_rate(CONSTANTS), 0.9)
     book.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)  # on its way, or come during a step
     book.assign(500.0, book.drain_rate(CONSTANTS), 1.1)
@@ -126,11 +128,18 @@ def test_waiting_requests_of_others_are_counted_first() -> None:
 
 
 def test_an_engine_that_stops_counting_first_tokens_is_bounded_by_its_gauges() -> None:
+    book, fleet = counting(*[1000.0] * 10)
+    book.observe(scrape(0.5, running=10), CONSTANTS)
+    fleet.update(0, 0.5)
+    assert fleet.waiting[0] == CONSTANTS.queue_slack
+
+
+def test_a_counter_of_first_tokens_alone_does_not_lift_the_bounds() -> None:
+    """Without the requests that finished it does not tell how many wait."""
     book, fleet = make()
-    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
     for _ in range(10):
         book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
-    book.observe(scrape(0.5, running=10), CONSTANTS)
+    book.observe(scrape(0.5, running=10, first_tokens=7), CONSTANTS)
     fleet.update(0, 0.5)
     assert fleet.waiting[0] == CONSTANTS.queue_slack
 
@@ -275,8 +284,7 @@ def test_slowness_is_relative_to_the_median() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["send", "serve", "wait", "scrape"]), st.floats(0.01, 5.0)), max_size=60))
 def test_the_queue_is_what_a_first_come_first_served_engine_has(events: list[tuple[str, float]]) -> None:
     """Whatever its speed: after each scrape the book's queue is the engine's."""
-    book, fleet = make()
-    book.observe(scrape(0.0, awaiting=0, first_tokens=0), CONSTANTS)
+    book, fleet = counting()
     now, served = 0.0, 0
     queue: list[float] = []
     for kind, value in events:

@@ -125,7 +125,7 @@ class Book:
         self.busy_until = 0.0
         self.unconfirmed: deque[_Assigned] = deque(maxlen=MOST_UNCONFIRMED)
         self.first_tokens: float | None = None
-        """How many requests the last scrape said to have had their first token; None if it did not say."""
+        """How many requests had their first token when the queue was laid anew; None if the last scrape could not tell."""
         self.sent: deque[float] = deque()
         self.done: deque[float] = deque()
         self.observed_at: float | None = None
@@ -160,9 +160,11 @@ class Book:
             self.max_num_seqs = state.max_num_seqs
         if state.prefill_rate is not None:
             self.prefill_rate = state.prefill_rate
-        if state.awaiting_first_token is not None:
+        if state.awaiting_first_token is None:
+            self.first_tokens = None
+        else:
             self._reconcile(state, state.awaiting_first_token, self.drain_rate(constants))
-        self.first_tokens = state.first_tokens_total
+            self.first_tokens = state.first_tokens_total
         self.max_adapters = state.max_adapters
         for adapter in state.loaded_adapters:
             self.use_adapter(adapter)
@@ -316,15 +318,16 @@ class Fleet:
             if leaving * total:
                 gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
                 next_change = min(next_change, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
-            most = book.reported_waiting + len(book.sent) + constants.queue_slack
-            if book.first_tokens is None and waiting > most:  # the endpoint is faster than believed
-                share = most / waiting
-                pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, most
-            elif (
-                book.first_tokens is None and waiting < book.reported_waiting
-            ):  # it is slower, or others send to it too
-                pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
-                waiting = book.reported_waiting
+            if (
+                book.first_tokens is None
+            ):  # the scrape bounds the queue; else it was laid anew by what the engine counts
+                most = book.reported_waiting + len(book.sent) + constants.queue_slack
+                if waiting > most:  # the endpoint is faster than believed
+                    share = most / waiting
+                    pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, most
+                elif waiting < book.reported_waiting:  # it is slower, or others send to it too
+                    pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
+                    waiting = book.reported_waiting
         if book.done and waiting > (still := max(total - len(book.done), 0.0)):  # ends were seen: no more can wait
             share = still / waiting
             pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, still
@@ -343,12 +346,12 @@ class Fleet:
             slots = SLOTS_SPARE * book.most_running
         slot_guard = cost.slots * slots_excess(total, slots)
         self.waiting[k], self.total[k], self.running[k] = waiting, total, running
-        self.pending_at_zero[k], self.pending_rate[k] = tau * pending_at_zero, tau * rate
+        pending_at_zero, rate = tau * pending_at_zero, tau * rate
+        self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, rate
         self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running * usage)
         self.delay[k] = tau * cost.waiting * waiting
         self.guards[k] = kv_guard + slot_guard
         self.fixed[k] = tau * cost.decode * running + stale
-        pending_at_zero, rate = tau * pending_at_zero, tau * rate
         self.rows[k] = (waiting, total, tau, pending_at_zero, rate, book.fill, usage, slot_guard, kv_guard, stale)
         self._next_change[k] = next_change
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
-from warmroute.routing.cost import CostConstants, cost_terms, saturation_weights
+from warmroute.routing.cost import CostConstants, cost_terms, saturation_weights, slots_excess
 from warmroute.routing.load import FEW, Book, Fleet, LoadConstants
 
 NOW = 1000.0
@@ -113,6 +113,10 @@ def test_where_everybody_queues_waiting_counts_less() -> None:
     assert saturation_weights(1) == (0.8, pytest.approx(2 / 3))
     assert saturation_weights(2) == (0.8, 0.5)
     assert saturation_weights(100) == (0.8, pytest.approx(1 / 51))
+
+
+def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
+    assert [slots_excess(total, 100) for total in (94, 95, 119, 120, 900)] == [0, 1, 25, 25, 25]
 
 
 def test_guards_act_beyond_their_thresholds() -> None:

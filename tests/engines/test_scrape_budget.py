@@ -1,4 +1,4 @@
-"""What scraping costs: a hundred engines once a second for less than a twentieth of a core."""
+"""What scraping costs: little beside a client that asks the same hundred engines and does not read what they say."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from warmroute.bench.cost import cpu_seconds
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.settings import Settings
+from warmroute.standalone.child import Child
 
 ENGINES = 100
 SECONDS = 6.0
-BUDGET = 0.05
+BUDGET = 15.0
+"""Times the bare client's CPU; 4 to 8 times is usual. In cores the same work differs sevenfold between machines."""
 
 ENGINES_PROGRAM = """
 import asyncio, sys
@@ -65,23 +69,29 @@ def engines(count: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
-async def test_a_hundred_engines_cost_less_than_a_twentieth_of_a_core() -> None:
+async def test_a_hundred_engines_cost_a_few_times_what_asking_them_costs(tmp_path: Path) -> None:
     outcomes: Counter[ScrapeOutcome] = Counter()
     pool = Pool()
     settings = Settings(refresh_metrics_interval=1.0, idle_metrics_interval=1.0)
     scraper = Scraper(pool, settings, on_result=lambda endpoint, outcome: outcomes.update([outcome]))
     with engines(ENGINES) as ports:
+        argv = [sys.executable, "-m", "warmroute.bench.bare_scraper", *map(str, ports)]
         pool.replace([EndpointSpec("default", f"e{port}", "127.0.0.1", port) for port in ports], time.monotonic())
-        await scraper.start()
-        try:
-            await asyncio.sleep(2.5)  # connections are there, constants are read, phases are spread
-            outcomes.clear()
-            cpu, began = time.process_time(), time.monotonic()
-            await asyncio.sleep(SECONDS)
-            cores = (time.process_time() - cpu) / (time.monotonic() - began)
-        finally:
-            await scraper.stop()
+        async with Child("bare scraper", argv, tmp_path / "bare.log") as bare:
+            await scraper.start()
+            try:
+                await asyncio.sleep(2.5)  # connections are there, constants are read, phases are spread
+                outcomes.clear()
+                ours, floor, began = time.process_time(), cpu_seconds(bare.pid), time.monotonic()
+                await asyncio.sleep(SECONDS)
+                ours, floor = time.process_time() - ours, cpu_seconds(bare.pid) - floor
+                seconds = time.monotonic() - began
+            finally:
+                await scraper.stop()
     assert outcomes.keys() == {ScrapeOutcome.OK}
     assert outcomes[ScrapeOutcome.OK] >= 0.8 * ENGINES * SECONDS
-    print(f"{outcomes.total() / SECONDS:.0f} scrapes/s, {cores:.4f} core")
-    assert cores < BUDGET
+    print(
+        f"{outcomes.total() / seconds:.0f} scrapes/s, {ours / seconds:.4f} core, {floor / seconds:.4f} for asking alone"
+    )
+    assert floor > 0
+    assert ours < BUDGET * floor

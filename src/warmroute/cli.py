@@ -405,6 +405,9 @@ def simulate(
 def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="End after the figures.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load/--no-load", help="Compare the ports under load, or leave the engines to you.")
+    ] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     config_directory: Annotated[
         Path | None, typer.Option("--write-config", help="Only write Envoy's configurations to this directory.")
@@ -448,7 +451,7 @@ def demo(
             typer.echo(path)
         return
     try:
-        status = asyncio.run(standalone.run(options, Console(), once=once, json_file=json_file))
+        status = asyncio.run(standalone.run(options, Console(), once=once, load=load, json_file=json_file))
     except ChildError as error:
         typer.echo(f"warmroute: {error}", err=True)
         raise typer.Exit(1) from error

@@ -149,6 +149,15 @@ async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path, number):
             assert await demo.wait() == 0
 
 
+def test_without_its_load_the_engines_saw_the_conversation_only(tmp_path):
+    figures_file = tmp_path / "figures.json"
+    argv = [*(sys.executable, "-m", "warmroute", "demo", "--once", "--no-load"), "--json", str(figures_file)]
+    done = subprocess.run([*argv, *any_ports_flags()], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "A load" not in done.stdout
+    assert json.loads(figures_file.read_text()).keys() == {"round1_pod", "round2_pod", "log"}
+
+
 @pytest.mark.slow
 def test_once_shows_the_gain_and_writes_the_figures(tmp_path):
     figures_file = tmp_path / "figures.json"

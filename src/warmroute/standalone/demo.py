@@ -333,8 +333,10 @@ class Demo:
             self._say("  " + line)
 
 
-async def run(options: DemoOptions, console: Console, *, once: bool, json_file: Path | None = None) -> int:
-    """The whole demo; the exit status.
+async def run(
+    options: DemoOptions, console: Console, *, once: bool, load: bool = True, json_file: Path | None = None
+) -> int:
+    """The whole demo, without its load if not ``load``; the exit status.
 
     Raises ConfigurationError for taken ports, ChildError when a process fails. SIGINT, SIGTERM and a terminal that is
     closed end it in order.
@@ -348,7 +350,7 @@ async def run(options: DemoOptions, console: Console, *, once: bool, json_file: 
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             loop.add_signal_handler(number, stopped.set)
     directory = Path(tempfile.mkdtemp(prefix="warmroute-demo-"))
-    show = asyncio.create_task(_show(Demo(options, directory, console), once=once, json_file=json_file))
+    show = asyncio.create_task(_show(Demo(options, directory, console), once=once, load=load, json_file=json_file))
     stop = asyncio.create_task(stopped.wait())
     await asyncio.wait({show, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
@@ -362,10 +364,10 @@ async def run(options: DemoOptions, console: Console, *, once: bool, json_file: 
     return 130 if once and show.cancelled() else 0
 
 
-async def _show(demo: Demo, *, once: bool, json_file: Path | None) -> None:
+async def _show(demo: Demo, *, once: bool, load: bool, json_file: Path | None) -> None:
     async with demo:
         death = asyncio.create_task(demo.first_death())
-        show = asyncio.create_task(_show_running(demo, once=once, json_file=json_file))
+        show = asyncio.create_task(_show_running(demo, once=once, load=load, json_file=json_file))
         try:
             await asyncio.wait({death, show}, return_when=asyncio.FIRST_COMPLETED)
             if show.done() and show.exception():
@@ -380,8 +382,10 @@ async def _show(demo: Demo, *, once: bool, json_file: Path | None) -> None:
             await asyncio.gather(death, show, return_exceptions=True)
 
 
-async def _show_running(demo: Demo, *, once: bool, json_file: Path | None) -> None:
-    figures = await demo.converse() | await demo.measure()
+async def _show_running(demo: Demo, *, once: bool, load: bool, json_file: Path | None) -> None:
+    figures = await demo.converse()
+    if load:
+        figures |= await demo.measure()
     if json_file is not None:
         _write_figures(json_file, figures)
         demo.console.print(f"The figures: {json_file}", highlight=False)

@@ -281,8 +281,8 @@ class Settings(BaseSettings):
 
     # Engine metrics
     refresh_metrics_interval: float = setting(
-        0.5,
-        "Seconds between scrapes of a busy endpoint.",
+        0.1,
+        "Seconds between scrapes of a busy endpoint, if --metrics-rate allows.",
         group="Engine metrics",
         hot=True,
         upstream=("refreshMetricsInterval",),
@@ -290,6 +290,13 @@ class Settings(BaseSettings):
     )
     idle_metrics_interval: float = setting(
         1.0, "Seconds between scrapes of an idle endpoint.", group="Engine metrics", hot=True, gt=0
+    )
+    metrics_rate: float = setting(
+        200.0,
+        "Scrapes of busy endpoints each second: where there are more of these, the interval grows, up to the idle one.",
+        group="Engine metrics",
+        hot=True,
+        gt=0,
     )
     metrics_timeout: float = setting(1.0, "Seconds to wait for a metrics page.", group="Engine metrics", hot=True, gt=0)
     metrics_staleness_threshold: float = setting(
@@ -333,6 +340,7 @@ class Settings(BaseSettings):
         "body_timeout",
         "refresh_metrics_interval",
         "idle_metrics_interval",
+        "metrics_rate",
         "metrics_timeout",
         "metrics_staleness_threshold",
         mode="before",

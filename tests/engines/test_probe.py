@@ -328,3 +328,17 @@ def test_prefill_speed_is_measured_while_requests_wait_and_survives_a_restart() 
     assert state.prefill_rate == pytest.approx(8_000, rel=0.002)
     assert probe.answer(200, vllm_page(start=2000.0), 3.0) is Again.RESTARTED
     assert read(probe, vllm_page(start=2000.0), 3.0).prefill_rate == pytest.approx(8_000, rel=0.002)
+
+
+def test_decoding_speed_is_measured_and_survives_a_restart() -> None:
+    counters = (
+        'vllm:inter_token_latency_seconds_count{{engine="0"}} {}\nvllm:inter_token_latency_seconds_sum{{engine="0"}} {}'
+    )
+    probe = Probe(VLLM, "/metrics")
+    for i in range(12):  # 16 answers at once, each of 20 tokens a second
+        state = read(probe, vllm_page(running=16, extra=counters.format(i * 160, i * 8.0)), i * 0.5)
+    assert state.decode_rate == pytest.approx(20 * (1 + 16 / 64))
+    assert probe.answer(200, vllm_page(start=2000.0, extra=counters.format(0, 0.0)), 7.0) is Again.RESTARTED
+    state = read(probe, vllm_page(start=2000.0, extra=counters.format(0, 0.0)), 7.0)
+    assert state.decode_rate == pytest.approx(25)
+    assert {"vllm:inter_token_latency_seconds_sum", "vllm:inter_token_latency_seconds_count"} <= names_asked(probe)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from warmroute.engines import scraper as scraper_module
-from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.engines.scraper import ScrapeOutcome, Scraper, busy_interval
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool, PoolListener
@@ -139,6 +139,25 @@ async def test_busy_endpoints_are_scraped_more_often_than_idle_ones(stage: Stage
     stage.scraper.apply(changed(stage.settings, {"refresh_metrics_interval": 1.0}))
     await stage.seconds_to_next_scrape()
     assert 0.85 <= await stage.seconds_to_next_scrape() <= 1.15
+
+
+def test_many_busy_endpoints_are_scraped_less_often_but_never_less_than_idle_ones() -> None:
+    settings = Settings(refresh_metrics_interval=0.1, idle_metrics_interval=1.0, metrics_rate=200)
+    assert [busy_interval(settings, endpoints) for endpoints in (1, 20, 100, 200, 5000)] == [0.1, 0.1, 0.5, 1.0, 1.0]
+    rarely = Settings(refresh_metrics_interval=3.0, idle_metrics_interval=1.0)
+    assert busy_interval(rarely, 5) == 3.0
+
+
+async def test_a_busy_endpoint_among_many_waits_longer_for_its_scrape(stage: Stage) -> None:
+    stage.scraper.apply(changed(stage.settings, {"metrics_rate": 1.0}))
+    stage.engines.say(BUSY)
+    stage.add()
+    stage.add("b", "10.0.0.2")
+    await stage.settle()
+    for _ in range(4):
+        await stage.seconds_to_next_scrape()  # until here they are given their phases
+    spent = [await stage.seconds_to_next_scrape() for _ in range(8)]
+    assert 6.5 <= sum(spent) <= 9.5, "two endpoints, one scrape in a second"
 
 
 async def test_endpoints_that_come_together_are_scraped_apart(stage: Stage) -> None:

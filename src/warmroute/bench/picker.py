@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 
 from warmroute.bench.trace import TracedRequest
+from warmroute.engines.scraper import TICK, busy_interval
 from warmroute.errors import Refusal
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.routing.router import Router, RoutingConstants
+from warmroute.settings import Settings
 
 
 class Picker:
@@ -21,6 +23,8 @@ class Picker:
     """Seconds between two looks at a busy engine's metrics."""
     idle_interval = 2.0
     """The same for an idle engine."""
+    tick = 0.0
+    """Seconds between two times at which looks that are due begin; 0: each begins when it is due."""
 
     def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
         """The pod for request ``number``; None if there is none. What it does to the picker's books is done at once."""
@@ -51,10 +55,11 @@ class Picker:
 class RouterPicker(Picker):
     """The server's router, as it is, on a pool that the replay feeds."""
 
-    def __init__(
-        self, constants: RoutingConstants, *, busy_interval: float, idle_interval: float, rng: random.Random
-    ) -> None:
-        self.busy_interval, self.idle_interval = busy_interval, idle_interval
+    tick = TICK
+
+    def __init__(self, constants: RoutingConstants, settings: Settings, *, rng: random.Random) -> None:
+        self._settings = settings
+        self.idle_interval = settings.idle_metrics_interval
         self._pool = Pool()
         self.router = Router(self._pool, constants, rng=rng, now=0.0)
         self._endpoints: dict[int, Endpoint] = {}
@@ -69,6 +74,7 @@ class RouterPicker(Picker):
         spec = EndpointSpec("replay", f"pod-{pod}", f"10.0.{pod >> 8}.{pod & 255}", 8000)
         self._endpoints[pod] = self._pool.upsert(spec, now)
         self._pods[spec.id] = pod
+        self.busy_interval = busy_interval(self._settings, len(self._endpoints))
 
     def left(self, pod: int, now: float) -> None:
         self._pool.remove(self._endpoints[pod].id, now)

@@ -37,11 +37,6 @@ def picker_factory(name: str, settings: Settings) -> Callable[[random.Random], P
     constants = routing_constants(settings.model_copy(update={"routing_strategy": name, "debug_decisions": 0}))
 
     def make(rng: random.Random) -> Picker:
-        return RouterPicker(
-            constants,
-            busy_interval=settings.refresh_metrics_interval,
-            idle_interval=settings.idle_metrics_interval,
-            rng=rng,
-        )
+        return RouterPicker(constants, settings, rng=rng)
 
     return make

@@ -71,6 +71,10 @@ class Dialect:
     """Counter: the same, of finished requests."""
     request_prefill_seconds: tuple[Series, ...] = ()
     """Counter: time from first step to first token, of the same requests."""
+    later_tokens: tuple[Series, ...] = ()
+    """Counter: tokens generated after the first one of their answer."""
+    later_token_seconds: tuple[Series, ...] = ()
+    """Counter: the time of each of these since the token before it."""
     prefix_queries: tuple[Series, ...] = ()
     """Counter: prompt tokens looked up in the prefix cache."""
     prefix_hits: tuple[Series, ...] = ()
@@ -100,6 +104,8 @@ class Dialect:
             self.first_tokens,
             self.request_computed_tokens,
             self.request_prefill_seconds,
+            self.later_tokens,
+            self.later_token_seconds,
             self.prefix_queries,
             self.prefix_hits,
             self.awake,
@@ -143,6 +149,14 @@ VLLM = Dialect(
     first_tokens=(Series("vllm:time_to_first_token_seconds_count"),),
     request_computed_tokens=(Series("vllm:request_prefill_kv_computed_tokens_sum"),),
     request_prefill_seconds=(Series("vllm:request_prefill_time_seconds_sum"),),
+    later_tokens=(
+        Series("vllm:inter_token_latency_seconds_count"),
+        Series("vllm:time_per_output_token_seconds_count"),
+    ),
+    later_token_seconds=(
+        Series("vllm:inter_token_latency_seconds_sum"),
+        Series("vllm:time_per_output_token_seconds_sum"),
+    ),
     prefix_queries=(Series("vllm:prefix_cache_queries_total"), Series("vllm:gpu_prefix_cache_queries_total")),
     prefix_hits=(Series("vllm:prefix_cache_hits_total"), Series("vllm:gpu_prefix_cache_hits_total")),
     awake=(Series("vllm:engine_sleep_state", where=(("sleep_state", "awake"),)),),
@@ -168,6 +182,8 @@ SGLANG = Dialect(
     prompt_tokens=(Series("sglang:prompt_tokens_total"),),
     prompt_requests=(Series("sglang:num_requests_total"),),
     computed_tokens=(Series("sglang:realtime_tokens_total", where=(("mode", "prefill_compute"), *_ALL_PRIORITIES)),),
+    later_tokens=(Series("sglang:inter_token_latency_seconds_count"),),
+    later_token_seconds=(Series("sglang:inter_token_latency_seconds_sum"),),
     prefix_queries=(Series("sglang:prompt_tokens_total"),),
     prefix_hits=(Series("sglang:cached_tokens_total"),),
 )

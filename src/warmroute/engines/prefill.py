@@ -8,9 +8,7 @@ that computes many prompts side by side. Both are in tokens of work
 
 from __future__ import annotations
 
-from collections import deque
-from statistics import quantiles
-
+from warmroute.engines.measured import Measured
 from warmroute.routing.cost import prefill_work
 
 WINDOW = 1.0
@@ -22,18 +20,14 @@ LONGEST_GAP = 5.0
 """Seconds without a look at the engine after which nobody knows whether it was busy all the time."""
 REQUEST_TOKENS = 4096
 """Least prompt tokens of finished requests that make one measurement: what a step costs by itself must not count much."""
-WINDOWS = 30
-"""Measurements kept. The ninth decile of them counts: in the slower ones decoding or a full KV cache held prefill up."""
-SMOOTHING = 0.2
-"""Weight of a new measurement."""
 
 
 class PrefillRate:
     """How many tokens of prefill work one engine does in a second."""
 
     def __init__(self) -> None:
-        self._busy = _Measured()
-        self._requests = _Measured()
+        self._busy = Measured()
+        self._requests = Measured()
         self._start: tuple[float, float, float] | None = None
         self._last = 0.0
         self._finished: tuple[float, float, float] | None = None
@@ -79,17 +73,3 @@ class PrefillRate:
 def _work(computed: float, requests: float) -> float:
     """The least work that so many computed tokens of so many prompts can have been: equal prompts, nothing cached."""
     return requests * prefill_work(computed / requests)
-
-
-class _Measured:
-    """A high quantile of the last measurements, smoothed."""
-
-    def __init__(self) -> None:
-        self.rate: float | None = None
-        self._rates: deque[float] = deque(maxlen=WINDOWS)
-
-    def add(self, rate: float) -> None:
-        self._rates.append(rate)
-        high = quantiles(self._rates, n=10, method="inclusive")[-1] if len(self._rates) > 1 else rate
-        if high > 0:
-            self.rate = high if self.rate is None else self.rate + SMOOTHING * (high - self.rate)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from urllib.parse import quote
 
+from warmroute.engines.decode import DecodeRate
 from warmroute.engines.dialects import PROCESS_START_TIME, AdapterInfo, Dialect, Series
 from warmroute.engines.first_tokens import FirstTokens
 from warmroute.engines.page import Page
@@ -43,6 +44,7 @@ class Probe:
         self._filter_changing = _filter(path, changing)
         self._filter_all = _filter(path, (*changing, *constant))
         self._prefill = PrefillRate()
+        self._decode = DecodeRate()
         self._first_tokens = FirstTokens()
         self.forget()
 
@@ -58,6 +60,7 @@ class Probe:
         self._idle_page = b""
         self._idle_state: EngineState | None = None
         self._prefill.interrupt()
+        self._decode.interrupt()
         self._first_tokens.interrupt()
 
     def lost(self) -> None:
@@ -130,6 +133,9 @@ class Probe:
         computed, seconds = page.total(dialect.request_computed_tokens), page.total(dialect.request_prefill_seconds)
         if requests is not None and computed is not None and seconds is not None:
             self._prefill.observe_requests(computed, requests, seconds)
+        later, later_seconds = page.total(dialect.later_tokens), page.total(dialect.later_token_seconds)
+        if later is not None and later_seconds is not None:
+            self._decode.observe(asked_at, later, later_seconds)
         awaiting = None
         if requests is not None and "first" in counters:
             awaiting = self._first_tokens.awaiting(counters["first"], requests, running, waiting)
@@ -151,6 +157,7 @@ class Probe:
             prefix_queries_total=counters.get("queries"),
             prefix_hits_total=counters.get("hits"),
             prefill_rate=self._prefill.tokens_per_second,
+            decode_rate=self._decode.tokens_per_second,
             sleeping=awake == 0,
         )
 

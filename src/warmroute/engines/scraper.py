@@ -19,7 +19,7 @@ from warmroute.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.1
+TICK = 0.05
 """Seconds between two looks for scrapes that are due. Those that fall into one tick share its wake-up, and waking up
 costs more than a scrape's own work."""
 CONCURRENCY = 128
@@ -256,7 +256,7 @@ class Scraper(PoolListener):
             return self._varied(settings.idle_metrics_interval)
         state = endpoint.state
         busy = state is not None and state.running + state.waiting > 0
-        interval = settings.refresh_metrics_interval if busy else settings.idle_metrics_interval
+        interval = busy_interval(settings, len(self._targets)) if busy else settings.idle_metrics_interval
         if not target.phased:
             target.phased = True
             return interval * self._rng.random()
@@ -271,6 +271,12 @@ class Scraper(PoolListener):
             logger.info("metrics are back", extra={"fields": fields})
         else:
             logger.warning("no metrics", extra={"fields": {**fields, "reason": outcome.value, "error": message}})
+
+
+def busy_interval(settings: Settings, endpoints: int) -> float:
+    """Seconds between two scrapes of a busy endpoint in a pool of so many: few endpoints can be looked at more often."""
+    slowest = max(settings.refresh_metrics_interval, settings.idle_metrics_interval)
+    return min(max(settings.refresh_metrics_interval, endpoints / settings.metrics_rate), slowest)
 
 
 def _dialect(settings: Settings) -> Dialect:

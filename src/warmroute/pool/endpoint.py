@@ -70,6 +70,8 @@ class EngineState:
     """Counter: prompt tokens found in the prefix cache."""
     prefill_rate: float | None = None
     """Measured speed in prefill tokens per second while busy."""
+    decode_rate: float | None = None
+    """Measured tokens per second of one answer."""
     sleeping: bool = False
     """The engine sleeps and must not be chosen."""
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from warmroute.bench import comparison, scenarios
 from warmroute.bench.baselines import RoundRobin
-from warmroute.bench.fleet import Fleet, PodEvent, profile, saturation
+from warmroute.bench.fleet import DOWN, Fleet, PodEvent, profile, saturation
 from warmroute.bench.picker import Picker
 from warmroute.bench.replay import Outcome, Replay, Sample
 from warmroute.bench.strategy import names, picker_factory
@@ -95,11 +95,21 @@ def test_a_restart_loses_the_cache_and_repeats_what_was_under_way() -> None:
     picker = Follow(0)
     outcome = run(requests, picker, Fleet((SMALL,), restarts=(PodEvent(5.0, 0),)))
     assert outcome.retries > 1
-    assert 20.0 < outcome.ttft[1] < 25.0  # from the first attempt on, over 20 s without an engine
+    assert 20.1 < outcome.ttft[1] < 25.0  # from the first attempt on, over 20 s without an engine
     assert outcome.e2e[1] > outcome.ttft[1]
     assert [kind for kind, _, _ in picker.heard if kind in {"unreachable", "restarted"}][-1] == "restarted"
     assert min(picker.times("unreachable")) < 7.5
     assert len(picker.times("restarted")) == 1
+
+
+def test_an_answer_that_breaks_off_is_asked_for_anew_and_counts_from_there() -> None:
+    requests = [TracedRequest(0.0, Identities().text(64), 4000)]
+    died = 5.0
+    outcome = run(requests, Follow(0), Fleet((SMALL,), restarts=(PodEvent(died, 0),)))
+    assert DOWN < outcome.ttft[0] < DOWN + 1
+    whole = run(requests, Follow(0))
+    assert whole.e2e[0] > died > whole.ttft[0]
+    assert outcome.e2e[0] == pytest.approx(outcome.ttft[0] - whole.ttft[0] + whole.e2e[0], rel=0.05)
 
 
 def test_pods_come_and_go() -> None:

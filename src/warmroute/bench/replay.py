@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import count
-from math import inf
+from math import ceil, inf
 from statistics import fmean, pstdev
 
 from warmroute.bench.fleet import DOWN, Fleet
 from warmroute.bench.multi_round import Distribution
 from warmroute.bench.picker import Picker
 from warmroute.bench.trace import Trace
+from warmroute.engines.decode import DecodeRate
 from warmroute.engines.first_tokens import FirstTokens
 from warmroute.engines.prefill import PrefillRate
 from warmroute.engines.scraper import BACKOFF, JITTER, TICK
@@ -66,6 +67,10 @@ class _Pod:
     """Computed for the requests that finished."""
     prefill_seconds: float = 0.0
     """These requests' time from their first step to their first token."""
+    later_tokens: int = 0
+    """Tokens of these requests after the first."""
+    later_token_seconds: float = 0.0
+    """From their first tokens to their last."""
     due: float = inf
     """When the engine has its next event; events of other times on the heap are void."""
 
@@ -76,7 +81,8 @@ class _Watch:
 
     pod: _Pod
     picker: Picker
-    rate: PrefillRate = field(default_factory=PrefillRate)
+    prefill: PrefillRate = field(default_factory=PrefillRate)
+    decode: DecodeRate = field(default_factory=DecodeRate)
     first_tokens: FirstTokens = field(default_factory=FirstTokens)
     incarnation: int = 0
     """Of the engine that answered last; 0: none did."""
@@ -286,6 +292,8 @@ class Replay:
         if work.scheduled_at is not None and work.first_token_at is not None:
             pod.prefill_tokens += work.prompt_tokens - work.cached_tokens
             pod.prefill_seconds += work.first_token_at - work.scheduled_at
+            pod.later_tokens += work.output_tokens - 1
+            pod.later_token_seconds += output.time - work.first_token_at
         self._picker_of(number).finished(number, now)
         for follower in self._following.get(number, ()):
             request = self._trace.requests[follower]
@@ -306,6 +314,7 @@ class Replay:
     def _boot(self, pod: _Pod) -> None:
         pod.incarnation += 1
         pod.prefill_tokens, pod.prefill_seconds = 0, 0.0
+        pod.later_tokens, pod.later_token_seconds = 0, 0.0
         pod.engine = Engine(self._fleet.profile(pod.number), every_token=False, seed=pod.number)
 
     def _scale(self, wanted: int, now: float) -> None:
@@ -318,14 +327,19 @@ class Replay:
                 picker.left(pod.number, now)
 
     def _kill(self, number: int, now: float) -> None:
-        """The engine dies; the clients send their requests again."""
+        """The engine dies; the clients send their requests again.
+
+        Those that had no token yet still count from their first sending: they have been waiting since then.
+        """
         if number >= len(self._pods):
             raise ConfigurationError(f"pod {number} is to restart at {now:g} s, but there is none yet")
         pod = self._pods[number]
         pod.engine = None
         pod.due = inf
         for request in sorted(pod.under_way):
-            self._ttft[request] = _UNANSWERED
+            if self._ttft[request] != _UNANSWERED:  # it had begun to answer: what is asked again counts from here
+                self._ttft[request] = _UNANSWERED
+                self._sent_at[request] = now
             self._picker_of(request).finished(request, now)
             self._retry(request, now)
         pod.under_way.clear()
@@ -347,16 +361,20 @@ class Replay:
             if watch.incarnation != pod.incarnation:
                 if watch.incarnation:
                     picker.restarted(pod.number, now)
-                    watch.rate.interrupt()
+                    watch.prefill.interrupt()
+                    watch.decode.interrupt()
                     watch.first_tokens.interrupt()
                 watch.incarnation, watch.silent = pod.incarnation, 0
             self._advance(pod, now)
-            watch.rate.observe_requests(pod.prefill_tokens, engine.counters.finished, pod.prefill_seconds)
-            watch.state = _state(engine, watch.rate, watch.first_tokens, now)
+            watch.prefill.observe_requests(pod.prefill_tokens, engine.counters.finished, pod.prefill_seconds)
+            watch.decode.observe(now, pod.later_tokens, pod.later_token_seconds)
+            watch.state = _state(engine, watch, now)
             self._add(now + SCRAPE_DELAY, _Event.OBSERVED, index)
             busy = watch.state.running + watch.state.waiting > 0
             interval = picker.busy_interval if busy else picker.idle_interval
         due = now + interval * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        if picker.tick:
+            due = ceil(due / picker.tick) * picker.tick
         self._add(due, _Event.SCRAPE, index)
 
     def _observed(self, index: int, now: float) -> None:
@@ -365,21 +383,23 @@ class Replay:
             watch.picker.observed(watch.pod.number, watch.state, now)
 
 
-def _state(engine: Engine, rate: PrefillRate, first_tokens: FirstTokens, now: float) -> EngineState:
+def _state(engine: Engine, watch: _Watch, now: float) -> EngineState:
     """What a scrape of the engine's page tells."""
     counters, waiting = engine.counters, engine.waiting
-    rate.observe(now, counters.prompt_tokens - counters.cached_tokens, counters.first_tokens, waiting)
+    watch.prefill.observe(now, counters.prompt_tokens - counters.cached_tokens, counters.first_tokens, waiting)
+    awaiting = watch.first_tokens.awaiting(counters.first_tokens, counters.finished, engine.running, waiting)
     return EngineState(
         observed_at=now,
         running=engine.running,
         waiting=waiting,
         kv_usage=engine.kv_usage,
-        awaiting_first_token=first_tokens.awaiting(counters.first_tokens, counters.finished, engine.running, waiting),
+        awaiting_first_token=awaiting,
         capacity_tokens=engine.profile.kv_cache_tokens,
         first_tokens_total=counters.first_tokens,
         prompt_tokens_total=counters.prompt_tokens,
         prompt_requests_total=counters.finished,
         prefix_queries_total=counters.prefix_queries,
         prefix_hits_total=counters.prefix_hits,
-        prefill_rate=rate.tokens_per_second,
+        prefill_rate=watch.prefill.tokens_per_second,
+        decode_rate=watch.decode.tokens_per_second,
     )

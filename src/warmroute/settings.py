@@ -204,7 +204,7 @@ class Settings(BaseSettings):
 
     # Cost: the constants of the cost function; docs/cost.md explains each term
     cost_eviction: float = setting(
-        0.5,
+        0.25,
         "Price of a new token in a full cache, in prefill tokens: it evicts another one.",
         group="Cost",
         hot=True,
@@ -224,8 +224,8 @@ class Settings(BaseSettings):
         30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
     )
     cost_balance: float = setting(
-        0.5,
-        "Share of the prompt that an endpoint with twice its share of the running requests counts for.",
+        1.0,
+        "Share of the prompt (up to 8,192 tokens) that an endpoint with its share of the running requests counts for.",
         group="Cost",
         hot=True,
         ge=0,

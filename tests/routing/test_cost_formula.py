@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
-from warmroute.routing.cost import CostConstants, cost_terms, saturation_weights, slots_excess
+from warmroute.routing.cost import (
+    BALANCE_TOKENS,
+    CostConstants,
+    balance_weight,
+    cost_terms,
+    prefill_work,
+    saturation_weights,
+    slots_excess,
+)
 from warmroute.routing.load import FEW, Book, Fleet, LoadConstants
 
 NOW = 1000.0
@@ -37,7 +45,7 @@ def book(name: str = "a", **state: float) -> Book:
     kv=st.floats(0, 1),
     seqs=st.integers(1, 300),
     tau=st.floats(0.2, 5),
-    prompt=st.floats(1, 1e6),
+    tokens=st.floats(1, 1e6),
     share=st.floats(0, 1),
     queued=st.lists(st.floats(1, 1e5), max_size=5),
     least_waiting=st.floats(0, 100),
@@ -49,7 +57,7 @@ def test_columns_equal_the_formula(
     kv: float,
     seqs: int,
     tau: float,
-    prompt: float,
+    tokens: float,
     share: float,
     queued: list[float],
     least_waiting: float,
@@ -64,13 +72,15 @@ def test_columns_equal_the_formula(
     for tokens in queued:
         one.assign(tokens, one.drain_rate(constants), NOW)
     fleet.update(0, NOW)
-    cached = share * (prompt - 1)
+    cached = share * (tokens - 1)
+    prompt = prefill_work(tokens)
     queue_weight, delay_weight = saturation_weights(least_waiting)
-    column = fleet.costs(prompt, cached, queue_weight, delay_weight, NOW)[0]
+    column = fleet.costs(tokens, cached, queue_weight, delay_weight, NOW)[0]
     formula = cost_terms(
         constants.cost,
+        tokens=tokens,
         prompt=prompt,
-        uncached=prompt - cached,
+        uncached=prompt - prefill_work(cached),
         pending=fleet.pending(0, NOW) / tau,
         waiting=fleet.waiting[0],
         total=running + waiting + len(queued),
@@ -89,6 +99,7 @@ def test_the_worked_example() -> None:
     """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests."""
     terms = cost_terms(
         CostConstants(),
+        tokens=1000,
         prompt=1000,
         uncached=400,
         pending=2000,
@@ -98,14 +109,15 @@ def test_the_worked_example() -> None:
         max_num_seqs=256,
         kv_usage=0.5,
         queue_weight=0.5,
+        delay_weight=0.5,
     )
     assert terms.queue == 1000
-    assert terms.prefill == 600
-    assert terms.delay == pytest.approx(400 * (2 + 10 * 0.15 * 0.5))
+    assert terms.prefill == 500
+    assert terms.delay == pytest.approx(400 * (0.5 * 2 + 10 * 0.15 * 0.5))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
-    assert terms.balance == pytest.approx(1000 * 0.5 * 10 / 12)
-    assert terms.total == pytest.approx(3000 + 1000 * 0.5 * 10 / 12)
+    assert terms.balance == pytest.approx(1000 * 0.75 * 10 / (3 + 9))
+    assert terms.total == pytest.approx(1000 + 500 + 700 + 300 + 625)
 
 
 def test_where_everybody_queues_waiting_counts_less() -> None:
@@ -115,6 +127,29 @@ def test_where_everybody_queues_waiting_counts_less() -> None:
     assert saturation_weights(100) == (0.8, pytest.approx(1 / 51))
 
 
+def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> None:
+    def balance(tokens: float, running: float, delay_weight: float = 1.0) -> float:
+        terms = cost_terms(
+            CostConstants(),
+            tokens=tokens,
+            prompt=prefill_work(tokens),
+            uncached=0,
+            pending=0,
+            waiting=0,
+            total=running,
+            mean_running=5,
+            max_num_seqs=256,
+            kv_usage=0,
+            delay_weight=delay_weight,
+        )
+        return terms.balance
+
+    assert balance(4000, 8) == 4000
+    assert balance(8192, 8) == balance(100_000, 8) == BALANCE_TOKENS
+    assert balance(4000, 0) == 0
+    assert balance_weight(CostConstants(), 5, 0.0) == balance_weight(CostConstants(), 5, 1.0) / 2
+
+
 def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
     assert [slots_excess(total, 100) for total in (94, 95, 119, 120, 900)] == [0, 1, 25, 25, 25]
 
@@ -122,6 +157,7 @@ def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
 def test_guards_act_beyond_their_thresholds() -> None:
     terms = cost_terms(
         CostConstants(),
+        tokens=1000,
         prompt=1000,
         uncached=0,
         pending=0,

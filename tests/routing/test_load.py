@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
 
@@ -228,9 +229,9 @@ def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
     idle.observe(scrape(1.0), CONSTANTS)
     idle.slot = 4
     fleet = Fleet([busy, idle], CONSTANTS, 1.0)
-    assert fleet.balance_weight() == 0.5 / (3 + 3)
+    assert fleet.balance_weight(1.0) == 1 / (3 + 3)
     costs = fleet.costs(1000.0, 1000.0, 1.0, 1.0, 1.0)
-    assert costs[0] - costs[1] == pytest.approx(1000 * 6 * 0.5 / 6 + 6 * 30)
+    assert costs[0] - costs[1] == pytest.approx(1000 * 6 / 6 + 6 * 30)
 
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:
@@ -270,15 +271,29 @@ def test_requests_that_were_seen_to_end_do_not_wait() -> None:
     assert (fleet.waiting[0], fleet.total[0], fleet.pending(0, 0.3)) == (0, 0, 0)
 
 
+def with_speeds(prefill: Sequence[float | None], decode: Sequence[float | None]) -> list[float]:
+    """``tau`` of endpoints with these speeds."""
+    books = [make()[0] for _ in prefill]
+    for book, prefill_rate, decode_rate in zip(books, prefill, decode, strict=True):
+        book.prefill_rate, book.decode_rate = prefill_rate, decode_rate
+    slowness(books)
+    return [book.tau for book in books]
+
+
 def test_slowness_is_relative_to_the_median() -> None:
-    books = [make()[0] for _ in range(4)]
-    for book, rate in zip(books, (1000.0, 1000.0, 500.0, None), strict=True):
-        book.prefill_rate = rate
-    slowness(books)
-    assert [book.tau for book in books] == [1.0, 1.0, 2.0, 1.0]
-    books[2].prefill_rate = 700.0  # so much may come from the prompts
-    slowness(books)
-    assert books[2].tau == 1.0
+    untold = [None] * 4
+    assert with_speeds([1000.0, 1000.0, 500.0, None], untold) == [1.0, 1.0, 2.0, 1.0]
+    assert with_speeds([1000.0, 1000.0, 700.0, None], untold) == [1.0] * 4  # so much may come from the prompts
+    assert with_speeds([1000.0, 1000.0, 100.0, 9000.0], untold) == [1.0, 1.0, 2.0, 0.5]
+
+
+def test_slow_prefill_counts_only_where_decoding_is_slow_too() -> None:
+    prefill = [1000.0, 1000.0, 1000.0, 400.0, 3000.0]
+    assert with_speeds(prefill, [20.0, 20.0, 20.0, 19.0, 21.0]) == [1.0] * 5  # equal GPUs, other prompts
+    assert with_speeds(prefill, [20.0, 20.0, 20.0, 30.0, 12.0]) == [1.0] * 5
+    assert with_speeds(prefill, [20.0, 20.0, 20.0, 12.5, 30.0]) == pytest.approx([1, 1, 1, 1.6, 2 / 3])
+    assert with_speeds(prefill, [20.0, 20.0, 20.0, 5.0, None]) == [1.0, 1.0, 1.0, 2.0, 1.0]
+    assert with_speeds([1000.0, 1000.0, 1000.0, 750.0], [20.0, 20.0, 20.0, 10.0]) == pytest.approx([1, 1, 1, 4 / 3])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["send", "serve", "wait", "scrape"]), st.floats(0.01, 5.0)), max_size=60))

@@ -2,12 +2,13 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*n*R/(3 + mean R)
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*R/(3 + mean R)*(1 + v)/2
         + slots*n*min(S/4, max(0, T + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
 ``n``         work of the prompt: its tokens, and what they attend to (:func:`prefill_work`)
 ``u``         of this, what the endpoint must do: the work beyond the ``min(matched, prompt - 1)`` tokens that it holds
+``m``         tokens of the prompt, at most 8,192
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
@@ -19,12 +20,12 @@
 ``tau``       slowness of the endpoint against the pool's median
 ============  ====================================================================================================
 
-With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the requests
-behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded, the more so the more of
-the KV cache they use; what it adds to a full cache evicts as much. What runs comes back, as the next turn or as others who
-share the prompt: so an endpoint with more than its share of the running requests is dearer than its present work alone says,
-and prompts in common use are copied while that is cheap. The guards keep requests that cost no prefill at all from piling up
-on one endpoint.
+With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the
+requests behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded, the more so the
+more of the KV cache they use; what it adds to a full cache evicts as much. What runs comes back, as the next turn or as
+others who share the prompt: so an endpoint with more than its share of the running requests is dearer than its present work
+alone says, and prompts in common use are copied while that is cheap, which it is not where everybody queues. The guards keep
+requests that cost no prefill at all from piling up on one endpoint.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ DELAY_HALVED_AT = 2.0
 BALANCE_FROM = 3.0
 """Mean ``R`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
 turn of its own conversation away."""
+BALANCE_TOKENS = 8192
+"""Tokens of a prompt that ``balance`` weighs at most. Prompts in common use are seldom longer; longer ones are talks,
+to which nobody else comes back. By replay: with all of a prompt's work instead, agents have a fifth more p99."""
 ATTENTION_SPAN = 32_768
 """Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
 for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
@@ -59,11 +63,11 @@ endpoint is about to hold is waste. By replay: 0 costs bursts of equal prompts 5
 class CostConstants:
     """The constants of the cost; the settings ``cost_*`` say what each means."""
 
-    eviction: float = 0.5
+    eviction: float = 0.25
     waiting: float = 1.0
     running: float = 0.15
     decode: float = 30.0
-    balance: float = 0.5
+    balance: float = 1.0
     slots: float = 1.0
     kv: float = 20.0
     adapter: float = 2000.0
@@ -83,7 +87,7 @@ class CostTerms:
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
-    """The endpoint's share of all running requests: ``balance*n*R/(3 + mean R)``."""
+    """The endpoint's share of all running requests: ``balance*m*R/(3 + mean R)*(1 + v)/2``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -120,9 +124,15 @@ def saturation_weights(least_waiting: float) -> tuple[float, float]:
     return max(LEAST_QUEUE_WEIGHT, 1 / (1 + least_waiting)), 1 / (1 + least_waiting / DELAY_HALVED_AT)
 
 
+def balance_weight(constants: CostConstants, mean_running: float, delay_weight: float) -> float:
+    """What each running request counts for with each of the prompt's ``m`` tokens."""
+    return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_running)
+
+
 def cost_terms(
     constants: CostConstants,
     *,
+    tokens: float,
     prompt: float,
     uncached: float,
     pending: float,
@@ -140,10 +150,11 @@ def cost_terms(
 ) -> CostTerms:
     """The cost of one endpoint as the module's formula has it.
 
-    ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work, ``waiting`` and ``total`` are
-    ``W`` and ``T`` in requests, ``mean_running`` is the mean of ``R`` over all endpoints, ``queue_weight`` and
-    ``delay_weight`` are ``w`` and ``v``, ``stale_for`` seconds beyond the allowed age. The router computes the same for all
-    endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
+    ``tokens`` are the prompt's, ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work,
+    ``waiting`` and ``total`` are ``W`` and ``T`` in requests, ``mean_running`` is the mean of ``R`` over all endpoints,
+    ``queue_weight`` and ``delay_weight`` are ``w`` and ``v``, ``stale_for`` seconds beyond the allowed age. The router
+    computes the same for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to
+    test against.
     """
     running = max(0.0, total - waiting)
     return CostTerms(
@@ -153,7 +164,7 @@ def cost_terms(
         * uncached
         * (delay_weight * constants.waiting * waiting + constants.running * running * min(1.0, kv_usage)),
         decode=tau * constants.decode * running,
-        balance=constants.balance * prompt * running / (BALANCE_FROM + mean_running),
+        balance=balance_weight(constants, mean_running, delay_weight) * min(tokens, BALANCE_TOKENS) * running,
         slots=constants.slots * prompt * slots_excess(total, max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

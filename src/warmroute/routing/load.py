@@ -11,14 +11,22 @@ requests than the engine reports, and no more than it reports plus those sent si
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf
 from statistics import median
 from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
-from warmroute.routing.cost import BALANCE_FROM, KV_FROM, CostConstants, eviction_price, slots_excess
+from warmroute.routing.cost import (
+    BALANCE_TOKENS,
+    KV_FROM,
+    CostConstants,
+    balance_weight,
+    eviction_price,
+    prefill_work,
+    slots_excess,
+)
 
 ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished where neither a scrape nor the response tells."""
@@ -27,10 +35,13 @@ STALE_CAP = 60.0
 UNCACHED_SMOOTHING = 0.1
 """Weight of the newest request in the running mean of uncached tokens."""
 TAU_RANGE = (0.5, 2.0)
-"""Bounds of an endpoint's slowness against the median. An engine may seem slow because its prompts are long or its KV cache
-full; to believe in more costs a fleet of equals more than it gives a mixed one."""
+"""Bounds of an endpoint's slowness against the median."""
 TAU_CERTAIN = 1.5
-"""Least factor by which measured speeds must differ to count: up to that it may be their prompts that differ."""
+"""Least factor by which prefill speeds must differ to count where engines tell nothing else: it may be their prompts that
+differ, or how many are computed side by side. Equal GPUs were seen to differ up to nine times."""
+TAU_AGREED = 1.25
+"""Least factor by which both prefill and decoding must differ where engines tell both. By replay: without decoding, bursts
+of equal prompts above saturation have half more p99."""
 LEAVING_SMOOTHING = 0.9
 """Share that the finished requests of earlier scrapes keep at the next one."""
 SLOTS_SPARE = 2
@@ -78,6 +89,7 @@ class Book:
         "adapters",
         "added_at",
         "busy_until",
+        "decode_rate",
         "done",
         "endpoint",
         "fill",
@@ -110,6 +122,7 @@ class Book:
         self.in_flight = 0
         """Own requests whose end is awaited; only with observed responses."""
         self.prefill_rate: float | None = None
+        self.decode_rate: float | None = None
         self.tau = 1.0
         self.max_num_seqs: int | None = None
         self.most_running = 0
@@ -160,6 +173,8 @@ class Book:
             self.max_num_seqs = state.max_num_seqs
         if state.prefill_rate is not None:
             self.prefill_rate = state.prefill_rate
+        if state.decode_rate is not None:
+            self.decode_rate = state.decode_rate
         if state.awaiting_first_token is None:
             self.first_tokens = None
         else:
@@ -272,13 +287,13 @@ class Fleet:
         size = len(books)
         self.waiting: list[float] = [0.0] * size
         self.total: list[float] = [0.0] * size
+        self.running: list[float] = [0.0] * size
         self.pending_at_zero = [0.0] * size
         self.pending_rate = [0.0] * size
         self.per_uncached = [0.0] * size
         self.delay = [0.0] * size
         self.guards = [0.0] * size
         self.fixed = [0.0] * size
-        self.running = [0.0] * size
         self.rows: list[Row] = [()] * size
         """What the columns say, once more by endpoint: to keep it as it was takes one copy of this list."""
         self._next_change = [-inf] * size
@@ -359,10 +374,12 @@ class Fleet:
         """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""
         return self.pending_at_zero[k] - now * self.pending_rate[k]
 
-    def costs(self, prompt: float, cached: float, queue_weight: float, delay_weight: float, now: float) -> list[float]:
-        """``J`` of every endpoint for a prompt of ``prompt`` tokens of work, of which ``cached`` are spared."""
-        time, uncached = queue_weight * now, prompt - cached
-        delayed, balance = uncached * delay_weight, prompt * self.balance_weight()
+    def costs(self, tokens: float, cached: float, queue_weight: float, delay_weight: float, now: float) -> list[float]:
+        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which ``cached`` are spared."""
+        prompt = prefill_work(tokens)
+        time, uncached = queue_weight * now, prompt - prefill_work(cached)
+        delayed = uncached * delay_weight
+        balance = self.balance_weight(delay_weight) * min(tokens, BALANCE_TOKENS)
         return [
             queue_weight * pending
             - time * rate
@@ -383,18 +400,35 @@ class Fleet:
             )
         ]
 
-    def balance_weight(self) -> float:
-        """What each running request counts for on top of ``decode``, for each token: ``balance / (3 + mean R)``."""
-        return self._constants.cost.balance / (BALANCE_FROM + sum(self.running) / len(self.running))
+    def balance_weight(self, delay_weight: float) -> float:
+        """What each running request counts for with each token of a prompt, on top of its work."""
+        return balance_weight(self._constants.cost, sum(self.running) / len(self.running), delay_weight)
 
 
 def slowness(books: Iterable[Book]) -> None:
-    """Set ``tau`` of each book: the median prefill speed over its own, 1 where it was not measured yet."""
-    measured = [book for book in books if book.prefill_rate]
-    if not measured:
-        return
-    typical = median(book.prefill_rate or 0.0 for book in measured)
+    """Set ``tau`` of each book: how slow it is against the pool's median, 1 where that is not certain.
+
+    Where engines tell how fast they decode, an endpoint is slow or fast only if both its prefill and its decoding are; then
+    that of the two counts which is nearer to 1.
+    """
+    books = list(books)
+    prefill = _slowness_of({book: book.prefill_rate for book in books if book.prefill_rate})
+    decode = _slowness_of({book: book.decode_rate for book in books if book.decode_rate})
     low, high = TAU_RANGE
-    for book in measured:
-        tau = typical / (book.prefill_rate or typical)
-        book.tau = min(max(tau, low), high) if not 1 / TAU_CERTAIN < tau < TAU_CERTAIN else 1.0
+    certain = TAU_AGREED if decode else TAU_CERTAIN
+    for book in books:
+        tau = prefill.get(book, 1.0)
+        agreed = decode.get(book, 1.0) if decode else tau
+        if min(tau, agreed) >= certain:
+            book.tau = min(tau, agreed, high)
+        elif max(tau, agreed) <= 1 / certain:
+            book.tau = max(tau, agreed, low)
+        else:
+            book.tau = 1.0
+
+
+def _slowness_of(rates: Mapping[Book, float]) -> dict[Book, float]:
+    if not rates:
+        return {}
+    typical = median(rates.values())
+    return {book: typical / rate for book, rate in rates.items()}

@@ -21,7 +21,7 @@ from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
-from warmroute.routing.cost import CostConstants, eviction_price, prefill_work, saturation_weights
+from warmroute.routing.cost import BALANCE_TOKENS, CostConstants, eviction_price, prefill_work, saturation_weights
 from warmroute.routing.load import Book, Fleet, LoadConstants, Row, slowness
 from warmroute.routing.saturation import SaturationLimits, saturated
 
@@ -440,13 +440,13 @@ class _Record:
             adapter_cost=offer.adapter_cost,
             queue_weight=offer.queue_weight,
             delay_weight=offer.delay_weight,
-            balance_weight=fleet.balance_weight(),
+            balance_weight=fleet.balance_weight(offer.delay_weight),
             rows=fleet.rows[:],
         )
 
     def explain(self, now: float) -> dict[str, Any]:
         cost = self.constants
-        prompt = prefill_work(self.prompt_tokens)
+        prompt, balanced = prefill_work(self.prompt_tokens), min(self.prompt_tokens, BALANCE_TOKENS)
         endpoints = []
         for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
             waiting, total, tau, pending_at_zero, pending_rate, fill, usage, slot_guard, kv_guard, stale = row
@@ -457,7 +457,7 @@ class _Record:
                 "prefill": tau * uncached * (1 + eviction_price(cost, fill)),
                 "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
                 "decode": tau * cost.decode * running,
-                "balance": prompt * self.balance_weight * running,
+                "balance": balanced * self.balance_weight * running,
                 "slots": prompt * slot_guard,
                 "kv": prompt * kv_guard,
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,

@@ -78,10 +78,9 @@ class Offer:
     def costs(self) -> list[float]:
         """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
         usual, others = self.cached
-        spared = prefill_work(usual)
         fleet, delay_weight = self.fleet, self.delay_weight
-        costs = fleet.costs(prefill_work(self.prompt), spared, self.queue_weight, delay_weight, self.now)
-        per_uncached, delay = fleet.per_uncached, fleet.delay
+        costs = fleet.costs(self.prompt, usual, self.queue_weight, delay_weight, self.now)
+        per_uncached, delay, spared = fleet.per_uncached, fleet.delay, prefill_work(usual)
         for k, tokens in others.items():
             costs[k] -= (prefill_work(tokens) - spared) * (per_uncached[k] + delay_weight * delay[k])
         if self.adapter_cost is not None:

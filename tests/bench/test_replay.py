@@ -112,6 +112,12 @@ def test_an_answer_that_breaks_off_is_asked_for_anew_and_counts_from_there() -> 
     assert outcome.e2e[0] == pytest.approx(outcome.ttft[0] - whole.ttft[0] + whole.e2e[0], rel=0.05)
 
 
+def test_a_piece_is_one_checkpoint_whatever_its_number() -> None:
+    """Also where its number is written with as many bytes as it stands for: 8 bytes across position 128."""
+    request = TracedRequest(0.0, ((1, 31), (12345678, 2)), 5)
+    assert list(request.chain.ends) == [4 * 31, 4 * 33]
+
+
 def test_pods_come_and_go() -> None:
     requests = [TracedRequest(float(at), Identities().text(50), 5) for at in range(30)]
     picker = Follow(0)

@@ -58,8 +58,14 @@ class TracedRequest:
 
     @cached_property
     def inference(self) -> InferenceRequest:
-        """The request as the router sees it: one part for each piece."""
-        parts = tuple(PromptPart(b"%d" % identity, tokens * BYTES_PER_TOKEN) for identity, tokens in self.prompt)
+        """The request as the router sees it: one part for each piece.
+
+        Nine bytes are never the length of a piece, so none is taken for its own text and cut inside.
+        """
+        parts = tuple(
+            PromptPart(identity.to_bytes(9, "big", signed=True), tokens * BYTES_PER_TOKEN)
+            for identity, tokens in self.prompt
+        )
         return InferenceRequest(parts=parts, weight=self.prompt_tokens * BYTES_PER_TOKEN)
 
     @cached_property

@@ -225,7 +225,7 @@ class Settings(BaseSettings):
     )
     cost_balance: float = setting(
         1.0,
-        "Share of the prompt (up to 8,192 tokens) that an endpoint with its share of the running requests counts for.",
+        "Share of the prompt (up to 8,192 tokens) that an endpoint with its share of the requests counts for.",
         group="Cost",
         hot=True,
         ge=0,

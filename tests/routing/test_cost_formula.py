@@ -84,7 +84,7 @@ def test_columns_equal_the_formula(
         pending=fleet.pending(0, NOW) / tau,
         waiting=fleet.waiting[0],
         total=running + waiting + len(queued),
-        mean_running=fleet.running[0],
+        mean_total=fleet.total[0],
         max_num_seqs=seqs,
         kv_usage=kv * (1 + len(queued) / max(running + waiting, FEW)),
         fill=fill,
@@ -105,7 +105,7 @@ def test_the_worked_example() -> None:
         pending=2000,
         waiting=2,
         total=12,
-        mean_running=9.0,
+        mean_total=9.0,
         max_num_seqs=256,
         kv_usage=0.5,
         queue_weight=0.5,
@@ -116,8 +116,8 @@ def test_the_worked_example() -> None:
     assert terms.delay == pytest.approx(400 * (0.5 * 2 + 10 * 0.15 * 0.5))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
-    assert terms.balance == pytest.approx(1000 * 0.75 * 10 / (3 + 9))
-    assert terms.total == pytest.approx(1000 + 500 + 700 + 300 + 625)
+    assert terms.balance == pytest.approx(1000 * 0.75 * 12 / (3 + 9))
+    assert terms.total == pytest.approx(1000 + 500 + 700 + 300 + 750)
 
 
 def test_where_everybody_queues_waiting_counts_less() -> None:
@@ -128,7 +128,7 @@ def test_where_everybody_queues_waiting_counts_less() -> None:
 
 
 def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> None:
-    def balance(tokens: float, running: float, delay_weight: float = 1.0) -> float:
+    def balance(tokens: float, total: float, delay_weight: float = 1.0) -> float:
         terms = cost_terms(
             CostConstants(),
             tokens=tokens,
@@ -136,8 +136,8 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
             uncached=0,
             pending=0,
             waiting=0,
-            total=running,
-            mean_running=5,
+            total=total,
+            mean_total=5,
             max_num_seqs=256,
             kv_usage=0,
             delay_weight=delay_weight,
@@ -163,7 +163,7 @@ def test_guards_act_beyond_their_thresholds() -> None:
         pending=0,
         waiting=0,
         total=100,
-        mean_running=100,
+        mean_total=100,
         max_num_seqs=100,
         kv_usage=0.95,
         adapter_missing=True,

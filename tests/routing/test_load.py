@@ -223,7 +223,7 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
     assert fleet.guards[0] == pytest.approx(601 - 0.95 * 512)  # what the page tells needs no guess
 
 
-def test_more_than_its_share_of_the_running_requests_is_dear() -> None:
+def test_more_than_its_share_of_the_requests_is_dear() -> None:
     (busy, _), (idle, _) = make(), make()
     busy.observe(scrape(1.0, running=6), CONSTANTS)
     idle.observe(scrape(1.0), CONSTANTS)

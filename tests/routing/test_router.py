@@ -85,9 +85,17 @@ def test_a_burst_in_one_millisecond_does_not_herd() -> None:
     )
 
 
-def test_a_burst_of_identical_prompts_costs_one_prefill() -> None:
+def test_a_burst_of_identical_prompts_costs_a_busy_fleet_one_prefill() -> None:
     fixture = Fixture(4)
-    assert len({fixture.pick(prompt(LONG), 0.0) for _ in range(4)}) == 1
+    for name in "0123":
+        fixture.pool.observed(fixture.endpoint(name), state(0.0, running=20, waiting=2), 0.0)
+    assert len({fixture.pick(prompt(LONG), 0.0) for _ in range(6)}) == 1
+
+
+def test_a_burst_of_identical_prompts_wakes_an_idle_fleet() -> None:
+    """To compute the prompt takes as long as to wait for it, and afterwards all have it."""
+    fixture = Fixture(4)
+    assert len({fixture.pick(prompt(LONG), 0.0) for _ in range(4)}) == 4
 
 
 def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*R/(3 + mean R)*(1 + v)/2
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*T/(3 + mean T)*(1 + v)/2
         + slots*n*min(S/4, max(0, T + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -22,8 +22,8 @@
 
 With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the
 requests behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded, the more so the
-more of the KV cache they use; what it adds to a full cache evicts as much. What runs comes back, as the next turn or as
-others who share the prompt: so an endpoint with more than its share of the running requests is dearer than its present work
+more of the KV cache they use; what it adds to a full cache evicts as much. What is there comes back, as the next turn
+or as others who share the prompt: so an endpoint with more than its share of the requests is dearer than its present work
 alone says, and prompts in common use are copied while that is cheap, which it is not where everybody queues. The guards keep
 requests that cost no prefill at all from piling up on one endpoint.
 """
@@ -45,8 +45,9 @@ TTFT, and with 0.65 the p99 differs by a fifth from seed to seed."""
 DELAY_HALVED_AT = 2.0
 """``min W`` at which ``v`` is a half. By replay above saturation: p99 of the TTFT a third lower."""
 BALANCE_FROM = 3.0
-"""Mean ``R`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
-turn of its own conversation away."""
+"""Mean ``T`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
+turn of its own conversation away. What waits counts like what runs: by replay, a hot prefix then reaches a cold fleet in a
+third of the time, and its p99 is up to half as high."""
 BALANCE_TOKENS = 8192
 """Tokens of a prompt that ``balance`` weighs at most. Prompts in common use are seldom longer; longer ones are talks,
 to which nobody else comes back. By replay: with all of a prompt's work instead, agents have a fifth more p99."""
@@ -87,7 +88,7 @@ class CostTerms:
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
-    """The endpoint's share of all running requests: ``balance*m*R/(3 + mean R)*(1 + v)/2``."""
+    """The endpoint's share of all requests: ``balance*m*T/(3 + mean T)*(1 + v)/2``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -124,9 +125,9 @@ def saturation_weights(least_waiting: float) -> tuple[float, float]:
     return max(LEAST_QUEUE_WEIGHT, 1 / (1 + least_waiting)), 1 / (1 + least_waiting / DELAY_HALVED_AT)
 
 
-def balance_weight(constants: CostConstants, mean_running: float, delay_weight: float) -> float:
-    """What each running request counts for with each of the prompt's ``m`` tokens."""
-    return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_running)
+def balance_weight(constants: CostConstants, mean_total: float, delay_weight: float) -> float:
+    """What each request on an endpoint counts for with each of the prompt's ``m`` tokens."""
+    return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_total)
 
 
 def cost_terms(
@@ -138,7 +139,7 @@ def cost_terms(
     pending: float,
     waiting: float,
     total: float,
-    mean_running: float,
+    mean_total: float,
     max_num_seqs: int,
     kv_usage: float,
     fill: float = 1.0,
@@ -151,7 +152,7 @@ def cost_terms(
     """The cost of one endpoint as the module's formula has it.
 
     ``tokens`` are the prompt's, ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work,
-    ``waiting`` and ``total`` are ``W`` and ``T`` in requests, ``mean_running`` is the mean of ``R`` over all endpoints,
+    ``waiting`` and ``total`` are ``W`` and ``T`` in requests, ``mean_total`` is the mean of ``T`` over all endpoints,
     ``queue_weight`` and ``delay_weight`` are ``w`` and ``v``, ``stale_for`` seconds beyond the allowed age. The router
     computes the same for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to
     test against.
@@ -164,7 +165,7 @@ def cost_terms(
         * uncached
         * (delay_weight * constants.waiting * waiting + constants.running * running * min(1.0, kv_usage)),
         decode=tau * constants.decode * running,
-        balance=balance_weight(constants, mean_running, delay_weight) * min(tokens, BALANCE_TOKENS) * running,
+        balance=balance_weight(constants, mean_total, delay_weight) * min(tokens, BALANCE_TOKENS) * total,
         slots=constants.slots * prompt * slots_excess(total, max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

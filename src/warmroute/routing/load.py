@@ -272,7 +272,6 @@ class Fleet:
         "per_uncached",
         "position",
         "rows",
-        "running",
         "total",
         "waiting",
     )
@@ -287,7 +286,6 @@ class Fleet:
         size = len(books)
         self.waiting: list[float] = [0.0] * size
         self.total: list[float] = [0.0] * size
-        self.running: list[float] = [0.0] * size
         self.pending_at_zero = [0.0] * size
         self.pending_rate = [0.0] * size
         self.per_uncached = [0.0] * size
@@ -360,7 +358,7 @@ class Fleet:
         if book.max_num_seqs is None and book.most_running > slots:
             slots = SLOTS_SPARE * book.most_running
         slot_guard = cost.slots * slots_excess(total, slots)
-        self.waiting[k], self.total[k], self.running[k] = waiting, total, running
+        self.waiting[k], self.total[k] = waiting, total
         pending_at_zero, rate = tau * pending_at_zero, tau * rate
         self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, rate
         self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running * usage)
@@ -386,23 +384,23 @@ class Fleet:
             + uncached * per_uncached
             + delayed * delay
             + prompt * guards
-            + balance * running
+            + balance * total
             + fixed
-            for pending, rate, per_uncached, delay, guards, running, fixed in zip(
+            for pending, rate, per_uncached, delay, guards, total, fixed in zip(
                 self.pending_at_zero,
                 self.pending_rate,
                 self.per_uncached,
                 self.delay,
                 self.guards,
-                self.running,
+                self.total,
                 self.fixed,
                 strict=True,
             )
         ]
 
     def balance_weight(self, delay_weight: float) -> float:
-        """What each running request counts for with each token of a prompt, on top of its work."""
-        return balance_weight(self._constants.cost, sum(self.running) / len(self.running), delay_weight)
+        """What each request on an endpoint counts for with each token of a prompt, on top of its work."""
+        return balance_weight(self._constants.cost, sum(self.total) / len(self.total), delay_weight)
 
 
 def slowness(books: Iterable[Book]) -> None:

@@ -457,7 +457,7 @@ class _Record:
                 "prefill": tau * uncached * (1 + eviction_price(cost, fill)),
                 "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
                 "decode": tau * cost.decode * running,
-                "balance": balanced * self.balance_weight * running,
+                "balance": balanced * self.balance_weight * total,
                 "slots": prompt * slot_guard,
                 "kv": prompt * kv_guard,
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,

@@ -12,6 +12,7 @@ from warmroute.routing.cost import (
     CostConstants,
     balance_weight,
     cost_terms,
+    crowd_of,
     prefill_work,
     saturation_weights,
     slots_excess,
@@ -84,7 +85,7 @@ def test_columns_equal_the_formula(
         pending=fleet.pending(0, NOW) / tau,
         waiting=fleet.waiting[0],
         total=running + waiting + len(queued),
-        mean_total=fleet.total[0],
+        mean_crowd=fleet.crowd[0],
         max_num_seqs=seqs,
         kv_usage=kv * (1 + len(queued) / max(running + waiting, FEW)),
         fill=fill,
@@ -105,7 +106,7 @@ def test_the_worked_example() -> None:
         pending=2000,
         waiting=2,
         total=12,
-        mean_total=9.0,
+        mean_crowd=9.0,
         max_num_seqs=256,
         kv_usage=0.5,
         queue_weight=0.5,
@@ -116,8 +117,8 @@ def test_the_worked_example() -> None:
     assert terms.delay == pytest.approx(400 * (0.5 * 2 + 10 * 0.15 * 0.5))
     assert terms.decode == 300
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
-    assert terms.balance == pytest.approx(1000 * 0.75 * 12 / (3 + 9))
-    assert terms.total == pytest.approx(1000 + 500 + 700 + 300 + 750)
+    assert terms.balance == pytest.approx(1000 * 0.75 * 10 / (3 + 9))
+    assert terms.total == pytest.approx(1000 + 500 + 700 + 300 + 625)
 
 
 def test_where_everybody_queues_waiting_counts_less() -> None:
@@ -137,7 +138,7 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
             pending=0,
             waiting=0,
             total=total,
-            mean_total=5,
+            mean_crowd=5,
             max_num_seqs=256,
             kv_usage=0,
             delay_weight=delay_weight,
@@ -148,6 +149,10 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
     assert balance(8192, 8) == balance(100_000, 8) == BALANCE_TOKENS
     assert balance(4000, 0) == 0
     assert balance_weight(CostConstants(), 5, 0.0) == balance_weight(CostConstants(), 5, 1.0) / 2
+
+
+def test_two_that_wait_are_no_crowd() -> None:
+    assert [crowd_of(waiting, 3) for waiting in (0, 1, 2, 3, 10)] == [3, 3, 3, 4, 11]
 
 
 def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
@@ -163,7 +168,7 @@ def test_guards_act_beyond_their_thresholds() -> None:
         pending=0,
         waiting=0,
         total=100,
-        mean_total=100,
+        mean_crowd=100,
         max_num_seqs=100,
         kv_usage=0.95,
         adapter_missing=True,

@@ -93,9 +93,11 @@ def test_a_burst_of_identical_prompts_costs_a_busy_fleet_one_prefill() -> None:
 
 
 def test_a_burst_of_identical_prompts_wakes_an_idle_fleet() -> None:
-    """To compute the prompt takes as long as to wait for it, and afterwards all have it."""
+    """To compute the prompt takes as long as to wait for it, and afterwards all have it. But three may be one client's."""
     fixture = Fixture(4)
-    assert len({fixture.pick(prompt(LONG), 0.0) for _ in range(4)}) == 4
+    chosen = [fixture.pick(prompt(LONG), 0.0) for _ in range(12)]
+    assert len(set(chosen[:3])) == 1
+    assert Counter(chosen) == Counter({str(k): 3 for k in range(4)})
 
 
 def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:

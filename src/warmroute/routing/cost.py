@@ -2,7 +2,7 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*T/(3 + mean T)*(1 + v)/2
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*C/(3 + mean C)*(1 + v)/2
         + slots*n*min(S/4, max(0, T + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -12,6 +12,7 @@
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
+``C``         the crowd: ``R``, and of ``W`` what is beyond two
 ``w``         ``1 / (1 + min W)`` over the candidates, at least 0.8: where everybody queues, some of it is sunk
 ``v``         ``1 / (1 + min W / 2)``: and then the cache counts, but long prompts must not all go to one endpoint
 ``E``         price of a new token in the cache: ``eviction * (0.2 + 0.8*fill)``, ``fill`` the share that holds prompts
@@ -45,9 +46,11 @@ TTFT, and with 0.65 the p99 differs by a fifth from seed to seed."""
 DELAY_HALVED_AT = 2.0
 """``min W`` at which ``v`` is a half. By replay above saturation: p99 of the TTFT a third lower."""
 BALANCE_FROM = 3.0
-"""Mean ``T`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
-turn of its own conversation away. What waits counts like what runs: by replay, a hot prefix then reaches a cold fleet in a
-third of the time, and its p99 is up to half as high."""
+"""Mean ``C`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
+turn of its own conversation away."""
+ALONE = 2
+"""Waiting requests that are no crowd yet: a client that asks again at once finds its endpoint. More are, though they do not
+run: by replay, a hot prefix then reaches all of a cold fleet at once, and its p99 is up to half as high."""
 BALANCE_TOKENS = 8192
 """Tokens of a prompt that ``balance`` weighs at most. Prompts in common use are seldom longer; longer ones are talks,
 to which nobody else comes back. By replay: with all of a prompt's work instead, agents have a fifth more p99."""
@@ -88,7 +91,7 @@ class CostTerms:
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
-    """The endpoint's share of all requests: ``balance*m*T/(3 + mean T)*(1 + v)/2``."""
+    """The endpoint's share of the crowd: ``balance*m*C/(3 + mean C)*(1 + v)/2``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -125,9 +128,14 @@ def saturation_weights(least_waiting: float) -> tuple[float, float]:
     return max(LEAST_QUEUE_WEIGHT, 1 / (1 + least_waiting)), 1 / (1 + least_waiting / DELAY_HALVED_AT)
 
 
-def balance_weight(constants: CostConstants, mean_total: float, delay_weight: float) -> float:
-    """What each request on an endpoint counts for with each of the prompt's ``m`` tokens."""
-    return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_total)
+def crowd_of(waiting: float, running: float) -> float:
+    """``C``: the requests on an endpoint that ``balance`` counts."""
+    return running + max(0.0, waiting - ALONE)
+
+
+def balance_weight(constants: CostConstants, mean_crowd: float, delay_weight: float) -> float:
+    """What each request of a crowd counts for with each of the prompt's ``m`` tokens."""
+    return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_crowd)
 
 
 def cost_terms(
@@ -139,7 +147,7 @@ def cost_terms(
     pending: float,
     waiting: float,
     total: float,
-    mean_total: float,
+    mean_crowd: float,
     max_num_seqs: int,
     kv_usage: float,
     fill: float = 1.0,
@@ -152,7 +160,7 @@ def cost_terms(
     """The cost of one endpoint as the module's formula has it.
 
     ``tokens`` are the prompt's, ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work,
-    ``waiting`` and ``total`` are ``W`` and ``T`` in requests, ``mean_total`` is the mean of ``T`` over all endpoints,
+    ``waiting`` and ``total`` are ``W`` and ``T`` in requests, ``mean_crowd`` is the mean of ``C`` over all endpoints,
     ``queue_weight`` and ``delay_weight`` are ``w`` and ``v``, ``stale_for`` seconds beyond the allowed age. The router
     computes the same for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to
     test against.
@@ -165,7 +173,9 @@ def cost_terms(
         * uncached
         * (delay_weight * constants.waiting * waiting + constants.running * running * min(1.0, kv_usage)),
         decode=tau * constants.decode * running,
-        balance=balance_weight(constants, mean_total, delay_weight) * min(tokens, BALANCE_TOKENS) * total,
+        balance=balance_weight(constants, mean_crowd, delay_weight)
+        * min(tokens, BALANCE_TOKENS)
+        * crowd_of(waiting, running),
         slots=constants.slots * prompt * slots_excess(total, max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

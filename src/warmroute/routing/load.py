@@ -23,6 +23,7 @@ from warmroute.routing.cost import (
     KV_FROM,
     CostConstants,
     balance_weight,
+    crowd_of,
     eviction_price,
     prefill_work,
     slots_excess,
@@ -263,6 +264,7 @@ class Fleet:
         "_next_change",
         "books",
         "candidates",
+        "crowd",
         "delay",
         "fixed",
         "guards",
@@ -286,6 +288,7 @@ class Fleet:
         size = len(books)
         self.waiting: list[float] = [0.0] * size
         self.total: list[float] = [0.0] * size
+        self.crowd = [0.0] * size
         self.pending_at_zero = [0.0] * size
         self.pending_rate = [0.0] * size
         self.per_uncached = [0.0] * size
@@ -358,7 +361,7 @@ class Fleet:
         if book.max_num_seqs is None and book.most_running > slots:
             slots = SLOTS_SPARE * book.most_running
         slot_guard = cost.slots * slots_excess(total, slots)
-        self.waiting[k], self.total[k] = waiting, total
+        self.waiting[k], self.total[k], self.crowd[k] = waiting, total, crowd_of(waiting, running)
         pending_at_zero, rate = tau * pending_at_zero, tau * rate
         self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, rate
         self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running * usage)
@@ -384,23 +387,23 @@ class Fleet:
             + uncached * per_uncached
             + delayed * delay
             + prompt * guards
-            + balance * total
+            + balance * crowd
             + fixed
-            for pending, rate, per_uncached, delay, guards, total, fixed in zip(
+            for pending, rate, per_uncached, delay, guards, crowd, fixed in zip(
                 self.pending_at_zero,
                 self.pending_rate,
                 self.per_uncached,
                 self.delay,
                 self.guards,
-                self.total,
+                self.crowd,
                 self.fixed,
                 strict=True,
             )
         ]
 
     def balance_weight(self, delay_weight: float) -> float:
-        """What each request on an endpoint counts for with each token of a prompt, on top of its work."""
-        return balance_weight(self._constants.cost, sum(self.total) / len(self.total), delay_weight)
+        """What each request of a crowd counts for with each token of a prompt, on top of its work."""
+        return balance_weight(self._constants.cost, sum(self.crowd) / len(self.crowd), delay_weight)
 
 
 def slowness(books: Iterable[Book]) -> None:

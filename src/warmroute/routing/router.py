@@ -21,7 +21,14 @@ from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
 from warmroute.routing.calibration import TokenLength
-from warmroute.routing.cost import BALANCE_TOKENS, CostConstants, eviction_price, prefill_work, saturation_weights
+from warmroute.routing.cost import (
+    BALANCE_TOKENS,
+    CostConstants,
+    crowd_of,
+    eviction_price,
+    prefill_work,
+    saturation_weights,
+)
 from warmroute.routing.load import Book, Fleet, LoadConstants, Row, slowness
 from warmroute.routing.saturation import SaturationLimits, saturated
 
@@ -457,7 +464,7 @@ class _Record:
                 "prefill": tau * uncached * (1 + eviction_price(cost, fill)),
                 "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
                 "decode": tau * cost.decode * running,
-                "balance": balanced * self.balance_weight * total,
+                "balance": balanced * self.balance_weight * crowd_of(waiting, running),
                 "slots": prompt * slot_guard,
                 "kv": prompt * kv_guard,
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,

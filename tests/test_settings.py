@@ -64,6 +64,12 @@ def test_durations(text: object, figure: object) -> None:
     assert seconds(text) == figure
 
 
+def test_a_rate_is_no_duration() -> None:
+    assert load({"metrics_rate": "50"}, environ={}).metrics_rate == 50
+    with pytest.raises(ConfigurationError, match="metrics"):
+        load({"metrics_rate": "500ms"}, environ={})
+
+
 def test_only_hot_settings_change_while_it_runs() -> None:
     settings = Settings()
     assert changed(settings, {"max_endpoints": "3"}).max_endpoints == 3

@@ -340,7 +340,6 @@ class Settings(BaseSettings):
         "body_timeout",
         "refresh_metrics_interval",
         "idle_metrics_interval",
-        "metrics_rate",
         "metrics_timeout",
         "metrics_staleness_threshold",
         mode="before",

@@ -235,8 +235,8 @@ class _Run:
         pods = [str(self._first_pod + k) for k in range(MANY)]
         asking = [sys.executable, "-m", "warmroute.bench.bare_scraper", *pods]
         try:
+            await start_picker(child, ports)
             async with Child("bare scraper", asking, self._directory / "bare-scraper.log") as bare_scraper:
-                await start_picker(child, ports)
                 await asyncio.sleep(3)  # connections are made and phases spread
                 pids = (child.pid, bare_scraper.pid)
                 before, began = [cpu_seconds(pid) for pid in pids], perf_counter()

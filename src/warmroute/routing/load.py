@@ -334,9 +334,7 @@ class Fleet:
             if leaving * total:
                 gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
                 next_change = min(next_change, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
-            if (
-                book.first_tokens is None
-            ):  # the scrape bounds the queue; else it was laid anew by what the engine counts
+            if book.first_tokens is None:  # else the queue was laid anew by what the engine counts
                 most = book.reported_waiting + len(book.sent) + constants.queue_slack
                 if waiting > most:  # the endpoint is faster than believed
                     share = most / waiting

@@ -150,8 +150,9 @@ def serve(settings_file: Path | None = None, **flags: Any) -> None:
     Every flag can also be given as environment variable WARMROUTE_<NAME> or in the settings file. Durations are seconds, or
     like 500ms and 1m30s.
     """
-    # What gRPC's core prints is in a format of its own; its errors reach us as exceptions.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from warmroute import native
+
+    native.prepare(os.environ)
     from warmroute import app as picker
 
     given = {name: value for name, value in flags.items() if value is not None}

@@ -49,7 +49,7 @@ def book(name: str = "a", **state: float) -> Book:
     tokens=st.floats(1, 1e6),
     share=st.floats(0, 1),
     queued=st.lists(st.floats(1, 1e5), max_size=5),
-    least_waiting=st.floats(0, 100),
+    least_waiting=st.just(0.0) | st.floats(0, 100),
     fill=st.floats(0, 1),
 )
 def test_columns_equal_the_formula(
@@ -76,7 +76,14 @@ def test_columns_equal_the_formula(
     cached = share * (tokens - 1)
     prompt = prefill_work(tokens)
     queue_weight, delay_weight = saturation_weights(least_waiting)
-    column = fleet.costs(tokens, cached, queue_weight, delay_weight, NOW)[0]
+    column = fleet.costs(
+        tokens,
+        cached,
+        queue_weight=queue_weight,
+        delay_weight=delay_weight,
+        balance_weight=fleet.balance_weight(delay_weight),
+        now=NOW,
+    )[0]
     formula = cost_terms(
         constants.cost,
         tokens=tokens,

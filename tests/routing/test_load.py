@@ -229,8 +229,9 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
     idle.observe(scrape(1.0), CONSTANTS)
     idle.slot = 4
     fleet = Fleet([busy, idle], CONSTANTS, 1.0)
-    assert fleet.balance_weight(1.0) == 1 / (3 + 3)
-    costs = fleet.costs(1000.0, 1000.0, 1.0, 1.0, 1.0)
+    weight = fleet.balance_weight(1.0)
+    assert weight == 1 / (3 + 3)
+    costs = fleet.costs(1000.0, 1000.0, queue_weight=1.0, delay_weight=1.0, balance_weight=weight, now=1.0)
     assert costs[0] - costs[1] == pytest.approx(1000 * 6 / 6 + 6 * 30)
 
 
@@ -352,3 +353,30 @@ def test_the_books_stay_sane_and_empty_themselves(events: list[tuple[str, float]
     fleet.refresh(now)
     assert (fleet.waiting[0], fleet.total[0]) == (0, 0)
     assert fleet.pending(0, now) == pytest.approx(0, abs=1e-6)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.floats(1, 1e5)) | st.tuples(st.none(), st.floats(0.001, 40)),
+        max_size=40,
+    )
+)
+def test_a_refreshed_fleet_is_as_one_made_anew(events: list[tuple[int | None, float]]) -> None:
+    """Of four endpoints, whichever queue has moved by the time of a decision."""
+    books = [make()[0] for _ in range(4)]
+    for slot, book in enumerate(books):
+        book.slot = slot
+    fleet = Fleet(books, CONSTANTS, 0.0)
+    now = 0.0
+    for k, value in events:
+        if k is None:
+            now += value
+        else:
+            books[k].assign(value, books[k].drain_rate(CONSTANTS), now)
+            fleet.update(k, now)
+        fleet.refresh(now)
+        anew = Fleet(books, CONSTANTS, now)
+        assert (fleet.waiting, fleet.total, fleet.crowd) == (anew.waiting, anew.total, anew.crowd)
+        assert fleet.least_waiting() == min(anew.waiting)
+        for position in range(4):
+            assert fleet.pending(position, now) == pytest.approx(anew.pending(position, now), abs=1e-6)

@@ -254,14 +254,16 @@ slot_guard, kv_guard, stale``. A plain tuple, because one is made with every upd
 class Fleet:
     """The books of the endpoints to choose from, as columns: one list for each number, one position for each endpoint.
 
-    With ``J = w*pending + (n - cached)*(per_uncached + v*delay) + n*guards + fixed`` a decision over a hundred
-    endpoints is one pass over five lists. A column changes only when its endpoint is assigned a request, is scraped, or
-    a virtual finish time passes: :meth:`refresh` looks at those alone.
+    A decision over a hundred endpoints is one pass over these lists (:meth:`costs`). What an endpoint has there changes only
+    when it is assigned a request, is scraped, or a virtual finish time passes: :meth:`refresh` looks at those alone.
     """
 
     __slots__ = (
         "_constants",
+        "_guarded",
         "_next_change",
+        "_soonest",
+        "base",
         "books",
         "candidates",
         "crowd",
@@ -271,6 +273,7 @@ class Fleet:
         "names",
         "pending_at_zero",
         "pending_rate",
+        "per_token",
         "per_uncached",
         "position",
         "rows",
@@ -295,18 +298,27 @@ class Fleet:
         self.delay = [0.0] * size
         self.guards = [0.0] * size
         self.fixed = [0.0] * size
+        self.base = [0.0] * size
+        """``pending_at_zero + fixed``."""
+        self.per_token = [0.0] * size
+        """``per_uncached + delay``."""
+        self._guarded: set[int] = set()
+        """Positions whose guards are not 0; hardly ever any."""
         self.rows: list[Row] = [()] * size
         """What the columns say, once more by endpoint: to keep it as it was takes one copy of this list."""
         self._next_change = [-inf] * size
+        self._soonest = -inf
+        """No later than the earliest of ``_next_change``."""
         self.refresh(now)
 
     def refresh(self, now: float) -> None:
-        """Bring every column up to date: recompute those whose time has come."""
+        """Bring every column up to date: recompute what has changed by itself."""
+        if self._soonest > now:
+            return
         next_change = self._next_change
-        if next_change and min(next_change) <= now:
-            for k, due in enumerate(next_change):
-                if due <= now:
-                    self.update(k, now)
+        for k in [k for k, due in enumerate(next_change) if due <= now]:
+            self.update(k, now)
+        self._soonest = min(next_change, default=inf)
 
     def update(self, k: int, now: float) -> None:
         """Recompute the columns of the endpoint at position ``k`` from its book."""
@@ -316,7 +328,9 @@ class Fleet:
         finish_times = book.finish_times
         while finish_times and finish_times[0] <= now:
             finish_times.popleft()
-        book._forget_until(now - ASSUMED_DURATION)
+        sent, done = book.sent, book.done
+        if (sent and sent[0] <= now - ASSUMED_DURATION) or (done and done[0] <= now - ASSUMED_DURATION):
+            book._forget_until(now - ASSUMED_DURATION)
 
         waiting: float = len(finish_times)
         rate = book.drain_rate(constants) if waiting else 0.0
@@ -346,15 +360,19 @@ class Fleet:
             share = still / waiting
             pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, still
         total = max(total - gone, book.in_flight, 0.0)
-        reported = book.reported_running + book.reported_waiting
-        kv_usage = book.kv_usage * (1 + (total - reported) / max(reported, FEW))
-        running = max(0.0, total - waiting)
+        running = total - waiting if total > waiting else 0.0
         stale_for = age - constants.staleness_threshold
-        next_change = min(next_change, now - stale_for if stale_for < 0 else now + 1.0)
-        stale = cost.stale * min(max(stale_for, 0.0), STALE_CAP)
+        if stale_for < 0:
+            stale, next_change = 0.0, min(next_change, now - stale_for)
+        else:
+            stale, next_change = cost.stale * min(stale_for, STALE_CAP), min(next_change, now + 1.0)
+        kv_usage = kv_guard = 0.0
+        if book.kv_usage:
+            reported = book.reported_running + book.reported_waiting
+            kv_usage = book.kv_usage * (1 + (total - reported) / max(reported, FEW))
+            kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
 
         tau, usage = book.tau, min(1.0, kv_usage)
-        kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
         slots = book.max_num_seqs or constants.max_num_seqs
         if book.max_num_seqs is None and book.most_running > slots:
             slots = SLOTS_SPARE * book.most_running
@@ -362,23 +380,52 @@ class Fleet:
         self.waiting[k], self.total[k], self.crowd[k] = waiting, total, crowd_of(waiting, running)
         pending_at_zero, rate = tau * pending_at_zero, tau * rate
         self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, rate
-        self.per_uncached[k] = tau * (1 + eviction_price(cost, book.fill) + cost.running * running * usage)
-        self.delay[k] = tau * cost.waiting * waiting
-        self.guards[k] = kv_guard + slot_guard
-        self.fixed[k] = tau * cost.decode * running + stale
+        self.per_uncached[k] = per_uncached = tau * (
+            1 + eviction_price(cost, book.fill) + cost.running * running * usage
+        )
+        self.delay[k] = delay = tau * cost.waiting * waiting
+        self.fixed[k] = fixed = tau * cost.decode * running + stale
+        self.base[k], self.per_token[k] = pending_at_zero + fixed, per_uncached + delay
+        self.guards[k] = guards = kv_guard + slot_guard
+        if guards:
+            self._guarded.add(k)
+        else:
+            self._guarded.discard(k)
         self.rows[k] = (waiting, total, tau, pending_at_zero, rate, book.fill, usage, slot_guard, kv_guard, stale)
         self._next_change[k] = next_change
+        self._soonest = min(self._soonest, next_change)
 
     def pending(self, k: int, now: float) -> float:
         """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""
         return self.pending_at_zero[k] - now * self.pending_rate[k]
 
-    def costs(self, tokens: float, cached: float, queue_weight: float, delay_weight: float, now: float) -> list[float]:
+    def least_waiting(self) -> float:
+        """``min W``."""
+        return 0.0 if 0.0 in self.waiting else min(self.waiting)
+
+    def costs(
+        self,
+        tokens: float,
+        cached: float,
+        *,
+        queue_weight: float,
+        delay_weight: float,
+        balance_weight: float,
+        now: float,
+    ) -> list[float]:
         """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which ``cached`` are spared."""
         prompt = prefill_work(tokens)
-        time, uncached = queue_weight * now, prompt - prefill_work(cached)
-        delayed = uncached * delay_weight
-        balance = self.balance_weight(delay_weight) * min(tokens, BALANCE_TOKENS)
+        uncached = prompt - prefill_work(cached)
+        balance = balance_weight * min(tokens, BALANCE_TOKENS)
+        if queue_weight == delay_weight == 1 and not self._guarded:
+            # Nearly always: nobody is full and somebody has no queue. What is a constant then is in `base` and `per_token`.
+            return [
+                base - now * rate + uncached * per_token + balance * crowd
+                for base, rate, per_token, crowd in zip(
+                    self.base, self.pending_rate, self.per_token, self.crowd, strict=True
+                )
+            ]
+        time, delayed = queue_weight * now, delay_weight * uncached
         return [
             queue_weight * pending
             - time * rate

@@ -206,7 +206,7 @@ class Router(PoolListener):
             cached, best_match = self._match(chain, prompt, fleet)
 
         adapter = request.model if request.model in self._known_adapters else ""
-        queue_weight, delay_weight = saturation_weights(min(fleet.waiting))
+        queue_weight, delay_weight = saturation_weights(fleet.least_waiting())
         offer = strategies.Offer(
             request=request,
             fleet=fleet,
@@ -215,6 +215,7 @@ class Router(PoolListener):
             adapter_cost=self._adapter_costs(fleet, adapter) if adapter else None,
             queue_weight=queue_weight,
             delay_weight=delay_weight,
+            balance_weight=fleet.balance_weight(delay_weight),
             now=now,
         )
         values = strategy(offer)
@@ -447,7 +448,7 @@ class _Record:
             adapter_cost=offer.adapter_cost,
             queue_weight=offer.queue_weight,
             delay_weight=offer.delay_weight,
-            balance_weight=fleet.balance_weight(offer.delay_weight),
+            balance_weight=offer.balance_weight,
             rows=fleet.rows[:],
         )
 

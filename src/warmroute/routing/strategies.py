@@ -73,13 +73,21 @@ class Offer:
     """Cost of loading the request's adapter at each position; None where no adapter is asked for."""
     queue_weight: float
     delay_weight: float
+    balance_weight: float
     now: float
 
     def costs(self) -> list[float]:
         """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
         usual, others = self.cached
         fleet, delay_weight = self.fleet, self.delay_weight
-        costs = fleet.costs(self.prompt, usual, self.queue_weight, delay_weight, self.now)
+        costs = fleet.costs(
+            self.prompt,
+            usual,
+            queue_weight=self.queue_weight,
+            delay_weight=delay_weight,
+            balance_weight=self.balance_weight,
+            now=self.now,
+        )
         per_uncached, delay, spared = fleet.per_uncached, fleet.delay, prefill_work(usual)
         for k, tokens in others.items():
             costs[k] -= (prefill_work(tokens) - spared) * (per_uncached[k] + delay_weight * delay[k])

@@ -204,8 +204,8 @@ class Settings(BaseSettings):
 
     # Cost: the constants of the cost function; docs/cost.md explains each term
     cost_eviction: float = setting(
-        0.25,
-        "Price of a new token in a full cache, in prefill tokens: it evicts another one.",
+        1.0,
+        "Price in prefill tokens of a new token in a full cache, if what it evicts is asked for again.",
         group="Cost",
         hot=True,
         ge=0,
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     cost_decode: float = setting(
-        30.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
+        20.0, "Prefill tokens that a running request counts for.", group="Cost", hot=True, ge=0
     )
     cost_balance: float = setting(
         1.0,

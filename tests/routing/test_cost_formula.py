@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.routing.cost import (
+    ALONE,
     BALANCE_TOKENS,
     CostConstants,
     balance_weight,
     cost_terms,
     crowd_of,
+    eviction_price,
     prefill_work,
     saturation_weights,
     slots_excess,
@@ -51,6 +53,7 @@ def book(name: str = "a", **state: float) -> Book:
     queued=st.lists(st.floats(1, 1e5), max_size=5),
     least_waiting=st.just(0.0) | st.floats(0, 100),
     fill=st.floats(0, 1),
+    hit_rate=st.floats(0, 1),
 )
 def test_columns_equal_the_formula(
     running: int,
@@ -63,11 +66,12 @@ def test_columns_equal_the_formula(
     queued: list[float],
     least_waiting: float,
     fill: float,
+    hit_rate: float,
 ) -> None:
     constants = LoadConstants()
     one = book(running=running, waiting=waiting, kv=kv, seqs=seqs)
     one.tau = tau
-    one.fill = fill
+    one.fill, one.hit_rate = fill, hit_rate
     one.mean_uncached = 500.0
     fleet = Fleet([one], constants, NOW)
     for tokens in queued:
@@ -91,14 +95,16 @@ def test_columns_equal_the_formula(
         uncached=prompt - prefill_work(cached),
         pending=fleet.pending(0, NOW) / tau,
         waiting=fleet.waiting[0],
-        total=running + waiting + len(queued),
+        running=fleet.running[0],
         mean_crowd=fleet.crowd[0],
         max_num_seqs=seqs,
         kv_usage=kv * (1 + len(queued) / max(running + waiting, FEW)),
         fill=fill,
+        hit_rate=hit_rate,
         tau=tau,
         queue_weight=queue_weight,
         delay_weight=delay_weight,
+        queues=fleet.waiting[0] > ALONE,
     )
     assert column == pytest.approx(formula.total, rel=1e-6, abs=1e-3)
 
@@ -112,20 +118,22 @@ def test_the_worked_example() -> None:
         uncached=400,
         pending=2000,
         waiting=2,
-        total=12,
+        running=10,
         mean_crowd=9.0,
         max_num_seqs=256,
         kv_usage=0.5,
+        fill=0.5,
+        hit_rate=0.4,
         queue_weight=0.5,
         delay_weight=0.5,
     )
     assert terms.queue == 1000
-    assert terms.prefill == 500
+    assert terms.prefill == pytest.approx(400 * (1 + 0.05 + 0.95 * 0.5 * 0.4))
     assert terms.delay == pytest.approx(400 * (0.5 * 2 + 10 * 0.15 * 0.5))
-    assert terms.decode == 300
+    assert terms.decode == 200
     assert (terms.slots, terms.kv, terms.adapter, terms.stale) == (0, 0, 0, 0)
     assert terms.balance == pytest.approx(1000 * 0.75 * 10 / (3 + 9))
-    assert terms.total == pytest.approx(1000 + 500 + 700 + 300 + 625)
+    assert terms.total == pytest.approx(1000 + 496 + 700 + 200 + 625)
 
 
 def test_where_everybody_queues_waiting_counts_less() -> None:
@@ -136,7 +144,7 @@ def test_where_everybody_queues_waiting_counts_less() -> None:
 
 
 def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> None:
-    def balance(tokens: float, total: float, delay_weight: float = 1.0) -> float:
+    def balance(tokens: float, running: float, delay_weight: float = 1.0) -> float:
         terms = cost_terms(
             CostConstants(),
             tokens=tokens,
@@ -144,7 +152,7 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
             uncached=0,
             pending=0,
             waiting=0,
-            total=total,
+            running=running,
             mean_crowd=5,
             max_num_seqs=256,
             kv_usage=0,
@@ -158,12 +166,19 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
     assert balance_weight(CostConstants(), 5, 0.0) == balance_weight(CostConstants(), 5, 1.0) / 2
 
 
-def test_two_that_wait_are_no_crowd() -> None:
-    assert [crowd_of(waiting, 3) for waiting in (0, 1, 2, 3, 10)] == [3, 3, 3, 4, 11]
+def test_those_who_wait_are_a_crowd_where_queues_are() -> None:
+    assert [crowd_of(waiting, 3, queues=False) for waiting in (0, 1, 2)] == [3, 3, 3]
+    assert [crowd_of(waiting, 3, queues=True) for waiting in (0, 1, 2, 10)] == [3, 4, 5, 13]
+
+
+def test_what_nobody_asks_for_again_may_be_evicted() -> None:
+    constants = CostConstants()
+    assert eviction_price(constants, 1.0, 1.0) == 1
+    assert eviction_price(constants, 1.0, 0.0) == eviction_price(constants, 0.0, 1.0) == 0.05
 
 
 def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
-    assert [slots_excess(total, 100) for total in (94, 95, 119, 120, 900)] == [0, 1, 25, 25, 25]
+    assert [slots_excess(running, 100) for running in (94, 95, 119, 120, 900)] == [0, 1, 25, 25, 25]
 
 
 def test_guards_act_beyond_their_thresholds() -> None:
@@ -174,7 +189,7 @@ def test_guards_act_beyond_their_thresholds() -> None:
         uncached=0,
         pending=0,
         waiting=0,
-        total=100,
+        running=100,
         mean_crowd=100,
         max_num_seqs=100,
         kv_usage=0.95,

@@ -232,7 +232,7 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
     weight = fleet.balance_weight(1.0)
     assert weight == 1 / (3 + 3)
     costs = fleet.costs(1000.0, 1000.0, queue_weight=1.0, delay_weight=1.0, balance_weight=weight, now=1.0)
-    assert costs[0] - costs[1] == pytest.approx(1000 * 6 / 6 + 6 * 30)
+    assert costs[0] - costs[1] == pytest.approx(1000 * 6 / 6 + 6 * 20)
 
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:

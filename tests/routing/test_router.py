@@ -16,6 +16,7 @@ from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.routing import strategies
+from warmroute.routing.load import LoadConstants
 from warmroute.routing.router import Decision, Router, RoutingConstants
 
 
@@ -97,7 +98,21 @@ def test_a_burst_of_identical_prompts_wakes_an_idle_fleet() -> None:
     fixture = Fixture(4)
     chosen = [fixture.pick(prompt(LONG), 0.0) for _ in range(12)]
     assert len(set(chosen[:3])) == 1
+    assert set(chosen[:6]) == {"0", "1", "2", "3"}
     assert Counter(chosen) == Counter({str(k): 3 for k in range(4)})
+
+
+def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
+    """Two hundred short prompts wait here and two long ones there: nobody runs, so there is no lack of slots."""
+    fixture = Fixture(2, load=LoadConstants(max_num_seqs=100))
+    for k in range(200):
+        fixture.pick(prompt(f"{k}: {LONG[:400]}"), 0.0, allowed=lambda e: e.spec.name == "0")
+    for k in range(2):
+        fixture.pick(prompt(f"{k}: {LONG * 3}"), 0.0, allowed=lambda e: e.spec.name == "1")
+    fleet = fixture.router._fleet
+    assert fleet is not None
+    assert fleet.waiting == [200, 2]
+    assert fleet.guards == [0, 0]
 
 
 def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
@@ -123,16 +138,24 @@ def test_a_full_kv_cache_is_avoided() -> None:
     assert fixture.pick(prompt(LONG), 10.0) != holder
 
 
-def test_a_new_conversation_goes_where_the_cache_has_room() -> None:
-    """Not to the endpoint that has the shared system prompt and a full cache."""
-    fixture = Fixture(2, cache_tokens=20_000, cache_headroom=1.0)
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_new_conversation_goes_where_the_cache_has_room(turns: int) -> None:
+    """Not to the endpoint that has the shared system prompt and a cache full of conversations that go on.
+
+    But if nothing in that cache was ever asked for again, it may go: then the system prompt is worth more.
+    """
+    fixture = Fixture(2, load=LoadConstants(cache_tokens=20_000), cache_headroom=1.0)
     system = "Be kind. " * 40
     holder = fixture.pick(prompt(system), 0.0)
     for k in range(1, 4):
-        fixture.scrape(10.0 * k)
-        fixture.pick(prompt(system, f"{k}: {LONG}"), 10.0 * k, allowed=lambda e: e.spec.name == holder)
+        for turn in range(turns):
+            now = 10.0 * k + turn
+            fixture.scrape(now)
+            said = ["and then?"] * turn
+            fixture.pick(prompt(system, f"{k}: {LONG}", *said), now, allowed=lambda e: e.spec.name == holder)
     fixture.scrape(100.0)
-    assert fixture.pick(prompt(system, f"new: {LONG}"), 100.0) != holder
+    chosen = fixture.pick(prompt(system, f"new: {LONG}"), 100.0)
+    assert (chosen == holder) == (turns == 1)
 
 
 def test_a_restarted_endpoint_is_cold() -> None:

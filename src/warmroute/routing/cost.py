@@ -3,7 +3,7 @@
 ::
 
     J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*C/(3 + mean C)*(1 + v)/2
-        + slots*n*min(S/4, max(0, T + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
+        + slots*n*min(S/4, max(0, R + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
 ``n``         work of the prompt: its tokens, and what they attend to (:func:`prefill_work`)
@@ -11,11 +11,13 @@
 ``m``         tokens of the prompt, at most 8,192
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
 ``W``         requests on the endpoint that wait for their first token
-``T``, ``R``  requests on the endpoint; those that have their first token: ``R = T - W``
-``C``         the crowd: ``R``, and of ``W`` what is beyond two
+``R``         requests on the endpoint that have their first token
+``C``         the crowd: ``R``; and ``W``, too, while more than two wait on some endpoint
 ``w``         ``1 / (1 + min W)`` over the candidates, at least 0.8: where everybody queues, some of it is sunk
 ``v``         ``1 / (1 + min W / 2)``: and then the cache counts, but long prompts must not all go to one endpoint
-``E``         price of a new token in the cache: ``eviction * (0.2 + 0.8*fill)``, ``fill`` the share that holds prompts
+``E``         price of a new token in the cache: ``eviction * (0.05 + 0.95*fill*h)``
+``fill``      share of the cache that holds prompts
+``h``         hit rate: the share that the endpoint held of the prompts that it was lately given
 ``usage``     share of the KV cache that requests use, estimated between scrapes
 ``S``         ``max_num_seqs``, the requests that the engine runs at once
 ``tau``       slowness of the endpoint against the pool's median
@@ -23,10 +25,11 @@
 
 With first come, first served and one token budget, a new request waits for ``P`` and brings ``u``, which delays the
 requests behind it (about ``W`` of them by the time it runs) and stretches the steps of those being decoded, the more so the
-more of the KV cache they use; what it adds to a full cache evicts as much. What is there comes back, as the next turn
-or as others who share the prompt: so an endpoint with more than its share of the requests is dearer than its present work
-alone says, and prompts in common use are copied while that is cheap, which it is not where everybody queues. The guards keep
-requests that cost no prefill at all from piling up on one endpoint.
+more of the KV cache they use; what it adds to a full cache evicts as much, and that is asked for again as often as prompts
+are found there. What is there comes back, as the next turn or as others who share the prompt: so an endpoint with more than
+its share of the requests is dearer than its present work alone says, and prompts in common use are copied while that is
+cheap, which it is not where everybody queues. The guards keep requests that cost no prefill at all from piling up on one
+endpoint.
 """
 
 from __future__ import annotations
@@ -36,8 +39,7 @@ from dataclasses import dataclass
 SLOTS_FROM = 0.95
 """Share of ``max_num_seqs`` from which the slot guard acts."""
 SLOTS_CAP = 0.25
-"""Share of ``max_num_seqs`` by which the slot guard grows at most. Who waits for a slot is in the queue, too: without a cap,
-long prompts flee from endpoints with many short requests, to a few that they fill. By replay above saturation: p99 lower."""
+"""Share of ``max_num_seqs`` by which the slot guard grows at most; what is estimated to run beyond that is a queue."""
 KV_FROM = 0.85
 """KV-cache usage from which the KV guard acts."""
 LEAST_QUEUE_WEIGHT = 0.8
@@ -49,8 +51,9 @@ BALANCE_FROM = 3.0
 """Mean ``C`` at which ``balance`` counts half. On an almost idle fleet a single request that runs must not drive the next
 turn of its own conversation away."""
 ALONE = 2
-"""Waiting requests that are no crowd yet: a client that asks again at once finds its endpoint. More are, though they do not
-run: by replay, a hot prefix then reaches all of a cold fleet at once, and its p99 is up to half as high."""
+"""Most requests that wait anywhere while waiting requests are no crowd: a client that asks again at once finds its endpoint.
+Where more wait, all that do are: by replay, a hot prefix then reaches all of a cold fleet at once, and its p99 is up to half
+as high."""
 BALANCE_TOKENS = 8192
 """Tokens of a prompt that ``balance`` weighs at most. Prompts in common use are seldom longer; longer ones are talks,
 to which nobody else comes back. By replay: with all of a prompt's work instead, agents have a fifth more p99."""
@@ -58,19 +61,21 @@ ATTENTION_SPAN = 32_768
 """Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
 for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
 billion parameters."""
-EMPTY_SHARE = 0.2
+EMPTY_SHARE = 0.05
 """Share of the eviction price that an empty cache has: it will be full one day, and to compute at once what another
-endpoint is about to hold is waste. By replay: 0 costs bursts of equal prompts 5 %, 1 costs hot prefixes 40 %."""
+endpoint is about to hold is waste."""
+HIT_WINDOW = 0.25
+"""Prompt tokens over which an endpoint's hit rate is smoothed, as a share of what its cache holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostConstants:
     """The constants of the cost; the settings ``cost_*`` say what each means."""
 
-    eviction: float = 0.25
+    eviction: float = 1.0
     waiting: float = 1.0
     running: float = 0.15
-    decode: float = 30.0
+    decode: float = 20.0
     balance: float = 1.0
     slots: float = 1.0
     kv: float = 20.0
@@ -113,14 +118,18 @@ def prefill_work(tokens: float) -> float:
     return tokens + tokens * tokens / (2 * ATTENTION_SPAN)
 
 
-def eviction_price(constants: CostConstants, fill: float) -> float:
-    """``E``: what a new token costs in a cache of which the share ``fill`` holds prompts."""
-    return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * fill)
+def eviction_price(constants: CostConstants, fill: float, hit_rate: float) -> float:
+    """``E``: what a new token costs in a cache of which the share ``fill`` holds prompts, found again at ``hit_rate``."""
+    return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * fill * hit_rate)
 
 
-def slots_excess(total: float, max_num_seqs: int) -> float:
-    """Requests beyond those that the slot guard allows, if one more comes to ``total``; none counts beyond the cap."""
-    return min(SLOTS_CAP * max_num_seqs, max(0.0, total + 1 - SLOTS_FROM * max_num_seqs))
+def slots_excess(running: float, max_num_seqs: int) -> float:
+    """Requests beyond those that the slot guard allows, if one more comes to ``running``; none counts beyond the cap.
+
+    Requests that wait do not count: mostly they wait for prefill, and that is in ``P``. By replay above saturation: if they
+    did, long prompts would flee from endpoints with many short requests to a few that they fill, and p99 be a fifth higher.
+    """
+    return min(SLOTS_CAP * max_num_seqs, max(0.0, running + 1 - SLOTS_FROM * max_num_seqs))
 
 
 def saturation_weights(least_waiting: float) -> tuple[float, float]:
@@ -128,9 +137,9 @@ def saturation_weights(least_waiting: float) -> tuple[float, float]:
     return max(LEAST_QUEUE_WEIGHT, 1 / (1 + least_waiting)), 1 / (1 + least_waiting / DELAY_HALVED_AT)
 
 
-def crowd_of(waiting: float, running: float) -> float:
-    """``C``: the requests on an endpoint that ``balance`` counts."""
-    return running + max(0.0, waiting - ALONE)
+def crowd_of(waiting: float, running: float, *, queues: bool) -> float:
+    """``C``: the requests on an endpoint that ``balance`` counts. ``queues``: more than :data:`ALONE` wait somewhere."""
+    return running + waiting if queues else running
 
 
 def balance_weight(constants: CostConstants, mean_crowd: float, delay_weight: float) -> float:
@@ -146,37 +155,38 @@ def cost_terms(
     uncached: float,
     pending: float,
     waiting: float,
-    total: float,
+    running: float,
     mean_crowd: float,
     max_num_seqs: int,
     kv_usage: float,
     fill: float = 1.0,
+    hit_rate: float = 1.0,
     tau: float = 1.0,
     queue_weight: float = 1.0,
     delay_weight: float = 1.0,
+    queues: bool = False,
     adapter_missing: bool = False,
     stale_for: float = 0.0,
 ) -> CostTerms:
     """The cost of one endpoint as the module's formula has it.
 
     ``tokens`` are the prompt's, ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work,
-    ``waiting`` and ``total`` are ``W`` and ``T`` in requests, ``mean_crowd`` is the mean of ``C`` over all endpoints,
-    ``queue_weight`` and ``delay_weight`` are ``w`` and ``v``, ``stale_for`` seconds beyond the allowed age. The router
-    computes the same for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to
-    test against.
+    ``waiting`` and ``running`` are ``W`` and ``R`` in requests, ``mean_crowd`` is the mean of ``C`` over all endpoints,
+    ``queue_weight`` and ``delay_weight`` are ``w`` and ``v``, ``queues`` is whether more than two wait somewhere,
+    ``stale_for`` seconds beyond the allowed age. The router computes the same for all endpoints at once
+    (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
     """
-    running = max(0.0, total - waiting)
     return CostTerms(
         queue=tau * queue_weight * pending,
-        prefill=tau * uncached * (1 + eviction_price(constants, fill)),
+        prefill=tau * uncached * (1 + eviction_price(constants, fill, hit_rate)),
         delay=tau
         * uncached
         * (delay_weight * constants.waiting * waiting + constants.running * running * min(1.0, kv_usage)),
         decode=tau * constants.decode * running,
         balance=balance_weight(constants, mean_crowd, delay_weight)
         * min(tokens, BALANCE_TOKENS)
-        * crowd_of(waiting, running),
-        slots=constants.slots * prompt * slots_excess(total, max_num_seqs),
+        * crowd_of(waiting, running, queues=queues),
+        slots=constants.slots * prompt * slots_excess(running, max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,
         stale=constants.stale * stale_for,

@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.routing.cost import (
+    ALONE,
     BALANCE_TOKENS,
+    HIT_WINDOW,
     KV_FROM,
     CostConstants,
     balance_weight,
-    crowd_of,
     eviction_price,
     prefill_work,
     slots_excess,
@@ -72,6 +73,7 @@ class LoadConstants:
     queue_slack: int = 2
     prefill_rate: float = 10_000.0
     max_num_seqs: int = 256
+    cache_tokens: int = 500_000
     staleness_threshold: float = 5.0
 
 
@@ -90,12 +92,14 @@ class Book:
         "adapters",
         "added_at",
         "busy_until",
+        "capacity_tokens",
         "decode_rate",
         "done",
         "endpoint",
         "fill",
         "finish_times",
         "first_tokens",
+        "hit_rate",
         "in_flight",
         "kv_usage",
         "last_chosen",
@@ -125,6 +129,7 @@ class Book:
         self.prefill_rate: float | None = None
         self.decode_rate: float | None = None
         self.tau = 1.0
+        self.capacity_tokens: int | None = None
         self.max_num_seqs: int | None = None
         self.most_running = 0
         """Most requests that were seen to run at once."""
@@ -149,6 +154,8 @@ class Book:
         self.kv_usage = 0.0
         self.fill = 0.0
         """Share of its cache that holds prompts, as the index has it: how likely a new token evicts another."""
+        self.hit_rate = 1.0
+        """Share that it held of the prompts that it was lately given: how likely somebody asks for what is evicted."""
         self.adapters.clear()
 
     def drain_rate(self, constants: LoadConstants) -> float:
@@ -172,6 +179,8 @@ class Book:
         self.kv_usage = state.kv_usage
         if state.max_num_seqs is not None:
             self.max_num_seqs = state.max_num_seqs
+        if state.capacity_tokens is not None:
+            self.capacity_tokens = state.capacity_tokens
         if state.prefill_rate is not None:
             self.prefill_rate = state.prefill_rate
         if state.decode_rate is not None:
@@ -230,6 +239,11 @@ class Book:
         self.sent.append(now)
         self.mean_uncached += UNCACHED_SMOOTHING * (uncached - self.mean_uncached)
 
+    def matched(self, cached: float, prompt: float, constants: LoadConstants) -> None:
+        """A prompt of ``prompt`` tokens goes to the endpoint, which holds ``cached`` of them."""
+        window = HIT_WINDOW * (self.capacity_tokens or constants.cache_tokens)
+        self.hit_rate += min(1.0, prompt / window) * (cached / prompt - self.hit_rate)
+
     def _enqueue(self, work: float, seconds: float, at: float) -> None:
         start = self.busy_until if self.busy_until > at else at
         self.busy_until = start + seconds
@@ -247,8 +261,8 @@ class Book:
 
 
 Row = tuple[float, ...]
-"""One endpoint as it entered a decision: ``waiting, total, tau, tau*pending_at_zero, tau*pending_rate, fill, usage,
-slot_guard, kv_guard, stale``. A plain tuple, because one is made with every update and hardly any is read."""
+"""One endpoint as it entered a decision: ``waiting, running, tau, tau*pending_at_zero, tau*pending_rate, eviction price,
+usage, slot_guard, kv_guard, stale``. A plain tuple, because one is made with every update and hardly any is read."""
 
 
 class Fleet:
@@ -262,11 +276,11 @@ class Fleet:
         "_constants",
         "_guarded",
         "_next_change",
+        "_queueing",
         "_soonest",
         "base",
         "books",
         "candidates",
-        "crowd",
         "delay",
         "fixed",
         "guards",
@@ -276,7 +290,9 @@ class Fleet:
         "per_token",
         "per_uncached",
         "position",
+        "present",
         "rows",
+        "running",
         "total",
         "waiting",
     )
@@ -291,7 +307,11 @@ class Fleet:
         size = len(books)
         self.waiting: list[float] = [0.0] * size
         self.total: list[float] = [0.0] * size
-        self.crowd = [0.0] * size
+        self.running = [0.0] * size
+        self.present = [0.0] * size
+        """``waiting + running``."""
+        self._queueing: set[int] = set()
+        """Positions at which more than :data:`ALONE` requests wait."""
         self.pending_at_zero = [0.0] * size
         self.pending_rate = [0.0] * size
         self.per_uncached = [0.0] * size
@@ -376,13 +396,17 @@ class Fleet:
         slots = book.max_num_seqs or constants.max_num_seqs
         if book.max_num_seqs is None and book.most_running > slots:
             slots = SLOTS_SPARE * book.most_running
-        slot_guard = cost.slots * slots_excess(total, slots)
-        self.waiting[k], self.total[k], self.crowd[k] = waiting, total, crowd_of(waiting, running)
+        slot_guard = cost.slots * slots_excess(running, slots)
+        self.waiting[k], self.running[k], self.total[k] = waiting, running, total
+        self.present[k] = waiting + running
+        if waiting > ALONE:
+            self._queueing.add(k)
+        else:
+            self._queueing.discard(k)
         pending_at_zero, rate = tau * pending_at_zero, tau * rate
         self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, rate
-        self.per_uncached[k] = per_uncached = tau * (
-            1 + eviction_price(cost, book.fill) + cost.running * running * usage
-        )
+        eviction = eviction_price(cost, book.fill, book.hit_rate)
+        self.per_uncached[k] = per_uncached = tau * (1 + eviction + cost.running * running * usage)
         self.delay[k] = delay = tau * cost.waiting * waiting
         self.fixed[k] = fixed = tau * cost.decode * running + stale
         self.base[k], self.per_token[k] = pending_at_zero + fixed, per_uncached + delay
@@ -391,7 +415,7 @@ class Fleet:
             self._guarded.add(k)
         else:
             self._guarded.discard(k)
-        self.rows[k] = (waiting, total, tau, pending_at_zero, rate, book.fill, usage, slot_guard, kv_guard, stale)
+        self.rows[k] = (waiting, running, tau, pending_at_zero, rate, eviction, usage, slot_guard, kv_guard, stale)
         self._next_change[k] = next_change
         self._soonest = min(self._soonest, next_change)
 
@@ -402,6 +426,16 @@ class Fleet:
     def least_waiting(self) -> float:
         """``min W``."""
         return 0.0 if 0.0 in self.waiting else min(self.waiting)
+
+    @property
+    def queues(self) -> bool:
+        """Whether more than :data:`~warmroute.routing.cost.ALONE` requests wait on some endpoint."""
+        return bool(self._queueing)
+
+    @property
+    def crowd(self) -> Sequence[float]:
+        """``C`` of every endpoint."""
+        return self.present if self._queueing else self.running
 
     def costs(
         self,
@@ -448,7 +482,8 @@ class Fleet:
 
     def balance_weight(self, delay_weight: float) -> float:
         """What each request of a crowd counts for with each token of a prompt, on top of its work."""
-        return balance_weight(self._constants.cost, sum(self.crowd) / len(self.crowd), delay_weight)
+        crowd = self.crowd
+        return balance_weight(self._constants.cost, sum(crowd) / len(crowd), delay_weight)
 
 
 def slowness(books: Iterable[Book]) -> None:

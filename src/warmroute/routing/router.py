@@ -25,7 +25,6 @@ from warmroute.routing.cost import (
     BALANCE_TOKENS,
     CostConstants,
     crowd_of,
-    eviction_price,
     prefill_work,
     saturation_weights,
 )
@@ -50,7 +49,6 @@ class RoutingConstants:
     max_endpoints: int = 1
     prefix_match_threshold: float = 0.5
     bytes_per_token: float = 4.0
-    cache_tokens: int = 500_000
     cache_headroom: float = 1.25
     index_limit: int = 2_000_000
     remembered_decisions: int = 100
@@ -163,7 +161,7 @@ class Router(PoolListener):
     def _capacity(self, endpoint: Endpoint) -> int:
         """Bytes of prompt that the endpoint's KV cache holds, erring on the large side."""
         known = endpoint.state.capacity_tokens if endpoint.state is not None else None
-        tokens = known or self._constants.cache_tokens
+        tokens = known or self._constants.load.cache_tokens
         return int(tokens * self._constants.cache_headroom * self._token_length.bytes_per_token)
 
     # ---------------------------------------------------------------- decisions
@@ -285,7 +283,9 @@ class Router(PoolListener):
         self._choices += 1
         book.last_chosen = self._choices
         work = prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
-        book.assign(work, book.drain_rate(self._constants.load), now)
+        constants = self._constants.load
+        book.assign(work, book.drain_rate(constants), now)
+        book.matched(decision.cached_tokens, decision.prompt_tokens, constants)
         self._token_length.sent(book, weight)
         if decision.adapter:
             book.use_adapter(decision.adapter)
@@ -419,6 +419,7 @@ class _Record:
     queue_weight: float
     delay_weight: float
     balance_weight: float
+    queues: bool
     rows: list[Row]
 
     @classmethod
@@ -449,6 +450,7 @@ class _Record:
             queue_weight=offer.queue_weight,
             delay_weight=offer.delay_weight,
             balance_weight=offer.balance_weight,
+            queues=fleet.queues,
             rows=fleet.rows[:],
         )
 
@@ -457,15 +459,14 @@ class _Record:
         prompt, balanced = prefill_work(self.prompt_tokens), min(self.prompt_tokens, BALANCE_TOKENS)
         endpoints = []
         for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
-            waiting, total, tau, pending_at_zero, pending_rate, fill, usage, slot_guard, kv_guard, stale = row
-            running = max(0.0, total - waiting)
+            waiting, running, tau, pending_at_zero, pending_rate, eviction, usage, slot_guard, kv_guard, stale = row
             uncached = prompt - prefill_work(self.cached.at(k))
             terms = {
                 "queue": self.queue_weight * (pending_at_zero - self.at * pending_rate),
-                "prefill": tau * uncached * (1 + eviction_price(cost, fill)),
+                "prefill": tau * uncached * (1 + eviction),
                 "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
                 "decode": tau * cost.decode * running,
-                "balance": balanced * self.balance_weight * crowd_of(waiting, running),
+                "balance": balanced * self.balance_weight * crowd_of(waiting, running, queues=self.queues),
                 "slots": prompt * slot_guard,
                 "kv": prompt * kv_guard,
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,

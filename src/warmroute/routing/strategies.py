@@ -164,7 +164,7 @@ class Custom:
                 cached_tokens=offer.cached.at(k),
                 pending_tokens=fleet.pending(k, now) / book.tau,
                 waiting=fleet.waiting[k],
-                running=max(0.0, fleet.total[k] - fleet.waiting[k]),
+                running=fleet.running[k],
                 kv_usage=book.kv_usage,
                 cost=cost,
             )

@@ -15,6 +15,7 @@ from warmroute.routing.cost import (
     cost_terms,
     crowd_of,
     eviction_price,
+    holder_share,
     prefill_work,
     saturation_weights,
     slots_excess,
@@ -54,6 +55,7 @@ def book(name: str = "a", **state: float) -> Book:
     least_waiting=st.just(0.0) | st.floats(0, 100),
     fill=st.floats(0, 1),
     hit_rate=st.floats(0, 1),
+    least_crowd=st.floats(0, 50),
 )
 def test_columns_equal_the_formula(
     running: int,
@@ -67,6 +69,7 @@ def test_columns_equal_the_formula(
     least_waiting: float,
     fill: float,
     hit_rate: float,
+    least_crowd: float,
 ) -> None:
     constants = LoadConstants()
     one = book(running=running, waiting=waiting, kv=kv, seqs=seqs)
@@ -86,6 +89,7 @@ def test_columns_equal_the_formula(
         queue_weight=queue_weight,
         delay_weight=delay_weight,
         balance_weight=fleet.balance_weight(delay_weight),
+        least_crowd=least_crowd,
         now=NOW,
     )[0]
     formula = cost_terms(
@@ -105,6 +109,8 @@ def test_columns_equal_the_formula(
         queue_weight=queue_weight,
         delay_weight=delay_weight,
         queues=fleet.waiting[0] > ALONE,
+        share=holder_share(tokens, cached),
+        least_crowd=least_crowd,
     )
     assert column == pytest.approx(formula.total, rel=1e-6, abs=1e-3)
 

@@ -231,8 +231,28 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
     fleet = Fleet([busy, idle], CONSTANTS, 1.0)
     weight = fleet.balance_weight(1.0)
     assert weight == 1 / (3 + 3)
-    costs = fleet.costs(1000.0, 1000.0, queue_weight=1.0, delay_weight=1.0, balance_weight=weight, now=1.0)
-    assert costs[0] - costs[1] == pytest.approx(1000 * 6 / 6 + 6 * 20)
+
+    def difference(cached: float) -> float:
+        costs = fleet.costs(
+            1000.0, cached, queue_weight=1, delay_weight=1, balance_weight=weight, least_crowd=0, now=1.0
+        )
+        return costs[0] - costs[1]
+
+    assert difference(0) == pytest.approx(1000 * 6 / 6 + 6 * 20)
+    assert difference(1000) == pytest.approx(1000 * 6 / 6 / 4 + 6 * 20)  # both hold it: no need to copy
+
+
+def test_the_least_crowd_is_that_of_somebody_who_holds_the_prompt() -> None:
+    books = [make()[0] for _ in range(4)]
+    for slot, (book, running) in enumerate(zip(books, (4, 3, 2, 1), strict=True)):
+        book.slot = slot
+        book.observe(scrape(1.0, running=running), CONSTANTS)
+    fleet = Fleet(books, CONSTANTS, 1.0)
+    assert fleet.least_crowd(0, {}) == 0  # nobody
+    assert fleet.least_crowd(100, {}) == 1
+    assert fleet.least_crowd(100, {3: 91}) == 1  # nearly as much
+    assert fleet.least_crowd(100, {3: 50}) == 2
+    assert fleet.least_crowd(100, {0: 1000, 1: 950}) == 3
 
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:

@@ -2,7 +2,8 @@
 
 ::
 
-    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R ) + balance*m*C/(3 + mean C)*(1 + v)/2
+    J = tau * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R )
+        + balance*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2
         + slots*n*min(S/4, max(0, R + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
@@ -13,6 +14,8 @@
 ``W``         requests on the endpoint that wait for their first token
 ``R``         requests on the endpoint that have their first token
 ``C``         the crowd: ``R``; and ``W``, too, while more than two wait on some endpoint
+``s``         three quarters of the share of the prompt that the endpoint holds
+``least C``   the least crowd among those that hold (nearly) as much of the prompt as anybody
 ``w``         ``1 / (1 + min W)`` over the candidates, at least 0.8: where everybody queues, some of it is sunk
 ``v``         ``1 / (1 + min W / 2)``: and then the cache counts, but long prompts must not all go to one endpoint
 ``E``         price of a new token in the cache: ``eviction * (0.05 + 0.95*fill*h)``
@@ -28,8 +31,8 @@ requests behind it (about ``W`` of them by the time it runs) and stretches the s
 more of the KV cache they use; what it adds to a full cache evicts as much, and that is asked for again as often as prompts
 are found there. What is there comes back, as the next turn or as others who share the prompt: so an endpoint with more than
 its share of the requests is dearer than its present work alone says, and prompts in common use are copied while that is
-cheap, which it is not where everybody queues. The guards keep requests that cost no prefill at all from piling up on one
-endpoint.
+cheap, which it is not where everybody queues, nor needed while one that holds it has no crowd. The guards keep requests that
+cost no prefill at all from piling up on one endpoint.
 """
 
 from __future__ import annotations
@@ -57,6 +60,12 @@ as high."""
 BALANCE_TOKENS = 8192
 """Tokens of a prompt that ``balance`` weighs at most. Prompts in common use are seldom longer; longer ones are talks,
 to which nobody else comes back. By replay: with all of a prompt's work instead, agents have a fifth more p99."""
+HOLDER_SHARE = 0.75
+"""How much of the crowd at an endpoint that holds the prompt does not count while another holder has less. By replay: with
+0, a fleet with a hot prefix sends a dozen requests to wait for its newest copy, though others have it ready; with 1, it is
+spread unevenly."""
+NEARLY = 0.9
+"""Share of the most that anybody holds of a prompt from which on an endpoint holds it, too."""
 ATTENTION_SPAN = 32_768
 """Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
 for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
@@ -96,7 +105,7 @@ class CostTerms:
     decode: float
     """Sharing steps with running requests: ``tau*decode*R``."""
     balance: float
-    """The endpoint's share of the crowd: ``balance*m*C/(3 + mean C)*(1 + v)/2``."""
+    """The endpoint's share of the crowd: ``balance*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2``."""
     slots: float
     """The slot guard."""
     kv: float
@@ -142,6 +151,11 @@ def crowd_of(waiting: float, running: float, *, queues: bool) -> float:
     return running + waiting if queues else running
 
 
+def holder_share(tokens: float, cached: float) -> float:
+    """``s`` of an endpoint that holds ``cached`` of a prompt of ``tokens`` tokens."""
+    return HOLDER_SHARE * cached / tokens
+
+
 def balance_weight(constants: CostConstants, mean_crowd: float, delay_weight: float) -> float:
     """What each request of a crowd counts for with each of the prompt's ``m`` tokens."""
     return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_crowd)
@@ -165,6 +179,8 @@ def cost_terms(
     queue_weight: float = 1.0,
     delay_weight: float = 1.0,
     queues: bool = False,
+    share: float = 0.0,
+    least_crowd: float = 0.0,
     adapter_missing: bool = False,
     stale_for: float = 0.0,
 ) -> CostTerms:
@@ -173,8 +189,9 @@ def cost_terms(
     ``tokens`` are the prompt's, ``prompt``, ``uncached`` and ``pending`` are ``n``, ``u`` and ``P`` in tokens of work,
     ``waiting`` and ``running`` are ``W`` and ``R`` in requests, ``mean_crowd`` is the mean of ``C`` over all endpoints,
     ``queue_weight`` and ``delay_weight`` are ``w`` and ``v``, ``queues`` is whether more than two wait somewhere,
-    ``stale_for`` seconds beyond the allowed age. The router computes the same for all endpoints at once
-    (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to test against.
+    ``share`` and ``least_crowd`` are ``s`` and ``least C``, ``stale_for`` seconds beyond the allowed age. The router
+    computes the same for all endpoints at once (:class:`~warmroute.routing.load.Fleet`); this is the form to read and to
+    test against.
     """
     return CostTerms(
         queue=tau * queue_weight * pending,
@@ -185,7 +202,7 @@ def cost_terms(
         decode=tau * constants.decode * running,
         balance=balance_weight(constants, mean_crowd, delay_weight)
         * min(tokens, BALANCE_TOKENS)
-        * crowd_of(waiting, running, queues=queues),
+        * ((1 - share) * crowd_of(waiting, running, queues=queues) + share * least_crowd),
         slots=constants.slots * prompt * slots_excess(running, max_num_seqs),
         kv=constants.kv * prompt * max(0.0, kv_usage - KV_FROM),
         adapter=constants.adapter if adapter_missing else 0.0,

@@ -23,9 +23,11 @@ from warmroute.routing.cost import (
     BALANCE_TOKENS,
     HIT_WINDOW,
     KV_FROM,
+    NEARLY,
     CostConstants,
     balance_weight,
     eviction_price,
+    holder_share,
     prefill_work,
     slots_excess,
 )
@@ -437,6 +439,19 @@ class Fleet:
         """``C`` of every endpoint."""
         return self.present if self._queueing else self.running
 
+    def least_crowd(self, usual: float, others: Mapping[int, float]) -> float:
+        """``least C`` where every endpoint holds ``usual`` tokens of a prompt, but for ``others`` by their positions."""
+        best = max(usual, max(others.values(), default=0.0))
+        if not best:
+            return 0.0
+        crowd, enough = self.crowd, NEARLY * best
+        if usual < enough:
+            return min([crowd[k] for k, tokens in others.items() if tokens >= enough])
+        least = min(crowd)
+        if others.get(crowd.index(least), usual) >= enough:  # nearly always: hardly anybody holds less
+            return least
+        return min([here for k, here in enumerate(crowd) if others.get(k, usual) >= enough])
+
     def costs(
         self,
         tokens: float,
@@ -445,16 +460,18 @@ class Fleet:
         queue_weight: float,
         delay_weight: float,
         balance_weight: float,
+        least_crowd: float,
         now: float,
     ) -> list[float]:
-        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which ``cached`` are spared."""
+        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which each holds ``cached``."""
         prompt = prefill_work(tokens)
         uncached = prompt - prefill_work(cached)
-        balance = balance_weight * min(tokens, BALANCE_TOKENS)
+        balance, share = balance_weight * min(tokens, BALANCE_TOKENS), holder_share(tokens, cached)
+        balance, same = (1 - share) * balance, share * balance * least_crowd
         if queue_weight == delay_weight == 1 and not self._guarded:
             # Nearly always: nobody is full and somebody has no queue. What is a constant then is in `base` and `per_token`.
             return [
-                base - now * rate + uncached * per_token + balance * crowd
+                base - now * rate + uncached * per_token + balance * crowd + same
                 for base, rate, per_token, crowd in zip(
                     self.base, self.pending_rate, self.per_token, self.crowd, strict=True
                 )
@@ -467,6 +484,7 @@ class Fleet:
             + delayed * delay
             + prompt * guards
             + balance * crowd
+            + same
             + fixed
             for pending, rate, per_uncached, delay, guards, crowd, fixed in zip(
                 self.pending_at_zero,

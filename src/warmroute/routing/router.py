@@ -25,6 +25,7 @@ from warmroute.routing.cost import (
     BALANCE_TOKENS,
     CostConstants,
     crowd_of,
+    holder_share,
     prefill_work,
     saturation_weights,
 )
@@ -214,6 +215,7 @@ class Router(PoolListener):
             queue_weight=queue_weight,
             delay_weight=delay_weight,
             balance_weight=fleet.balance_weight(delay_weight),
+            least_crowd=fleet.least_crowd(*cached),
             now=now,
         )
         values = strategy(offer)
@@ -420,6 +422,7 @@ class _Record:
     delay_weight: float
     balance_weight: float
     queues: bool
+    least_crowd: float
     rows: list[Row]
 
     @classmethod
@@ -451,6 +454,7 @@ class _Record:
             delay_weight=offer.delay_weight,
             balance_weight=offer.balance_weight,
             queues=fleet.queues,
+            least_crowd=offer.least_crowd,
             rows=fleet.rows[:],
         )
 
@@ -460,13 +464,15 @@ class _Record:
         endpoints = []
         for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
             waiting, running, tau, pending_at_zero, pending_rate, eviction, usage, slot_guard, kv_guard, stale = row
-            uncached = prompt - prefill_work(self.cached.at(k))
+            cached = self.cached.at(k)
+            uncached, share = prompt - prefill_work(cached), holder_share(self.prompt_tokens, cached)
+            crowd = (1 - share) * crowd_of(waiting, running, queues=self.queues) + share * self.least_crowd
             terms = {
                 "queue": self.queue_weight * (pending_at_zero - self.at * pending_rate),
                 "prefill": tau * uncached * (1 + eviction),
                 "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
                 "decode": tau * cost.decode * running,
-                "balance": balanced * self.balance_weight * crowd_of(waiting, running, queues=self.queues),
+                "balance": balanced * self.balance_weight * crowd,
                 "slots": prompt * slot_guard,
                 "kv": prompt * kv_guard,
                 "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,
@@ -476,7 +482,7 @@ class _Record:
                 {
                     "endpoint": name,
                     "value": self.values[k],
-                    "cached_tokens": round(self.cached.at(k)),
+                    "cached_tokens": round(cached),
                     "waiting": round(waiting, 1),
                     "running": round(running, 1),
                     "terms": {term: round(value, 3) for term, value in terms.items()},

@@ -63,3 +63,12 @@ def test_the_users_malloc_settings_stay() -> None:
         MALLOC_MMAP_THRESHOLD_="131072",
     )
     assert int(own.stdout) > 10_000
+
+
+def test_serve_prepares_before_anything_imports_grpc() -> None:
+    program = (
+        "import sys; from warmroute import cli, native\n"
+        "def prepare(environ): print('grpc' in sys.modules, flush=True); sys.exit()\n"
+        "native.prepare = prepare; sys.argv = ['warmroute', 'serve', '--endpoints-file=pods.json']; cli.main()"
+    )
+    assert run(program).stdout == "False\n"

@@ -319,12 +319,12 @@ class App:
     def _readings(self) -> Iterator[EndpointReading]:
         now = monotonic()
         for book in self.router.books:
-            waiting, total, pending = self.router.load_of(book, now)
+            waiting, running, pending = self.router.load_of(book, now)
             checkpoints, tokens = self.router.held(book)
             yield EndpointReading(
                 endpoint=book.endpoint,
                 waiting=waiting,
-                running=max(0.0, total - waiting),
+                running=running,
                 pending_tokens=pending,
                 slowness=book.tau,
                 prefill_rate=book.prefill_rate or self.settings.prefill_rate,

@@ -23,7 +23,7 @@ MALLOC_SETTINGS: Mapping[str, tuple[int, int]] = {
 
 A prompt of 400 KB is several allocations of that size. By default glibc may give each back to the kernel when it is freed,
 and to get its pages anew costs more than all else that is done with the prompt: with 8 requests in flight a server that does
-nothing took from 0.45 to 1.25 ms of CPU for each, by chance. Up to 16 MB stay with the process instead.
+nothing took from 0.45 to 1.25 ms of CPU for each, by chance. Up to 16 MB of each of malloc's arenas stay instead.
 """
 
 

@@ -86,6 +86,7 @@ def test_columns_equal_the_formula(
     column = fleet.costs(
         tokens,
         cached,
+        {},
         queue_weight=queue_weight,
         delay_weight=delay_weight,
         balance_weight=fleet.balance_weight(delay_weight),

@@ -234,7 +234,7 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
 
     def difference(cached: float) -> float:
         costs = fleet.costs(
-            1000.0, cached, queue_weight=1, delay_weight=1, balance_weight=weight, least_crowd=0, now=1.0
+            1000.0, cached, {}, queue_weight=1, delay_weight=1, balance_weight=weight, least_crowd=0, now=1.0
         )
         return costs[0] - costs[1]
 

@@ -78,6 +78,11 @@ class LoadConstants:
     cache_tokens: int = 500_000
     staleness_threshold: float = 5.0
 
+    def capacity_tokens(self, endpoint: Endpoint) -> int:
+        """Tokens that the endpoint's KV cache holds, as it tells or as is assumed."""
+        known = endpoint.state.capacity_tokens if endpoint.state is not None else None
+        return known or self.cache_tokens
+
 
 class _Assigned(NamedTuple):
     """A request that may be without a token: when it was assigned, its work in tokens, when that should be done."""
@@ -94,7 +99,6 @@ class Book:
         "adapters",
         "added_at",
         "busy_until",
-        "capacity_tokens",
         "decode_rate",
         "done",
         "endpoint",
@@ -131,7 +135,6 @@ class Book:
         self.prefill_rate: float | None = None
         self.decode_rate: float | None = None
         self.tau = 1.0
-        self.capacity_tokens: int | None = None
         self.max_num_seqs: int | None = None
         self.most_running = 0
         """Most requests that were seen to run at once."""
@@ -181,8 +184,6 @@ class Book:
         self.kv_usage = state.kv_usage
         if state.max_num_seqs is not None:
             self.max_num_seqs = state.max_num_seqs
-        if state.capacity_tokens is not None:
-            self.capacity_tokens = state.capacity_tokens
         if state.prefill_rate is not None:
             self.prefill_rate = state.prefill_rate
         if state.decode_rate is not None:
@@ -243,7 +244,7 @@ class Book:
 
     def matched(self, cached: float, prompt: float, constants: LoadConstants) -> None:
         """A prompt of ``prompt`` tokens goes to the endpoint, which holds ``cached`` of them."""
-        window = HIT_WINDOW * (self.capacity_tokens or constants.cache_tokens)
+        window = HIT_WINDOW * constants.capacity_tokens(self.endpoint)
         self.hit_rate += min(1.0, prompt / window) * (cached / prompt - self.hit_rate)
 
     def _enqueue(self, work: float, seconds: float, at: float) -> None:
@@ -455,7 +456,8 @@ class Fleet:
     def costs(
         self,
         tokens: float,
-        cached: float,
+        usual: float,
+        others: Mapping[int, float],
         *,
         queue_weight: float,
         delay_weight: float,
@@ -463,11 +465,37 @@ class Fleet:
         least_crowd: float,
         now: float,
     ) -> list[float]:
-        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which each holds ``cached``."""
-        prompt = prefill_work(tokens)
-        uncached = prompt - prefill_work(cached)
-        balance, share = balance_weight * min(tokens, BALANCE_TOKENS), holder_share(tokens, cached)
-        balance, same = (1 - share) * balance, share * balance * least_crowd
+        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which each holds ``usual``, but for ``others``."""
+        prompt, spared, share = prefill_work(tokens), prefill_work(usual), holder_share(tokens, usual)
+        full_balance = balance_weight * min(tokens, BALANCE_TOKENS)
+        costs = self._equal_costs(
+            prompt,
+            prompt - spared,
+            queue_weight=queue_weight,
+            delay_weight=delay_weight,
+            balance=(1 - share) * full_balance,
+            same=share * full_balance * least_crowd,
+            now=now,
+        )
+        if others:
+            per_uncached, delay, crowd = self.per_uncached, self.delay, self.crowd
+            for k, cached in others.items():
+                costs[k] -= (prefill_work(cached) - spared) * (per_uncached[k] + delay_weight * delay[k])
+                costs[k] -= (holder_share(tokens, cached) - share) * full_balance * (crowd[k] - least_crowd)
+        return costs
+
+    def _equal_costs(
+        self,
+        prompt: float,
+        uncached: float,
+        *,
+        queue_weight: float,
+        delay_weight: float,
+        balance: float,
+        same: float,
+        now: float,
+    ) -> list[float]:
+        """What every endpoint costs that must do ``uncached`` of the work ``prompt``, and ``same`` for each."""
         if queue_weight == delay_weight == 1 and not self._guarded:
             # Nearly always: nobody is full and somebody has no queue. What is a constant then is in `base` and `per_token`.
             return [

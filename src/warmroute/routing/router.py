@@ -161,8 +161,7 @@ class Router(PoolListener):
 
     def _capacity(self, endpoint: Endpoint) -> int:
         """Bytes of prompt that the endpoint's KV cache holds, erring on the large side."""
-        known = endpoint.state.capacity_tokens if endpoint.state is not None else None
-        tokens = known or self._constants.load.cache_tokens
+        tokens = self._constants.load.capacity_tokens(endpoint)
         return int(tokens * self._constants.cache_headroom * self._token_length.bytes_per_token)
 
     # ---------------------------------------------------------------- decisions
@@ -365,13 +364,13 @@ class Router(PoolListener):
         return checkpoints, weight / self._token_length.bytes_per_token
 
     def load_of(self, book: Book, now: float) -> tuple[float, float, float]:
-        """Waiting requests, requests in all and pending prefill tokens, as the next decision would see them."""
+        """Waiting requests, running requests and pending prefill tokens, as the next decision would see them."""
         fleet = self._fleet
         if fleet is None or book.slot not in fleet.position:
             fleet = Fleet([book], self._constants.load, now)
         fleet.refresh(now)
         k = fleet.position[book.slot]
-        return fleet.waiting[k], fleet.total[k], fleet.pending(k, now) / book.tau
+        return fleet.waiting[k], fleet.running[k], fleet.pending(k, now) / book.tau
 
     def decisions(self, now: float) -> list[dict[str, Any]]:
         """The last decisions, newest first, each endpoint's cost split into its terms. Never prompt text."""

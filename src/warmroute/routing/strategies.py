@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint
 from warmroute.request.inference import InferenceRequest
-from warmroute.routing.cost import BALANCE_TOKENS, holder_share, prefill_work
 from warmroute.routing.load import Fleet
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
@@ -80,23 +79,16 @@ class Offer:
     def costs(self) -> list[float]:
         """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
         usual, others = self.cached
-        fleet, prompt, delay_weight = self.fleet, self.prompt, self.delay_weight
-        costs = fleet.costs(
-            prompt,
+        costs = self.fleet.costs(
+            self.prompt,
             usual,
+            others,
             queue_weight=self.queue_weight,
-            delay_weight=delay_weight,
+            delay_weight=self.delay_weight,
             balance_weight=self.balance_weight,
             least_crowd=self.least_crowd,
             now=self.now,
         )
-        if others:
-            per_uncached, delay, crowd = fleet.per_uncached, fleet.delay, fleet.crowd
-            spared, share = prefill_work(usual), holder_share(prompt, usual)
-            balance = self.balance_weight * min(prompt, BALANCE_TOKENS)
-            for k, tokens in others.items():
-                costs[k] -= (prefill_work(tokens) - spared) * (per_uncached[k] + delay_weight * delay[k])
-                costs[k] -= (holder_share(prompt, tokens) - share) * balance * (crowd[k] - self.least_crowd)
         if self.adapter_cost is not None:
             costs = [cost + load for cost, load in zip(costs, self.adapter_cost, strict=True)]
         return costs

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     )
     model_server_runtime: str = setting(
         "vllm",
-        "Engine whose metric names are read where no label says: vllm, sglang, trtllm-serve, triton-tensorrt-llm.",
+        "Engine whose metrics are read where no label says: vllm, sglang, trtllm-serve, triton-tensorrt-llm or trt-llm.",
         group="Pool",
         hot=True,
     )

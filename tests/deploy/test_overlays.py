@@ -9,15 +9,20 @@ from manifests import DEPLOY, OVERLAYS, PICKER, SAMPLES, label, overlay, pick, r
 from typer.testing import CliRunner
 
 from warmroute import cli
+from warmroute.discovery.kubernetes import MODEL_KINDS
 from warmroute.settings import Settings
 
 READ = {"get", "list", "watch"}
 GROUPS = ("inference.networking.k8s.io", "inference.networking.x-k8s.io")
-READ_RESOURCES = {("", "pods")} | {
-    (group, resource)
-    for group in GROUPS
-    for resource in ("inferencepools", "inferencemodels", "inferenceobjectives", "inferencemodelrewrites")
-}
+READ_RESOURCES = (
+    {("", "pods")}
+    | {
+        (group, resource)
+        for group in GROUPS
+        for resource in ("inferencepools", "inferencemodels", "inferenceobjectives", "inferencemodelrewrites")
+    }
+    | {(group, kind) for kind, groups in MODEL_KINDS.items() for group in groups}
+)
 POOL_NAMESPACE = "default"
 
 every_overlay = pytest.mark.parametrize("name", OVERLAYS)

@@ -342,3 +342,7 @@ def test_decoding_speed_is_measured_and_survives_a_restart() -> None:
     state = read(probe, vllm_page(start=2000.0, extra=counters.format(0, 0.0)), 7.0)
     assert state.decode_rate == pytest.approx(25)
     assert {"vllm:inter_token_latency_seconds_sum", "vllm:inter_token_latency_seconds_count"} <= names_asked(probe)
+
+
+def test_the_pool_annotation_of_ack_names_the_engine_in_its_own_way() -> None:
+    assert DIALECTS["trt-llm"] is DIALECTS["triton-tensorrt-llm"]

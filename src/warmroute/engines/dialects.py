@@ -219,5 +219,6 @@ DIALECTS: Mapping[str, Dialect] = {
     "sglang": SGLANG,
     "trtllm-serve": TRTLLM_SERVE,
     "triton-tensorrt-llm": TRITON_TENSORRT_LLM,
+    "trt-llm": TRITON_TENSORRT_LLM,  # what Alibaba Cloud's Kubernetes calls it in the pool's annotation
 }
 """The dialects by the name that the setting ``model_server_runtime`` and the pods' engine label use."""

@@ -145,7 +145,12 @@ class App:
         if settings.endpoints_file is not None:
             if settings.ha_enable_leader_election:
                 raise ConfigurationError("--ha-enable-leader-election needs Kubernetes: --pool-name in place of a file")
-            return FileDiscovery(settings.endpoints_file, self.pool, clock=monotonic)
+            return FileDiscovery(
+                settings.endpoints_file,
+                self.pool,
+                reloaded=lambda ok: self.metrics.reloaded("endpoints-file", ok=ok),
+                clock=monotonic,
+            )
 
         from warmroute.discovery import leases  # the client takes long to import, and not everybody needs it
         from warmroute.discovery.cluster import Cluster
@@ -310,6 +315,10 @@ class App:
     def stream_broken(self, reason: StreamFault) -> None:
         """See :class:`~warmroute.gateway.server.Observer`."""
         self.metrics.stream_broken(reason)
+
+    def certificate_reloaded(self, ok: bool) -> None:
+        """See :class:`~warmroute.gateway.server.Observer`."""
+        self.metrics.reloaded("certificate", ok=ok)
 
     # ---------------------------------------------------------------- insight
 

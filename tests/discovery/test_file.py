@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.discovery.file import FileDiscovery, parse
+from warmroute.discovery.file import EndpointsFile, FileDiscovery, parse
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.models import Model, ModelTarget
@@ -136,7 +136,10 @@ class Watched:
         self.path = path
         self.pool = Pool(retention=0.0)
         self.now = 0.0
-        self.discovery = FileDiscovery(path, self.pool, clock=lambda: self.now, poll_interval=0.005)
+        self.reloads: list[bool] = []
+        self.discovery = FileDiscovery(
+            path, self.pool, reloaded=self.reloads.append, clock=lambda: self.now, poll_interval=0.005
+        )
 
     def targets(self) -> dict[str, str]:
         return {endpoint.spec.name: endpoint.target for endpoint in self.pool.endpoints.values() if endpoint.ready}
@@ -261,6 +264,26 @@ async def test_a_bad_file_keeps_the_pool_and_is_reported_once(
     await watched.until(lambda: len(caplog.records) == 2)
     watched.path.write_text(ONE.replace("8000", "8001"))
     await watched.until(lambda: watched.targets() == {"vllm-0": "10.0.0.1:8001"})
+    assert watched.reloads == [False, False, True]
+
+
+async def test_a_bad_file_is_parsed_once(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+
+    def counted(text: str) -> EndpointsFile:
+        texts.append(text)
+        return parse(text)
+
+    monkeypatch.setattr("warmroute.discovery.file.parse", counted)
+    watched.path.write_text("nonsense")
+    await watched.until(lambda: bool(texts))
+    await watched.looks(5, monkeypatch)
+    assert texts == ["nonsense"]
+    watched.path.unlink()
+    await watched.until(lambda: watched.reloads == [False, False])
+    watched.path.write_text("nonsense")
+    await watched.until(lambda: watched.reloads == [False, False, False])
+    assert texts == ["nonsense", "nonsense"]
 
 
 async def test_a_file_put_back_as_it_was_can_fail_again(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:

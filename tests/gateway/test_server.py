@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,6 +47,8 @@ class Recorder:
         self.closed = 0
         self.answered: list[Refusal | None] = []
         self.broken: list[str] = []
+        self.certificates: list[bool] = []
+        self.threads: set[int] = set()
 
     def stream_opened(self) -> None:
         self.opened += 1
@@ -58,6 +61,10 @@ class Recorder:
 
     def stream_broken(self, reason: str) -> None:
         self.broken.append(reason)
+
+    def certificate_reloaded(self, ok: bool) -> None:
+        self.certificates.append(ok)
+        self.threads.add(threading.get_ident())
 
 
 class Picker:
@@ -339,6 +346,8 @@ async def test_certificates_are_reloaded_when_they_change(tmp_path: Path) -> Non
         assert await served_over_tls(picker.address, second, "second.example")
         (tmp_path / "tls.crt").write_text("broken")
         assert await served_over_tls(picker.address, second, "second.example")
+        assert picker.recorder.certificates == [True, False]
+        assert picker.recorder.threads == {threading.get_ident()}
 
 
 def test_a_bad_certificate_at_start_is_a_clear_error(tmp_path: Path) -> None:
@@ -350,4 +359,11 @@ def test_a_bad_certificate_at_start_is_a_clear_error(tmp_path: Path) -> None:
         other.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     with pytest.raises(ConfigurationError, match="not the key of"):
+        tls.from_directory(tmp_path)
+    (tmp_path / "tls.key").write_bytes(
+        other.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+        )
+    )
+    with pytest.raises(ConfigurationError, match="encrypted"):
         tls.from_directory(tmp_path)

@@ -172,7 +172,7 @@ class FileDiscovery:
     """Keeps the pool equal to a file.
 
     ``load`` once at the start, then ``start``. Polling sees every way in which a file can change: written in place,
-    renamed over, or the link switched of a mounted ConfigMap.
+    renamed over, or the link switched of a mounted ConfigMap. ``reloaded`` hears whether a change could be used.
     """
 
     def __init__(
@@ -180,14 +180,18 @@ class FileDiscovery:
         path: Path,
         pool: Pool,
         *,
+        reloaded: Callable[[bool], None] = lambda ok: None,
         clock: Callable[[], float] = monotonic,
         poll_interval: float = POLL_INTERVAL,
     ) -> None:
         self._path = path
         self._pool = pool
+        self._reloaded = reloaded
         self._clock = clock
         self._poll_interval = poll_interval
         self._applied: bytes | None = None
+        self._refused: bytes | None = None
+        """What is in the file and cannot be used: to find that out once is enough."""
         self._seen: bytes | OSError | None = None
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -223,16 +227,19 @@ class FileDiscovery:
         if not settled:
             return
         if isinstance(content, OSError):
+            self._refused = None
             self._report(f"cannot read {self._path}: {content.strerror}")
         elif content == self._applied:
-            self._problem = None
-        else:
+            self._problem = self._refused = None
+        elif content != self._refused:
             try:
                 self._apply(content)
             except ConfigurationError as error:
+                self._refused = content
                 self._report(str(error))
             else:
-                self._problem = None
+                self._problem = self._refused = None
+                self._reloaded(True)
                 ready = sum(endpoint.ready for endpoint in self._pool.endpoints.values())
                 logger.info(
                     "endpoints file read again", extra={"fields": {"file": str(self._path), "endpoints": ready}}
@@ -241,6 +248,7 @@ class FileDiscovery:
     def _report(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
+            self._reloaded(False)
             logger.error("endpoints file not used; the pool stays as it was", extra={"fields": {"error": problem}})
 
     def _read(self) -> bytes | OSError:

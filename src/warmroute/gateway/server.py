@@ -42,6 +42,9 @@ class Observer(Protocol):
     def stream_broken(self, reason: Literal["protocol-error", "internal"]) -> None:
         """The stream ended by a mistake of the proxy's or of ours."""
 
+    def certificate_reloaded(self, ok: bool) -> None:
+        """The certificate changed; if not ``ok``, it cannot be used, and the former one stays."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -128,7 +131,11 @@ class Server:
         if options.secure_serving:
             from warmroute.gateway import tls  # cryptography takes 8 MB, which are saved behind a sidecar without TLS
 
-            credentials = tls.from_directory(options.cert_path) if options.cert_path else tls.self_signed()
+            credentials = (
+                tls.from_directory(options.cert_path, self._certificate_reloaded(asyncio.get_running_loop()))
+                if options.cert_path
+                else tls.self_signed()
+            )
         self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", credentials)
         self._health = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         health.add(self._health, self._is_ready)
@@ -160,6 +167,14 @@ class Server:
         for server in (self._ext_proc, self._health):
             if server is not None:
                 await server.stop(grace=0.5)
+
+    def _certificate_reloaded(self, loop: asyncio.AbstractEventLoop) -> Callable[[bool], None]:
+        """Tells the observer in its own thread: certificates are looked at in one of gRPC's."""
+
+        def tell(ok: bool) -> None:
+            loop.call_soon_threadsafe(self._observer.certificate_reloaded, ok)
+
+        return tell
 
     def _is_ready(self) -> bool:
         return not self._draining and self._ready()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -17,6 +19,8 @@ from warmroute.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 VALIDITY = datetime.timedelta(days=3650)
+_UNUSABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm)
+"""What reading a certificate and its key may raise; an encrypted key is a TypeError."""
 
 
 def self_signed() -> grpc.ServerCredentials:
@@ -46,22 +50,24 @@ def new_pair(host: str) -> tuple[bytes, bytes]:
     return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def from_directory(path: Path) -> grpc.ServerCredentials:
+def from_directory(path: Path, reloaded: Callable[[bool], None] = lambda ok: None) -> grpc.ServerCredentials:
     """Credentials from ``tls.crt`` and ``tls.key``, read again for each new connection after they have changed.
 
-    Raises ConfigurationError if they cannot be used now; a bad pair later keeps the old one and is logged.
+    Raises ConfigurationError if they cannot be used now; a bad pair later keeps the old one and is logged. ``reloaded``
+    hears, in a thread of gRPC's, whether a change could be used.
     """
-    pair = _CertificatePair(path)
+    pair = _CertificatePair(path, reloaded)
     return grpc.dynamic_ssl_server_credentials(pair.configuration, pair.fetch)  # type: ignore[arg-type]  # may be None
 
 
 class _CertificatePair:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reloaded: Callable[[bool], None]) -> None:
+        self._reloaded = reloaded
         self._key, self._certificate = path / "tls.key", path / "tls.crt"
         try:
             self._stamp = self._stamps()
             self.configuration = self._read()
-        except (OSError, ValueError) as error:
+        except _UNUSABLE as error:
             raise ConfigurationError(f"cannot use the certificate in {path}: {error}") from error
 
     def _stamps(self) -> tuple[tuple[int, int], ...]:
@@ -82,8 +88,10 @@ class _CertificatePair:
                 return None
             self._stamp = stamp
             self.configuration = self._read()
-        except (OSError, ValueError) as error:
+        except _UNUSABLE as error:
+            self._reloaded(False)
             logger.warning("the new certificate is not used", extra={"fields": {"error": str(error)}})
             return None
+        self._reloaded(True)
         logger.info("certificate reloaded", extra={"fields": {"path": str(self._certificate)}})
         return self.configuration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import threading
@@ -164,6 +165,24 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(stage: str) -> None
         assert picker.recorder.broken == []
 
 
+async def test_a_client_that_goes_away_while_it_is_answered_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 400_000}]}).encode()
+    window = [("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0), ("grpc.max_send_message_length", -1)]
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address, options=window) as channel:
+        call = stream_on(channel)
+        await call.write(headers(FULL_DUPLEX_STREAMED))
+        await call.write(body(large))
+        await eventually(lambda: picker.recorder.answered == [None])
+        await asyncio.sleep(0.1)  # the window is full, and nobody reads
+        call.cancel()
+        await eventually(lambda: picker.server.open_streams == 0)
+        await asyncio.sleep(0.05)
+    assert not picker.recorder.broken
+    assert not caplog.records
+
+
 async def test_a_protocol_error_ends_that_stream_alone() -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         bad, good = stream_on(channel), stream_on(channel)
@@ -194,6 +213,7 @@ async def test_an_error_of_ours_is_a_500_on_that_stream_alone(monkeypatch: pytes
         await call.write(headers(eos=True))
         assert (await call.read()).HasField("dynamic_metadata")
         assert picker.recorder.broken == ["internal"]
+        assert [refusal and refusal.status for refusal in picker.recorder.answered] == [500, None]
 
 
 async def test_garbage_bytes_are_no_harm() -> None:

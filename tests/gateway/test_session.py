@@ -411,6 +411,15 @@ def test_observed_requests_are_counted_until_they_end() -> None:
     assert book.in_flight == 0
 
 
+def test_an_answer_of_the_proxys_own_is_no_response_of_an_engine() -> None:
+    stream = Stream()
+    stream.headers()
+    message = ProcessingRequest(response_headers=HttpHeaders())
+    message.response_headers.headers.headers.add(key=":status", raw_value=b"413")
+    stream.send(message)
+    assert stream.session.response_status is None
+
+
 def test_messages_that_are_nothing_to_us() -> None:
     stream = Stream()
     assert stream.send(ProcessingRequest()) == []

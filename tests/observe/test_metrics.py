@@ -186,15 +186,14 @@ def test_an_endpoint_as_the_router_and_its_engine_see_it(world: World) -> None:
 
 def test_states(world: World) -> None:
     pool = world.pool
-    for name, spec_ready in (("c", False), ("d", True), ("e", True), ("f", True)):
-        pool.upsert(EndpointSpec("default", name, "10.0.0.1", 8000, ready=spec_ready), NOW)
+    for name in "def":
+        pool.upsert(EndpointSpec("default", name, "10.0.0.1", 8000), NOW)
     pool.unreachable(world.endpoint("d"), NOW)
     pool.observed(world.endpoint("e"), EngineState(NOW, 0, 0, 0.0, sleeping=True), NOW)
     pool.remove("default/f", NOW)
     assert [endpoint_state(e) for e in pool.endpoints.values()] == [
         "ready",
         "ready",
-        "unready",
         "unreachable",
         "sleeping",
         "gone",

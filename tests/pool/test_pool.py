@@ -14,8 +14,8 @@ from warmroute.pool.pool import Pool, PoolListener
 NAMES = st.sampled_from(["a", "b", "c"])
 
 
-def spec(name: str = "a", *, address: str = "10.0.0.1", incarnation: str = "", ready: bool = True) -> EndpointSpec:
-    return EndpointSpec("default", name, address, 8000, incarnation=incarnation, ready=ready)
+def spec(name: str = "a", *, address: str = "10.0.0.1", incarnation: str = "") -> EndpointSpec:
+    return EndpointSpec("default", name, address, 8000, incarnation=incarnation)
 
 
 def state(at: float = 0.0, *, sleeping: bool = False) -> EngineState:

@@ -235,10 +235,16 @@ class Server:
             last = session.overdue()
             observer.stream_answered(session, worked)
             return last
+        except grpc.aio.InternalError:  # the client or the proxy went away while it was being told
+            return replies.NOTHING
         except Exception:
             observer.stream_broken("internal")
             logger.exception("request failed", extra={"fields": {"request": session.request_id}})
-            return replies.NOTHING if session.answered else session.failed()
+            if session.answered:
+                return replies.NOTHING
+            last = session.failed()
+            observer.stream_answered(session, worked)
+            return last
         finally:
             session.finish(clock())
             del self._streams[task]

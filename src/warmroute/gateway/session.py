@@ -421,7 +421,8 @@ class Session:
                 return replies.CONTINUE_RESPONSE_TRAILERS
 
     def _response_headers(self, message: ProcessingRequest, now: float) -> bytes:
-        self.response_status = headers.number(headers.read(message.response_headers.headers).get(":status", ""))
+        if self.decision is not None:  # else it is Envoy's own answer
+            self.response_status = headers.number(headers.read(message.response_headers.headers).get(":status", ""))
         namespace = message.metadata_context.filter_metadata
         fields = namespace[headers.LB_NAMESPACE].fields if headers.LB_NAMESPACE in namespace else {}
         if headers.SERVED in fields:

@@ -28,7 +28,7 @@ from warmroute.pool.pool import PoolListener
 from warmroute.routing.router import Decision
 from warmroute.settings import Settings
 
-EndpointState = Literal["ready", "unready", "unreachable", "sleeping", "gone"]
+EndpointState = Literal["ready", "unreachable", "sleeping", "gone"]
 StreamFault = Literal["protocol-error", "internal"]
 ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
 
@@ -94,8 +94,6 @@ def endpoint_state(endpoint: Endpoint) -> EndpointState:
     """The one word for whether the endpoint can be chosen, and if not, why."""
     if endpoint.gone_at is not None:
         return "gone"
-    if not endpoint.ready:
-        return "unready"
     if not endpoint.reachable:
         return "unreachable"
     return "ready" if endpoint.available else "sleeping"

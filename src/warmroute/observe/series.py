@@ -65,7 +65,7 @@ RESPONSES = Series(
     "warmroute_responses_total",
     "counter",
     "responses",
-    "Responses of the engines by HTTP status, as far as the gateway shows them; only with --observe-responses.",
+    "Responses by HTTP status, as far as the gateway shows them: with --observe-responses, or where they stream through.",
     ("status",),
 )
 BODY_BYTES = Series(
@@ -116,7 +116,7 @@ ENDPOINTS = Series(
     "warmroute_endpoints",
     "gauge",
     "endpoints",
-    "Members of the pool: ready; unready: discovery wants no traffic on it; unreachable: its engine does not answer; "
+    "Members of the pool: ready; unreachable: its engine does not answer; "
     "sleeping: its engine sleeps; gone: dropped by discovery, remembered for a minute.",
     ("state",),
 )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 class EndpointSpec:
     """What discovery knows of one endpoint.
 
-    ``address`` is an IPv4 or IPv6 address (no brackets) or, in files, a host name; ``incarnation`` changes when the
-    engine behind the same name is another one (Kubernetes: pod uid and container id) and is empty where nobody can tell.
+    ``address`` is an IPv4 or IPv6 address (no brackets); ``incarnation`` changes when the engine behind the same name is
+    another one (Kubernetes: pod uid and container id) and is empty where nobody can tell.
     """
 
     namespace: str
@@ -20,7 +20,6 @@ class EndpointSpec:
     port: int
     labels: Mapping[str, str] = field(default_factory=dict)
     incarnation: str = ""
-    ready: bool = True
 
     @property
     def id(self) -> str:
@@ -73,7 +72,7 @@ class EngineState:
     decode_rate: float | None = None
     """Measured tokens per second of one answer."""
     sleeping: bool = False
-    """The engine sleeps and must not be chosen."""
+    """The engine sleeps; it is chosen only where nobody else is there."""
 
 
 class Endpoint:
@@ -97,7 +96,7 @@ class Endpoint:
     @property
     def ready(self) -> bool:
         """Discovery wants traffic on it."""
-        return self.spec.ready and self.gone_at is None
+        return self.gone_at is None
 
     @property
     def available(self) -> bool:

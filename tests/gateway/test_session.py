@@ -149,6 +149,33 @@ def test_partial_body_is_cut_json() -> None:
     assert 200 < stream.session.request.weight < 300
 
 
+def test_a_body_that_is_cut_off_weighs_as_much_as_all_of_it() -> None:
+    whole = json.dumps({"model": "m", "messages": [{"role": "user", "content": "word " * 10_000}]}).encode()
+    for length, partial in ((str(len(whole)), False), ("", True), ("7", True)):
+        stream = Stream()
+        stream.headers(BUFFERED_PARTIAL, content_length=length)
+        stream.body(whole[:20_000], eos=False)
+        request = stream.session.request
+        assert request.partial == partial
+        expected = len(whole) if not partial else 20_000
+        assert request.weight == pytest.approx(expected, rel=0.01)
+
+
+def test_token_ids_that_are_cut_off_count_in_full() -> None:
+    whole = json.dumps({"model": "m", "prompt": [12345] * 10_000}).encode()
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL, path="/v1/completions", content_length=str(len(whole)))
+    stream.body(whole[:20_000], eos=False)
+    assert stream.session.request.tokens == pytest.approx(10_000, rel=0.01)
+
+
+def test_strategies_are_told_whom_a_request_counts_for() -> None:
+    stream = Stream()
+    stream.headers(x_gateway_inference_fairness_id="team-a")
+    stream.body()
+    assert stream.session.request.fairness_id == "team-a"
+
+
 @pytest.mark.parametrize("mode", [NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED])
 def test_without_a_body_the_headers_are_answered(mode: BodySendMode) -> None:
     stream = Stream()

@@ -347,6 +347,52 @@ def test_the_served_endpoint_takes_over_the_books() -> None:
     assert books[other].in_flight == 0
 
 
+def test_how_much_of_a_cut_off_prompt_is_held_is_a_share_of_all_of_it() -> None:
+    fixture = Fixture(1)
+    seen = prompt("a" * 4000)
+    fixture.pick(seen, 0.0)
+    decision = fixture.router.pick(seen.cut_off(4000, 16_000), 1.0)
+    assert isinstance(decision, Decision)
+    assert (decision.prompt_tokens, decision.cached_tokens) == (4000, 1000)
+
+
+def test_what_is_no_prompt_or_of_unknown_length_teaches_no_token_length() -> None:
+    fixture = Fixture(1)
+    now, tokens, requests = 0.0, 0.0, 0.0
+    for step in range(1000):
+        now += 0.1
+        fixture.scrape(now, prompt_tokens_total=tokens, prompt_requests_total=requests)
+        fixture.pick(NO_PROMPT, now)  # a list of models, a count of tokens
+        request = prompt(f"{step:04}" * 750)
+        unknown = step < 200
+        fixture.pick(request.cut_off(3000, None) if unknown else request, now)
+        tokens, requests = tokens + (9000 if unknown else 1000), requests + 1
+    assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.1)
+
+
+def test_lengths_are_those_of_the_prompts_that_finished() -> None:
+    fixture = Fixture(1)
+    now, tokens, requests = 0.0, 0.0, 0.0
+    under_way: list[int] = []
+    for step in range(3000):
+        now += 0.1
+        size = 200 if step // 100 % 2 else 4000  # tokens of 3 bytes; twenty are under way while the sizes change
+        fixture.scrape(now, running=len(under_way), prompt_tokens_total=tokens, prompt_requests_total=requests)
+        fixture.pick(prompt(f"{step:06}" * (size // 2)), now)
+        under_way.append(size)
+        if len(under_way) > 20:
+            tokens, requests = tokens + under_way.pop(0), requests + 1
+    assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.03)
+
+
+def test_counters_that_make_no_sense_do_no_harm() -> None:
+    fixture = Fixture(1)
+    for now, requests in ((0.0, 0.0), (1.0, 1e15), (2.0, 5.0), (3.0, 6.0)):
+        fixture.scrape(now, prompt_tokens_total=requests, prompt_requests_total=requests)
+        fixture.pick(prompt(LONG), now)
+    assert fixture.router.bytes_per_token == 4.0
+
+
 def test_bytes_per_token_are_learned_where_the_engine_serves_only_us() -> None:
     fixture = Fixture(1)
     now, tokens, requests = 0.0, 0.0, 0.0

@@ -63,6 +63,8 @@ class _Pod:
     under_way: set[int] = field(default_factory=set)
     serving: bool = True
     """False once it was scaled away."""
+    prompt_tokens: int = 0
+    """Of the requests that finished."""
     prefill_tokens: int = 0
     """Computed for the requests that finished."""
     prefill_seconds: float = 0.0
@@ -289,6 +291,7 @@ class Replay:
         self._answered += 1
         pod.under_way.remove(number)
         work = output.request
+        pod.prompt_tokens += work.prompt_tokens
         if work.scheduled_at is not None and work.first_token_at is not None:
             pod.prefill_tokens += work.prompt_tokens - work.cached_tokens
             pod.prefill_seconds += work.first_token_at - work.scheduled_at
@@ -313,7 +316,8 @@ class Replay:
 
     def _boot(self, pod: _Pod) -> None:
         pod.incarnation += 1
-        pod.prefill_tokens, pod.prefill_seconds = 0, 0.0
+        pod.prompt_tokens = pod.prefill_tokens = 0
+        pod.prefill_seconds = 0.0
         pod.later_tokens, pod.later_token_seconds = 0, 0.0
         pod.engine = Engine(self._fleet.profile(pod.number), every_token=False, seed=pod.number)
 
@@ -396,7 +400,7 @@ def _state(engine: Engine, watch: _Watch, now: float) -> EngineState:
         awaiting_first_token=awaiting,
         capacity_tokens=engine.profile.kv_cache_tokens,
         first_tokens_total=counters.first_tokens,
-        prompt_tokens_total=counters.prompt_tokens,
+        prompt_tokens_total=watch.pod.prompt_tokens,
         prompt_requests_total=counters.finished,
         prefix_queries_total=counters.prefix_queries,
         prefix_hits_total=counters.prefix_hits,

@@ -16,6 +16,7 @@ DROPPED_REASON = "x-warmroute-dropped-reason"
 OBJECTIVES = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
 """Request headers that name the InferenceObjective; the first that is there counts."""
 FAIRNESS_IDS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
+"""Request headers that say whom the request counts for; the first that is there counts."""
 MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
 """Request headers with the model name to go on with in place of the body's; the first that is there counts."""
 CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)

@@ -313,6 +313,8 @@ class Session:
         request = parse(known.get(":path", ""), known.get("content-type", ""), body, truncated=truncated)
         if isinstance(request, Refusal):
             return request
+        if truncated:
+            request = request.cut_off(len(body), headers.number(known.get("content-length", "")))
         self.request = request
         if not request.model:
             return None
@@ -339,6 +341,9 @@ class Session:
         shed_up_to = self._rules.shed_up_to
         if shed_up_to is not None and criticality <= shed_up_to:
             self.request = self.request._replace(sheddable=True)
+        fairness_id = self._first(headers.FAIRNESS_IDS)
+        if fairness_id:
+            self.request = self.request._replace(fairness_id=fairness_id)
         result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())
         if isinstance(result, Refusal):
             return self._refuse(result)

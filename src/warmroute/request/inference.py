@@ -27,7 +27,7 @@ class InferenceRequest(NamedTuple):
     seed: bytes = b""
     parts: tuple[PromptPart, ...] = ()
     weight: int = 0
-    """Sum of the parts' weights, in bytes."""
+    """Length of the prompt in bytes: the sum of the parts' weights; of a body that was cut off, as estimated."""
     tokens: int | None = None
     """Exact prompt tokens where the client sent token ids; else None, and they are estimated from ``weight``."""
     stream: bool = False
@@ -37,10 +37,21 @@ class InferenceRequest(NamedTuple):
     sheddable: bool = False
     """May be refused with 429 while the pool is saturated."""
     fairness_id: str = ""
+    """Whom the request counts for, as the header of that name says. For strategies of somebody's own."""
+    partial: bool = False
+    """The body was cut off, and nobody knows how much of it is missing."""
 
     def with_model(self, model: str) -> InferenceRequest:
         """The request as the engine gets it once its model's name is replaced: the engine caches by its own name."""
         return self._replace(model=model, seed=self.seed.removesuffix(self.model.encode()) + model.encode())
+
+    def cut_off(self, seen: int, length: int | None) -> InferenceRequest:
+        """The request of which only the first ``seen`` bytes of the body were read; of ``length``, if that is known."""
+        if length is None or length < seen:
+            return self._replace(partial=True)
+        factor = length / seen
+        tokens = None if self.tokens is None else round(self.tokens * factor)
+        return self._replace(weight=round(self.weight * factor), tokens=tokens)
 
 
 NO_PROMPT = InferenceRequest()

@@ -20,7 +20,7 @@ from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
 from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing import strategies
-from warmroute.routing.calibration import TokenLength
+from warmroute.routing.calibration import UNKNOWN, TokenLength
 from warmroute.routing.cost import (
     BALANCE_TOKENS,
     CostConstants,
@@ -110,7 +110,7 @@ class Router(PoolListener):
         """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes nothing."""
         strategy = strategies.find(constants.strategy, rng=self._rng)
         self._strategy, self._constants = strategy, constants
-        self._token_length.initial = constants.bytes_per_token
+        self._token_length.begin_with(constants.bytes_per_token)
         self._fleet = None
 
     # ---------------------------------------------------------------- pool listener
@@ -137,6 +137,7 @@ class Router(PoolListener):
         self._index.close(book.slot)
         book.slot = self._index.open(self._capacity(endpoint))
         book.reset()
+        self._token_length.forget(book)
         self._fleet = None
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
@@ -201,7 +202,7 @@ class Router(PoolListener):
         cached, best_match, chain = strategies.NOTHING_CACHED, 0.0, EMPTY_CHAIN
         if weight and strategy.uses_prefix:
             chain = build(request.seed, request.parts)
-            cached, best_match = self._match(chain, prompt, fleet)
+            cached, best_match = self._match(chain, prompt / weight, prompt, fleet)
 
         adapter = request.model if request.model in self._known_adapters else ""
         queue_weight, delay_weight = saturation_weights(fleet.least_waiting())
@@ -242,7 +243,7 @@ class Router(PoolListener):
         )
         if self._history.maxlen:
             self._history.append(_Record.of(request_id, decision, offer, values, constants.load.cost))
-        self._assign(decision, weight, fleet, k, now)
+        self._assign(decision, request, fleet, k, now)
         if reason == "warm" and logger.isEnabledFor(logging.INFO):
             logger.info(
                 "Do prefix-aware routing!",
@@ -255,13 +256,14 @@ class Router(PoolListener):
             )
         return decision
 
-    def _match(self, chain: Chain, prompt: float, fleet: Fleet) -> tuple[strategies.Cached, float]:
-        """What each endpoint of the fleet holds of a prompt of that many tokens, and the most that any holds."""
+    def _match(
+        self, chain: Chain, tokens_per_byte: float, prompt: float, fleet: Fleet
+    ) -> tuple[strategies.Cached, float]:
+        """What each endpoint of the fleet holds of a prompt of ``prompt`` tokens, and the most that any holds."""
         rest = fleet.candidates
         groups = self._index.match(chain, rest)
         if not groups:
             return strategies.NOTHING_CACHED, 0.0
-        tokens_per_byte = prompt / chain.weight
         held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt - 1)) for mask, depth in groups]
         best_match = held[-1][1]
         for mask, _ in groups:
@@ -279,7 +281,7 @@ class Router(PoolListener):
                     others[position[slot]] = tokens
         return strategies.Cached(usual, others), best_match
 
-    def _assign(self, decision: Decision, weight: int, fleet: Fleet, k: int, now: float) -> None:
+    def _assign(self, decision: Decision, request: InferenceRequest, fleet: Fleet, k: int, now: float) -> None:
         book = decision.book
         self._choices += 1
         book.last_chosen = self._choices
@@ -287,7 +289,8 @@ class Router(PoolListener):
         constants = self._constants.load
         book.assign(work, book.drain_rate(constants), now)
         book.matched(decision.cached_tokens, decision.prompt_tokens, constants)
-        self._token_length.sent(book, weight)
+        if request.weight:  # else engines do not count it among the prompts
+            self._token_length.sent(book, UNKNOWN if request.partial else request.weight)
         if decision.adapter:
             book.use_adapter(decision.adapter)
         if decision.chain.hashes:

@@ -75,7 +75,7 @@ def test_columns_equal_the_formula(
     one = book(running=running, waiting=waiting, kv=kv, seqs=seqs)
     one.tau = tau
     one.fill, one.hit_rate = fill, hit_rate
-    one.mean_uncached = 500.0
+    one.mean_work = 500.0
     fleet = Fleet([one], constants, NOW)
     for tokens in queued:
         one.assign(tokens, one.drain_rate(constants), NOW)

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
-from warmroute.routing.load import ASSUMED_DURATION, MOST_UNCONFIRMED, Book, Fleet, LoadConstants, slowness
+from warmroute.routing.load import (
+    ASSUMED_DURATION,
+    MOST_UNCONFIRMED,
+    UNKNOWN_WORK,
+    Book,
+    Fleet,
+    LoadConstants,
+    slowness,
+)
 
 CONSTANTS = LoadConstants(prefill_rate=1000.0, drain_factor=1.0)
 
@@ -79,7 +87,7 @@ def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
 def test_work_of_others_is_seen() -> None:
     book, fleet = make()
     book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
-    mean = book.mean_uncached
+    mean = book.mean_work
     book.observe(scrape(5.0, running=1, waiting=4), CONSTANTS)
     fleet.update(0, 5.0)
     assert fleet.waiting[0] == 4
@@ -111,17 +119,26 @@ def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
     book.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)  # on its way, or come during a step
     book.assign(500.0, book.drain_rate(CONSTANTS), 1.1)
     fleet.update(0, 1.1)
-    assert fleet.waiting[0] == 2
+    assert (fleet.waiting[0], fleet.total[0]) == (2, 2)
     book.observe(scrape(20.0, awaiting=0, first_tokens=0), CONSTANTS)  # they never came to the engine
     fleet.update(0, 20.0)
     assert fleet.waiting[0] == 0
 
 
+def test_the_first_page_of_an_engine_has_not_seen_the_latest_either() -> None:
+    book, fleet = make()
+    for _ in range(5):
+        book.assign(1000.0, book.drain_rate(CONSTANTS), 0.97)
+    book.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)
+    fleet.update(0, 1.0)
+    assert (fleet.waiting[0], fleet.total[0]) == (5, 5)
+
+
 def test_waiting_requests_of_others_are_counted_first() -> None:
     book, fleet = make()
-    book.mean_uncached = 700.0
+    book.mean_work = 700.0
     book.assign(1000.0, book.drain_rate(CONSTANTS), 0.0)
-    mean = book.mean_uncached
+    mean = book.mean_work
     book.observe(scrape(0.1, running=1, waiting=2, awaiting=3, first_tokens=9), CONSTANTS)
     fleet.update(0, 0.1)
     assert fleet.waiting[0] == 3
@@ -264,6 +281,50 @@ def test_staleness_costs_more_with_age_and_is_bounded() -> None:
         seen.append(fleet.fixed[0])
     assert seen[0] == seen[1] == 0
     assert 0 < seen[2] < seen[3] < seen[4] == seen[5]
+
+
+def test_a_newcomer_is_known_no_better_than_the_others() -> None:
+    books = [
+        Book(Endpoint(EndpointSpec("default", n, "10.0.0.1", 8000), engine="vllm", now=0.0), k, 0.0)
+        for k, n in enumerate("ab")
+    ]
+    newcomer = Book(Endpoint(EndpointSpec("default", "c", "10.0.0.1", 8000), engine="vllm", now=100.0), 2, 100.0)
+    fleet = Fleet([*books, newcomer], CONSTANTS, 100.0)
+    assert fleet.fixed == [0, 0, 0], "nobody has ever told"
+    for book in books:
+        book.observe(scrape(10.0), CONSTANTS)  # and then no metrics could be had any more
+    fleet = Fleet([*books, newcomer], CONSTANTS, 100.0)
+    assert fleet.fixed[0] == fleet.fixed[1] == fleet.fixed[2] > 0
+    books[0].observe(scrape(100.0), CONSTANTS)
+    fleet = Fleet([*books, newcomer], CONSTANTS, 100.0)
+    assert fleet.fixed[0] == fleet.fixed[2] == 0 < fleet.fixed[1]
+    fleet.refresh(111.0)
+    assert fleet.fixed[0] == fleet.fixed[2] > 0
+    newcomer.reset(111.0)
+    books[0].observe(scrape(111.0), CONSTANTS)
+    assert Fleet([*books, newcomer], CONSTANTS, 111.0).fixed[2] == 0, "a new process has not had the time"
+
+
+def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:
+    book, fleet = make()
+    state = scrape(1.0, running=10, waiting=40, awaiting=45, first_tokens=1000)
+    book.observe(replace(state, prefix_queries_total=3e6, prefix_hits_total=1e6), CONSTANTS)
+    fleet.update(0, 1.0)
+    assert (fleet.waiting[0], fleet.running[0]) == (45, 5)
+    assert fleet.pending(0, 1.0) == pytest.approx(45 * 2000)
+    later = scrape(2.0, running=10, waiting=40, awaiting=45, first_tokens=1010)
+    book.observe(replace(later, prefix_queries_total=3e6 + 12_000, prefix_hits_total=1e6 + 2_000), CONSTANTS)
+    assert book.mean_work == 1000, "what they have to compute now counts, not what they had"
+    book.assign(8000, book.drain_rate(CONSTANTS), 2.0)
+    assert book.mean_work == 1000, "ours is in the engine's counters, too"
+
+
+def test_what_others_have_to_compute_is_guessed_where_nothing_tells() -> None:
+    book, fleet = make()
+    book.observe(scrape(1.0, running=10, waiting=4, awaiting=4, first_tokens=10), CONSTANTS)
+    fleet.update(0, 1.0)
+    assert fleet.waiting[0] == 4
+    assert fleet.pending(0, 1.0) == pytest.approx(4 * UNKNOWN_WORK)
 
 
 def test_observed_ends_count_at_once() -> None:

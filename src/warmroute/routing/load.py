@@ -36,8 +36,10 @@ ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished where neither a scrape nor the response tells."""
 STALE_CAP = 60.0
 """The staleness penalty grows for this many seconds."""
-UNCACHED_SMOOTHING = 0.1
-"""Weight of the newest request in the running mean of uncached tokens."""
+WORK_SMOOTHING = 0.1
+"""Least weight of the newest request in the running mean of what a request has to compute."""
+UNKNOWN_WORK = 500.0
+"""Tokens that a request of others has to compute where nothing tells how many."""
 TAU_RANGE = (0.5, 2.0)
 """Bounds of an endpoint's slowness against the median."""
 TAU_CERTAIN = 1.5
@@ -97,7 +99,7 @@ class Book:
 
     __slots__ = (
         "adapters",
-        "added_at",
+        "began_at",
         "busy_until",
         "decode_rate",
         "done",
@@ -112,7 +114,7 @@ class Book:
         "left",
         "max_adapters",
         "max_num_seqs",
-        "mean_uncached",
+        "mean_work",
         "most_running",
         "observed_at",
         "prefill_rate",
@@ -123,12 +125,13 @@ class Book:
         "slot",
         "tau",
         "unconfirmed",
+        "work_counters",
+        "works_seen",
     )
 
     def __init__(self, endpoint: Endpoint, slot: int, now: float) -> None:
         self.endpoint = endpoint
         self.slot = slot
-        self.added_at = now
         self.last_chosen = 0
         self.in_flight = 0
         """Own requests whose end is awaited; only with observed responses."""
@@ -138,16 +141,22 @@ class Book:
         self.max_num_seqs: int | None = None
         self.most_running = 0
         """Most requests that were seen to run at once."""
-        self.mean_uncached = 0.0
+        self.mean_work = UNKNOWN_WORK
+        """Tokens of work that a request has to compute on the average: of all on the engine where it counts them, else of
+        our own."""
+        self.works_seen = 0.0
         self.adapters: OrderedDict[str, None] = OrderedDict()
         self.max_adapters = 0
-        self.reset()
+        self.reset(now)
 
-    def reset(self) -> None:
+    def reset(self, now: float) -> None:
         """The engine is a new process: empty queue, nothing observed. What was learned of its speed stays."""
+        self.began_at = now
         self.finish_times: deque[float] = deque()
         self.busy_until = 0.0
         self.unconfirmed: deque[_Assigned] = deque(maxlen=MOST_UNCONFIRMED)
+        self.work_counters: tuple[float, float] | None = None
+        """Tokens that the engine has computed, and requests that got their first token, as of the last scrape."""
         self.first_tokens: float | None = None
         """How many requests had their first token when the queue was laid anew; None if the last scrape could not tell."""
         self.sent: deque[float] = deque()
@@ -188,6 +197,7 @@ class Book:
             self.prefill_rate = state.prefill_rate
         if state.decode_rate is not None:
             self.decode_rate = state.decode_rate
+        self._observe_work(state)
         if state.awaiting_first_token is None:
             self.first_tokens = None
         else:
@@ -196,6 +206,21 @@ class Book:
         self.max_adapters = state.max_adapters
         for adapter in state.loaded_adapters:
             self.use_adapter(adapter)
+
+    def _observe_work(self, state: EngineState) -> None:
+        """Learn what a request has to compute from the engine's counters, which know those of others, too."""
+        lookups, hits, requests = state.prefix_queries_total, state.prefix_hits_total, state.first_tokens_total
+        if lookups is None or hits is None or requests is None:
+            return
+        computed = lookups - hits
+        before_computed, before_requests = self.work_counters or (0.0, 0.0)
+        self.work_counters = computed, requests
+        if requests > before_requests and computed >= before_computed:
+            self._average_work((computed - before_computed) / (requests - before_requests), requests - before_requests)
+
+    def _average_work(self, work: float, requests: float) -> None:
+        self.works_seen += requests
+        self.mean_work += min(1.0, requests * max(WORK_SMOOTHING, 1 / self.works_seen)) * (work - self.mean_work)
 
     def _reconcile(self, state: EngineState, seen: int, rate: float) -> None:
         """Lay the virtual queue anew: the engine has ``seen`` requests without a token, and may not have seen the latest.
@@ -206,15 +231,15 @@ class Book:
         at, assigned = state.observed_at, self.unconfirmed
         unseen_from = at - TRANSIT - STEP_TOKENS / rate
         known = sum(1 for request in assigned if request.at <= at)
-        awaiting = seen
+        unseen = sum(1 for request in assigned if unseen_from < request.at <= at)
+        told = known
         if self.first_tokens is not None and state.first_tokens_total is not None:
-            unseen = sum(1 for request in assigned if unseen_from < request.at <= at)
-            told = known - int(state.first_tokens_total - self.first_tokens)
-            awaiting = min(max(told, seen), seen + unseen)
+            told -= int(state.first_tokens_total - self.first_tokens)
+        awaiting = min(max(told, seen), seen + unseen)
         for _ in range(known - awaiting):
             assigned.popleft()
         foreign = max(0, awaiting - known)
-        finish_times = deque(at + (k + 1) * self.mean_uncached / rate for k in range(foreign))
+        finish_times = deque(at + (k + 1) * self.mean_work / rate for k in range(foreign))
         self.busy_until = finish_times[-1] if foreign else at
         self.finish_times, self.unconfirmed = finish_times, deque(maxlen=MOST_UNCONFIRMED)
         for request in assigned:
@@ -240,7 +265,8 @@ class Book:
         """A request with that many tokens to compute goes to the endpoint, which drains ``rate`` tokens a second."""
         self._enqueue(uncached, uncached / rate, now)
         self.sent.append(now)
-        self.mean_uncached += UNCACHED_SMOOTHING * (uncached - self.mean_uncached)
+        if self.work_counters is None:
+            self._average_work(uncached, 1.0)
 
     def matched(self, cached: float, prompt: float, constants: LoadConstants) -> None:
         """A prompt of ``prompt`` tokens goes to the endpoint, which holds ``cached`` of them."""
@@ -363,10 +389,8 @@ class Fleet:
         if book.sent:
             next_change = min(next_change, book.sent[0] + ASSUMED_DURATION)
         gone: float = len(book.done)
-        if book.observed_at is None:
-            age = now - book.added_at
-        else:
-            age = now - book.observed_at
+        age = self._age(book, now)
+        if book.observed_at is not None:
             leaving = book.leaving_rate()
             if leaving * total:
                 gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
@@ -377,12 +401,12 @@ class Fleet:
                     share = most / waiting
                     pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, most
                 elif waiting < book.reported_waiting:  # it is slower, or others send to it too
-                    pending_at_zero += (book.reported_waiting - waiting) * book.mean_uncached
+                    pending_at_zero += (book.reported_waiting - waiting) * book.mean_work
                     waiting = book.reported_waiting
         if book.done and waiting > (still := max(total - len(book.done), 0.0)):  # ends were seen: no more can wait
             share = still / waiting
             pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, still
-        total = max(total - gone, book.in_flight, 0.0)
+        total = max(total - gone, book.in_flight, waiting)
         running = total - waiting if total > waiting else 0.0
         stale_for = age - constants.staleness_threshold
         if stale_for < 0:
@@ -421,6 +445,14 @@ class Fleet:
         self.rows[k] = (waiting, running, tau, pending_at_zero, rate, eviction, usage, slot_guard, kv_guard, stale)
         self._next_change[k] = next_change
         self._soonest = min(self._soonest, next_change)
+
+    def _age(self, book: Book, now: float) -> float:
+        """Seconds since the engine's state was known. One that has never told is known no better than the best known one:
+        else all requests would go to each newcomer where metrics cannot be had."""
+        if book.observed_at is not None:
+            return now - book.observed_at
+        observed = [other.observed_at for other in self.books if other.observed_at is not None]
+        return now - min(book.began_at, max(observed)) if observed else 0.0
 
     def pending(self, k: int, now: float) -> float:
         """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""

@@ -136,7 +136,7 @@ class Router(PoolListener):
         book = self._books[endpoint.id]
         self._index.close(book.slot)
         book.slot = self._index.open(self._capacity(endpoint))
-        book.reset()
+        book.reset(now)
         self._token_length.forget(book)
         self._fleet = None
 

@@ -143,6 +143,19 @@ def test_lmetric_multiplies_by_the_requests() -> None:
     assert both.decide(asked(system, TEXTS.text(200)), 0.0) == 1  # (200 + 100) x 5 > 1224
 
 
+def test_lmetric_of_uncached_tokens_settles_ties_by_load_then_work_then_number() -> None:
+    baseline = made("lmetric-uncached", pods=3)
+    request = asked(TEXTS.text(64))
+    assert baseline.decide(request, 0.0) == 0
+    send(baseline, 0, fresh(500), 0)
+    send(baseline, 1, fresh(100), 1)
+    send(baseline, 2, fresh(200), 2)
+    assert baseline.decide(request, 0.0) == 1
+    for number, pod in enumerate(range(3), start=3):
+        send(baseline, pod, request, number)
+    assert baseline.decide(request, 0.0) == 1
+
+
 def test_llm_d_weighs_prefix_3_queue_2_kv_2() -> None:
     baseline = made("llm-d", pods=2)
     assert isinstance(baseline, LLMD)

@@ -185,11 +185,13 @@ class LMetric(_Exact):
 
 
 class LMetricUncached(_Exact):
-    """LMetric's other form (SGLang's lmetric policy): uncached tokens x (requests + 1)."""
+    """LMetric's other form (SGLang's lmetric policy): uncached tokens x (requests + 1); of equal ones the fewest requests,
+    then the least pending prefill, then the first."""
 
     def decide(self, request: TracedRequest, now: float) -> int:
         uncached = self.uncached(request)
-        return self.least(lambda pod: uncached[pod] * (self.requests[pod] + 1))
+        load, work = self.requests, self.pending
+        return min(self.pods, key=lambda pod: (uncached[pod] * (load[pod] + 1), load[pod], work[pod], pod))
 
 
 class LLMD(Baseline):

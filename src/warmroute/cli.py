@@ -264,7 +264,7 @@ def bench_cost(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: under a minute.")] = False,
     gateway: Annotated[bool, typer.Option(help="Measure through a real Envoy too.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
     """What the picker itself costs, each figure beside its floor. Budgets are judged but not enforced: exit code 0."""
     import asyncio
@@ -272,7 +272,7 @@ def bench_cost(
 
     from rich.console import Console
 
-    from warmroute.bench import cost
+    from warmroute.bench import cost, json_file
 
     options = replace(cost.QUICK if quick else cost.CostOptions(), gateway=gateway)
     try:
@@ -280,8 +280,8 @@ def bench_cost(
     except (WarmrouteError, OSError) as error:
         typer.echo(f"warmroute: {error}", err=True)
         raise typer.Exit(1) from error
-    if json_file is not None:
-        json_file.write_bytes(cost.to_json(figures))
+    if output is not None:
+        json_file.write(output, cost.plain(figures))
 
 
 @bench.command()
@@ -305,7 +305,9 @@ def replay(
         typer.Option(help="Factor on the request rate; repeatable. Default: half, 0.8 and 1.1 times saturation."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
-    requests: Annotated[int | None, typer.Option(min=1, help="Replay the first so many only.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="The first so many; of a scenario, about so many.")
+    ] = None,
     restart: Annotated[
         list[str] | None, typer.Option(metavar="POD@T", help="Pod that restarts T seconds into the trace; repeatable.")
     ] = None,

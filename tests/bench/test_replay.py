@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from warmroute.bench import comparison, scenarios
 from warmroute.bench.baselines import RoundRobin
 from warmroute.bench.fleet import DOWN, Fleet, PodEvent, profile, saturation
-from warmroute.bench.picker import Picker
+from warmroute.bench.picker import Picker, RouterPicker
 from warmroute.bench.replay import Outcome, Replay, Sample
 from warmroute.bench.strategy import names, picker_factory
 from warmroute.bench.trace import Identities, Trace, TracedRequest, conversation, read, sorted_by_time
@@ -100,6 +100,38 @@ def test_a_restart_loses_the_cache_and_repeats_what_was_under_way() -> None:
     assert [kind for kind, _, _ in picker.heard if kind in {"unreachable", "restarted"}][-1] == "restarted"
     assert min(picker.times("unreachable")) < 7.5
     assert len(picker.times("restarted")) == 1
+
+
+def test_an_engine_that_is_down_cannot_die_again() -> None:
+    requests = [TracedRequest(at, Identities().text(500), 50) for at in (0.0, 4.9, 40.0)]
+    twice = Fleet((SMALL,), restarts=(PodEvent(5.0, 0), PodEvent(5.0 + DOWN / 2, 0)))
+    once = Fleet((SMALL,), restarts=(PodEvent(5.0, 0),))
+    assert run(requests, Follow(0), twice).ttft == pytest.approx(run(requests, Follow(0), once).ttft)
+
+
+def test_a_request_that_nobody_can_take_waits_from_its_first_sending() -> None:
+    class Cautious(Follow):
+        """Knows of no pod until there is one."""
+
+        def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
+            return 0 if now > 30.0 else None
+
+    outcome = run([TracedRequest(10.0, Identities().text(100), 5)], Cautious(0))
+    assert outcome.ttft[0] > 20.0
+
+
+def test_the_router_learns_the_length_of_a_token_from_what_engines_count() -> None:
+    trace, fleet = scenarios.build("bursts", seed=1, pods=4, requests=1500)
+    made: list[RouterPicker] = []
+
+    def make(rng: random.Random) -> Picker:
+        picker = picker_factory("PREFIX_CACHE", Settings(bytes_per_token=3.0))(rng)
+        assert isinstance(picker, RouterPicker)
+        made.append(picker)
+        return picker
+
+    Replay(trace, fleet, make, strategy="test", speedup=0.8, seed=1).run()
+    assert made[0].router.bytes_per_token == pytest.approx(4.0, rel=0.15)
 
 
 def test_an_answer_that_breaks_off_is_asked_for_anew_and_counts_from_there() -> None:
@@ -239,8 +271,26 @@ def test_sharegpt_conversations(tmp_path: Path) -> None:
     assert second.output_tokens == 200
 
 
+def test_a_trace_may_begin_at_any_time(tmp_path: Path) -> None:
+    def at(start: int) -> list[float]:
+        file = tmp_path / f"{start}.jsonl"
+        entry = {"input_length": 100, "output_length": 5, "hash_ids": [1]}
+        lines = [json.dumps({"timestamp": start + 3000 * k, **entry}) for k in range(5)]
+        file.write_text("\n\n".join(lines) + "\n\n")
+        return [request.at for request in read(file, seed=1).requests]
+
+    assert at(1_700_000_000_000) == pytest.approx(at(0), abs=1e-3)
+
+
 @pytest.mark.parametrize(
-    "text", ["", '{"timestamp": 0}', '{"timestamp": 0, "input_length": 600, "hash_ids": [1]}', "[]"]
+    "text",
+    [
+        "",
+        '{"timestamp": 0, "input_length": 0, "output_length": 1, "hash_ids": []}',
+        '{"timestamp": 0}',
+        '{"timestamp": 0, "input_length": 600, "hash_ids": [1]}',
+        "[]",
+    ],
 )
 def test_files_that_are_no_trace(tmp_path: Path, text: str) -> None:
     file = tmp_path / "trace"
@@ -310,6 +360,28 @@ def test_the_command(tmp_path: Path) -> None:
     assert list(rows[0]) == expected.split()
     assert rows[0]["requests"] == 60
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path) -> None:
+    def error(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["bench", "replay", *arguments, "--strategy", "random"])
+        assert isinstance(result.exception, ConfigurationError), result.output
+        return str(result.exception)
+
+    trace = tmp_path / "trace.jsonl"
+    ids = list(range(60_000 // 512 + 1))
+    trace.write_text(json.dumps({"timestamp": 0, "input_length": 60_000, "output_length": 1, "hash_ids": ids}))
+    profile = f"{DEFAULT_PROFILE}/40"
+    assert "a request of 60001 tokens; the KV cache of" in error(str(trace), "--profile", profile)
+    missing = tmp_path / "missing" / "figures.json"
+    assert f"cannot write {missing}" in error("bursts", "--requests", "10", "--json", str(missing))
+
+
+def test_the_picture_of_a_replay_that_is_over_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    outcome = run([TracedRequest(0.0, Identities().text(16), 1)], Follow(0))
+    comparison.draw(tmp_path / "picture.png", [outcome])
+    assert (tmp_path / "picture.png").stat().st_size > 0
 
 
 def test_default_speedups_are_below_near_and_above_saturation() -> None:

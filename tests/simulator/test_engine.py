@@ -156,7 +156,8 @@ def test_when_the_cache_is_full_the_youngest_is_preempted_and_recomputed() -> No
     assert old.finished_at is not None
     assert young.finished_at is not None
     assert old.finished_at < young.finished_at
-    assert engine.counters.prefix_queries > old.prompt_tokens + young.prompt_tokens
+    assert engine.counters.prefix_queries == old.prompt_tokens + young.prompt_tokens
+    assert engine.counters.prefix_hits == 0, "what the preempted one found of its own is none"
 
 
 def test_the_preempted_comes_before_those_that_wait() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, groupby
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from warmroute.bench import plot, scenarios
+from warmroute.bench import json_file, plot, scenarios
 from warmroute.bench.fleet import Fleet, PodEvent, profile, saturation
 from warmroute.bench.replay import Outcome, Replay
 from warmroute.bench.strategy import picker_factory
@@ -71,11 +70,22 @@ class Plan:
             trace, fleet = scenarios.build(
                 self.source, seed=self.seed, pods=self.pods, profiles=kinds, requests=self.requests
             )
+        _must_fit(trace, fleet)
         return trace, Fleet(
             fleet.profiles,
             (*fleet.restarts, *self.restarts),
             (*fleet.scalings, *self.scalings),
             self.pickers or fleet.pickers,
+        )
+
+
+def _must_fit(trace: Trace, fleet: Fleet) -> None:
+    largest = max(request.prompt_tokens + request.output_tokens for request in trace.requests)
+    smallest = min(fleet.profiles, key=lambda profile: profile.largest_request)
+    if largest > smallest.largest_request:
+        raise ConfigurationError(
+            f"{trace.name} has a request of {largest} tokens; the KV cache of {smallest.name} holds "
+            f"{smallest.largest_request}: choose another --profile"
         )
 
 
@@ -122,8 +132,8 @@ def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
 
 
 def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """The figures as a list of objects; seconds and fractions."""
-    path.write_text(json.dumps([outcome.figures() for outcome in outcomes], indent=1) + "\n", encoding="utf-8")
+    """The figures as a list of objects; seconds and fractions. Raises ConfigurationError."""
+    json_file.write(path, [outcome.figures() for outcome in outcomes])
 
 
 def draw(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import orjson
 from rich.console import Console
@@ -127,10 +128,9 @@ async def bench(options: CostOptions, console: Console) -> list[Figure]:
     return figures
 
 
-def to_json(figures: Sequence[Figure]) -> bytes:
-    """The figures and the machine for programs."""
-    document = {"machine": machine(), "figures": [figure.plain() for figure in figures]}
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2)
+def plain(figures: Sequence[Figure]) -> dict[str, Any]:
+    """The figures and the machine, for JSON."""
+    return {"machine": machine(), "figures": [figure.plain() for figure in figures]}
 
 
 def machine() -> str:

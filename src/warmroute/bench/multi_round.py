@@ -65,6 +65,8 @@ class Workload:
         for name in ("num_users", "num_rounds", "qps", "answer_len"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0")
+        if self.seconds is not None and self.seconds <= 0:
+            raise ConfigurationError("--time must be more than 0")
 
     @property
     def gap(self) -> float:
@@ -163,7 +165,8 @@ def read_conversations(path: Path) -> tuple[tuple[Turn, ...], ...]:
                 if said.get("from", "human") in {"human", "user"}:
                     turns.append(Turn(str(said["value"])))
                 elif turns:
-                    turns[-1] = Turn(turns[-1].question, said.get("num_tokens"))
+                    tokens = said.get("num_tokens")
+                    turns[-1] = Turn(turns[-1].question, None if tokens is None else int(tokens))
             if turns:
                 conversations.append(tuple(turns))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

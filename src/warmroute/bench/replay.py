@@ -34,7 +34,7 @@ RETRY_DELAY = 0.1
 SAMPLE_INTERVAL = 1.0
 """Seconds between two looks at the load of the pods."""
 
-_UNANSWERED = -1.0
+_UNANSWERED = _UNSENT = -1.0
 
 Progress = Callable[[int], None]
 """Hears how many requests are answered."""
@@ -171,7 +171,7 @@ class Replay:
         self._ttft = [_UNANSWERED] * len(requests)
         self._e2e = [0.0] * len(requests)
         self._chosen = [-1] * len(requests)
-        self._sent_at = [0.0] * len(requests)
+        self._sent_at = [_UNSENT] * len(requests)
         self._cached = 0
         self._retries = 0
         self._answered = 0
@@ -192,7 +192,7 @@ class Replay:
             self._add(restart.at / speedup, _Event.KILL, restart.number)
         for scaling in fleet.scalings:
             self._add(scaling.at / speedup, _Event.SCALE, scaling.number)
-        self._add(SAMPLE_INTERVAL, _Event.SAMPLE, 0)
+        self._add(0.0, _Event.SAMPLE, 0)
 
         total = len(self._trace.requests)
         events, pods = self._events, self._pods
@@ -243,7 +243,7 @@ class Replay:
 
     def _send(self, number: int, now: float) -> None:
         request = self._trace.requests[number]
-        if self._chosen[number] < 0:
+        if self._sent_at[number] == _UNSENT:
             self._sent_at[number] = now
         picker = self._picker_of(number)
         choice = picker.choose(request, number, now)
@@ -338,6 +338,8 @@ class Replay:
         if number >= len(self._pods):
             raise ConfigurationError(f"pod {number} is to restart at {now:g} s, but there is none yet")
         pod = self._pods[number]
+        if pod.engine is None:
+            return  # it is down already
         pod.engine = None
         pod.due = inf
         for request in sorted(pod.under_way):

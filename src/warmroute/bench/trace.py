@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from math import inf
 from pathlib import Path
 
 from warmroute.bench.multi_round import read_conversations
@@ -129,18 +130,30 @@ def read(path: Path, *, seed: int, limit: int | None = None) -> Trace:
 
 
 def _mooncake(path: Path, rng: random.Random) -> list[TracedRequest]:
-    """``{"timestamp": ms, "input_length", "output_length", "hash_ids": [one for each 512 tokens]}`` a line."""
+    """``{"timestamp": ms, "input_length", "output_length", "hash_ids": [one for each 512 tokens]}`` a line.
+
+    Times count from the earliest one.
+    """
     requests = []
+    earliest = inf
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
             try:
                 entry = json.loads(line)
                 tokens, ids = int(entry["input_length"]), entry["hash_ids"]
                 prompt = tuple((int(ids[i]), min(PIECE, tokens - i * PIECE)) for i in range(-(-tokens // PIECE)))
-                at = entry["timestamp"] / 1000 + MOONCAKE_BUCKET * rng.random()
+                if tokens < 1:
+                    raise ValueError("input_length must be at least 1")
+                at = entry["timestamp"] / 1000
+                earliest = min(earliest, at)
+                at += MOONCAKE_BUCKET * rng.random()
                 requests.append(TracedRequest(at, prompt, max(1, int(entry["output_length"]))))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise ConfigurationError(f"{path}:{number} is no line of a Mooncake trace: {error!r}") from error
+    for request in requests:
+        request.at -= earliest
     requests.sort(key=lambda request: request.at)
     return requests
 

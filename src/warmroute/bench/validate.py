@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from warmroute.bench import plot
+from warmroute.bench import json_file, plot
 from warmroute.bench.multi_round import Distribution
 from warmroute.errors import ConfigurationError
 from warmroute.simulator.blocks import Segment, hash_segments
@@ -265,10 +265,7 @@ def run(
     for validation in validations:
         console.print(table(validation))
     if output is not None:
-        try:
-            output.write_text(json.dumps([plain(each) for each in validations], indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {output}: {error}") from error
+        json_file.write(output, [plain(each) for each in validations])
     if picture is not None:
         draw(validations, picture)
     return all(each.within for each in validations)

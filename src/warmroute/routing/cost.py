@@ -21,7 +21,7 @@
 ``E``         price of a new token in the cache: ``eviction * (0.05 + 0.95*fill*h)``
 ``fill``      share of the cache that holds prompts
 ``h``         hit rate: the share that the endpoint held of the prompts that it was lately given
-``usage``     share of the KV cache that requests use, estimated between scrapes
+``usage``     share of the KV cache that requests use, estimated between scrapes; at most 1, but for the KV guard
 ``S``         ``max_num_seqs``, the requests that the engine runs at once
 ``tau``       slowness of the endpoint against the pool's median
 ============  ====================================================================================================

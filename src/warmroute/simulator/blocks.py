@@ -45,6 +45,8 @@ def hash_segments(segments: Iterable[Segment], block_size: int, seed: int = 0) -
     parent, filled = seed, 0
     pieces: tuple[int, ...] = ()  # what the ``filled`` tokens of the block in hand are
     for identity, tokens in segments:
+        if not tokens:
+            continue
         offset = 0
         if filled:
             offset = min(block_size - filled, tokens)

@@ -392,9 +392,9 @@ class Engine:
             return 0
         pool.take(hits)
         cached = len(hits) * block_size
-        self.counters.prefix_queries += target
-        self.counters.prefix_hits += cached
-        if request.scheduled_at is None:
+        if request.scheduled_at is None:  # vLLM counts those of preempted requests apart
+            self.counters.prefix_queries += target
+            self.counters.prefix_hits += cached
             request.cached_tokens = cached
         tokens = min(target - cached, budget)
         request._target = target

@@ -72,6 +72,11 @@ class Profile:
         """Tokens that the KV cache holds."""
         return self.num_gpu_blocks * self.block_size
 
+    @property
+    def largest_request(self) -> int:
+        """Most tokens of one request, prompt and answer: as in vLLM, one block is never handed out."""
+        return (self.num_gpu_blocks - 1) * self.block_size
+
 
 _H100_7B = Timing(
     accept=0.0013,

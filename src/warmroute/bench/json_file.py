@@ -1,0 +1,18 @@
+"""Figures as JSON for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from warmroute.errors import ConfigurationError
+
+
+def write(path: Path, figures: Any) -> None:
+    """Write ``figures`` (what JSON knows) to ``path``. Raises ConfigurationError."""
+    try:
+        path.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error

@@ -16,7 +16,8 @@ from warmroute.settings import Settings, changed
     ("settings", "problem"),
     [
         ({}, "either --pool-name NAME"),
-        ({"endpoints_file": "e.yaml", "pool_name": "p"}, "either --pool-name NAME"),
+        ({"pool_name": "", "endpoints_file": ""}, "either --pool-name NAME"),
+        ({"endpoints_file": "e.yaml", "pool_name": "p"}, "both given"),
         ({"endpoints_file": "e.yaml", "ha_enable_leader_election": True}, "needs Kubernetes"),
         ({"pool_name": "p", "pool_group": "example.com"}, "--pool-group must be one of"),
     ],

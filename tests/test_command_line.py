@@ -30,6 +30,9 @@ NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-",
         (["--endpoints-file=a=b"], ["--endpoints-file", "a=b"]),
         (["-v", "4"], ["--log-level", "debug"]),
         (["--v=1"], ["--log-level", "info"]),
+        (["--zap-encoder", "json"], ["--log-format", "json"]),
+        (["-refreshMetricsInterval", "50ms"], ["--refresh-metrics-interval", "50ms"]),
+        (["-destinationEndpointHintMetadataNamespace=envoy.lb"], []),
         (["-h"], ["-h"]),
     ],
 )
@@ -38,15 +41,31 @@ def test_flags_are_understood_as_go_programs_take_them(arguments: list[str], und
 
 
 def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> None:
-    flags, warnings = go_style(["-zap-encoder=json", "--tracing", "false", "--grpc-port=1"])
-    assert flags == ["--grpc-port", "1"]
-    assert [warning.split()[0] for warning in warnings] == ["--zap-encoder", "--tracing"]
+    flags, warnings = go_style(
+        [
+            "-configFile",
+            "/x",
+            "-healthChecking",
+            "--tracing",
+            "false",
+            "--refresh-prometheus-metrics-interval=5s",
+            "-v=2",
+        ]
+    )
+    assert flags == ["--log-level", "info"]
+    assert [warning.split()[0] for warning in warnings] == [
+        "--config-file",
+        "--health-checking",
+        "--tracing",
+        "--refresh-prometheus-metrics-interval",
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["serve"], "say where the endpoints come from"),
+        (["serve", "-destinationEndpointHintKey=x"], "--destination-endpoint-hint-key can only be x-gateway-dest"),
         (["serve", "--endpoints-file=nowhere.yaml"], "cannot read the endpoints file nowhere.yaml"),
         (["serve", "--endpoints-file=x", "--grpc-port=many"], "--grpc-port: "),
         (["simulate", "--port=65535", "--count=2"], "there is no port 65536"),

@@ -75,3 +75,18 @@ def test_only_hot_settings_change_while_it_runs() -> None:
     assert changed(settings, {"max_endpoints": "3"}).max_endpoints == 3
     with pytest.raises(ConfigurationError, match="grpc_port cannot change"):
         changed(settings, {"grpc_port": 1})
+
+
+def test_variables_of_older_pickers_count_unless_ours_is_there() -> None:
+    environ = {"SD_QUEUE_DEPTH_THRESHOLD": "77", "KV_CACHE_THRESHOLD": "0.5"}
+    settings = load({}, environ=environ)
+    assert (settings.saturation_queue_depth, settings.saturation_kv_usage) == (77, 0.5)
+    assert load({}, environ={**environ, "WARMROUTE_SATURATION_QUEUE_DEPTH": "3"}).saturation_queue_depth == 3
+    with pytest.raises(ConfigurationError, match="SD_QUEUE_DEPTH_THRESHOLD: "):
+        load({}, environ={"SD_QUEUE_DEPTH_THRESHOLD": "many"})
+
+
+def test_a_file_may_say_off(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("shedding: off\n")
+    assert load({}, environ={}, settings_file=file).shedding == "off"

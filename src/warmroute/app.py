@@ -138,7 +138,9 @@ class App:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
-        if (settings.endpoints_file is None) == (settings.pool_name is None):
+        if settings.endpoints_file is not None and settings.pool_name is not None:
+            raise ConfigurationError("--pool-name and --endpoints-file are both given; endpoints come from one of them")
+        if settings.endpoints_file is None and settings.pool_name is None:
             raise ConfigurationError(
                 "say where the endpoints come from: either --pool-name NAME (with --pool-namespace) or --endpoints-file FILE"
             )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from warmroute.errors import WarmrouteError
+from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings, as_text, documentation, load
 
 app = typer.Typer(
@@ -52,13 +52,17 @@ UNNEEDED_FLAGS = frozenset(
         "refresh-prometheus-metrics-interval",
         "tracing",
         "zap-devel",
-        "zap-encoder",
         "zap-log-level",
         "zap-stacktrace-level",
         "zap-time-encoding",
     )
 )
 """Flags of upstream's pickers that mean nothing here: accepted, with a warning, so that old manifests start."""
+FIXED_FLAGS = {
+    "destination-endpoint-hint-key": "x-gateway-destination-endpoint",
+    "destination-endpoint-hint-metadata-namespace": "envoy.lb",
+}
+"""Flags of upstream's pickers for what is one value here."""
 
 _FLAG = re.compile(r"--?(?P<name>[A-Za-z][\w-]*)(?:=(?P<value>.*))?", re.DOTALL)
 _DEBUG_VERBOSITY = 4
@@ -71,12 +75,11 @@ def go_style(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     flags that are accepted and ignored.
     """
     booleans = {name.replace("_", "-") for name, field in Settings.model_fields.items() if field.annotation is bool}
-    spellings = {
-        spelling.lower(): name.replace("_", "-")
-        for name, field in Settings.model_fields.items()
-        if isinstance(field.json_schema_extra, dict)
-        for spelling in (name.replace("_", "-"), *_strings(field.json_schema_extra["upstream"]))
-    }
+    spellings = {_spelt(name): name for name in (*UNNEEDED_FLAGS, *FIXED_FLAGS, "zap-encoder")}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.json_schema_extra, dict):
+            for spelling in (name, *_strings(field.json_schema_extra["upstream"])):
+                spellings[_spelt(spelling)] = name.replace("_", "-")
     result: list[str] = []
     warnings: list[str] = []
     rest = list(arguments)
@@ -86,8 +89,7 @@ def go_style(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if match is None or argument in {"-h", "--help"}:
             result.append(argument)
             continue
-        kebab = match["name"].replace("_", "-")
-        name = spellings.get(kebab.lower(), kebab)
+        name = spellings.get(_spelt(match["name"]), match["name"].replace("_", "-"))
         value = match["value"]
         if value is None and name in booleans:
             value = rest.pop(0) if rest and rest[0].lower() in {"true", "false"} else "true"
@@ -95,11 +97,21 @@ def go_style(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             value = rest.pop(0)
         if name == "v" and value is not None and value.isdigit():
             result += ["--log-level", "debug" if int(value) >= _DEBUG_VERBOSITY else "info"]
-        elif name.lower() in UNNEEDED_FLAGS:
+        elif name == "zap-encoder" and value in {"json", "console"}:
+            result += ["--log-format", value]
+        elif name in FIXED_FLAGS:
+            if value != FIXED_FLAGS[name]:
+                raise ConfigurationError(f"--{name} can only be {FIXED_FLAGS[name]}")
+        elif name in UNNEEDED_FLAGS:
             warnings.append(f"--{name} means nothing here and is ignored")
         else:
             result += [f"--{name}"] if value is None else [f"--{name}", value]
     return result, warnings
+
+
+def _spelt(name: str) -> str:
+    """The same for camelCase, kebab-case and snake_case."""
+    return name.replace("-", "").replace("_", "").lower()
 
 
 def _strings(value: object) -> list[str]:

@@ -348,6 +348,16 @@ class Settings(BaseSettings):
     def _duration(cls, value: object) -> object:
         return seconds(value)
 
+    @field_validator("pool_name", "endpoints_file", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("shedding", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        return "off" if value is False else value  # how YAML reads the word
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -405,12 +415,19 @@ def load(flags: Mapping[str, Any], *, environ: Mapping[str, str], settings_file:
         for name, value in _read_file(settings_file).items():
             values[name], origin[name] = value, f"{settings_file}: {name}"
     for name in Settings.model_fields:
-        variable = ENV_PREFIX + name.upper()
-        if variable in environ:
-            values[name], origin[name] = environ[variable], variable
+        for variable in (*_upstream_variables(name), ENV_PREFIX + name.upper()):
+            if variable in environ:
+                values[name], origin[name] = environ[variable], variable
     for name, value in flags.items():
         values[name], origin[name] = value, "--" + name.replace("_", "-")
     return _validated(values, origin)
+
+
+def _upstream_variables(name: str) -> list[str]:
+    """What older pickers call the setting in the environment."""
+    extra = Settings.model_fields[name].json_schema_extra
+    spellings = extra["upstream"] if isinstance(extra, dict) else None
+    return [s for s in spellings if isinstance(s, str) and s.isupper()] if isinstance(spellings, list) else []
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:

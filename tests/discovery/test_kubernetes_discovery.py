@@ -23,7 +23,7 @@ from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 
-QUICK = Patience(first=0.01, most=0.05, missing=0.05)
+QUICK = Patience(first=0.01, most=0.05, missing=0.05, settle=0.3)
 V1 = "inference.networking.k8s.io/v1"
 V1_SPEC = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 9000}]}
 V1_POOL = changed(POOL, apiVersion=V1, metadata__annotations=None, spec=V1_SPEC)
@@ -398,6 +398,17 @@ async def test_a_kind_that_is_not_installed_may_look_forbidden_but_is_not_called
             async with picking(server, tmp_path):
                 pass
         assert not caplog.records
+
+
+@pytest.mark.parametrize("code", [500, 503])
+async def test_one_kind_that_the_server_fails_to_list_does_not_hold_up_the_start(tmp_path, caplog, code):
+    async with cluster_of() as server:
+        server.failing[f"inferencemodels.{X}"] = code
+        async with picking(server, tmp_path) as picker:
+            assert len(picker.targets()) == 2
+            assert caplog.text.count("inferencemodels.inference.networking.x-k8s.io cannot be listed") == 1
+            server.failing.clear()
+            await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
 
 
 async def test_rights_withdrawn_later_change_nothing(tmp_path, caplog):

@@ -45,6 +45,8 @@ class ApiServer:
         """Resources (``plural.group``, ``plural`` for the core API) that are not installed."""
         self.forbidden: set[str] = set()
         """Resources that may not be touched."""
+        self.failing: dict[str, int] = {}
+        """Resources that cannot be served, and the status that says so."""
         self.bookmark_interval = 60.0
         self.watches = 0
         """Watches begun since the start."""
@@ -175,6 +177,8 @@ class ApiServer:
         resource = f"{plural}.{group}" if group else plural
         if resource in self.forbidden:
             return status(403, "Forbidden", f'{resource} is forbidden: User "test" cannot list resource "{plural}"')
+        if resource in self.failing:
+            return status(self.failing[resource], "InternalError", "conversion webhook failed")
         if resource in self.missing:
             return web.Response(status=404, text="404 page not found\n")
         match request.method, name:

@@ -183,12 +183,21 @@ def test_what_changes_the_head_of_the_prompt_is_in_the_seed(fields: dict[str, ob
         {"tool_choice": "required"},
         {"structured_outputs": {"json": {}}},
         {"chat_template_kwargs": {}, "cache_salt": None},
+        {"response_format": {"type": "text"}},
         {"stream": True, "max_tokens": 5, "user": "u"},
     ],
 )
 def test_what_steers_decoding_only_changes_no_byte(fields: dict[str, object]) -> None:
     plain, changed = chat(user("Hi")), chat(user("Hi"), **fields)
     assert (changed.seed, changed.parts) == (plain.seed, plain.parts)
+
+
+def test_a_budget_for_thinking_is_not_rendered() -> None:
+    small, large, off = (
+        chat(user("a"), thinking={"type": kind, "budget_tokens": budget}).seed
+        for kind, budget in (("enabled", 1024), ("enabled", 8192), ("disabled", 1024))
+    )
+    assert small == large != off
 
 
 def test_a_renamed_model_is_the_one_in_the_seed() -> None:

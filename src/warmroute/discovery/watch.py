@@ -69,6 +69,8 @@ class Patience:
     most: float = 5.0
     missing: float = 15.0
     """Where the kind is not installed or may not be read."""
+    settle: float = 15.0
+    """How long a kind that the API server fails to list may hold up the start."""
 
 
 class Watch(Generic[T]):
@@ -117,6 +119,7 @@ class Watch(Generic[T]):
         failures = 0
         patience = self._patience
         clock = asyncio.get_running_loop().time
+        give_up = clock() + patience.settle
         while True:
             began = clock()
             wait = patience.first  # a server that ends each watch at once must not be asked in a tight loop
@@ -131,10 +134,13 @@ class Watch(Generic[T]):
                 if error.status in {403, 404}:
                     await self._missing(error)
                     wait = patience.missing
-                elif error.status != UNREACHABLE and error.status not in BUSY:
-                    self._version = None
-                    if error.status != GONE:
-                        self._report(logging.WARNING, "cannot be watched; trying again", error)
+                elif error.status != UNREACHABLE:
+                    if error.status not in BUSY:
+                        self._version = None
+                        if error.status != GONE:
+                            self._report(logging.WARNING, "cannot be watched; trying again", error)
+                    if not self.settled and clock() >= give_up:
+                        self._go_without(error)
             except Exception:
                 logger.exception(
                     "a watch failed and is started again", extra={"fields": {"resource": str(self.resource)}}
@@ -226,6 +232,12 @@ class Watch(Generic[T]):
             if self.objects or not self.settled:
                 self._replace({})
         self._version = None
+
+    def _go_without(self, error: ApiError) -> None:
+        """One kind that the server fails to list, for example by a broken conversion, must not keep the others waiting."""
+        logger.warning("%s cannot be listed; going on without", self.resource, extra={"fields": {"error": str(error)}})
+        self.settled = True
+        self._changed(None)
 
     async def _installed(self) -> bool:
         try:

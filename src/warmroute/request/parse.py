@@ -24,9 +24,10 @@ Reading = int | None | Refusal
 def parse(path: str, content_type: str, body: bytes, *, truncated: bool = False) -> InferenceRequest | Refusal:
     """The inference request that ``body`` is, sent to ``path`` (a query string and a prefix are allowed).
 
-    What is no JSON, or sent to a path that takes no prompt, is routed without one and never refused. Refused, with 400, is
-    what every engine refuses: a body that is no JSON object, no model, no messages. ``truncated``: ``body`` is only the
-    beginning; then nothing is refused, the prompt ends where the body does, and the model is "" if it was to come later.
+    What is no JSON, or sent to a path that takes no prompt, is routed without one and never refused. Refused, with 400, is a
+    body that is no JSON object or has no messages, as every engine does, and one that names no model, which some would take.
+    ``truncated``: ``body`` is only the beginning; then nothing is refused, the prompt ends where it does, and the model
+    is "" if it was to come later.
     """
     route = _find_route(path)
     if route is None or not _is_json(content_type):

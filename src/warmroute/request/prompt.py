@@ -100,9 +100,20 @@ def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
     """What makes whole prompts incomparable: ``family`` (how the prompt is rendered), the SEED_FIELDS, the model."""
     if not SEED_FIELDS.isdisjoint(document):
         for name in sorted(SEED_FIELDS.intersection(document)):
-            if document[name] not in _NOTHING:
-                family += _field(name, document[name])
+            value = _rendered(name, document[name])
+            if value not in _NOTHING:
+                family += _field(name, value)
     return family + END + encode(model)
+
+
+def _rendered(name: str, value: object) -> object:
+    """What of a seed field can reach the template: a budget for thinking does not, nor the format that all have anyway."""
+    if type(value) is dict:
+        if name == "thinking":
+            return value.get("type")
+        if name == "response_format" and value.get("type") == "text":
+            return None
+    return value
 
 
 def encode(text: str) -> bytes:

@@ -168,6 +168,23 @@ sglang:cached_tokens_total{cache_source="host"} 100.0
     assert read(Probe(SGLANG, "/metrics"), older).capacity_tokens == 6_400
 
 
+def test_sglang_stages_of_one_pipeline_tell_of_the_same_requests_and_data_parallel_ranks_of_others() -> None:
+    lines = [
+        f'{name}{{moe_ep_rank="0",tp_rank="{2 * dp + tp}",pp_rank="{pp}",dp_rank="{dp}"}} {value}'
+        for name, value in (
+            ("sglang:num_running_reqs", 10),
+            ("sglang:num_queue_reqs", 3),
+            ("sglang:token_usage", 0.5),
+            ("sglang:max_total_num_tokens", 100_000),
+        )
+        for dp in (0, 1)
+        for pp in (0, 1)
+        for tp in (0, 1)
+    ]
+    state = read(Probe(SGLANG, "/metrics"), "\n".join(lines).encode() + b"\n")
+    assert (state.running, state.waiting, state.kv_usage, state.capacity_tokens) == (20, 6, 0.5, 200_000)
+
+
 def test_trtllm_serve() -> None:
     page = b"""trtllm_num_requests_running{model_name="m"} 5
 trtllm_num_requests_waiting{model_name="m"} 2

@@ -376,6 +376,16 @@ async def test_an_unknown_engine_is_read_as_the_default_one(stage: Stage, caplog
     ]
 
 
+async def test_an_unknown_engine_follows_the_default_one(stage: Stage) -> None:
+    stage.add(**{"llm-d.ai/engine-type": "strange"})
+    await stage.settle()
+    stage.engines.asked.clear()
+    stage.scraper.apply(stage.settings.model_copy(update={"model_server_runtime": "trtllm-serve"}))
+    await stage.seconds_to_next_scrape()
+    assert stage.engines.asked
+    assert all("/prometheus/metrics" in url for url in stage.engines.asked)
+
+
 async def test_port_path_and_scheme_can_be_set() -> None:
     pool, engines = Pool(), Engines()
     settings = Settings(

@@ -18,12 +18,14 @@ class Series:
     """Where one figure stands on a metrics page.
 
     ``where`` lists the label values that a sample must have; as in Prometheus, an empty value also matches an absent
-    label. The figure is the sample's value, or the content of its label ``label``.
+    label. The figure is the sample's value, or the content of its label ``label``. Of samples that differ in the labels
+    ``replicas`` only, the largest counts: they say the same of the same requests.
     """
 
     name: str
     where: tuple[tuple[str, str], ...] = ()
     label: str | None = None
+    replicas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ _VLLM_CACHE_CONFIG = "vllm:cache_config_info"
 _SGLANG_CACHE_CONFIG = "sglang:cache_config_info"
 _ALL_PRIORITIES = (("priority", ""),)
 """SGLang repeats some series for each priority; the one without a priority is their total."""
+_SGLANG_RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
+"""Ranks that work on the same requests: with pipeline parallelism, or all schedulers reporting, each tells of them."""
 _TRITON_REQUESTS = "nv_trt_llm_request_metrics"
 _TRITON_BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
 
@@ -169,19 +173,25 @@ VLLM = Dialect(
 )
 
 SGLANG = Dialect(
-    waiting=(Series("sglang:num_queue_reqs", where=_ALL_PRIORITIES),),
-    running=(Series("sglang:num_running_reqs", where=_ALL_PRIORITIES),),
-    kv_usage=(Series("sglang:token_usage"),),
+    waiting=(Series("sglang:num_queue_reqs", where=_ALL_PRIORITIES, replicas=_SGLANG_RANKS),),
+    running=(Series("sglang:num_running_reqs", where=_ALL_PRIORITIES, replicas=_SGLANG_RANKS),),
+    kv_usage=(Series("sglang:token_usage", replicas=_SGLANG_RANKS),),
     capacity=(
-        Capacity(Series("sglang:max_total_num_tokens")),
+        Capacity(Series("sglang:max_total_num_tokens", replicas=_SGLANG_RANKS)),
         Capacity(
-            Series(_SGLANG_CACHE_CONFIG, label="num_pages"),
+            Series(_SGLANG_CACHE_CONFIG, label="num_pages", replicas=_SGLANG_RANKS),
             size=Series(_SGLANG_CACHE_CONFIG, label="page_size"),
         ),
     ),
     prompt_tokens=(Series("sglang:prompt_tokens_total"),),
     prompt_requests=(Series("sglang:num_requests_total"),),
-    computed_tokens=(Series("sglang:realtime_tokens_total", where=(("mode", "prefill_compute"), *_ALL_PRIORITIES)),),
+    computed_tokens=(
+        Series(
+            "sglang:realtime_tokens_total",
+            where=(("mode", "prefill_compute"), *_ALL_PRIORITIES),
+            replicas=_SGLANG_RANKS,
+        ),
+    ),
     later_tokens=(Series("sglang:inter_token_latency_seconds_count"),),
     later_token_seconds=(Series("sglang:inter_token_latency_seconds_sum"),),
     prefix_queries=(Series("sglang:prompt_tokens_total"),),

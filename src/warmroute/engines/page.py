@@ -56,19 +56,22 @@ class Page:
         return found
 
     def figures(self, series: Series) -> list[float]:
-        """The figures of a series, one for each sample that has one; figures that are not finite are left out."""
-        figures = []
+        """The figures of a series, one for each sample that has one and is no replica of another; only finite ones."""
+        figures: dict[object, float] = {}
         for sample in self.samples(series.name):
             figure = sample.value
-            if series.where or series.label is not None:
+            source: object = sample.text
+            if series.where or series.label is not None or series.replicas:
                 labels = sample.labels
                 if any(labels.get(label, "") != value for label, value in series.where):
                     continue
                 if series.label is not None:
                     figure = _number(labels.get(series.label, ""))
+                if series.replicas:
+                    source = frozenset(item for item in labels.items() if item[0] not in series.replicas)
             if isfinite(figure):
-                figures.append(figure)
-        return figures
+                figures[source] = max(figure, figures.get(source, figure))
+        return [*figures.values()]
 
     def total(self, alternatives: tuple[Series, ...]) -> float | None:
         """The sum over the samples of the first series that the page has; None without any.

@@ -120,7 +120,12 @@ class Scraper(PoolListener):
 
     def apply(self, settings: Settings) -> None:
         """Change the hot settings; they count from each endpoint's next scrape on. Raises ConfigurationError."""
-        self._dialect, self._settings = _dialect(settings), settings
+        before, self._dialect, self._settings = self._dialect, _dialect(settings), settings
+        if self._dialect is not before:
+            for target in self._targets.values():
+                if target.engine not in DIALECTS:  # read as the default one; of the others the pool tells
+                    self._abandon(target)
+                    self._aim(target)
 
     # ---------------------------------------------------------------- the pool's changes
 

@@ -26,3 +26,11 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
             assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_log_lines_are_written_where_they_say(document: Path) -> None:
+    lines = document.read_text(encoding="utf-8").splitlines()
+    for caller, number, message in re.findall(r"\tINFO\t(\S+\.py):(\d+)\t([^\t]+)\t", "\n".join(lines)):
+        source = (ROOT / "src/warmroute" / caller).read_text(encoding="utf-8").splitlines()
+        assert f'"{message}"' in "".join(source[int(number) - 1 : int(number) + 1]), f"{caller}:{number} {message}"

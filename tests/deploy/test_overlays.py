@@ -78,12 +78,24 @@ def test_components_go_with_it(base, tmp_path):
     namespace = deployment["metadata"]["namespace"]
     assert deployment["spec"]["replicas"] == 2
     assert container(deployment)["args"][-1] == "--ha-enable-leader-election"
+    assert "lifecycle" not in container(deployment), "the Lease is given up at once"
     assert not [d for d in documents if d["kind"] == "PodDisruptionBudget"]
     monitor = pick(documents, "PodMonitor")
     assert monitor["metadata"]["namespace"] == namespace
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in named_ports(deployment)
+
+
+@every_overlay
+def test_every_port_of_the_pod_can_be_reached_by_whom_it_is_for(name):
+    documents = overlay(name)
+    opened = {p["port"] for rule in pick(documents, "NetworkPolicy")["spec"]["ingress"] for p in rule["ports"]}
+    deployment = pick(documents, "Deployment")
+    named = {p["name"] for c in deployment["spec"]["template"]["spec"]["containers"] for p in c["ports"]}
+    within = {"grpc"} if name == "sidecar" else set()  # the sidecar's Envoy asks over the pod's own loopback
+    probes_only = {"grpc-health"}  # the kubelet is not subject to policies
+    assert opened == named - within - probes_only
 
 
 @every_overlay

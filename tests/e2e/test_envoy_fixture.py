@@ -11,14 +11,8 @@ from envoy_fixture.http1 import connect, encode, exchange, read_message
 from envoy_fixture.pickers import scripted_picker, warmroute_serve
 
 from warmroute.gateway import ext_proc_pb2 as pb
-from warmroute.standalone.bootstrap import (
-    DESTINATION,
-    SUBSET_KEY,
-    SUBSET_NAMESPACE,
-    Picking,
-    endpoint_discovery,
-    to_yaml,
-)
+from warmroute.gateway.headers import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
+from warmroute.standalone.bootstrap import Picking, endpoint_discovery, to_yaml
 
 
 def destination(target: str) -> pb.HeaderMutation:

@@ -14,7 +14,8 @@ from envoy_fixture.backends import backends
 from envoy_fixture.http1 import Message, exchange
 from envoy_fixture.pickers import endpoints_document, warmroute_serve
 
-from warmroute.standalone.bootstrap import DESTINATION, BodyMode, Picking
+from warmroute.gateway.headers import DESTINATION
+from warmroute.standalone.bootstrap import BodyMode, Picking
 
 BUFFERED, DUPLEX = BodyMode.BUFFERED, BodyMode.FULL_DUPLEX_STREAMED
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello " * 200}]}).encode()

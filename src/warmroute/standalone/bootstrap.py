@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from warmroute.errors import ConfigurationError
+from warmroute.gateway.headers import DESTINATION, LB_NAMESPACE, SERVED, SUBSET_KEY, SUBSET_NAMESPACE
 
 try:
     import betterproto2
@@ -42,15 +43,6 @@ except ModuleNotFoundError as missing:
     raise ConfigurationError(
         f"building an Envoy configuration needs {missing.name}: pip install 'warmroute[standalone]'"
     ) from missing
-
-DESTINATION = "x-gateway-destination-endpoint"
-"""Header, and key of the metadata namespace ``envoy.lb``, that carries the picked endpoint."""
-
-DESTINATION_SERVED = "x-gateway-destination-endpoint-served"
-"""Key in ``envoy.lb`` under which Envoy reports the endpoint that answered."""
-
-SUBSET_NAMESPACE = "envoy.lb.subset_hint"
-SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
 PICKED_LISTENER = "picked"
 """The listener whose requests go through the endpoint picker."""
@@ -129,9 +121,9 @@ class ProxyConfig:
     """Shadow run: the picker sees every message and its answers are ignored."""
     allow_mode_override: bool = False
     """Let the picker change the body modes of a request in its first answer."""
-    forwarding_namespaces: tuple[str, ...] = ("envoy.lb", SUBSET_NAMESPACE)
+    forwarding_namespaces: tuple[str, ...] = (LB_NAMESPACE, SUBSET_NAMESPACE)
     """Metadata that the picker sees."""
-    receiving_namespaces: tuple[str, ...] = ("envoy.lb",)
+    receiving_namespaces: tuple[str, ...] = (LB_NAMESPACE,)
     """Metadata that the picker may set."""
     subset_hint: str | tuple[str, ...] | None = None
     """Sent with every request as the subset to choose from: a list, or one comma-separated string as gateways write it."""
@@ -235,7 +227,7 @@ def _strip_destination() -> core_v3.TypedExtensionConfig:
     return _extension(
         "envoy.http.early_header_mutation.header_mutation",
         early_mutation_v3.HeaderMutation(
-            mutations=[mutation_rules_v3.HeaderMutation(remove=name) for name in (DESTINATION, DESTINATION_SERVED)]
+            mutations=[mutation_rules_v3.HeaderMutation(remove=name) for name in (DESTINATION, SERVED)]
         ),
     )
 
@@ -287,7 +279,7 @@ def _override_host_cluster(config: ProxyConfig, name: str) -> cluster_v3.Cluster
             override_host_v3.OverrideHostOverrideHostSource(header=DESTINATION),
             override_host_v3.OverrideHostOverrideHostSource(metadata=_load_balancer_key(DESTINATION)),
         ],
-        selected_host_key=_load_balancer_key(DESTINATION_SERVED),
+        selected_host_key=_load_balancer_key(SERVED),
         fallback_policy=_least_request(),
     )
     return _pool_cluster(config, name, _policy("envoy.load_balancing_policies.override_host", policy))
@@ -412,7 +404,7 @@ def _filter(name: str, message: betterproto2.Message) -> hcm_v3.HttpFilter:
 
 
 def _load_balancer_key(name: str) -> metadata_v3.MetadataKey:
-    return metadata_v3.MetadataKey(key="envoy.lb", path=[metadata_v3.MetadataKeyPathSegment(key=name)])
+    return metadata_v3.MetadataKey(key=LB_NAMESPACE, path=[metadata_v3.MetadataKeyPathSegment(key=name)])
 
 
 def _assignment(cluster: str, targets: Iterable[str]) -> endpoint_v3.ClusterLoadAssignment:

@@ -70,13 +70,13 @@ class TokenLength:
         requests, tokens = state.prompt_requests_total, state.prompt_tokens_total
         if requests is None or tokens is None:
             return
-        finished = requests - window.requests if (window := self._windows.get(book)) else 0
+        window = self._windows.get(book)
         present = state.running + state.waiting + len(book.sent)
-        if window is None or not window.finished <= finished <= MOST_UNDER_WAY:
+        if window is None or not window.finished <= requests - window.requests <= MOST_UNDER_WAY:
             self._windows[book] = _Window(requests, tokens, deque([UNKNOWN] * present, MOST_UNDER_WAY))
             return
         under_way = window.under_way
-        while window.finished < finished:
+        while window.finished < requests - window.requests:
             weight = under_way.popleft() if under_way else UNKNOWN
             window.finished += 1
             window.weight += weight

@@ -338,7 +338,7 @@ class App:
                 running=running,
                 pending_tokens=pending,
                 slowness=book.tau,
-                prefill_rate=book.prefill_rate or self.settings.prefill_rate,
+                prefill_rate=self.router.speed_of(book),
                 checkpoints=checkpoints,
                 index_tokens=tokens,
             )

@@ -256,7 +256,11 @@ class Settings(BaseSettings):
         2, "Waiting requests that the books may hold beyond what a scrape showed.", group="Cost", hot=True, ge=0
     )
     prefill_rate: float = setting(
-        10_000.0, "Prefill tokens per second of an engine that has not been measured yet.", group="Cost", hot=True, gt=0
+        5_000.0,
+        "Prefill tokens per second of engines of which none has been measured yet; rather too few than too many.",
+        group="Cost",
+        hot=True,
+        gt=0,
     )
     max_num_seqs: int = setting(
         256, "Requests that an engine runs at once where its page does not tell.", group="Cost", hot=True, ge=1

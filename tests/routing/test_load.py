@@ -369,6 +369,16 @@ def test_slowness_is_relative_to_the_median() -> None:
     assert with_speeds([1000.0, 1000.0, 100.0, 9000.0], untold) == [1.0, 1.0, 2.0, 0.5]
 
 
+def test_an_endpoint_that_was_not_measured_is_as_fast_as_the_others() -> None:
+    books = [make()[0] for _ in range(4)]
+    slowness(books)
+    assert books[0].drain_rate(CONSTANTS) == CONSTANTS.prefill_rate
+    for book, rate in zip(books, (4000.0, 5000.0, 9000.0), strict=False):
+        book.prefill_rate = rate
+    slowness(books)
+    assert [book.drain_rate(CONSTANTS) for book in books] == [4000, 5000, 9000, 5000]
+
+
 def test_slow_prefill_counts_only_where_decoding_is_slow_too() -> None:
     prefill = [1000.0, 1000.0, 1000.0, 400.0, 3000.0]
     assert with_speeds(prefill, [20.0, 20.0, 20.0, 19.0, 21.0]) == [1.0] * 5  # equal GPUs, other prompts

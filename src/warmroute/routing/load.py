@@ -75,7 +75,7 @@ class LoadConstants:
     cost: CostConstants = field(default_factory=CostConstants)
     drain_factor: float = 1.0
     queue_slack: int = 2
-    prefill_rate: float = 10_000.0
+    prefill_rate: float = 5_000.0
     max_num_seqs: int = 256
     cache_tokens: int = 500_000
     staleness_threshold: float = 5.0
@@ -117,6 +117,7 @@ class Book:
         "mean_work",
         "most_running",
         "observed_at",
+        "pool_rate",
         "prefill_rate",
         "reported_running",
         "reported_waiting",
@@ -136,6 +137,8 @@ class Book:
         self.in_flight = 0
         """Own requests whose end is awaited; only with observed responses."""
         self.prefill_rate: float | None = None
+        self.pool_rate: float | None = None
+        """The median of the pool's, which counts until its own is known."""
         self.decode_rate: float | None = None
         self.tau = 1.0
         self.max_num_seqs: int | None = None
@@ -172,9 +175,13 @@ class Book:
         """Share that it held of the prompts that it was lately given: how likely somebody asks for what is evicted."""
         self.adapters.clear()
 
+    def speed(self, constants: LoadConstants) -> float:
+        """Prefill tokens a second that the endpoint is believed to do."""
+        return self.prefill_rate or self.pool_rate or constants.prefill_rate
+
     def drain_rate(self, constants: LoadConstants) -> float:
         """Tokens of work a second at which the endpoint's virtual queue drains."""
-        return (self.prefill_rate or constants.prefill_rate) * constants.drain_factor
+        return self.speed(constants) * constants.drain_factor
 
     def observe(self, state: EngineState, constants: LoadConstants) -> None:
         """A scrape: its counts replace what was sent and done before it was taken."""
@@ -565,17 +572,20 @@ class Fleet:
 
 
 def slowness(books: Iterable[Book]) -> None:
-    """Set ``tau`` of each book: how slow it is against the pool's median, 1 where that is not certain.
+    """Set ``tau`` of each book: how slow it is against the pool's median, 1 where that is not certain; and ``pool_rate``.
 
     Where engines tell how fast they decode, an endpoint is slow or fast only if both its prefill and its decoding are; then
     that of the two counts which is nearer to 1.
     """
     books = list(books)
-    prefill = _slowness_of({book: book.prefill_rate for book in books if book.prefill_rate})
+    rates = {book: book.prefill_rate for book in books if book.prefill_rate}
+    prefill = _slowness_of(rates)
+    pool_rate = median(rates.values()) if rates else None
     decode = _slowness_of({book: book.decode_rate for book in books if book.decode_rate})
     low, high = TAU_RANGE
     certain = TAU_AGREED if decode else TAU_CERTAIN
     for book in books:
+        book.pool_rate = pool_rate
         tau = prefill.get(book, 1.0)
         agreed = decode.get(book, 1.0) if decode else tau
         if min(tau, agreed) >= certain:

@@ -361,6 +361,10 @@ class Router(PoolListener):
         """Prompt bytes for each token, as measured."""
         return self._token_length.bytes_per_token
 
+    def speed_of(self, book: Book) -> float:
+        """Prefill tokens a second that the endpoint is believed to do."""
+        return book.speed(self._constants.load)
+
     def held(self, book: Book) -> tuple[int, float]:
         """Checkpoints and tokens that the index believes the endpoint to hold."""
         checkpoints, weight = self._index.held(book.slot)

@@ -226,6 +226,41 @@ def test_the_kv_cache_fills_between_scrapes() -> None:
     assert fleet.guards[0] == pytest.approx(20 * (0.8 + 2 * 0.1 - 0.85))
 
 
+def leaving_ten_a_second(kv: float, *, running: int = 100) -> tuple[Book, Fleet]:
+    """An endpoint whose requests leave at ten a second in all, as two scrapes have shown."""
+    book, fleet = make()
+    book.observe(scrape(0.0, running=running, kv=kv), CONSTANTS)
+    for _ in range(10):
+        book.assign(1.0, book.drain_rate(CONSTANTS), 0.1)
+    book.observe(scrape(1.0, running=running, kv=kv), CONSTANTS)
+    fleet.update(0, 1.0)
+    return book, fleet
+
+
+def test_who_waits_for_room_in_a_full_cache_waits_until_others_leave() -> None:
+    _, fleet = leaving_ten_a_second(kv=0.9)
+    assert fleet.pending(0, 1.0) < 1
+    book, fleet = leaving_ten_a_second(kv=0.96)
+    assert fleet.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave, at ten a second"
+    book.observe(scrape(1.1, running=100, waiting=9, kv=0.96), CONSTANTS)
+    fleet.update(0, 1.1)
+    assert fleet.pending(0, 1.1) == pytest.approx(1000 * 10 / 10, rel=0.3)
+    assert fleet.pending(0, 1.5) == fleet.pending(0, 1.1), "it does not drain by itself"
+
+
+def test_who_waits_for_prefill_in_a_full_cache_waits_for_that() -> None:
+    book, fleet = leaving_ten_a_second(kv=0.96)
+    book.assign(50_000, book.drain_rate(CONSTANTS), 1.0)
+    fleet.update(0, 1.0)
+    assert fleet.pending(0, 1.0) == pytest.approx(50_000, rel=0.01)
+    assert fleet.pending(0, 2.0) == pytest.approx(49_000, rel=0.01)
+
+
+def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
+    _, fleet = leaving_ten_a_second(kv=0.1, running=CONSTANTS.max_num_seqs)
+    assert fleet.pending(0, 1.0) > 50
+
+
 def test_slots_that_were_seen_in_use_are_there() -> None:
     book, fleet = make()
     book.observe(scrape(1.0, running=256), CONSTANTS)
@@ -471,3 +506,13 @@ def test_a_refreshed_fleet_is_as_one_made_anew(events: list[tuple[int | None, fl
         assert fleet.least_waiting() == min(anew.waiting)
         for position in range(4):
             assert fleet.pending(position, now) == pytest.approx(anew.pending(position, now), abs=1e-6)
+
+
+def test_a_full_engine_whose_requests_were_not_seen_to_leave_is_believed_to_do_its_prefill() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, running=10, kv=1.0), CONSTANTS)
+    book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    fleet.update(0, 0.0)
+    assert fleet.pending(0, 0.5) == pytest.approx(500)
+    fleet.refresh(1.5)
+    assert fleet.pending(0, 1.5) == 0

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import yaml
@@ -135,6 +136,15 @@ async def test_sigterm_ends_a_running_demo_in_order(tmp_path):
     assert "stopping" in demo.tail(50)
 
 
+@pytest.fixture
+def a_terminal() -> Iterator[None]:
+    """Children hear of a terminal that is closed, even if the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed-terminal"])
 async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path, number):
     demo = Child("demo", [sys.executable, "-m", "warmroute", "demo", *any_ports_flags()], tmp_path / "demo.log")

@@ -317,6 +317,7 @@ class Fleet:
     __slots__ = (
         "_constants",
         "_guarded",
+        "_last_observed",
         "_next_change",
         "_queueing",
         "_soonest",
@@ -369,6 +370,7 @@ class Fleet:
         self.rows: list[Row] = [()] * size
         """What the columns say, once more by endpoint: to keep it as it was takes one copy of this list."""
         self._next_change = [-inf] * size
+        self._last_observed = max((book.observed_at for book in books if book.observed_at is not None), default=-inf)
         self._soonest = -inf
         """No later than the earliest of ``_next_change``."""
         self.refresh(now)
@@ -470,9 +472,9 @@ class Fleet:
         """Seconds since the engine's state was known. One that has never told is known no better than the best known one:
         else all requests would go to each newcomer where metrics cannot be had."""
         if book.observed_at is not None:
+            self._last_observed = max(self._last_observed, book.observed_at)
             return now - book.observed_at
-        observed = [other.observed_at for other in self.books if other.observed_at is not None]
-        return now - min(book.began_at, max(observed)) if observed else 0.0
+        return now - min(book.began_at, self._last_observed) if self._last_observed > -inf else 0.0
 
     def _wait_for_room(self, book: Book, waiting: float, running: float) -> float:
         """Work that the engine could do until those that wait and one more have each seen another request leave; 0 if

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from warmroute.errors import ConfigurationError, WarmrouteError
-from warmroute.settings import Settings, as_text, documentation, load
+from warmroute.settings import Settings, as_text, documentation, extra_of, load
 
 app = typer.Typer(
     name="warmroute",
@@ -76,10 +76,9 @@ def go_style(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     booleans = {name.replace("_", "-") for name, field in Settings.model_fields.items() if field.annotation is bool}
     spellings = {_spelt(name): name for name in (*UNNEEDED_FLAGS, *FIXED_FLAGS, "zap-encoder")}
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.json_schema_extra, dict):
-            for spelling in (name, *_strings(field.json_schema_extra["upstream"])):
-                spellings[_spelt(spelling)] = name.replace("_", "-")
+    for name in Settings.model_fields:
+        for spelling in (name, *extra_of(name)["upstream"]):
+            spellings[_spelt(spelling)] = name.replace("_", "-")
     result: list[str] = []
     warnings: list[str] = []
     rest = list(arguments)
@@ -114,10 +113,6 @@ def _spelt(name: str) -> str:
     return name.replace("-", "").replace("_", "").lower()
 
 
-def _strings(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
-
-
 def _settings_flags() -> inspect.Signature:
     """One option for each setting. Values stay text here: the settings check them, wherever they come from."""
     parameters = [
@@ -131,13 +126,12 @@ def _settings_flags() -> inspect.Signature:
         )
     ]
     for name, field in Settings.model_fields.items():
-        extra = field.json_schema_extra
         option = typer.Option(
             "--" + name.replace("_", "-"),
             help=f"{field.description} (default: {as_text(field.default) or 'unset'})",
             metavar="BOOL" if field.annotation is bool else "VALUE",
             show_default=False,
-            rich_help_panel=str(extra["group"]) if isinstance(extra, dict) else None,
+            rich_help_panel=extra_of(name)["group"],
         )
         parameters.append(
             inspect.Parameter(

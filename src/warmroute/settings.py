@@ -375,6 +375,13 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+def extra_of(name: str) -> Mapping[str, Any]:
+    """What :func:`setting` was told of the setting ``name``: its ``group``, ``hot`` and ``upstream``."""
+    extra = Settings.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return extra
+
+
 def as_text(default: object) -> str:
     """A default as one would write it on the command line; empty for unset."""
     if default is None:
@@ -386,25 +393,20 @@ def documentation() -> str:
     """Every setting as Markdown tables, one for each group: what README shows."""
     groups: dict[str, list[str]] = {}
     for name, info in Settings.model_fields.items():
-        extra = info.json_schema_extra
-        group, hot = (str(extra["group"]), extra["hot"]) if isinstance(extra, dict) else ("", False)
+        extra = extra_of(name)
         default = as_text(info.default)
         cells = [
             f"`--{name.replace('_', '-')}`",
             f"`{default}`" if default else "",
-            "yes" if hot else "",
+            "yes" if extra["hot"] else "",
             str(info.description),
         ]
-        groups.setdefault(group, []).append("| " + " | ".join(cells) + " |")
+        groups.setdefault(extra["group"], []).append("| " + " | ".join(cells) + " |")
     head = "| flag | default | hot | meaning |\n|---|---|---|---|"
     return "\n\n".join("\n".join([f"**{group}**", "", head, *rows]) for group, rows in groups.items())
 
 
-HOT_SETTINGS = frozenset(
-    name
-    for name, info in Settings.model_fields.items()
-    if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["hot"]
-)
+HOT_SETTINGS = frozenset(name for name in Settings.model_fields if extra_of(name)["hot"])
 """Settings that may change while the server runs."""
 
 
@@ -419,19 +421,13 @@ def load(flags: Mapping[str, Any], *, environ: Mapping[str, str], settings_file:
         for name, value in _read_file(settings_file).items():
             values[name], origin[name] = value, f"{settings_file}: {name}"
     for name in Settings.model_fields:
-        for variable in (*_upstream_variables(name), ENV_PREFIX + name.upper()):
+        upstream = [spelling for spelling in extra_of(name)["upstream"] if spelling.isupper()]
+        for variable in (*upstream, ENV_PREFIX + name.upper()):
             if variable in environ:
                 values[name], origin[name] = environ[variable], variable
     for name, value in flags.items():
         values[name], origin[name] = value, "--" + name.replace("_", "-")
     return _validated(values, origin)
-
-
-def _upstream_variables(name: str) -> list[str]:
-    """What older pickers call the setting in the environment."""
-    extra = Settings.model_fields[name].json_schema_extra
-    spellings = extra["upstream"] if isinstance(extra, dict) else None
-    return [s for s in spellings if isinstance(s, str) and s.isupper()] if isinstance(spellings, list) else []
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:

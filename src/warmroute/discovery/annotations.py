@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from warmroute.errors import ConfigurationError
-from warmroute.settings import ENV_PREFIX, HOT_SETTINGS, Settings, changed
+from warmroute.settings import ENV_PREFIX, HOT_SETTINGS, Settings, changed, extra_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,8 @@ def _normal(name: str) -> str:
 def _spellings() -> dict[str, str]:
     spellings = {}
     for name in HOT_SETTINGS:
-        extra = Settings.model_fields[name].json_schema_extra
-        upstream = extra["upstream"] if isinstance(extra, dict) else ()
-        for spelling in (name, *(upstream if isinstance(upstream, list) else ())):
-            spellings[_normal(str(spelling))] = name
+        for spelling in (name, *extra_of(name)["upstream"]):
+            spellings[_normal(spelling)] = name
     return spellings
 
 

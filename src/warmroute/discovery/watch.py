@@ -225,8 +225,7 @@ class Watch(Generic[T]):
         installed = error.status == 403 and await self._installed()
         if installed:
             if self._report(logging.WARNING, "may not be read; going on without", error):
-                self.settled = True
-                self._changed(None)
+                self._replace(self.objects)
         else:
             self._report(logging.INFO, "is not installed; going on without", error)
             if self.objects or not self.settled:
@@ -236,8 +235,7 @@ class Watch(Generic[T]):
     def _go_without(self, error: ApiError) -> None:
         """One kind that the server fails to list, for example by a broken conversion, must not keep the others waiting."""
         logger.warning("%s cannot be listed; going on without", self.resource, extra={"fields": {"error": str(error)}})
-        self.settled = True
-        self._changed(None)
+        self._replace(self.objects)
 
     async def _installed(self) -> bool:
         try:

@@ -131,11 +131,11 @@ class Server:
         if options.secure_serving:
             from warmroute.gateway import tls  # cryptography takes 8 MB, which are saved behind a sidecar without TLS
 
-            credentials = (
-                tls.from_directory(options.cert_path, self._certificate_reloaded(asyncio.get_running_loop()))
-                if options.cert_path
-                else tls.self_signed()
-            )
+            if options.cert_path is None:
+                credentials = tls.self_signed()
+            else:  # which is looked at in a thread of gRPC's; the observer hears of it in its own
+                loop, hear = asyncio.get_running_loop(), self._observer.certificate_reloaded
+                credentials = tls.from_directory(options.cert_path, lambda ok: loop.call_soon_threadsafe(hear, ok))
         self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", credentials)
         self._health = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         health.add(self._health, self._is_ready)
@@ -167,14 +167,6 @@ class Server:
         for server in (self._ext_proc, self._health):
             if server is not None:
                 await server.stop(grace=0.5)
-
-    def _certificate_reloaded(self, loop: asyncio.AbstractEventLoop) -> Callable[[bool], None]:
-        """Tells the observer in its own thread: certificates are looked at in one of gRPC's."""
-
-        def tell(ok: bool) -> None:
-            loop.call_soon_threadsafe(self._observer.certificate_reloaded, ok)
-
-        return tell
 
     def _is_ready(self) -> bool:
         return not self._draining and self._ready()

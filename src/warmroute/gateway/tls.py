@@ -50,7 +50,7 @@ def new_pair(host: str) -> tuple[bytes, bytes]:
     return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def from_directory(path: Path, reloaded: Callable[[bool], None] = lambda ok: None) -> grpc.ServerCredentials:
+def from_directory(path: Path, reloaded: Callable[[bool], object] = lambda ok: None) -> grpc.ServerCredentials:
     """Credentials from ``tls.crt`` and ``tls.key``, read again for each new connection after they have changed.
 
     Raises ConfigurationError if they cannot be used now; a bad pair later keeps the old one and is logged. ``reloaded``
@@ -61,7 +61,7 @@ def from_directory(path: Path, reloaded: Callable[[bool], None] = lambda ok: Non
 
 
 class _CertificatePair:
-    def __init__(self, path: Path, reloaded: Callable[[bool], None]) -> None:
+    def __init__(self, path: Path, reloaded: Callable[[bool], object]) -> None:
         self._reloaded = reloaded
         self._key, self._certificate = path / "tls.key", path / "tls.crt"
         try:

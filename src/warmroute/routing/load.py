@@ -406,6 +406,7 @@ class Fleet:
         gone: float = len(book.done)
         age = self._age(book, now)
         if book.observed_at is not None:
+            self._last_observed = max(self._last_observed, book.observed_at)
             leaving = book.leaving_rate()
             if leaving * total:
                 gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
@@ -472,7 +473,6 @@ class Fleet:
         """Seconds since the engine's state was known. One that has never told is known no better than the best known one:
         else all requests would go to each newcomer where metrics cannot be had."""
         if book.observed_at is not None:
-            self._last_observed = max(self._last_observed, book.observed_at)
             return now - book.observed_at
         return now - min(book.began_at, self._last_observed) if self._last_observed > -inf else 0.0
 

@@ -181,7 +181,7 @@ class Engine:
         """A request's bytes arrive at ``now``. Raises ValueError if it can never fit."""
         if request.output_tokens < 1 or request.prompt_tokens < 1:
             raise ValueError("a request needs at least one prompt token and one output token")
-        if self._blocks_for(request.prompt_tokens + request.output_tokens) > self.pool.usable:
+        if request.prompt_tokens + request.output_tokens > self.profile.largest_request:
             raise ValueError("the request is larger than the KV cache")
         self._run(now)
         self._coast = None

@@ -51,19 +51,24 @@ def scrape(
     )
 
 
+def assign(book: Book, *works: float, at: float = 0.0) -> None:
+    """Requests of that much work go to the endpoint."""
+    for work in works:
+        book.assign(work, book.drain_rate(CONSTANTS), at)
+
+
 def counting(*works: float, first_tokens: float = 0.0) -> tuple[Book, Fleet]:
     """An endpoint whose engine counts first tokens: idle at 0, and then given requests of that much work."""
     book, fleet = make()
     book.observe(scrape(0.0, awaiting=0, first_tokens=first_tokens), CONSTANTS)
-    for work in works:
-        book.assign(work, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, *works)
     return book, fleet
 
 
 def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
     book, fleet = make()
-    book.assign(2000, book.drain_rate(CONSTANTS), 0.0)
-    book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, 2000)
+    assign(book, 1000)
     fleet.update(0, 0.0)
     assert (fleet.waiting[0], fleet.pending(0, 0.0)) == (2, 3000)
     fleet.refresh(1.0)
@@ -76,8 +81,7 @@ def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
 
 def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
     book, fleet = make()
-    for _ in range(10):
-        book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, *[1000] * 10)
     book.observe(scrape(0.5, running=10), CONSTANTS)
     fleet.update(0, 0.5)
     assert fleet.waiting[0] == CONSTANTS.queue_slack
@@ -86,7 +90,7 @@ def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
 
 def test_work_of_others_is_seen() -> None:
     book, fleet = make()
-    book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, 1000)
     mean = book.mean_work
     book.observe(scrape(5.0, running=1, waiting=4), CONSTANTS)
     fleet.update(0, 5.0)
@@ -115,9 +119,9 @@ def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None
 
 def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
     book, fleet = counting()
-    book.assign(1000.0, book.drain_rate(CONSTANTS), 0.9)
+    assign(book, 1000.0, at=0.9)
     book.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)  # on its way, or come during a step
-    book.assign(500.0, book.drain_rate(CONSTANTS), 1.1)
+    assign(book, 500.0, at=1.1)
     fleet.update(0, 1.1)
     assert (fleet.waiting[0], fleet.total[0]) == (2, 2)
     book.observe(scrape(20.0, awaiting=0, first_tokens=0), CONSTANTS)  # they never came to the engine
@@ -127,8 +131,7 @@ def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
 
 def test_the_first_page_of_an_engine_has_not_seen_the_latest_either() -> None:
     book, fleet = make()
-    for _ in range(5):
-        book.assign(1000.0, book.drain_rate(CONSTANTS), 0.97)
+    assign(book, *[1000.0] * 5, at=0.97)
     book.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)
     fleet.update(0, 1.0)
     assert (fleet.waiting[0], fleet.total[0]) == (5, 5)
@@ -137,7 +140,7 @@ def test_the_first_page_of_an_engine_has_not_seen_the_latest_either() -> None:
 def test_waiting_requests_of_others_are_counted_first() -> None:
     book, fleet = make()
     book.mean_work = 700.0
-    book.assign(1000.0, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, 1000.0)
     mean = book.mean_work
     book.observe(scrape(0.1, running=1, waiting=2, awaiting=3, first_tokens=9), CONSTANTS)
     fleet.update(0, 0.1)
@@ -155,8 +158,7 @@ def test_an_engine_that_stops_counting_first_tokens_is_bounded_by_its_gauges() -
 def test_a_counter_of_first_tokens_alone_does_not_lift_the_bounds() -> None:
     """Without the requests that finished it does not tell how many wait."""
     book, fleet = make()
-    for _ in range(10):
-        book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, *[1000] * 10)
     book.observe(scrape(0.5, running=10, first_tokens=7), CONSTANTS)
     fleet.update(0, 0.5)
     assert fleet.waiting[0] == CONSTANTS.queue_slack
@@ -171,8 +173,8 @@ def test_the_memory_of_a_book_is_bounded() -> None:
 
 def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
     book, fleet = make()
-    book.assign(10, book.drain_rate(CONSTANTS), 1.0)
-    book.assign(10, book.drain_rate(CONSTANTS), 2.0)
+    assign(book, 10, at=1.0)
+    assign(book, 10, at=2.0)
     book.observe(scrape(1.5, running=1), CONSTANTS)
     fleet.update(0, 2.0)
     assert fleet.total[0] == 2
@@ -180,8 +182,7 @@ def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
 
 def test_without_scrapes_requests_count_for_a_while_only() -> None:
     book, fleet = make()
-    for _ in range(5):
-        book.assign(10, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, *[10] * 5)
     fleet.update(0, 0.0)
     assert fleet.total[0] == 5
     fleet.refresh(ASSUMED_DURATION)
@@ -230,8 +231,7 @@ def leaving_ten_a_second(kv: float, *, running: int = 100) -> tuple[Book, Fleet]
     """An endpoint whose requests leave at ten a second in all, as two scrapes have shown."""
     book, fleet = make()
     book.observe(scrape(0.0, running=running, kv=kv), CONSTANTS)
-    for _ in range(10):
-        book.assign(1.0, book.drain_rate(CONSTANTS), 0.1)
+    assign(book, *[1.0] * 10, at=0.1)
     book.observe(scrape(1.0, running=running, kv=kv), CONSTANTS)
     fleet.update(0, 1.0)
     return book, fleet
@@ -250,7 +250,7 @@ def test_who_waits_for_room_in_a_full_cache_waits_until_others_leave() -> None:
 
 def test_who_waits_for_prefill_in_a_full_cache_waits_for_that() -> None:
     book, fleet = leaving_ten_a_second(kv=0.96)
-    book.assign(50_000, book.drain_rate(CONSTANTS), 1.0)
+    assign(book, 50_000, at=1.0)
     fleet.update(0, 1.0)
     assert fleet.pending(0, 1.0) == pytest.approx(50_000, rel=0.01)
     assert fleet.pending(0, 2.0) == pytest.approx(49_000, rel=0.01)
@@ -350,7 +350,7 @@ def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None
     later = scrape(2.0, running=10, waiting=40, awaiting=45, first_tokens=1010)
     book.observe(replace(later, prefix_queries_total=3e6 + 12_000, prefix_hits_total=1e6 + 2_000), CONSTANTS)
     assert book.mean_work == 1000, "what they have to compute now counts, not what they had"
-    book.assign(8000, book.drain_rate(CONSTANTS), 2.0)
+    assign(book, 8000, at=2.0)
     assert book.mean_work == 1000, "ours is in the engine's counters, too"
 
 
@@ -375,7 +375,7 @@ def test_requests_that_were_seen_to_end_do_not_wait() -> None:
     book, fleet = make()
     book.observe(scrape(0.0), CONSTANTS)
     for _ in range(4):
-        book.assign(1000, book.drain_rate(CONSTANTS), 0.1)
+        assign(book, 1000, at=0.1)
         book.in_flight += 1
     fleet.update(0, 0.1)
     assert fleet.waiting[0] > 1
@@ -432,7 +432,7 @@ def test_the_queue_is_what_a_first_come_first_served_engine_has(events: list[tup
     for kind, value in events:
         if kind == "send":
             queue.append(1000 * value)
-            book.assign(1000 * value, book.drain_rate(CONSTANTS), now)
+            assign(book, 1000 * value, at=now)
         elif kind == "serve" and queue:
             queue.pop(0)
             served += 1
@@ -463,7 +463,7 @@ def test_the_books_stay_sane_and_empty_themselves(events: list[tuple[str, float]
     now = 0.0
     for kind, value in events:
         if kind == "send":
-            book.assign(value, book.drain_rate(CONSTANTS), now)
+            assign(book, value, at=now)
             fleet.update(0, now)
         elif kind == "scrape":
             book.observe(scrape(now, running=int(value), waiting=int(value) // 2), CONSTANTS)
@@ -498,7 +498,7 @@ def test_a_refreshed_fleet_is_as_one_made_anew(events: list[tuple[int | None, fl
         if k is None:
             now += value
         else:
-            books[k].assign(value, books[k].drain_rate(CONSTANTS), now)
+            assign(books[k], value, at=now)
             fleet.update(k, now)
         fleet.refresh(now)
         anew = Fleet(books, CONSTANTS, now)
@@ -511,7 +511,7 @@ def test_a_refreshed_fleet_is_as_one_made_anew(events: list[tuple[int | None, fl
 def test_a_full_engine_whose_requests_were_not_seen_to_leave_is_believed_to_do_its_prefill() -> None:
     book, fleet = make()
     book.observe(scrape(0.0, running=10, kv=1.0), CONSTANTS)
-    book.assign(1000, book.drain_rate(CONSTANTS), 0.0)
+    assign(book, 1000)
     fleet.update(0, 0.0)
     assert fleet.pending(0, 0.5) == pytest.approx(500)
     fleet.refresh(1.5)

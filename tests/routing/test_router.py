@@ -42,6 +42,9 @@ class Fixture:
             now=0.0,
         )
 
+        self.now = self.tokens = self.finished = 0.0
+        """Of :meth:`serve`."""
+
     def endpoint(self, name: str) -> Endpoint:
         return self.pool.endpoints[f"default/{name}"]
 
@@ -49,6 +52,15 @@ class Fixture:
         """Everybody is idle, or as ``fields`` say."""
         for endpoint in self.pool.endpoints.values():
             self.pool.observed(endpoint, state(now, **fields), now)
+
+    def serve(self, *requests: InferenceRequest, tokens: float, finished: int = 1, **fields: object) -> None:
+        """A tenth of a second: a scrape, the requests, and then ``finished`` ones of ``tokens`` tokens in all are done."""
+        self.now += 0.1
+        self.scrape(self.now, prompt_tokens_total=self.tokens, prompt_requests_total=self.finished, **fields)
+        for request in requests:
+            self.pick(request, self.now)
+        self.tokens += tokens
+        self.finished += finished
 
     def pick(self, request: InferenceRequest, now: float, **options: object) -> str:
         decision = self.router.pick(request, now, **options)  # type: ignore[arg-type]
@@ -359,30 +371,25 @@ def test_how_much_of_a_cut_off_prompt_is_held_is_a_share_of_all_of_it() -> None:
 
 def test_what_is_no_prompt_or_of_unknown_length_teaches_no_token_length() -> None:
     fixture = Fixture(1)
-    now, tokens, requests = 0.0, 0.0, 0.0
     for step in range(1000):
-        now += 0.1
-        fixture.scrape(now, prompt_tokens_total=tokens, prompt_requests_total=requests)
-        fixture.pick(NO_PROMPT, now)  # a list of models, a count of tokens
         request = prompt(f"{step:04}" * 750)
         unknown = step < 200
-        fixture.pick(request.cut_off(3000, None) if unknown else request, now)
-        tokens, requests = tokens + (9000 if unknown else 1000), requests + 1
+        # what is no prompt: a list of models, a count of tokens
+        fixture.serve(NO_PROMPT, request.cut_off(3000, None) if unknown else request, tokens=9000 if unknown else 1000)
     assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.1)
 
 
 def test_lengths_are_those_of_the_prompts_that_finished() -> None:
     fixture = Fixture(1)
-    now, tokens, requests = 0.0, 0.0, 0.0
     under_way: list[int] = []
     for step in range(3000):
-        now += 0.1
         size = 200 if step // 100 % 2 else 4000  # tokens of 3 bytes; twenty are under way while the sizes change
-        fixture.scrape(now, running=len(under_way), prompt_tokens_total=tokens, prompt_requests_total=requests)
-        fixture.pick(prompt(f"{step:06}" * (size // 2)), now)
+        running = len(under_way)
         under_way.append(size)
-        if len(under_way) > 20:
-            tokens, requests = tokens + under_way.pop(0), requests + 1
+        done = len(under_way) > 20
+        fixture.serve(
+            prompt(f"{step:06}" * (size // 2)), tokens=under_way.pop(0) if done else 0, finished=done, running=running
+        )
     assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.03)
 
 
@@ -396,17 +403,10 @@ def test_counters_that_make_no_sense_do_no_harm() -> None:
 
 def test_bytes_per_token_are_learned_where_the_engine_serves_only_us() -> None:
     fixture = Fixture(1)
-    now, tokens, requests = 0.0, 0.0, 0.0
     for step in range(400):
-        now += 0.1
-        fixture.scrape(now, prompt_tokens_total=tokens, prompt_requests_total=requests)
-        fixture.pick(prompt(f"{step:04}" * 750), now)
-        tokens, requests = tokens + 1000, requests + 1
+        fixture.serve(prompt(f"{step:04}" * 750), tokens=1000)
     assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.1)
     learned = fixture.router.bytes_per_token
     for _ in range(100):  # somebody else sends as well: at most the window that straddles the change counts
-        now += 0.1
-        tokens, requests = tokens + 50_000, requests + 5
-        fixture.scrape(now, prompt_tokens_total=tokens, prompt_requests_total=requests)
-        fixture.pick(prompt(LONG), now)
+        fixture.serve(prompt(LONG), tokens=50_000, finished=5)
     assert fixture.router.bytes_per_token == pytest.approx(learned, rel=0.1)

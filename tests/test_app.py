@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from warmroute.app import App, routing_constants, session_rules
 from warmroute.errors import ConfigurationError
+from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality
 from warmroute.settings import Settings, changed
 
@@ -48,3 +51,40 @@ def test_shedding_as_the_parts_are_told() -> None:
     assert session_rules(given).shed_up_to is Criticality.STANDARD
     assert session_rules(Settings()).shed_up_to is Criticality.SHEDDABLE
     assert session_rules(Settings(shedding="off")).shed_up_to is None
+
+
+async def test_what_is_reloaded_is_counted(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.yaml"
+    file.write_text("endpoints: []")
+    app = App(Settings(endpoints_file=file))
+
+    def counted(source: str, result: str) -> float | None:
+        labels = {"source": source, "result": result}
+        return app.metrics.registry.get_sample_value("warmroute_config_reloads_total", labels)
+
+    app.discovery.load()
+    await app.discovery.start()
+    try:
+        for text, result in (("nonsense", "error"), ("endpoints: [{name: a, address: 10.0.0.1, port: 1}]", "ok")):
+            file.write_text(text)
+            async with asyncio.timeout(10):
+                while not counted("endpoints-file", result):
+                    await asyncio.sleep(0.02)
+    finally:
+        await app.discovery.stop()
+    app.certificate_reloaded(False)
+    assert (counted("certificate", "error"), counted("certificate", "ok")) == (1, 0)
+
+
+async def test_the_speed_that_is_shown_is_the_one_that_is_reckoned_with() -> None:
+    app = App(Settings(endpoints_file=Path("e.yaml"), prefill_rate=3000))
+    app.pool.replace([EndpointSpec("default", name, "10.0.0.1", port) for port, name in enumerate("ab", 1)], 0.0)
+
+    def shown() -> list[float | None]:
+        value = app.metrics.registry.get_sample_value
+        return [value("warmroute_endpoint_prefill_tokens_per_second", {"endpoint": f"default/{name}"}) for name in "ab"]
+
+    assert shown() == [3000, 3000]
+    now = monotonic() + 10
+    app.pool.observed(app.pool.endpoints["default/a"], EngineState(now, 0, 0, 0.0, prefill_rate=7000.0), now)
+    assert shown() == [7000, 7000], "of the other nothing is known but that"

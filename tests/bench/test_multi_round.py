@@ -77,6 +77,11 @@ def test_a_load_of_nothing_is_refused(name):
         Workload(**{name: 0})
 
 
+def test_a_load_of_no_time_is_refused():
+    with pytest.raises(ConfigurationError, match="--time must be more than 0"):
+        Workload(seconds=-1000)
+
+
 def test_single_questions_keep_the_rate():
     workload = Workload(num_users=4, num_rounds=1, qps=2, seconds=10)
     assert [at for at, _, _ in workload.schedule()] == [i / 2 for i in range(20)]
@@ -87,12 +92,13 @@ def test_recorded_conversations_give_questions_and_lengths(tmp_path):
     entry = [
         {"from": "gpt", "value": "before the first question", "num_tokens": 9},
         {"from": "human", "value": "one?"},
-        {"from": "gpt", "value": "1", "num_tokens": 3},
+        {"from": "gpt", "value": "1", "num_tokens": 3.0},
         {"from": "human", "value": "two?"},
     ]
     file.write_text(json.dumps([{"conversations": []}, {"id": "a", "conversations": entry}]))
     conversations = multi_round.read_conversations(file)
     assert conversations == ((Turn("one?", 3), Turn("two?")),)
+    assert isinstance(conversations[0][0].answer_tokens, int)
     workload = Workload(conversations=conversations, answer_len=2)
     assert workload.turn(5, 1).question == "two?"
     assert "uestion 3" in workload.turn(5, 2).question

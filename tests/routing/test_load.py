@@ -24,9 +24,12 @@ from warmroute.routing.load import (
 CONSTANTS = LoadConstants(prefill_rate=1000.0, drain_factor=1.0)
 
 
+def book_of(name: str, slot: int, now: float = 0.0) -> Book:
+    return Book(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), slot, now)
+
+
 def make(now: float = 0.0) -> tuple[Book, Fleet]:
-    endpoint = Endpoint(EndpointSpec("default", "a", "10.0.0.1", 8000), engine="vllm", now=now)
-    book = Book(endpoint, slot=3, now=now)
+    book = book_of("a", 3, now)
     return book, Fleet([book], CONSTANTS, now)
 
 
@@ -227,20 +230,20 @@ def test_the_kv_cache_fills_between_scrapes() -> None:
     assert fleet.guards[0] == pytest.approx(20 * (0.8 + 2 * 0.1 - 0.85))
 
 
-def leaving_ten_a_second(kv: float, *, running: int = 100) -> tuple[Book, Fleet]:
-    """An endpoint whose requests leave at ten a second in all, as two scrapes have shown."""
+def leaving(each_second: int, *, kv: float, running: int = 100) -> tuple[Book, Fleet]:
+    """An endpoint of whose requests so many leave each second in all, as two scrapes have shown."""
     book, fleet = make()
     book.observe(scrape(0.0, running=running, kv=kv), CONSTANTS)
-    assign(book, *[1.0] * 10, at=0.1)
+    assign(book, *[1.0] * each_second, at=0.1)
     book.observe(scrape(1.0, running=running, kv=kv), CONSTANTS)
     fleet.update(0, 1.0)
     return book, fleet
 
 
 def test_who_waits_for_room_in_a_full_cache_waits_until_others_leave() -> None:
-    _, fleet = leaving_ten_a_second(kv=0.9)
+    _, fleet = leaving(10, kv=0.9)
     assert fleet.pending(0, 1.0) < 1
-    book, fleet = leaving_ten_a_second(kv=0.96)
+    book, fleet = leaving(10, kv=0.96)
     assert fleet.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave, at ten a second"
     book.observe(scrape(1.1, running=100, waiting=9, kv=0.96), CONSTANTS)
     fleet.update(0, 1.1)
@@ -249,15 +252,25 @@ def test_who_waits_for_room_in_a_full_cache_waits_until_others_leave() -> None:
 
 
 def test_who_waits_for_prefill_in_a_full_cache_waits_for_that() -> None:
-    book, fleet = leaving_ten_a_second(kv=0.96)
+    book, fleet = leaving(10, kv=0.96)
     assign(book, 50_000, at=1.0)
     fleet.update(0, 1.0)
     assert fleet.pending(0, 1.0) == pytest.approx(50_000, rel=0.01)
     assert fleet.pending(0, 2.0) == pytest.approx(49_000, rel=0.01)
 
 
+def test_whose_prefill_is_nearly_done_in_a_full_cache_waits_for_room() -> None:
+    book, fleet = leaving(1, kv=1.0)
+    assign(book, 300, at=1.0)
+    fleet.update(0, 1.0)
+    fleet.refresh(1.2)
+    assert fleet.pending(0, 1.2) == pytest.approx(100, rel=0.01)
+    fleet.refresh(1.29)  # less than a hundredth of the wait for room is left of it, before anything else happens
+    assert fleet.pending(0, 1.29) == pytest.approx(2000, rel=0.1), "two must leave, at one a second"
+
+
 def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
-    _, fleet = leaving_ten_a_second(kv=0.1, running=CONSTANTS.max_num_seqs)
+    _, fleet = leaving(10, kv=0.1, running=CONSTANTS.max_num_seqs)
     assert fleet.pending(0, 1.0) > 50
 
 
@@ -319,11 +332,8 @@ def test_staleness_costs_more_with_age_and_is_bounded() -> None:
 
 
 def test_a_newcomer_is_known_no_better_than_the_others() -> None:
-    books = [
-        Book(Endpoint(EndpointSpec("default", n, "10.0.0.1", 8000), engine="vllm", now=0.0), k, 0.0)
-        for k, n in enumerate("ab")
-    ]
-    newcomer = Book(Endpoint(EndpointSpec("default", "c", "10.0.0.1", 8000), engine="vllm", now=100.0), 2, 100.0)
+    books = [book_of("a", 0), book_of("b", 1)]
+    newcomer = book_of("c", 2, 100.0)
     fleet = Fleet([*books, newcomer], CONSTANTS, 100.0)
     assert fleet.fixed == [0, 0, 0], "nobody has ever told"
     for book in books:
@@ -338,6 +348,18 @@ def test_a_newcomer_is_known_no_better_than_the_others() -> None:
     newcomer.reset(111.0)
     books[0].observe(scrape(111.0), CONSTANTS)
     assert Fleet([*books, newcomer], CONSTANTS, 111.0).fixed[2] == 0, "a new process has not had the time"
+
+
+def test_a_newcomer_is_known_better_once_the_others_are() -> None:
+    books = [book_of("a", 0), book_of("b", 1)]
+    books[0].observe(scrape(0.0), CONSTANTS)
+    fleet = Fleet(books, CONSTANTS, 100.0)
+    assert fleet.fixed[1] > 0
+    books[0].observe(scrape(100.0), CONSTANTS)
+    fleet.update(0, 100.0)
+    books[1].reset(100.0)
+    fleet.update(1, 100.0)
+    assert fleet.fixed == [0, 0]
 
 
 def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:

@@ -393,6 +393,15 @@ def test_lengths_are_those_of_the_prompts_that_finished() -> None:
     assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.03)
 
 
+def test_what_a_dead_engine_had_under_way_is_not_what_its_successor_finished() -> None:
+    fixture = Fixture(1)
+    fixture.serve(*[prompt(f"{k:03}" * 10_000) for k in range(100)], tokens=0, finished=0)
+    fixture.pool.restarted(fixture.endpoint("0"), fixture.now)
+    fixture.tokens, fixture.finished = 60_000, 60
+    fixture.serve(prompt(LONG), tokens=0, finished=0, running=40)
+    assert fixture.router.bytes_per_token == 4.0
+
+
 def test_counters_that_make_no_sense_do_no_harm() -> None:
     fixture = Fixture(1)
     for now, requests in ((0.0, 0.0), (1.0, 1e15), (2.0, 5.0), (3.0, 6.0)):

@@ -152,6 +152,10 @@ def test_hashes_chain() -> None:
     assert chain_seed(adapter="x") != chain_seed(cache_salt="x")
 
 
+def test_an_empty_segment_is_nothing() -> None:
+    assert hash_segments([(1, 20), (2, 0), (3, 20)], 16) == hash_segments([(1, 20), (3, 20)], 16)
+
+
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40)), max_size=8))
 def test_segments_hash_like_their_tokens(segments: list[tuple[int, int]]) -> None:
     """Two prompts share exactly the blocks up to the first token that differs."""

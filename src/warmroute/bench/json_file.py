@@ -1,4 +1,4 @@
-"""Figures as JSON for programs."""
+"""Figures as JSON for programs, and back."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ def write(path: Path, figures: Any) -> None:
         path.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except OSError as error:
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read(path: Path) -> Any:
+    """What a file holds. Raises ConfigurationError."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise ConfigurationError(f"{path} is not JSON: {error}") from error

@@ -101,6 +101,31 @@ class _Step:
 
 
 @dataclass(slots=True)
+class _Draft:
+    """A step that is being made up."""
+
+    budget: int
+    """Tokens that it can still take."""
+    sampled: list[tuple[Request, int]] = field(default_factory=list)
+    prefill: int = 0
+    """Prompt tokens in it."""
+    pairs: int = 0
+    """Pairs of a prompt token and one that it attends to."""
+    context: int = 0
+    """Tokens that the decoded ones attend to."""
+    load: float = 0.0
+    """Seconds of loading adapters."""
+    idle: bool = False
+    """A running request has nothing to do but to be handed out."""
+    preempted: bool = False
+
+    def sample(self, request: Request) -> None:
+        """The request gets a token from the step."""
+        request._issued += 1
+        self.sampled.append((request, request._epoch))
+
+
+@dataclass(slots=True)
 class _Coast:
     """Steps foreseen while nothing but decoding happens: what holds after the first ``i + 1`` of them."""
 
@@ -293,14 +318,20 @@ class Engine:
         """Make up the next step; None if there is nothing to compute."""
         while self._inbox and self._inbox[0].queued_at <= now:
             self._waiting.append(self._inbox.popleft())
-        budget = limit = self.profile.max_num_batched_tokens
-        block_size = self.profile.block_size
-        sampled: list[tuple[Request, int]] = []
-        prefill = pairs = context = 0
-        idle = preempted = False
+        limit = self.profile.max_num_batched_tokens
+        draft = _Draft(limit)
+        self._continue_running(draft)
+        if not draft.preempted and draft.budget and self._waiting:
+            self._admit_waiting(draft, now)
+        if draft.budget == limit:
+            return None
+        return self._launch(draft, limit - draft.budget, now)
 
+    def _continue_running(self, draft: _Draft) -> None:
+        """Give each running request its next chunk or token; where blocks are short, the latest is preempted."""
+        block_size = self.profile.block_size
         running = self._running
-        index = 0
+        budget, index = draft.budget, 0
         while index < len(running) and budget:
             request = running[index]
             index += 1
@@ -310,77 +341,76 @@ class Engine:
             elif request._issued < request.output_tokens:
                 tokens = 1
             else:
-                idle = True
+                draft.idle = True
                 continue
             needed = -(-(start + tokens) // block_size) - len(request._blocks)
             if needed > 0:
                 while needed > self.pool.free and len(running) >= index:
                     self._preempt(running[-1])
-                    preempted = True
+                    draft.preempted = True
                 if len(running) < index:
                     break
                 request._blocks += self.pool.allocate(needed)
             budget -= tokens
-            request._computed = start + tokens
             if start < request._target:
-                prefill += tokens
-                pairs += tokens * start + tokens * tokens // 2
-                self._register(request, start + tokens)
-                if start + tokens < request._target:
-                    continue
+                self._prefill(request, tokens, draft)
             else:
-                context += start
-            request._issued += 1
-            sampled.append((request, request._epoch))
-
-        load = 0.0
-        if not preempted and budget and self._waiting:
-            deferred: list[Request] = []
-            adapters = {r.adapter for r in running if r.adapter is not None}
-            while self._waiting and budget and len(running) < self.profile.max_num_seqs:
-                request = self._waiting[0]
-                full = len(adapters) >= self.profile.max_loras
-                if full and request.adapter is not None and request.adapter not in adapters:
-                    deferred.append(self._waiting.popleft())
-                    continue
-                tokens = self._admit(request, budget)
-                if not tokens:
-                    break
-                self._waiting.popleft()
-                if request.scheduled_at is None:
-                    request.scheduled_at = now
-                if request.adapter is not None:
-                    adapters.add(request.adapter)
-                    load += self._load_adapter(request.adapter)
-                start = request._computed
                 request._computed = start + tokens
-                budget -= tokens
-                prefill += tokens
-                pairs += tokens * start + tokens * tokens // 2
-                self._register(request, start + tokens)
-                if request._computed == request._target:
-                    request._issued += 1
-                    sampled.append((request, request._epoch))
-            self._waiting.extendleft(reversed(deferred))
+                draft.context += start
+                draft.sample(request)
+        draft.budget = budget
 
-        if budget == limit:
-            return None
+    def _admit_waiting(self, draft: _Draft, now: float) -> None:
+        """Admit waiting requests in turn, as long as there is room; those pass whose adapter has none."""
+        running, waiting, profile = self._running, self._waiting, self.profile
+        deferred: list[Request] = []
+        adapters = {request.adapter for request in running if request.adapter is not None}
+        while waiting and draft.budget and len(running) < profile.max_num_seqs:
+            request = waiting[0]
+            full = len(adapters) >= profile.max_loras
+            if full and request.adapter is not None and request.adapter not in adapters:
+                deferred.append(waiting.popleft())
+                continue
+            tokens = self._admit(request, draft.budget)
+            if not tokens:
+                break
+            waiting.popleft()
+            if request.scheduled_at is None:
+                request.scheduled_at = now
+            if request.adapter is not None:
+                adapters.add(request.adapter)
+                draft.load += self._load_adapter(request.adapter)
+            draft.budget -= tokens
+            self._prefill(request, tokens, draft)
+        waiting.extendleft(reversed(deferred))
+
+    def _prefill(self, request: Request, tokens: int, draft: _Draft) -> None:
+        """Compute so many more tokens of a prompt; its first token comes with the last of them."""
+        start = request._computed
+        request._computed = computed = start + tokens
+        draft.prefill += tokens
+        draft.pairs += tokens * start + tokens * tokens // 2
+        self._register(request, computed)
+        if computed == request._target:
+            draft.sample(request)
+
+    def _launch(self, draft: _Draft, tokens: int, now: float) -> _Step:
+        """The step of so many tokens, and when it is launched and ends."""
         self.counters.steps += 1
-        timing = self._timing
-        sequences = len(running)
-        tokens = limit - budget
+        timing, prefill = self._timing, draft.prefill
+        sequences = len(self._running)
         launch = (timing.launch if prefill else timing.launch_decode) + timing.launch_sequence * sequences
-        launch = launch * self._slowness[int(now / NOISE_PERIOD) % len(self._slowness)] + load
+        launch = launch * self._slowness[int(now / NOISE_PERIOD) % len(self._slowness)] + draft.load
         gpu = (
             max(timing.weights, timing.token * tokens)
-            + timing.attention * pairs
-            + (timing.context_mixed if prefill else timing.context) * context
+            + timing.attention * draft.pairs
+            + (timing.context_mixed if prefill else timing.context) * draft.context
             + timing.sequence * sequences
         )
         begun = max(now, self._launched)
         self._launched = begun + launch
         self._gpu_free = max(max(begun, self._gpu_free) + gpu, self._launched)
-        return _Step(sampled, self._launched, self._gpu_free, not (prefill or idle or preempted))
+        return _Step(draft.sampled, self._launched, self._gpu_free, not (prefill or draft.idle or draft.preempted))
 
     def _admit(self, request: Request, budget: int) -> int:
         """Give a waiting request its cached blocks and room for its first chunk; 0 if its prompt does not fit yet."""

@@ -100,6 +100,23 @@ class _Assigned(NamedTuple):
     done_at: float
 
 
+class Load(NamedTuple):
+    """What is on an endpoint, as far as its book can tell. Its pending work at a time ``t`` is
+    ``pending_at_zero - t * pending_rate`` tokens, so that it need not be computed again as time passes."""
+
+    waiting: float
+    """Requests without a token."""
+    running: float
+    """Requests that have one."""
+    total: float
+    pending_at_zero: float
+    pending_rate: float
+    usage: float
+    """Share of the KV cache that they use; more than 1 where they would use more than there is."""
+    until: float
+    """When the book would say something else though nothing was reported or assigned."""
+
+
 class Book:
     """The load of one endpoint. Times are monotonic seconds, work is in tokens."""
 
@@ -292,6 +309,77 @@ class Book:
         self.finish_times.append(self.busy_until)
         self.unconfirmed.append(_Assigned(at, work, self.busy_until))
 
+    def load(self, now: float, age: float, constants: LoadConstants) -> Load:
+        """What is on the endpoint: what was reported ``age`` seconds ago, what was sent since and what has probably left."""
+        self._expire(now)
+        finish_times, sent = self.finish_times, len(self.sent)
+        waiting, pending_at_zero, rate = self._queue(constants)
+        reported = self.reported_running + self.reported_waiting
+        total: float = reported + sent
+        gone: float = len(self.done)
+        until = finish_times[0] if finish_times else inf
+        if sent:
+            until = min(until, self.sent[0] + ASSUMED_DURATION)
+        leaving = self.leaving_rate()
+        if leaving * total:
+            gone = max(gone, (total - sent / 2) * (1 - exp(-leaving * age)))
+            until = min(until, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
+        if self.done and waiting > (still := max(total - len(self.done), 0.0)):  # ends were seen: no more can wait
+            share = still / waiting
+            pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, still
+        total = max(total - gone, self.in_flight, waiting)
+        running = total - waiting if total > waiting else 0.0
+        usage = self.kv_usage * (1 + (total - reported) / max(reported, FEW)) if self.kv_usage else 0.0
+        if usage >= FULL or running >= self.slots(constants):
+            room = self._wait_for_room(waiting, running, constants)
+            explained_until = (pending_at_zero - EXPLAINED * room) / rate if rate else -inf
+            if room and explained_until <= now:
+                pending_at_zero, rate = room, 0.0
+            elif room:
+                until = min(until, explained_until)
+        return Load(waiting, running, total, pending_at_zero, rate, usage, until)
+
+    def _expire(self, now: float) -> None:
+        """Prompts that should be computed by now wait no longer, and after a while every request has ended."""
+        finish_times, sent, done = self.finish_times, self.sent, self.done
+        while finish_times and finish_times[0] <= now:
+            finish_times.popleft()
+        if (sent and sent[0] <= now - ASSUMED_DURATION) or (done and done[0] <= now - ASSUMED_DURATION):
+            self._forget_until(now - ASSUMED_DURATION)
+
+    def _queue(self, constants: LoadConstants) -> tuple[float, float, float]:
+        """Waiting requests, and their work as in :class:`Load`, within what the last scrape allows."""
+        waiting: float = len(self.finish_times)
+        rate = self.drain_rate(constants) if waiting else 0.0
+        pending_at_zero = self.busy_until * rate
+        if self.observed_at is None or self.first_tokens is not None:
+            return (
+                waiting,
+                pending_at_zero,
+                rate,
+            )  # nothing is known, or the queue was laid anew by what the engine counts
+        most = self.reported_waiting + len(self.sent) + constants.queue_slack
+        if waiting > most:  # the endpoint is faster than believed
+            share = most / waiting
+            return most, pending_at_zero * share, rate * share
+        if waiting < self.reported_waiting:  # it is slower, or others send to it too
+            pending_at_zero += (self.reported_waiting - waiting) * self.mean_work
+            waiting = self.reported_waiting
+        return waiting, pending_at_zero, rate
+
+    def slots(self, constants: LoadConstants) -> int:
+        """Requests that the engine runs at once: as it tells, or as is assumed unless more were seen."""
+        if self.max_num_seqs is not None:
+            return self.max_num_seqs
+        assumed = constants.max_num_seqs
+        return assumed if self.most_running <= assumed else SLOTS_SPARE * self.most_running
+
+    def _wait_for_room(self, waiting: float, running: float, constants: LoadConstants) -> float:
+        """Work that the engine could do until those that wait and one more have each seen another request leave; 0 if
+        scrapes have not shown how fast they leave."""
+        leaving = self.leaving_rate() * running
+        return (waiting + 1) / leaving * self.drain_rate(constants) if leaving else 0.0
+
     def leaving_rate(self) -> float:
         """Share of its requests that the endpoint finishes each second, as scrapes have shown."""
         return self.left / self.request_seconds if self.request_seconds else 0.0
@@ -389,85 +477,45 @@ class Fleet:
         book = self.books[k]
         constants = self._constants
         cost = constants.cost
-        finish_times = book.finish_times
-        while finish_times and finish_times[0] <= now:
-            finish_times.popleft()
-        sent, done = book.sent, book.done
-        if (sent and sent[0] <= now - ASSUMED_DURATION) or (done and done[0] <= now - ASSUMED_DURATION):
-            book._forget_until(now - ASSUMED_DURATION)
-
-        waiting: float = len(finish_times)
-        rate = book.drain_rate(constants) if waiting else 0.0
-        pending_at_zero = book.busy_until * rate
-        total: float = book.reported_running + book.reported_waiting + len(book.sent)
-        next_change = finish_times[0] if finish_times else inf
-        if book.sent:
-            next_change = min(next_change, book.sent[0] + ASSUMED_DURATION)
-        gone: float = len(book.done)
-        age = self._age(book, now)
         if book.observed_at is not None:
             self._last_observed = max(self._last_observed, book.observed_at)
-            leaving = book.leaving_rate()
-            if leaving * total:
-                gone = max(gone, (total - len(book.sent) / 2) * (1 - exp(-leaving * age)))
-                next_change = min(next_change, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
-            if book.first_tokens is None:  # else the queue was laid anew by what the engine counts
-                most = book.reported_waiting + len(book.sent) + constants.queue_slack
-                if waiting > most:  # the endpoint is faster than believed
-                    share = most / waiting
-                    pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, most
-                elif waiting < book.reported_waiting:  # it is slower, or others send to it too
-                    pending_at_zero += (book.reported_waiting - waiting) * book.mean_work
-                    waiting = book.reported_waiting
-        if book.done and waiting > (still := max(total - len(book.done), 0.0)):  # ends were seen: no more can wait
-            share = still / waiting
-            pending_at_zero, rate, waiting = pending_at_zero * share, rate * share, still
-        total = max(total - gone, book.in_flight, waiting)
-        running = total - waiting if total > waiting else 0.0
+        age = self._age(book, now)
+        waiting, running, total, pending_at_zero, pending_rate, kv_usage, until = book.load(now, age, constants)
         stale_for = age - constants.staleness_threshold
         if stale_for < 0:
-            stale, next_change = 0.0, min(next_change, now - stale_for)
+            stale, until = 0.0, min(until, now - stale_for)
         else:
-            stale, next_change = cost.stale * min(stale_for, STALE_CAP), min(next_change, now + 1.0)
-        kv_usage = kv_guard = 0.0
-        if book.kv_usage:
-            reported = book.reported_running + book.reported_waiting
-            kv_usage = book.kv_usage * (1 + (total - reported) / max(reported, FEW))
-            kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
+            stale, until = cost.stale * min(stale_for, STALE_CAP), min(until, now + 1.0)
+        self._next_change[k] = until
+        self._soonest = min(self._soonest, until)
 
-        tau, usage = book.tau, min(1.0, kv_usage)
-        slots = book.max_num_seqs or constants.max_num_seqs
-        if book.max_num_seqs is None and book.most_running > slots:
-            slots = SLOTS_SPARE * book.most_running
-        slot_guard = cost.slots * slots_excess(running, slots)
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
         self.present[k] = waiting + running
-        if waiting > ALONE:
-            self._queueing.add(k)
-        else:
-            self._queueing.discard(k)
-        if kv_usage >= FULL or running >= slots:
-            room = self._wait_for_room(book, waiting, running)
-            explained_until = (pending_at_zero - EXPLAINED * room) / rate if rate else -inf
-            if room and explained_until <= now:
-                pending_at_zero, rate = room, 0.0
-            elif room:
-                next_change = min(next_change, explained_until)
-        pending_at_zero, rate = tau * pending_at_zero, tau * rate
-        self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, rate
+        _keep(self._queueing, k, waiting > ALONE)
+        tau, usage = book.tau, min(1.0, kv_usage)
+        pending_at_zero, pending_rate = tau * pending_at_zero, tau * pending_rate
+        self.pending_at_zero[k], self.pending_rate[k] = pending_at_zero, pending_rate
         eviction = eviction_price(cost, book.fill, book.hit_rate)
         self.per_uncached[k] = per_uncached = tau * (1 + eviction + cost.running * running * usage)
         self.delay[k] = delay = tau * cost.waiting * waiting
         self.fixed[k] = fixed = tau * cost.decode * running + stale
         self.base[k], self.per_token[k] = pending_at_zero + fixed, per_uncached + delay
+        kv_guard = cost.kv * max(0.0, kv_usage - KV_FROM)
+        slot_guard = cost.slots * slots_excess(running, book.slots(constants))
         self.guards[k] = guards = kv_guard + slot_guard
-        if guards:
-            self._guarded.add(k)
-        else:
-            self._guarded.discard(k)
-        self.rows[k] = (waiting, running, tau, pending_at_zero, rate, eviction, usage, slot_guard, kv_guard, stale)
-        self._next_change[k] = next_change
-        self._soonest = min(self._soonest, next_change)
+        _keep(self._guarded, k, guards > 0)
+        self.rows[k] = (
+            waiting,
+            running,
+            tau,
+            pending_at_zero,
+            pending_rate,
+            eviction,
+            usage,
+            slot_guard,
+            kv_guard,
+            stale,
+        )
 
     def _age(self, book: Book, now: float) -> float:
         """Seconds since the engine's state was known. One that has never told is known no better than the best known one:
@@ -475,12 +523,6 @@ class Fleet:
         if book.observed_at is not None:
             return now - book.observed_at
         return now - min(book.began_at, self._last_observed) if self._last_observed > -inf else 0.0
-
-    def _wait_for_room(self, book: Book, waiting: float, running: float) -> float:
-        """Work that the engine could do until those that wait and one more have each seen another request leave; 0 if
-        scrapes have not shown how fast they leave."""
-        leaving = book.leaving_rate() * running
-        return (waiting + 1) / leaving * book.drain_rate(self._constants) if leaving else 0.0
 
     def pending(self, k: int, now: float) -> float:
         """Prefill tokens that the endpoint has to compute, times its slowness ``tau``."""
@@ -590,6 +632,13 @@ class Fleet:
         """What each request of a crowd counts for with each token of a prompt, on top of its work."""
         crowd = self.crowd
         return balance_weight(self._constants.cost, sum(crowd) / len(crowd), delay_weight)
+
+
+def _keep(positions: set[int], k: int, wanted: bool) -> None:
+    if wanted:
+        positions.add(k)
+    else:
+        positions.discard(k)
 
 
 def slowness(books: Iterable[Book]) -> None:

@@ -181,80 +181,68 @@ class Router(PoolListener):
         all that can be chosen is saturated and the request is sheddable (429). An
         exception can only come from a strategy of somebody's own.
         """
-        fleet = self._fleet
-        if fleet is None:
-            fleet = self._fleet = self._assemble(now)
-        fleet.refresh(now)
-        if allowed is not None:
-            fleet = self._assemble(now, allowed)
+        fleet = self._fleet_of(allowed, now)
         books = fleet.books
         if not books:
             if allowed is not None and self._books:
                 return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
             return no_endpoint("No endpoint is ready.")
-
         constants = self._constants
         if request.sheddable and saturated(fleet, constants.saturation):
             return shed("Every endpoint is busy and the request may be refused.")
-        strategy = self._strategy
+
         weight = request.weight
         prompt = max(1.0, request.tokens or weight / self._token_length.bytes_per_token)
         cached, best_match, chain = strategies.NOTHING_CACHED, 0.0, EMPTY_CHAIN
-        if weight and strategy.uses_prefix:
+        if weight and self._strategy.uses_prefix:
             chain = build(request.seed, request.parts)
             cached, best_match = self._match(chain, prompt / weight, prompt, fleet)
+        offer = self._offer(request, fleet, prompt, cached, now)
+        values = self._strategy(offer)
+        k = _lowest(values, books)
+        hit = cached.at(k)
+        decision = Decision(
+            book=books[k],
+            targets=_targets(values, books, k, constants.max_endpoints),
+            strategy=constants.strategy,
+            reason=_reason(weight, hit, best_match, constants.prefix_match_threshold * prompt),
+            prompt_tokens=prompt,
+            cached_tokens=hit,
+            chain=chain,
+            adapter=request.model if offer.adapter_cost is not None else "",
+        )
+        if self._history.maxlen:
+            self._history.append(_Record.of(request_id, decision, offer, values, constants.load.cost))
+        self._assign(decision, request, fleet, k, now)
+        if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
+            ratio = f" {decision.match_ratio:.2f} > {constants.prefix_match_threshold:.2f}"
+            logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
+        return decision
 
-        adapter = request.model if request.model in self._known_adapters else ""
+    def _fleet_of(self, allowed: Callable[[Endpoint], bool] | None, now: float) -> Fleet:
+        """What there is to choose from, up to date."""
+        fleet = self._fleet
+        if fleet is None:
+            fleet = self._fleet = self._assemble(now)
+        fleet.refresh(now)
+        return fleet if allowed is None else self._assemble(now, allowed)
+
+    def _offer(
+        self, request: InferenceRequest, fleet: Fleet, prompt: float, cached: strategies.Cached, now: float
+    ) -> strategies.Offer:
         queue_weight, delay_weight = saturation_weights(fleet.least_waiting())
-        offer = strategies.Offer(
+        return strategies.Offer(
             request=request,
             fleet=fleet,
             prompt=prompt,
             cached=cached,
-            adapter_cost=self._adapter_costs(fleet, adapter) if adapter else None,
+            adapter_cost=self._adapter_costs(fleet, request.model) if request.model in self._known_adapters else None,
             queue_weight=queue_weight,
             delay_weight=delay_weight,
             balance_weight=fleet.balance_weight(delay_weight),
             least_crowd=fleet.least_crowd(*cached),
             now=now,
         )
-        values = strategy(offer)
-        k = _lowest(values, books)
-        book = books[k]
-        hit = cached.at(k)
-        ratio = hit / prompt
-        if not weight:
-            reason = "no-prompt"
-        elif ratio > constants.prefix_match_threshold:
-            reason = "warm"
-        elif hit < best_match:
-            reason = "spread"
-        else:
-            reason = "partial" if hit else "cold"
-        decision = Decision(
-            book=book,
-            targets=_targets(values, books, k, constants.max_endpoints),
-            strategy=constants.strategy,
-            reason=reason,
-            prompt_tokens=prompt,
-            cached_tokens=hit,
-            chain=chain,
-            adapter=adapter,
-        )
-        if self._history.maxlen:
-            self._history.append(_Record.of(request_id, decision, offer, values, constants.load.cost))
-        self._assign(decision, request, fleet, k, now)
-        if reason == "warm" and logger.isEnabledFor(logging.INFO):
-            logger.info(
-                "Do prefix-aware routing!",
-                extra={
-                    "fields": {
-                        "request": request_id,
-                        "matching ratio": f" {ratio:.2f} > {constants.prefix_match_threshold:.2f}",
-                    }
-                },
-            )
-        return decision
 
     def _match(
         self, chain: Chain, tokens_per_byte: float, prompt: float, fleet: Fleet
@@ -391,6 +379,17 @@ def _lowest(values: Sequence[float], books: Sequence[Book]) -> int:
     if values.count(lowest) > 1:
         return min((i for i in range(k, len(values)) if values[i] == lowest), key=lambda i: books[i].last_chosen)
     return k
+
+
+def _reason(weight: int, hit: float, best_match: float, much: float) -> str:
+    """Why an endpoint was chosen that holds ``hit`` tokens of the prompt; see :attr:`Decision.reason`."""
+    if not weight:
+        return "no-prompt"
+    if hit > much:
+        return "warm"
+    if hit < best_match:
+        return "spread"
+    return "partial" if hit else "cold"
 
 
 def _targets(values: Sequence[float], books: Sequence[Book], k: int, most: int) -> str:

@@ -195,7 +195,7 @@ def multi_round(
     shared_system_prompt: Annotated[int, typer.Option(help="Words of the system prompt of all users.")] = 100,
     user_history_prompt: Annotated[int, typer.Option(help="Words of context of each user.")] = 2000,
     answer_len: Annotated[int, typer.Option(help="Tokens of each answer.")] = 100,
-    model: Annotated[str, typer.Option(help="Model to ask for.")] = "/model/qwen",
+    model: Annotated[str, typer.Option(help="Model to ask for; default: the first that the server names.")] = "",
     time: Annotated[
         float | None,
         typer.Option(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.bench.chat_client import MAX_EVENT_BYTES, ChatClient, EventStream
+from warmroute.errors import ConfigurationError
 
 line_breaks = st.sampled_from([b"\n", b"\r\n", b"\r"])
 payloads = st.binary(min_size=1, max_size=20).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b"") or b"x")
@@ -50,6 +51,7 @@ class Engine:
     async def __aenter__(self) -> str:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.answer)
+        app.router.add_get("/v1/models", self.answer)
         self.runner = web.AppRunner(app)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
@@ -110,3 +112,18 @@ async def test_a_server_that_is_not_there_is_an_error_of_the_answer():
         answer = await client.ask(b"{}")
     assert answer.status == 0
     assert "Connect" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (Engine(b'{"data": []}'), "names no model: give one with --model"),
+        (Engine(b'["x"]'), "names no model"),
+        (Engine(b"<html>"), "names no model"),
+        (Engine(b"{}", status=404), "does not say which models there are: 404.*--model"),
+    ],
+)
+async def test_a_server_that_names_no_model(engine, said):
+    async with engine as url, ChatClient(url) as client:
+        with pytest.raises(ConfigurationError, match=said):
+            await client.first_model()

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -193,6 +194,7 @@ class FakeEngine:
     async def __aenter__(self) -> str:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.answer)
+        app.router.add_get("/v1/models", self.models)
         self.runner = web.AppRunner(app)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
@@ -200,6 +202,9 @@ class FakeEngine:
 
     async def __aexit__(self, *_) -> None:
         await self.runner.cleanup()
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "first"}, {"id": "second"}]})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         number = len(self.requests)
@@ -270,6 +275,15 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["base_url"] for row in rows] == [a] * 6 + [b] * 6
     assert not {row["user_id"] for row in rows[:6]} & {row["user_id"] for row in rows[6:]}
+
+
+async def test_without_a_model_the_servers_first_is_asked_for():
+    first, second = FakeEngine(), FakeEngine()
+    async with first as a, second as b:
+        await multi_round.bench(replace(QUICK, model=""), a, Console(quiet=True), compare=b)
+        await multi_round.bench(replace(QUICK, model="mine"), a, Console(quiet=True))
+    assert [request["model"] for request in first.requests] == ["first"] * 6 + ["mine"] * 6
+    assert {request["model"] for request in second.requests} == {"first"}
 
 
 async def test_the_command_says_when_nothing_was_answered():

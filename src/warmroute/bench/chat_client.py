@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 import orjson
 
+from warmroute.errors import ConfigurationError
+
 POD_HEADER = "x-simulator-name"
 """Response header in which the simulated engines give their name; other servers leave it out."""
 
@@ -114,7 +116,8 @@ class ChatClient:
 
     def __init__(self, base_url: str, *, api_key: str = "", timeout: float = 600.0) -> None:
         """``timeout``: seconds for one request from first to last byte."""
-        self.url = base_url.rstrip("/") + "/chat/completions"
+        self._base_url = base_url.rstrip("/")
+        self.url = self._base_url + "/chat/completions"
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -131,17 +134,29 @@ class ChatClient:
         if self._session is not None:
             await self._session.close()
 
+    async def first_model(self) -> str:
+        """The first model that the server names. Raises ConfigurationError if it names none."""
+        url = f"{self._base_url}/models"
+        try:
+            async with self._entered.get(url, raise_for_status=True) as response:
+                return str(orjson.loads(await response.read())["data"][0]["id"])
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ConfigurationError(
+                f"{url} does not say which models there are: {error}; if there is one, name it with --model"
+            ) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigurationError(f"{url} names no model: give one with --model") from error
+
     async def ask(self, body: bytes) -> Answer:
         """Post ``body`` (a streaming chat completion request) and read the whole answer.
 
         Whatever goes wrong is in the answer's ``error``; nothing is raised but cancellation.
         """
-        if self._session is None:
-            raise RuntimeError("a ChatClient must be entered first")
+        session = self._entered
         answer = Answer(sent_at=time())
         start = perf_counter()
         try:
-            async with self._session.post(self.url, data=body) as response:
+            async with session.post(self.url, data=body) as response:
                 answer.status = response.status
                 answer.pod = response.headers.get(POD_HEADER, "")
                 if response.status != 200:
@@ -155,6 +170,12 @@ class ChatClient:
             answer.error = f"{type(error).__name__}: {error}"
         answer.duration = perf_counter() - start
         return answer
+
+    @property
+    def _entered(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("a ChatClient must be entered first")
+        return self._session
 
     @staticmethod
     async def _read_stream(response: aiohttp.ClientResponse, answer: Answer, start: float) -> None:

@@ -499,8 +499,12 @@ async def bench(
 ) -> bool:
     """The command: one run, or two in turn with ``compare``, and what is printed and written of them.
 
-    Returns whether any request was answered by each server.
+    Without a model in ``workload``, the first one that the first server names is asked for. Returns whether any request was
+    answered by each server.
     """
+    if not workload.model:
+        async with ChatClient(base_url, api_key=api_key) as client:
+            workload = replace(workload, model=await client.first_model())
     runs: list[tuple[str, Run]] = []
     for url in [base_url, compare] if compare else [base_url]:
         result = await run_with_progress(workload, url, console, title=url, api_key=api_key, log_interval=log_interval)

@@ -208,7 +208,11 @@ class Standing:
         return cls(geometric_mean(ratios), max(ratios))
 
     def __str__(self) -> str:
-        return f"{self.typical:.3g} ({self.worst:.3g})"
+        return f"{_short(self.typical)} ({_short(self.worst)})"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.3g}"
 
 
 def drawn(results: Iterable[Result], figure: str) -> dict[Drawn, dict[str, float]]:

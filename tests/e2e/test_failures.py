@@ -166,6 +166,21 @@ async def test_a_dead_engine_is_routed_around_and_comes_back(envoy, tmp_path, pi
         assert posts(pods[0]) > before
 
 
+async def test_a_request_whose_engine_has_just_died_is_tried_on_another_one(envoy, tmp_path):
+    slow = {"refresh_metrics_interval": 60.0, "idle_metrics_interval": 60.0}  # the picker goes on naming the dead one
+    async with (
+        backends(2) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, routing_strategy="ROUND_ROBIN", **slow) as app,
+        envoy(pods, target(app), picking=Picking.OVERRIDE_HOST) as proxy,
+    ):
+        await eventually(lambda: all(pod.requests for pod in pods), "scraped once")
+        await pods[0].stop()
+        answers = [await exchange(proxy.url, body=BODY) for _ in range(20)]
+        assert {answer.status for answer in answers} == {200}
+        assert {answer.headers["x-backend"] for answer in answers} == {"pod-1"}
+        assert all(endpoint.available for endpoint in app.pool.endpoints.values())
+
+
 async def test_the_endpoints_file_is_followed(envoy, tmp_path):
     async with (
         backends(2) as pods,

@@ -33,6 +33,7 @@ try:
     from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation import v3 as early_mutation_v3
     from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request import v3 as least_request_v3
     from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host import v3 as override_host_v3
+    from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts_v3
     from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls_v3
     from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstream_http_v3
     from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
@@ -55,6 +56,9 @@ EPP_CLUSTER = "epp"
 ENDPOINTS_NAME = "endpoints"
 """Name of the one assignment in an endpoints file; both clusters of engines read it."""
 
+SELECTIONS = 20
+"""Most draws of a retry until it has an engine that has not failed yet; with two engines every second draw is the same."""
+PREVIOUS_HOSTS = "envoy.retry_host_predicates.previous_hosts"
 UPSTREAM_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -196,7 +200,7 @@ def _listener(
                             route=route_v3.RouteAction(
                                 cluster=cluster,
                                 timeout=timedelta(0),
-                                retry_policy=route_v3.RetryPolicy(retry_on=config.retry_on, num_retries=config.retries),
+                                retry_policy=_retry_policy(config),
                             ),
                         )
                     ],
@@ -219,6 +223,20 @@ def _listener(
                 ]
             )
         ],
+    )
+
+
+def _retry_policy(config: ProxyConfig) -> route_v3.RetryPolicy:
+    """Try again, and elsewhere: least requests alone would choose the engine that has just failed as readily as another."""
+    return route_v3.RetryPolicy(
+        retry_on=config.retry_on,
+        num_retries=config.retries,
+        retry_host_predicate=[
+            route_v3.RetryPolicyRetryHostPredicate(
+                name=PREVIOUS_HOSTS, typed_config=Any.pack(previous_hosts_v3.PreviousHostsPredicate())
+            )
+        ],
+        host_selection_retry_max_attempts=SELECTIONS,
     )
 
 

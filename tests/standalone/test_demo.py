@@ -81,6 +81,14 @@ def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path
         assert "failure_mode_allow: true" in text
 
 
+def test_nothing_that_is_there_is_overwritten(tmp_path):
+    (tmp_path / "endpoints.yaml").write_text("mine")
+    with pytest.raises(ConfigurationError, match="is there already and stays as it is"):
+        write_config(DemoOptions(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["endpoints.yaml"]
+    assert (tmp_path / "endpoints.yaml").read_text() == "mine"
+
+
 def test_a_configuration_to_keep_needs_ports(tmp_path):
     with pytest.raises(ConfigurationError, match="--epp-port"):
         write_config(DemoOptions(epp_port=0), tmp_path)

@@ -404,7 +404,7 @@ def _write_figures(file: Path, figures: dict[str, Any]) -> None:
 def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
     """Write what one needs to run Envoy oneself; nothing is started.
 
-    Raises ConfigurationError if they cannot be written or a port is 0.
+    Raises ConfigurationError if they cannot be written, one is there already, or a port is 0.
     """
     if zero := [flag for name, flag in PORT_FLAGS.items() if getattr(options, name) == 0]:
         raise ConfigurationError(f"a configuration to keep needs a port for {zero[0]}")
@@ -435,6 +435,10 @@ def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
     ):
         config = bootstrap(options.proxy_config(picking))
         files[name] = to_yaml(config, text + start.replace("{file}", name))
+    if there := [name for name in files if (directory / name).exists()]:
+        raise ConfigurationError(
+            f"{directory / there[0]} is there already and stays as it is: choose another directory"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from warmroute.discovery.file import EndpointEntry, EndpointsFile, ModelEntry, ModelTargetEntry, parse
 from warmroute.settings import documentation
 
 ROOT = Path(__file__).parents[1]
@@ -34,3 +35,17 @@ def test_log_lines_are_written_where_they_say(document: Path) -> None:
     for caller, number, message in re.findall(r"\tINFO\t(\S+\.py):(\d+)\t([^\t]+)\t", "\n".join(lines)):
         source = (ROOT / "src/warmroute" / caller).read_text(encoding="utf-8").splitlines()
         assert f'"{message}"' in "".join(source[int(number) - 1 : int(number) + 1]), f"{caller}:{number} {message}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/envoy.md"])
+def test_endpoints_files_are_as_the_picker_reads_them(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    [example] = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "endpoints:" in block]
+    assert [spec.port for spec in parse(example).specs()] == [8000, 8000]
+
+
+def test_the_endpoints_files_every_key_is_documented() -> None:
+    text = (ROOT / "docs/envoy.md").read_text(encoding="utf-8")
+    for entry in (EndpointsFile, EndpointEntry, ModelEntry, ModelTargetEntry):
+        for key in entry.model_fields:
+            assert re.search(rf"\b{key}:", text), key

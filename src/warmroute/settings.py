@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     observe_responses: bool = setting(
         False,
         "Keep streams open to the end of the response: exact requests in flight, status and served endpoint, for more "
-        "messages per request.",
+        "messages per request. The gateway must send response headers (`response_header_mode: SEND`).",
         group="Routing",
         hot=True,
     )

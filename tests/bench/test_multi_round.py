@@ -1,5 +1,6 @@
 """The load's shape, its figures, and whole runs against a small server."""
 
+import asyncio
 import csv
 import io
 import itertools
@@ -275,6 +276,31 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["base_url"] for row in rows] == [a] * 6 + [b] * 6
     assert not {row["user_id"] for row in rows[:6]} & {row["user_id"] for row in rows[6:]}
+
+
+async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_path):
+    console = Console(file=io.StringIO(), width=100)
+    output = tmp_path / "requests.csv"
+    slow = replace(QUICK, num_rounds=50, qps=20)
+    engine = FakeEngine()
+    async with engine as url:
+        bench = asyncio.create_task(multi_round.bench(slow, url, console, output=output))
+        while len(engine.requests) < 5:
+            await asyncio.sleep(0.01)
+        bench.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await bench
+    assert "Interrupted; what was answered until then:" in console.file.getvalue()
+    assert "TTFT mean" in console.file.getvalue()
+    assert 4 <= len(output.read_text().splitlines()) - 1 <= len(engine.requests)
+
+
+async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path):
+    engine = FakeEngine()
+    async with engine as url:
+        with pytest.raises(ConfigurationError, match="there is no directory for"):
+            await multi_round.bench(QUICK, url, Console(quiet=True), output=tmp_path / "missing" / "requests.csv")
+    assert not engine.requests
 
 
 async def test_without_a_model_the_servers_first_is_asked_for():

@@ -198,13 +198,19 @@ class Run:
 
 
 async def run(
-    workload: Workload, base_url: str, *, api_key: str = "", on_progress: Callable[[Run], None] = lambda _: None
+    workload: Workload,
+    base_url: str,
+    *,
+    api_key: str = "",
+    on_progress: Callable[[Run], None] = lambda _: None,
+    result: Run | None = None,
 ) -> Run:
     """Put the load on an OpenAI-compatible server and wait for the answers; a failed request ends no conversation.
 
-    ``on_progress`` hears of every finished request.
+    ``on_progress`` hears of every finished request. ``result`` is filled and returned: who hands it in has what came
+    until then even if this is cancelled.
     """
-    result = Run(workload)
+    result = result or Run(workload)
     async with ChatClient(base_url, api_key=api_key) as client:
         start = monotonic()
         users = [
@@ -456,7 +462,14 @@ def write_csv(path: Path, runs: Sequence[tuple[str, Run]]) -> None:
 
 
 async def run_with_progress(
-    workload: Workload, base_url: str, console: Console, *, title: str, api_key: str = "", log_interval: float = 30.0
+    workload: Workload,
+    base_url: str,
+    console: Console,
+    *,
+    title: str,
+    api_key: str = "",
+    log_interval: float = 30.0,
+    result: Run | None = None,
 ) -> Run:
     """:func:`run` with a bar on a terminal, elsewhere with a line every ``log_interval`` seconds."""
     total = workload.planned_requests
@@ -484,7 +497,7 @@ async def run_with_progress(
                 done = f"{title}: {len(result.records)} of {about}{total} requests, recent {ttft}"
                 console.print(done, highlight=False, markup=False)
 
-        return await run(workload, base_url, api_key=api_key, on_progress=show)
+        return await run(workload, base_url, api_key=api_key, on_progress=show, result=result)
 
 
 async def bench(
@@ -500,31 +513,41 @@ async def bench(
     """The command: one run, or two in turn with ``compare``, and what is printed and written of them.
 
     Without a model in ``workload``, the first one that the first server names is asked for. Returns whether any request was
-    answered by each server.
+    answered by each server. Where it is cancelled, it still shows and writes what was answered until then.
     """
+    if output is not None and not output.parent.is_dir():
+        raise ConfigurationError(f"there is no directory for {output}")
     if not workload.model:
         async with ChatClient(base_url, api_key=api_key) as client:
             workload = replace(workload, model=await client.first_model())
     runs: list[tuple[str, Run]] = []
-    for url in [base_url, compare] if compare else [base_url]:
-        result = await run_with_progress(workload, url, console, title=url, api_key=api_key, log_interval=log_interval)
-        runs.append((url, result))
-        summary = Summary.of(result)
-        if compare:
-            console.print(f"{url}:", highlight=False)
-        console.print(summary.performance_block(), highlight=False, markup=False, soft_wrap=True)
-        if failures := [record.answer.error for record in result.records if not record.answer.complete]:
-            console.print(f"{len(failures)} requests failed; the first: {failures[0]}", style="red", markup=False)
-        # The next server may stand before the same engines: other users find nothing of theirs in the caches.
-        last = max((visit.user_id for visit in workload.visits()), default=0)
-        workload = replace(workload, init_user_id=last)
-    columns = [(url, Summary.of(result)) for url, result in runs]
-    console.print(table("Multi-round", columns))
+    try:
+        for url in [base_url, compare] if compare else [base_url]:
+            result = Run(workload)
+            runs.append((url, result))
+            await run_with_progress(
+                workload, url, console, title=url, api_key=api_key, log_interval=log_interval, result=result
+            )
+            if compare:
+                console.print(f"{url}:", highlight=False)
+            console.print(Summary.of(result).performance_block(), highlight=False, markup=False, soft_wrap=True)
+            if failures := [record.answer.error for record in result.records if not record.answer.complete]:
+                console.print(f"{len(failures)} requests failed; the first: {failures[0]}", style="red", markup=False)
+            # The next server may stand before the same engines: other users find nothing of theirs in the caches.
+            last = max((visit.user_id for visit in workload.visits()), default=0)
+            workload = replace(workload, init_user_id=last)
+    except asyncio.CancelledError:
+        console.print("Interrupted; what was answered until then:")
+        raise
+    finally:
+        columns = [(url, Summary.of(result)) for url, result in runs]
+        if columns:
+            console.print(table("Multi-round", columns))
+        if output is not None:
+            write_csv(output, runs)
+            console.print(f"One line a request: {output}", highlight=False)
     if compare:
         console.print(
             "Each run had users of its own; only the shared system prompt can have been in the caches before the second."
         )
-    if output is not None:
-        write_csv(output, runs)
-        console.print(f"One line a request: {output}", highlight=False)
     return all(summary.requests for _, summary in columns)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from warmroute.cli import go_style
+from warmroute.cli import app, go_style
+from warmroute.errors import ConfigurationError
 
 NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-")]
 
@@ -101,3 +103,9 @@ def complaint_about(arguments: list[str]) -> str:
     assert done.stderr.startswith("warmroute: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
+
+
+def test_an_adapter_of_a_simulator_needs_a_path() -> None:
+    result = CliRunner().invoke(app, ["simulate", "--lora-modules", "a=/a", "--lora-modules", "b"])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "--lora-modules must be NAME=PATH; given: 'b'" in str(result.exception)

@@ -280,6 +280,7 @@ def bench_cost(
 
     from warmroute.bench import cost, json_file
 
+    json_file.require_place(output)
     options = replace(cost.QUICK if quick else cost.CostOptions(), gateway=gateway)
     try:
         figures = asyncio.run(cost.bench(options, Console()))
@@ -332,8 +333,9 @@ def replay(
     """
     from rich.console import Console
 
-    from warmroute.bench import comparison
+    from warmroute.bench import comparison, plot
     from warmroute.bench.fleet import PodEvent
+    from warmroute.bench.json_file import require_place
     from warmroute.bench.strategy import names
 
     plan = comparison.Plan(
@@ -348,6 +350,8 @@ def replay(
         scalings=[PodEvent.parse(text, "--scale-to") for text in scale_to or ()],
         pickers=pickers,
     )
+    require_place(json_file)
+    plot.require(picture)
     outcomes = comparison.compare(plan, load({}, environ=os.environ), Console())
     if json_file is not None:
         comparison.write_json(json_file, outcomes)
@@ -360,7 +364,10 @@ def standings(
     *,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help="Strategy of the server or baseline; repeatable. all: PREFIX_CACHE and every baseline."),
+        typer.Option(
+            help="Strategy of the server or baseline; repeatable, and the first is shown in detail. "
+            "all: PREFIX_CACHE and every baseline."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -411,7 +418,7 @@ def simulate(
     fail_rate: Annotated[float, typer.Option(help="Share of requests answered with 500.")] = 0.0,
     stall_rate: Annotated[float, typer.Option(help="Share of requests never answered.")] = 0.0,
     reset_rate: Annotated[float, typer.Option(help="Share of connections reset.")] = 0.0,
-    slow_start: Annotated[float, typer.Option(help="Seconds of 503 after the start.")] = 0.0,
+    slow_start: Annotated[float, typer.Option(min=0, help="Seconds of 503 after the start.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of faults and host noise.")] = 0,
 ) -> None:
     """Run a vLLM stand-in: its HTTP surface, scheduling, cache and speed, without a GPU."""
@@ -421,6 +428,8 @@ def simulate(
     from warmroute.simulator.server import Faults, SimulatorOptions, SimulatorServer
     from warmroute.simulator.server import simulate as run
 
+    if bare := [module for module in lora_modules or () if "=" not in module]:
+        raise ConfigurationError(f"--lora-modules must be NAME=PATH; given: {bare[0]!r}")
     options = [
         SimulatorOptions(
             host=host,

@@ -303,6 +303,11 @@ async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path):
     assert not engine.requests
 
 
+async def test_a_base_url_without_a_scheme_is_told():
+    with pytest.raises(ConfigurationError, match="begins with http:// or https://"):
+        await multi_round.bench(QUICK, "127.0.0.1:8000/v1", Console(quiet=True))
+
+
 async def test_without_a_model_the_servers_first_is_asked_for():
     first, second = FakeEngine(), FakeEngine()
     async with first as a, second as b:

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from warmroute.bench import comparison, plot
 from warmroute.bench.replay import Outcome, Sample
+from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 
 
@@ -51,10 +53,22 @@ def test_the_emphasised_strategy_is_the_only_black_one() -> None:
     assert lines["llm-d"].colour != lines["mine"].colour
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_drawn_is_a_clear_error(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(ConfigurationError, match="cannot write"):
         comparison.draw(tmp_path / "missing" / "picture.png", [outcome("random", (1, 2))])
+
+
+def test_that_a_picture_cannot_be_drawn_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "compare", None)
+    replay = ["bench", "replay", "bursts", "--picture"]
+    said = CliRunner().invoke(app, [*replay, str(tmp_path / "missing" / "picture.png")]).exception
+    assert isinstance(said, ConfigurationError)
+    assert "there is no directory for" in str(said)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigurationError, match=r"warmroute\[bench\]"):
-        comparison.draw(tmp_path / "picture.png", [outcome("random", (1, 2))])
+    plot.require(None)
+    said = CliRunner().invoke(app, [*replay, str(tmp_path / "picture.png")]).exception
+    assert isinstance(said, ConfigurationError)
+    assert "--picture needs matplotlib" in str(said)

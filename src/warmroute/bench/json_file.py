@@ -10,6 +10,12 @@ import orjson
 from warmroute.errors import ConfigurationError
 
 
+def require_place(path: Path | None) -> None:
+    """Raise ConfigurationError if there is no directory for the file: better before long work than after it."""
+    if path is not None and not path.parent.is_dir():
+        raise ConfigurationError(f"there is no directory for {path}")
+
+
 def write(path: Path, figures: Any) -> None:
     """Write ``figures`` (what JSON knows) to ``path``. Raises ConfigurationError."""
     try:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from warmroute.bench import json_file
 from warmroute.bench.chat_client import Answer, ChatClient
 from warmroute.errors import ConfigurationError
 
@@ -515,8 +516,10 @@ async def bench(
     Without a model in ``workload``, the first one that the first server names is asked for. Returns whether any request was
     answered by each server. Where it is cancelled, it still shows and writes what was answered until then.
     """
-    if output is not None and not output.parent.is_dir():
-        raise ConfigurationError(f"there is no directory for {output}")
+    json_file.require_place(output)
+    for url in filter(None, (base_url, compare)):
+        if not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"a base URL begins with http:// or https://; given: {url}")
     if not workload.model:
         async with ChatClient(base_url, api_key=api_key) as client:
             workload = replace(workload, model=await client.first_model())

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from math import log10
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from warmroute.bench.json_file import require_place
 from warmroute.errors import ConfigurationError
 
 BLACK, SKY = "#000000", "#56B4E9"
@@ -65,12 +67,17 @@ class Line:
     """Of two lines the one with the higher number covers the other."""
 
 
+def require(path: Path | None) -> None:
+    """Raise ConfigurationError if a picture is wanted and cannot be drawn: better before long work than after it."""
+    require_place(path)
+    if path is not None and find_spec("matplotlib") is None:
+        raise ConfigurationError("--picture needs matplotlib: pip install matplotlib")
+
+
 def style() -> AbstractContextManager[None]:
-    """The style, for as long as something is drawn. Raises ConfigurationError if matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigurationError("--picture needs matplotlib: pip install 'warmroute[bench]'") from error
+    """The style, for as long as something is drawn. It needs matplotlib, see :func:`require`."""
+    import matplotlib
+
     context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
     return context
 

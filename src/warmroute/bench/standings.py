@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from warmroute.bench import json_file
-from warmroute.bench.comparison import EMPHASISED, LOADS, Plan
+from warmroute.bench.comparison import LOADS, Plan
 from warmroute.bench.fleet import saturation
 from warmroute.bench.replay import Replay
 from warmroute.bench.scenarios import SCENARIOS
@@ -104,6 +104,9 @@ def run(
 
     Raises ConfigurationError, and before the long work wherever it can be known before.
     """
+    for name in options.strategies:
+        picker_factory(name, settings)
+    json_file.require_place(output)
     known = others(against, options) if against is not None else []
     if len({*options.strategies, *(result.strategy for result in known)}) < 2:
         raise ConfigurationError("to stand against others, name more of them: --strategy all, or --against")
@@ -114,9 +117,7 @@ def run(
 
 
 def measure(options: Options, settings: Settings, console: Console) -> list[Result]:
-    """Run all replays, with a progress bar where there is a terminal. Raises ConfigurationError."""
-    for name in options.strategies:
-        picker_factory(name, settings)  # an unknown one is told before the long work
+    """Run all replays, with a progress bar where there is a terminal."""
     asked = list(product(options.draws(), options.strategies))
     order = {(drawn, name): position for position, (drawn, name) in enumerate(asked)}
     columns = (TextColumn("replays"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -243,8 +244,8 @@ def against_best(times: Times[Key], strategy: str) -> dict[Key, float]:
 def show(results: Sequence[Result], console: Console) -> None:
     """Print how at least two strategies stand.
 
-    The tables of single cells and seeds are of PREFIX_CACHE or, without it, of the first strategy. Raises ConfigurationError
-    if they were not given the same requests.
+    The tables of single cells and seeds are of the first of them. Raises ConfigurationError if they were not given the same
+    requests.
     """
     lengths: dict[Drawn, int] = {}
     for result in results:
@@ -253,11 +254,10 @@ def show(results: Sequence[Result], console: Console) -> None:
                 f"{result.strategy} had other requests in {result.scenario}: say the same --requests"
             )
     strategies = list(dict.fromkeys(result.strategy for result in results))
-    shown = EMPHASISED if EMPHASISED in strategies else strategies[0]
     means, tails = drawn(results, "ttft_mean"), drawn(results, "ttft_p99")
     console.print(_strategies(over_seeds(means), over_seeds(tails), strategies))
-    console.print(_cells(over_seeds(means), over_seeds(tails), shown))
-    console.print(_seeds(means, tails, shown))
+    console.print(_cells(over_seeds(means), over_seeds(tails), strategies[0]))
+    console.print(_seeds(means, tails, strategies[0]))
 
 
 def _strategies(means: Times[Cell], tails: Times[Cell], strategies: Sequence[str]) -> Table:

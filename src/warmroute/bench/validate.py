@@ -260,6 +260,8 @@ def run(
     picture: Path | None = None,
 ) -> bool:
     """Validate every file and print the tables; whether everything is within its limit. Raises ConfigurationError."""
+    json_file.require_place(output)
+    plot.require(picture)
     chosen = profile_named(profile) if profile else None
     validations = [validate(file, chosen) for file in files]
     for validation in validations:

@@ -171,6 +171,8 @@ class Custom:
         values = self._function(offer.request, candidates)
         if len(values) != len(candidates):
             raise ValueError(f"strategy {self._name} gave {len(values)} values for {len(candidates)} candidates")
+        if any(value != value for value in values):  # noqa: PLR0124 -- NaN, which no comparison finds
+            raise ValueError(f"strategy {self._name} gave a value that is not a number")
         return values
 
 

@@ -42,7 +42,7 @@ try:
     from envoy_data_plane.google.protobuf import Any, Struct
 except ModuleNotFoundError as missing:
     raise ConfigurationError(
-        f"building an Envoy configuration needs {missing.name}: pip install 'warmroute[standalone]'"
+        f"building an Envoy configuration needs {missing.name}: install Warmroute with its extra `standalone`"
     ) from missing
 
 PICKED_LISTENER = "picked"

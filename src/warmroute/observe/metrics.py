@@ -105,6 +105,8 @@ class _Member:
 
     target: str
     """Where the engine is that is counted for."""
+    process_since: float
+    """Monotonic seconds at which it joined, or at which its engine was last known to be a new process."""
     picks: int = 0
     restarts: int = 0
     prefix_cache: PrefixCacheTally = field(default_factory=PrefixCacheTally)
@@ -120,11 +122,10 @@ _ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], 
     (series.INDEX_CHECKPOINTS, lambda reading: reading.checkpoints),
     (series.INDEX_TOKENS, lambda reading: reading.index_tokens),
 )
-_ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState, float], float]], ...] = (
-    (series.ENGINE_WAITING, lambda state, _: state.waiting),
-    (series.ENGINE_RUNNING, lambda state, _: state.running),
-    (series.KV_USAGE, lambda state, _: state.kv_usage),
-    (series.SCRAPE_AGE, lambda state, now: max(0.0, now - state.observed_at)),
+_ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...] = (
+    (series.ENGINE_WAITING, lambda state: state.waiting),
+    (series.ENGINE_RUNNING, lambda state: state.running),
+    (series.KV_USAGE, lambda state: state.kv_usage),
 )
 
 
@@ -232,7 +233,7 @@ class Metrics(PoolListener, Collector):
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """Count for it from now on."""
-        self._members[endpoint.id] = _Member(endpoint.target)
+        self._members[endpoint.id] = _Member(endpoint.target, now)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Its series end."""
@@ -248,6 +249,7 @@ class Metrics(PoolListener, Collector):
         """Its engine lost its cache."""
         member = self._members[endpoint.id]
         member.restarts += 1
+        member.process_since = now
         if endpoint.target != member.target:
             member.prefix_cache.replaced()
         member.target = endpoint.target
@@ -288,8 +290,11 @@ class Metrics(PoolListener, Collector):
             yield gauge.family([((reading.endpoint.id,), of_reading(reading)) for reading in readings])
         engines = [(r.endpoint.id, r.endpoint.state) for r in readings if r.endpoint.state is not None]
         for gauge, of_state in _ENGINE_GAUGES:
-            yield gauge.family([((name,), of_state(state, now)) for name, state in engines])
+            yield gauge.family([((name,), of_state(state)) for name, state in engines])
         members = self._members.items()
+        observed = {name: state.observed_at for name, state in engines}
+        ages = [((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members]
+        yield series.SCRAPE_AGE.family(ages)
         yield series.PICKS.family([((name,), member.picks) for name, member in members])
         yield series.RESTARTS.family([((name,), member.restarts) for name, member in members])
         told = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]

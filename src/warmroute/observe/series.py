@@ -223,7 +223,7 @@ SCRAPE_AGE = Series(
     "warmroute_scrape_age_seconds",
     "gauge",
     "seconds",
-    "Age of the engine's last metrics page; absent until there is one.",
+    "Age of the engine's last metrics page; until there is one, time since the endpoint joined or its engine restarted.",
     ("endpoint",),
 )
 

@@ -70,6 +70,16 @@ def test_a_rate_is_no_duration() -> None:
         load({"metrics_rate": "500ms"}, environ={})
 
 
+NUMBERS = sorted(name for name, info in Settings.model_fields.items() if info.annotation is float)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_finite(name: str) -> None:
+    for text in ("inf", "-inf", "nan", "1e999"):
+        with pytest.raises(ConfigurationError, match=f"^--{name.replace('_', '-')}: "):
+            load({name: text}, environ={})
+
+
 def test_only_hot_settings_change_while_it_runs() -> None:
     settings = Settings()
     assert changed(settings, {"max_endpoints": "3"}).max_endpoints == 3

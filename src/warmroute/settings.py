@@ -56,7 +56,9 @@ def seconds(value: object) -> object:
 class Settings(BaseSettings):
     """The settings of one endpoint picker."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     # Pool: where the endpoints come from
     endpoints_file: Path | None = setting(

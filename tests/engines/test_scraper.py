@@ -141,6 +141,22 @@ async def test_busy_endpoints_are_scraped_more_often_than_idle_ones(stage: Stage
     assert 0.85 <= await stage.seconds_to_next_scrape() <= 1.15
 
 
+async def test_a_long_interval_does_not_outlive_its_setting(stage: Stage) -> None:
+    for i in range(20):
+        stage.add(f"a{i}", f"10.0.0.{i}")
+    stage.scraper.apply(changed(stage.settings, {"idle_metrics_interval": 3600.0}))
+    await stage.settle()
+    await stage.settle()
+    stage.scraper.apply(stage.settings)
+    began, before = stage.now, len(stage.results)
+    first = await stage.seconds_to_next_scrape()
+    while stage.now < began + 2.0:
+        stage.now += 0.05
+        await stage.settle()
+    assert len({name for name, _ in stage.results[before:]}) == 20
+    assert first < 0.5, "all at once"
+
+
 def test_many_busy_endpoints_are_scraped_less_often_but_never_less_than_idle_ones() -> None:
     settings = Settings(refresh_metrics_interval=0.1, idle_metrics_interval=1.0, metrics_rate=200)
     assert [busy_interval(settings, endpoints) for endpoints in (1, 20, 100, 200, 5000)] == [0.1, 0.1, 0.5, 1.0, 1.0]

@@ -119,8 +119,15 @@ class Scraper(PoolListener):
             await self._fetcher.close()
 
     def apply(self, settings: Settings) -> None:
-        """Change the hot settings; they count from each endpoint's next scrape on. Raises ConfigurationError."""
+        """Change the hot settings; they count from each endpoint's next scrape on, at most the new idle interval away.
+
+        Raises ConfigurationError.
+        """
         before, self._dialect, self._settings = self._dialect, _dialect(settings), settings
+        now, interval = self._clock(), settings.idle_metrics_interval
+        for target in self._targets.values():
+            if target.due > now + interval:
+                target.due = now + interval * self._rng.random()  # each in a phase of its own
         if self._dialect is not before:
             for target in self._targets.values():
                 if target.engine not in DIALECTS:  # read as the default one; of the others the pool tells

@@ -95,6 +95,18 @@ def test_alerts_say_what_is_wrong_with_labels_that_they_keep(rule: dict[str, Any
     assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= kept
 
 
+def test_the_index_is_full_where_one_endpoint_has_used_its_even_share() -> None:
+    fullness = [query for _, query in QUERIES if "warmroute_index_checkpoints_limit" in query]
+    assert len(fullness) == 2
+    for query in fullness:
+        plain = re.sub(r"\{[^}]*\}|\s", "", query)
+        assert (
+            "maxby(job,instance)(warmroute_index_checkpoints)"
+            "*on(job,instance)countby(job,instance)(warmroute_index_checkpoints)"
+            "/on(job,instance)warmroute_index_checkpoints_limit"
+        ) in plain
+
+
 def test_legends_use_labels_that_the_query_keeps() -> None:
     for panel in PANELS:
         for target in panel["targets"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -286,6 +287,24 @@ async def test_a_bad_file_is_parsed_once(watched: Watched, monkeypatch: pytest.M
     assert texts == ["nonsense", "nonsense"]
 
 
+async def test_the_event_loop_goes_on_while_a_changed_file_is_parsed(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, waited = threading.Event(), threading.Event(), []
+
+    def slow(text: str) -> EndpointsFile:
+        begun.set()
+        waited.append(go_on.wait(5))
+        return parse(text)
+
+    monkeypatch.setattr("warmroute.discovery.file.parse", slow)
+    watched.path.write_text(TWO)
+    await watched.until(begun.is_set)
+    go_on.set()
+    await watched.until(lambda: len(watched.targets()) == 2)
+    assert waited == [True], "the event loop stood still"
+
+
 async def test_a_file_put_back_as_it_was_can_fail_again(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     for expected in (1, 2):
         watched.path.write_text("nonsense")
@@ -294,18 +313,18 @@ async def test_a_file_put_back_as_it_was_can_fail_again(watched: Watched, caplog
         await watched.until(lambda: watched.discovery._problem is None)
 
 
-def test_a_half_written_file_is_not_used(tmp_path: Path) -> None:
+async def test_a_half_written_file_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "endpoints.yaml"
     path.write_text(TWO)
     watched = Watched(path)
     watched.discovery.load()
     look = watched.discovery._look
-    look(TWO.encode())
-    look(ONE.encode())
+    await look(TWO.encode())
+    await look(ONE.encode())
     assert len(watched.targets()) == 2
-    look(TWO.encode())
-    look(ONE.encode())
-    look(ONE.encode())
+    await look(TWO.encode())
+    await look(ONE.encode())
+    await look(ONE.encode())
     assert len(watched.targets()) == 1
 
 

@@ -201,7 +201,7 @@ class FileDiscovery:
         content = self._read()
         if isinstance(content, OSError):
             raise ConfigurationError(f"cannot read the endpoints file {self._path}: {content.strerror}")
-        self._apply(content)
+        self._apply(content, self._parse(content))
 
     async def start(self) -> None:
         """Begin to watch the file."""
@@ -218,11 +218,11 @@ class FileDiscovery:
         while True:
             await asyncio.sleep(self._poll_interval)
             try:
-                self._look(await asyncio.to_thread(self._read))
+                await self._look(await asyncio.to_thread(self._read))
             except Exception:
                 logger.exception("the watch of the endpoints file failed and goes on")
 
-    def _look(self, content: bytes | OSError) -> None:
+    async def _look(self, content: bytes | OSError) -> None:
         settled, self._seen = _same(content, self._seen), content
         if not settled:
             return
@@ -233,11 +233,13 @@ class FileDiscovery:
             self._problem = self._refused = None
         elif content != self._refused:
             try:
-                self._apply(content)
+                # In a thread: YAML with a thousand endpoints takes half a second.
+                file = await asyncio.to_thread(self._parse, content)
             except ConfigurationError as error:
                 self._refused = content
                 self._report(str(error))
             else:
+                self._apply(content, file)
                 self._problem = self._refused = None
                 self._reloaded(True)
                 ready = sum(endpoint.ready for endpoint in self._pool.endpoints.values())
@@ -257,11 +259,13 @@ class FileDiscovery:
         except OSError as error:
             return error
 
-    def _apply(self, content: bytes) -> None:
+    def _parse(self, content: bytes) -> EndpointsFile:
         try:
-            file = parse(content.decode("utf-8-sig"))
+            return parse(content.decode("utf-8-sig"))
         except (ConfigurationError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"the endpoints file {self._path}: {error}") from error
+
+    def _apply(self, content: bytes, file: EndpointsFile) -> None:
         self._pool.replace(file.specs(), self._clock())
         self._pool.models.replace(file.model_table())
         self._applied = content

@@ -305,6 +305,19 @@ async def test_the_event_loop_goes_on_while_a_changed_file_is_parsed(
     assert waited == [True], "the event loop stood still"
 
 
+async def test_a_file_put_back_as_it_was_is_told_to_be_good_again(
+    watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.INFO, logger="warmroute"):
+        watched.path.write_text("nonsense")
+        await watched.until(lambda: watched.reloads == [False])
+        watched.path.write_text(ONE)
+        await watched.until(lambda: watched.reloads == [False, True])
+        await watched.looks(3, monkeypatch)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.INFO]
+    assert watched.reloads == [False, True]
+
+
 async def test_a_file_put_back_as_it_was_can_fail_again(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     for expected in (1, 2):
         watched.path.write_text("nonsense")

@@ -230,6 +230,9 @@ class FileDiscovery:
             self._refused = None
             self._report(f"cannot read {self._path}: {content.strerror}")
         elif content == self._applied:
+            if self._problem is not None:
+                self._reloaded(True)
+                logger.info("endpoints file is as it was before", extra={"fields": {"file": str(self._path)}})
             self._problem = self._refused = None
         elif content != self._refused:
             try:

@@ -64,6 +64,15 @@ def test_durations(text: object, figure: object) -> None:
     assert seconds(text) == figure
 
 
+OPTIONAL = sorted(name for name, info in Settings.model_fields.items() if info.default is None)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_is_empty_is_unset(name: str) -> None:
+    assert getattr(load({}, environ={f"WARMROUTE_{name.upper()}": ""}), name) is None
+    assert getattr(load({name: ""}, environ={}), name) is None
+
+
 def test_a_rate_is_no_duration() -> None:
     assert load({"metrics_rate": "50"}, environ={}).metrics_rate == 50
     with pytest.raises(ConfigurationError, match="metrics"):

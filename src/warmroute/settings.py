@@ -354,7 +354,7 @@ class Settings(BaseSettings):
     def _duration(cls, value: object) -> object:
         return seconds(value)
 
-    @field_validator("pool_name", "endpoints_file", mode="before")
+    @field_validator("pool_name", "pool_group", "endpoints_file", "cert_path", mode="before")
     @classmethod
     def _unset(cls, value: object) -> object:
         return None if value == "" else value

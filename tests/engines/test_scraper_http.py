@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import errno
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -193,6 +195,20 @@ async def test_an_engine_that_hangs_is_left_out_and_comes_back_by_itself(scene: 
         hung.hung = None
         await scene.until(lambda: endpoint.available)
         assert scene.restarts == []
+
+
+async def test_the_log_tells_which_page_could_not_be_had_and_why(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        scene.add(port)
+        await scene.scrapes(2)
+    (record,) = caplog.records
+    fields = vars(record)["fields"]
+    assert fields["url"] == f"http://127.0.0.1:{port}/metrics"
+    assert fields["error"] == os.strerror(errno.ECONNREFUSED)
 
 
 async def test_an_engine_that_is_not_there_yet_comes_by_itself(scene: Scene) -> None:

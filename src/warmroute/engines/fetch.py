@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import aiohttp
 from yarl import URL
 
@@ -47,6 +49,9 @@ class PageFetcher:
                 return response.status, bytes(body)
         except aiohttp.ClientSSLError as error:
             raise ScrapeError(f"no TLS connection to the metrics page: {error}") from error
+        except aiohttp.ClientConnectorError as error:  # its own text speaks of ssl even where there is none
+            cause = error.os_error
+            raise ConnectionError(os.strerror(cause.errno) if cause.errno else str(cause)) from error
         except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
         except aiohttp.ClientError as error:

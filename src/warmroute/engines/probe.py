@@ -39,7 +39,8 @@ class Probe:
 
     def __init__(self, dialect: Dialect, path: str) -> None:
         self._dialect = dialect
-        self._path = path
+        self.path = path
+        """Path of the whole page."""
         changing, constant = dialect.changing_names(), dialect.constant_names()
         self._filter_changing = _filter(path, changing)
         self._filter_all = _filter(path, (*changing, *constant))
@@ -73,7 +74,7 @@ class Probe:
     def query(self) -> str:
         """Path and query of the next request."""
         if not self._filtered:
-            return self._path
+            return self.path
         return self._filter_all if self._capacity is None else self._filter_changing
 
     def answer(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:

@@ -278,7 +278,7 @@ class Scraper(PoolListener):
         return seconds * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
     def _log_change(self, target: _Target, outcome: ScrapeOutcome, message: str) -> None:
-        fields = {"endpoint": target.endpoint.id, "url": target.url}
+        fields = {"endpoint": target.endpoint.id, "url": target.url + target.probe.path}
         if outcome is ScrapeOutcome.OK:
             logger.info("metrics are back", extra={"fields": fields})
         else:

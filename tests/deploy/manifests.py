@@ -66,13 +66,14 @@ def overlay(name: str) -> tuple[Manifest, ...]:
     return render(DEPLOY / "overlays" / name)
 
 
-def with_components(base: str, components: tuple[str, ...], directory: Path) -> tuple[Manifest, ...]:
-    """``base`` (a directory under deploy/) with components on top, as a user's own kustomization in ``directory``."""
+def with_components(base: str, components: tuple[str, ...], directory: Path, **changes: str) -> tuple[Manifest, ...]:
+    """``base`` (under deploy/) with components and changes on top, as a user's own kustomization in ``directory``."""
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(DEPLOY / base, directory)],
         "components": [os.path.relpath(DEPLOY / "components" / name, directory) for name in components],
+        **changes,
     }
     (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return render(directory)

@@ -224,6 +224,14 @@ def test_leader_election_needs_a_lease_beside_the_picker(base, namespace, tmp_pa
     assert granted(documents) == NEEDED | lease
 
 
+@pytest.mark.parametrize("base", ["base", "beside-pool"])
+def test_the_lease_is_the_pickers_where_its_account_has_another_name_and_namespace(base, tmp_path):
+    changes = {"namespace": "models", "nameSuffix": "-llama"}
+    documents = with_components(base, ("high-availability",), tmp_path, **changes)
+    leases = {right for right in granted(documents) if right[2] == "leases"}
+    assert leases == {("models", "coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
+
+
 @every_overlay
 def test_only_the_picker_gets_the_token(name):
     documents = overlay(name)

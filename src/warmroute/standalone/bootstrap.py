@@ -53,6 +53,9 @@ PLAIN_LISTENER = "plain"
 
 EPP_CLUSTER = "epp"
 
+ORIGINAL_DST_CLUSTER = "picked_endpoint"
+"""Whatever address the picker names."""
+
 ENDPOINTS_NAME = "endpoints"
 """Name of the one assignment in an endpoints file; both clusters of engines read it."""
 
@@ -147,7 +150,7 @@ class ProxyConfig:
 def bootstrap(config: ProxyConfig) -> bootstrap_v3.Bootstrap:
     """Envoy's bootstrap for ``config``."""
     # With override_host the policy itself falls back to least requests; ORIGINAL_DST has nothing to fall back to.
-    pool = "picked_endpoint" if config.picking is Picking.ORIGINAL_DST else "pool"
+    pool = ORIGINAL_DST_CLUSTER if config.picking is Picking.ORIGINAL_DST else "pool"
     listeners = [_listener(config, PICKED_LISTENER, config.port, pool, _picked_filters(config))]
     clusters = [
         _original_dst_cluster(pool) if config.picking is Picking.ORIGINAL_DST else _override_host_cluster(config, pool)
@@ -200,7 +203,7 @@ def _listener(
                             route=route_v3.RouteAction(
                                 cluster=cluster,
                                 timeout=timedelta(0),
-                                retry_policy=_retry_policy(config),
+                                retry_policy=_retry_policy(config, cluster),
                             ),
                         )
                     ],
@@ -226,18 +229,16 @@ def _listener(
     )
 
 
-def _retry_policy(config: ProxyConfig) -> route_v3.RetryPolicy:
+def _retry_policy(config: ProxyConfig, cluster: str) -> route_v3.RetryPolicy:
     """Try again, and elsewhere: least requests alone would choose the engine that has just failed as readily as another."""
-    return route_v3.RetryPolicy(
-        retry_on=config.retry_on,
-        num_retries=config.retries,
-        retry_host_predicate=[
-            route_v3.RetryPolicyRetryHostPredicate(
-                name=PREVIOUS_HOSTS, typed_config=Any.pack(previous_hosts_v3.PreviousHostsPredicate())
-            )
-        ],
-        host_selection_retry_max_attempts=SELECTIONS,
-    )
+    policy = route_v3.RetryPolicy(retry_on=config.retry_on, num_retries=config.retries)
+    if cluster != ORIGINAL_DST_CLUSTER:  # there the header leaves no choice
+        previous = Any.pack(previous_hosts_v3.PreviousHostsPredicate())
+        policy.retry_host_predicate = [
+            route_v3.RetryPolicyRetryHostPredicate(name=PREVIOUS_HOSTS, typed_config=previous)
+        ]
+        policy.host_selection_retry_max_attempts = SELECTIONS
+    return policy
 
 
 def _strip_destination() -> core_v3.TypedExtensionConfig:

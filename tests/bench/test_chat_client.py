@@ -111,7 +111,8 @@ async def test_a_server_that_is_not_there_is_an_error_of_the_answer():
     async with ChatClient("http://127.0.0.1:1/v1") as client:
         answer = await client.ask(b"{}")
     assert answer.status == 0
-    assert "Connect" in answer.error
+    assert answer.error.startswith("Cannot connect to 127.0.0.1:1: Connect")
+    assert "ssl" not in answer.error
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ async def test_a_server_that_is_not_there_is_an_error_of_the_answer():
         (Engine(b'{"data": []}'), "names no model: give one with --model"),
         (Engine(b'["x"]'), "names no model"),
         (Engine(b"<html>"), "names no model"),
-        (Engine(b"{}", status=404), "does not say which models there are: 404.*--model"),
+        (Engine(b"{}", status=404), "does not say which models there are: .*404.*--model"),
     ],
 )
 async def test_a_server_that_names_no_model(engine, said):

@@ -111,6 +111,13 @@ class Answer:
             self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
 
 
+def _said(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        # its own text speaks of ssl even where there is none
+        return f"Cannot connect to {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+    return f"{type(error).__name__}: {error}"
+
+
 class ChatClient:
     """Sends chat completions to one OpenAI-compatible base URL (``http://host:port/v1``). An async context manager."""
 
@@ -142,7 +149,7 @@ class ChatClient:
                 return str(orjson.loads(await response.read())["data"][0]["id"])
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ConfigurationError(
-                f"{url} does not say which models there are: {error}; if there is one, name it with --model"
+                f"{url} does not say which models there are: {_said(error)}; if there is one, name it with --model"
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigurationError(f"{url} names no model: give one with --model") from error
@@ -167,7 +174,7 @@ class ChatClient:
                 else:
                     await self._read_stream(response, answer, start)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            answer.error = f"{type(error).__name__}: {error}"
+            answer.error = _said(error)
         answer.duration = perf_counter() - start
         return answer
 

@@ -157,6 +157,48 @@ def test_an_image_is_a_digest_of_fixed_weight_in_its_place() -> None:
     assert len(image.data) == 17
 
 
+BASE64 = "data:image/png;base64," + "A" * 100_000
+PICTURE: dict[str, object] = {"type": "image_url", "image_url": {"url": BASE64}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/responses",
+            {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": BASE64}]}]},
+        ),
+        (
+            "/v1/responses",
+            {"input": [{"type": "computer_call_output", "output": {"type": "screenshot", "image_url": BASE64}}]},
+        ),
+        ("/v1/responses", {"input": [{"type": "image_generation_call", "id": "i", "result": BASE64}]}),
+        ("/v1/score", {"text_1": "q", "text_2": {"content": [PICTURE]}}),
+        ("/v1/score", {"data_1": PICTURE, "data_2": "b"}),
+        ("/v1/rerank", {"query": {"content": [PICTURE]}, "documents": ["a"]}),
+        ("/v1/embeddings", {"input": [{"text": "a", "image": BASE64}]}),
+    ],
+)
+def test_an_image_weighs_the_same_wherever_it_stands(path: str, body: dict[str, object]) -> None:
+    one = request(path, {"model": "m", **body})
+    other = request(path, json.dumps({"model": "m", **body}).replace("AAA", "BBB").encode())
+    assert MEDIA_WEIGHT <= one.weight < MEDIA_WEIGHT + 200
+    assert one.parts != other.parts
+
+
+def test_the_text_beside_an_image_counts_and_inputs_that_differ_tell_prompts_apart() -> None:
+    inputs: list[object] = [
+        [{"text": "a" * 9_000, "image": BASE64}],
+        [{"text": "b" * 9_000, "image": BASE64}],
+        [{"text": "a" * 9_000}, {"image": BASE64}],
+        [{"text": "a" * 9_000}],
+        ["a" * 9_000],
+    ]
+    parsed = [request("/v1/embeddings", {"model": "m", "input": one}) for one in inputs]
+    assert [one.weight >= 9_000 + MEDIA_WEIGHT for one in parsed] == [True, True, True, False, False]
+    assert len({b"".join(data(one)) for one in parsed}) == len(inputs)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -198,6 +198,7 @@ def test_a_model_that_comes_too_late_is_unknown_and_a_cut_one_is_none() -> None:
             [b"user\xfeHi"],
         ),
         ("/rerank", b'{"model":"m","query":"q","documents":["a","b', [b"query\xfeq\xff", b"documents\xfea\xfeb"]),
+        ("/v1/embeddings", b'{"model":"m","input":[{"text":"a"},{"text":"b', [b"\xfea\xff"]),
         ("/generate", b'{"text":"Hi th', [b"Hi th"]),
     ],
 )

@@ -4,7 +4,8 @@ A prompt is written as the engine's chat template would: what stands at the head
 UTF-8; between them stand single bytes that UTF-8 never contains, so that no two conversations share bytes by accident, and a
 text that goes on longer than another shares all of the other's bytes::
 
-    message  role [TEXT text | MEDIA digest | BLOCK block]* [FIELD name (STRING text | JSON json)]* END
+    message  role content [FIELD name (STRING text | JSON json | content)]* END
+    content  [TEXT text | MEDIA digest | BLOCK block | JSON json]*
     block    type, then as a message, then BLOCK_END
 
 Nothing in a message that a template may render is left out: what has no place of its own goes in as JSON, in the order of
@@ -176,7 +177,9 @@ class Prompt:
             self.messages([{"role": "system", "content": content}], cut=cut)
 
     def plain(self, prompt: object, *, cut: bool = False) -> int | None:
-        """A prompt that no template renders: a text, token ids, or a list of either. Returns the exact tokens, of ids.
+        """A prompt that no template renders: a text, token ids, or a list of either or of texts with images.
+
+        Returns the exact tokens, of ids.
 
         A list's prompts are written one after the other, and so routed by the first: engines run them independently, but
         they come together and are work together, and the lists that clients repeat repeat from the start.
@@ -196,6 +199,12 @@ class Prompt:
                 if kind is list:
                     self._add(TOKEN_END.join([array("I", ids).tobytes() for ids in prompt]))
                     return sum(map(len, prompt))
+                if kind is dict:
+                    for block in prompt[:-1] if cut else prompt:
+                        self._block(block)
+                        self._pending.append(END)
+                    self._flush()
+                    return None
             except (TypeError, AttributeError, OverflowError):  # mixed types, numbers that are no token ids
                 pass
         if prompt not in _NOTHING and not cut:
@@ -234,7 +243,14 @@ class Prompt:
             value = item[name]
             if name in _NOT_FIELDS or value in _NOTHING or (name == kind and type(value) is str):
                 continue
-            pending.append(_field(_RENAMED.get(name, name), value))
+            if name == "output" and type(value) is not str:  # of a tool: blocks, or a screenshot
+                pending += (FIELD, b"output")
+                self._content(value)
+            elif name == "result" and item.get("type") == "image_generation_call":
+                pending += (FIELD, b"result")
+                self.media(value)
+            else:
+                pending.append(_field(_RENAMED.get(name, name), value))
 
     def _content(self, content: object) -> None:
         if type(content) is str:
@@ -243,6 +259,8 @@ class Prompt:
         elif type(content) is list and self._can_take(content):
             for block in content:
                 self._block(block)
+        elif type(content) is dict and content:
+            self._block(content)
         elif content not in _NOTHING:
             self._pending += (JSON, canonical_json(content))
 
@@ -255,7 +273,10 @@ class Prompt:
         elif (text := _text(block)) is not None:
             self._content(text)
         elif _is_media(block):
-            self.media({name: value for name, value in block.items() if name != "cache_control"})
+            text = block.get("text")
+            if type(text) is str:
+                self._content(text)
+            self.media({name: value for name, value in block.items() if name not in ("cache_control", "text")})
         else:
             self._pending.append(BLOCK)
             self._item(block, "type")

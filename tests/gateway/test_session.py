@@ -149,6 +149,23 @@ def test_partial_body_is_cut_json() -> None:
     assert 200 < stream.session.request.weight < 300
 
 
+def test_a_cut_body_that_names_its_model_late_has_the_one_of_the_header() -> None:
+    cut = b'{"messages": [{"role": "user", "content": "Once upon a ti'
+    for model, strict in (("lora-a", False), ("lora-b", True)):
+        stream = Stream(models=[Model("lora-a")], strict_models=strict)
+        stream.headers(BUFFERED_PARTIAL, x_gateway_model_name=model)
+        answers = stream.body(cut, eos=False)
+        assert stream.session.request.model == model
+        if strict:
+            assert refusal(answers)[:2] == (404, "unknown-model")
+        else:
+            assert stream.session.request.seed.endswith(b"\xfflora-a")
+            assert not answers[0].request_body.response.HasField("body_mutation")
+    stream = Stream(strict_models=True)
+    stream.headers(BUFFERED_PARTIAL, path="/v1/files", x_gateway_model_name="m")
+    assert destination(stream.body(b"half a fi", eos=False)[0]) in TARGETS
+
+
 def test_a_body_that_is_cut_off_weighs_as_much_as_all_of_it() -> None:
     whole = json.dumps({"model": "m", "messages": [{"role": "user", "content": "word " * 10_000}]}).encode()
     for length, partial in ((str(len(whole)), False), ("", True), ("7", True)):

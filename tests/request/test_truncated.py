@@ -130,31 +130,38 @@ messages = st.one_of(
     st.builds(lambda content, calls: {"role": "assistant", "content": content, "tool_calls": calls}, contents, values),
     st.builds(lambda content, calls: {"role": "assistant", "tool_calls": calls, "content": content}, contents, values),
 )
-chats = st.builds(
-    lambda head, messages, tail: {**head, "messages": messages, **tail},
-    st.fixed_dictionaries(
-        {"model": texts}, optional={"tools": values, "temperature": st.just(0.5), "cache_salt": texts}
-    ),
-    st.lists(messages, max_size=4),
-    st.fixed_dictionaries({}, optional={"stream": st.just(True), "user": texts, "max_tokens": st.just(77)}),
-)
+chats = st.fixed_dictionaries(
+    {"model": texts, "messages": st.lists(messages, max_size=4)},
+    optional={
+        "tools": values,
+        "temperature": st.just(0.5),
+        "cache_salt": texts,
+        "stream": st.just(True),
+        "user": texts,
+        "max_tokens": st.just(77),
+    },
+).flatmap(lambda chat: st.permutations(list(chat.items())).map(dict))
 
 
 @settings(deadline=None)
 @given(chats, st.booleans(), st.booleans(), st.integers(1, 10_000))
-def test_a_cut_prompt_is_the_beginning_of_the_whole_one(
+def test_a_cut_prompt_is_the_beginning_of_what_came_before_the_cut(
     chat: dict[str, Any], ascii_only: bool, spaced: bool, cut: int
 ) -> None:
-    body = encoded(chat, ascii_only, spaced)
-    whole = parse(CHAT, JSON, body)
-    part = parse(CHAT, JSON, body[: cut % len(body) + 1], truncated=True)
-    assert isinstance(whole, InferenceRequest)
+    body = encoded(chat, ascii_only, spaced)[: cut % 10_000 + 1]
+    part = parse(CHAT, JSON, body, truncated=True, model="routed")
     assert isinstance(part, InferenceRequest)
+    seen = {name: chat[name] for name in orjson.loads(close_json(body))}
+    if seen and next(reversed(seen)) != "messages":
+        seen.popitem()
+    seen.setdefault("model", "routed")
+    if "messages" not in seen:
+        assert (part.model, part.parts) == (seen["model"], ())
+        return
+    whole = parse(CHAT, JSON, encoded(seen, ascii_only, spaced))
+    assert isinstance(whole, InferenceRequest)
     assert b"".join(p.data for p in whole.parts).startswith(b"".join(p.data for p in part.parts))
-    assert part.model in ("", whole.model)
-    assert part.max_tokens in (None, whole.max_tokens)
-    if part.parts:
-        assert (part.model, part.seed) == (whole.model, whole.seed)
+    assert (part.model, part.seed, part.max_tokens) == (whole.model, whole.seed, whole.max_tokens)
 
 
 def test_a_long_conversation_cut_in_its_last_text() -> None:
@@ -178,6 +185,12 @@ def test_a_model_that_comes_too_late_is_unknown_and_a_cut_one_is_none() -> None:
     assert isinstance(late, InferenceRequest)
     assert late.model == ""
     assert [part.data for part in late.parts] == [b"user\xfeTell me\xff", b"user\xfeOnc"]
+    named = parse(CHAT, JSON, b'{"messages":[{"role":"user","content":"Onc', truncated=True, model="m")
+    assert isinstance(named, InferenceRequest)
+    assert (named.model, named.seed) == ("m", b"chat\xffm")
+    known = parse(CHAT, JSON, b'{"model":"m","messages":[', truncated=True, model="other")
+    assert isinstance(known, InferenceRequest)
+    assert known.model == "m"
     cut = parse(CHAT, JSON, b'{"messages":[],"model":"gpt-4', truncated=True)
     assert isinstance(cut, InferenceRequest)
     assert cut.model == ""

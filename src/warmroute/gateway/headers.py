@@ -19,6 +19,8 @@ FAIRNESS_IDS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-i
 """Request headers that say whom the request counts for; the first that is there counts."""
 MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
 """Request headers with the model name to go on with in place of the body's; the first that is there counts."""
+MODEL_NAME = "x-gateway-model-name"
+"""Request header with the body's model name, where routes go by it (body-based routing)."""
 CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
 """Request headers that are meant for the picker and do not go to the engine."""
 
@@ -29,7 +31,9 @@ TEST_ECHO = "x-echo-set-header"
 MAX_DIGITS = 18
 """Longest number in a header that is read as one."""
 
-_WANTED = frozenset((":path", ":status", "content-type", "content-length", "x-request-id", TEST_SELECTION, *CONSUMED))
+_WANTED = frozenset(
+    (":path", ":status", "content-type", "content-length", "x-request-id", MODEL_NAME, TEST_SELECTION, *CONSUMED)
+)
 
 
 def read(headers: HeaderMap) -> dict[str, str]:

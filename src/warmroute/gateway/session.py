@@ -310,7 +310,13 @@ class Session:
         if not body:
             return None
         known = self._headers
-        request = parse(known.get(":path", ""), known.get("content-type", ""), body, truncated=truncated)
+        request = parse(
+            known.get(":path", ""),
+            known.get("content-type", ""),
+            body,
+            truncated=truncated,
+            model=known.get(headers.MODEL_NAME, ""),
+        )
         if isinstance(request, Refusal):
             return request
         if truncated:

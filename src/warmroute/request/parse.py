@@ -21,13 +21,15 @@ Reading = int | None | Refusal
 """What reading a prompt comes to: exact tokens, if the client sent token ids, or why the request is refused."""
 
 
-def parse(path: str, content_type: str, body: bytes, *, truncated: bool = False) -> InferenceRequest | Refusal:
+def parse(
+    path: str, content_type: str, body: bytes, *, truncated: bool = False, model: str = ""
+) -> InferenceRequest | Refusal:
     """The inference request that ``body`` is, sent to ``path`` (a query string and a prefix are allowed).
 
     What is no JSON, or sent to a path that takes no prompt, is routed without one and never refused. Refused, with 400, is a
     body that is no JSON object or has no messages, as every engine does, and one that names no model, which some would take.
-    ``truncated``: ``body`` is only the beginning; then nothing is refused, the prompt ends where it does, and the model
-    is "" if it was to come later.
+    ``truncated``: ``body`` is only the beginning; then nothing is refused, the prompt ends where it does, and if the model
+    was to come later it is ``model``.
     """
     route = _find_route(path)
     if route is None or not _is_json(content_type):
@@ -42,10 +44,12 @@ def parse(path: str, content_type: str, body: bytes, *, truncated: bool = False)
         cut = next(reversed(document))
         if cut not in _CUT_FIELDS:
             del document[cut]
-    model = document.get("model")
-    if type(model) is not str:
-        if not truncated and (model is not None or route.needs_model):
-            return _no_model(model)
+    named = document.get("model")
+    if type(named) is str:
+        model = named
+    elif not truncated:
+        if named is not None or route.needs_model:
+            return _no_model(named)
         model = ""
     if len(model) > MAX_MODEL_LENGTH:  # it is kept with the decision
         if not truncated:

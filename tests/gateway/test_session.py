@@ -149,6 +149,17 @@ def test_partial_body_is_cut_json() -> None:
     assert 200 < stream.session.request.weight < 300
 
 
+def test_a_whole_body_with_trailers_to_come_is_not_cut_off() -> None:
+    stream = Stream(models=[Model("m", (ModelTarget("tuned"),))])
+    stream.headers(BUFFERED_PARTIAL)
+    (reply,) = stream.body(CHAT, eos=False)
+    assert json.loads(reply.request_body.response.body_mutation.body)["model"] == "tuned"
+    assert not stream.session.request.partial
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL)
+    assert refusal(stream.body(b'{"messages": []}\n', eos=False))[:2] == (400, "no-model")
+
+
 def test_a_cut_body_that_names_its_model_late_has_the_one_of_the_header() -> None:
     cut = b'{"messages": [{"role": "user", "content": "Once upon a ti'
     for model, strict in (("lora-a", False), ("lora-b", True)):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.parse import parse
-from warmroute.request.truncated import close_json
+from warmroute.request.truncated import close_json, is_whole
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
@@ -80,6 +80,14 @@ def test_a_closed_beginning_is_the_beginning(
 ) -> None:
     body = encoded(document, ascii_only, spaced)
     assert is_beginning(orjson.loads(close_json(body[: cut % len(body) + 1])), document)
+
+
+@settings(deadline=None)
+@given(documents, st.booleans(), st.booleans(), st.sampled_from(["", "\n", " \r\n"]))
+def test_only_all_of_an_object_is_whole(document: dict[str, Any], ascii_only: bool, spaced: bool, end: str) -> None:
+    body = encoded(document, ascii_only, spaced)
+    assert is_whole(body + end.encode())
+    assert not any(is_whole(body[:cut]) for cut in range(len(body)))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ from warmroute.pool.models import Criticality, Model
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rewrite import replace_model
+from warmroute.request.truncated import is_whole
 from warmroute.routing.router import Decision
 
 _AT_HEADERS = frozenset((NONE, STREAMED))
@@ -271,7 +272,8 @@ class Session:
         if mode == FULL_DUPLEX_STREAMED:
             self._chunks.append(body)
             return self._answer_duplex(now, trailers=False) if message.end_of_stream else []
-        truncated = mode == BUFFERED_PARTIAL and not message.end_of_stream
+        # A body that is followed by trailers does not end the stream either.
+        truncated = mode == BUFFERED_PARTIAL and not message.end_of_stream and not is_whole(body)
         new_body = self._understand(body, truncated=truncated)
         if new_body is None:
             answer = self._pick(now, self._in_body)

@@ -14,6 +14,12 @@ _PARTIAL_CHARACTER = re.compile(
 _LONGEST_PARTIAL = len(rb"\ud83d\ude0")
 
 
+def is_whole(body: bytes) -> bool:
+    """Whether ``body``, the beginning of a JSON object or all of it, is all of it."""
+    body = body.rstrip()
+    return body.endswith(b"}") and close_json(body) == body
+
+
 def close_json(body: bytes) -> bytes:
     """``body``, the beginning of a JSON text, cut back to where a value ends and closed with the brackets that are open.
 

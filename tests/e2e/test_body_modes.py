@@ -132,6 +132,34 @@ async def test_trailers(envoy, tmp_path, mode):
         await eventually(lambda: app.server.open_streams == 0, "all streams closed")
 
 
+@pytest.mark.parametrize("picking", list(Picking))
+@pytest.mark.parametrize("mode", SEEING)
+async def test_trailers_without_a_body(envoy, tmp_path, mode, picking):
+    async with (
+        backends(3) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(
+            pods,
+            target(app),
+            request_body_mode=mode,
+            picking=picking,
+            request_trailers=True,
+            failure_mode_allow=False,
+            retries=0,
+            retry_on="",
+        ) as proxy,
+    ):
+        for _ in range(6):
+            answer = await exchange(proxy.url, "/v1/models", chunks=[], trailers={"x-checksum": "1"})
+            if picking is Picking.ORIGINAL_DST and mode is not DUPLEX:
+                assert answer.status == 503  # the answer to trailers cannot set the header that this cluster goes by
+            else:
+                (named,) = [pod for pod in pods if pod.target == app.router.decisions(0.0)[0]["targets"]]
+                assert answer.headers["x-backend"] == named.name
+        stats = await proxy.stats("ext_proc")
+        assert not [name for name, count in stats.items() if count and name.endswith("spurious_msgs_received")]
+
+
 @pytest.mark.parametrize("response", [BodyMode.NONE, BodyMode.BUFFERED, BodyMode.STREAMED, DUPLEX])
 @pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
 @pytest.mark.parametrize("observe", [False, True])

@@ -213,6 +213,21 @@ def test_without_a_body_the_headers_are_answered(mode: BodySendMode) -> None:
     assert stream.session.closed
 
 
+@pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL])
+def test_trailers_without_a_body_are_answered_with_the_endpoint(mode: BodySendMode) -> None:
+    stream = Stream()
+    stream.headers(mode)
+    (reply,) = stream.trailers()
+    assert reply.WhichOneof("response") == "request_trailers"
+    assert not reply.request_trailers.HasField("header_mutation")
+    assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] in TARGETS
+    assert stream.session.closed
+    stream = Stream()
+    stream.pool.replace([], 0.0)
+    stream.headers(mode)
+    assert refusal(stream.trailers())[:2] == (503, "no-endpoints")
+
+
 def test_mode_none() -> None:
     stream = Stream()
     (reply,) = stream.headers(NONE)
@@ -244,8 +259,11 @@ def test_full_duplex_holds_everything_and_gives_it_back(size: int, trailers: boo
     assert destination(answers[0]) in TARGETS
     chunks = [a.request_body.response.body_mutation.streamed_response for a in answers if a.HasField("request_body")]
     assert b"".join(chunk.body for chunk in chunks) == body
-    assert max(len(chunk.body) for chunk in chunks) <= replies.CHUNK_BYTES
-    assert [chunk.end_of_stream for chunk in chunks] == [False] * (len(chunks) - 1) + [not trailers]
+    assert all(len(chunk.body) <= replies.CHUNK_BYTES for chunk in chunks)
+    if not trailers:
+        assert [chunk.end_of_stream for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    else:  # Envoy knows nothing of a body that is empty
+        assert [chunk.end_of_stream for chunk in chunks] == [False] * -(-size // replies.CHUNK_BYTES)
     assert kinds(answers)[-1] == ("request_trailers" if trailers else "request_body")
     assert stream.session.closed
 
@@ -539,7 +557,7 @@ def test_every_order_is_answered_or_a_named_error(
         ):
             for reply in answers:
                 kind = reply.WhichOneof("response")
-                picks += kind in {"request_headers", "request_body"} and reply.HasField("dynamic_metadata")
+                picks += reply.HasField("dynamic_metadata")
                 immediates += kind == "immediate_response"
             assert picks + immediates <= 1, "a request is answered once"
     except ProtocolError:

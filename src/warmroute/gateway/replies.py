@@ -84,6 +84,11 @@ def destination_and_body(targets: str, body: bytes, *, remove: tuple[str, ...] =
     return _with_metadata(ProcessingResponse(request_body=BodyResponse(response=common)), targets)
 
 
+def destination_in_trailers(targets: str) -> bytes:
+    """The answer to trailers of a request without a body: only metadata can still name the endpoint."""
+    return _with_metadata(ProcessingResponse(request_trailers=TrailersResponse()), targets)
+
+
 def streamed_request_body(body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:
     """The whole body back to Envoy in FULL_DUPLEX_STREAMED; the last message carries ``end_of_stream``."""
     size = len(body)

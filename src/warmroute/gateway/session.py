@@ -16,6 +16,8 @@ BUFFERED_PARTIAL       the same, of a body that may be cut off
 FULL_DUPLEX_STREAMED   nothing until the body has ended (by flag or by trailers), then headers and the whole body back
 =====================  ===============================================================================
 
+Trailers without a body bring no body message: in the two buffered modes they are answered with the endpoint, as metadata.
+
 After the answer the stream is closed, so that a crash of the picker cannot harm the request; but not while Envoy's response
 body is in FULL_DUPLEX_STREAMED (it would be lost), and not if responses are observed.
 """
@@ -288,7 +290,11 @@ class Session:
         if self.state is State.START:
             raise UnexpectedMessageError("request_trailers", self.state)
         answers = []
-        if self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED:
+        if self.state is State.BODY:
+            if self._request_mode != FULL_DUPLEX_STREAMED:  # there was no body
+                answer = self._pick(now, replies.destination_in_trailers)
+                self._close_if_safe()
+                return [answer]
             answers = self._answer_duplex(now, trailers=True)
         if self.refusal is None:
             answers.append(replies.CONTINUE_REQUEST_TRAILERS)
@@ -303,7 +309,9 @@ class Session:
         length = None if new_body is None else len(new_body)
         answers = [self._pick(now, partial(self._in_headers, content_length=length))]
         if self.refusal is None:
-            answers += replies.streamed_request_body(body if new_body is None else new_body, end_of_stream=not trailers)
+            if body or not trailers:  # an empty body before trailers would be an answer to nothing
+                whole = body if new_body is None else new_body
+                answers += replies.streamed_request_body(whole, end_of_stream=not trailers)
             self._close_if_safe()
         return answers
 

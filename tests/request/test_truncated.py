@@ -229,6 +229,38 @@ def test_every_path_can_be_cut(path: str, body: bytes, expected: list[bytes]) ->
     assert [part.data for part in parsed.parts] == expected
 
 
+IMAGE = '{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "in_media"),
+    [
+        (CHAT, '"messages":[{"role":"user","content":[{"type":"text","text":"Look"},' + IMAGE, True),
+        (CHAT, '"messages":[{"role":"user","content":[{"type":"text","text":"Look"},{"type":"ima', True),
+        (CHAT, '"audio":{"voice":"a"},"messages":[{"role":"user","content":"Look', False),
+        (CHAT, '"messages":[{"role":"user","content":[' + IMAGE + '"}},{"type":"text","text":"Lo', False),
+        (CHAT, '"messages":[{"role":"user","content":[' + IMAGE + '"}}]},{"role":"user","content":"Lo', False),
+        (
+            "/v1/messages",
+            '"messages":[{"role":"user","content":[{"type":"tool_result","content":'
+            '[{"type":"image","source":{"type":"base64","data":"AAAA',
+            True,
+        ),
+        ("/v1/responses", '"input":[{"role":"user","content":"a"},{"type":"image_generation_call","result":"A', True),
+        ("/v1/responses", '"input":[{"type":"function_call_output","output":[{"image_url":"data:', True),
+        ("/v1/embeddings", '"input":[{"text":"a","image":"AAAA', True),
+        ("/generate", '"text":"Look","image_data":["AAAA', True),
+        ("/generate", '"text":"Loo', False),
+    ],
+)
+def test_text_is_not_taken_for_longer_because_an_image_is_cut(path: str, body: str, in_media: bool) -> None:
+    parsed = parse(path, JSON, b'{"model":"m",' + body.encode(), truncated=True)
+    assert isinstance(parsed, InferenceRequest)
+    estimated = parsed.cut_off(1000, 50_000)
+    assert estimated.partial == in_media
+    assert estimated.weight == parsed.weight * (1 if in_media else 50)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"garbage", b"[1,2", b'"', b'{"a":}', b'{"a" "b" "c', b"}}}}", b'{"model":"m"}]']
 )

@@ -39,15 +39,18 @@ class InferenceRequest(NamedTuple):
     fairness_id: str = ""
     """Whom the request counts for, as the header of that name says. For strategies of somebody's own."""
     partial: bool = False
-    """The body was cut off, and nobody knows how much of it is missing."""
+    """The body was cut off, and nobody knows how much of the prompt is missing."""
 
     def with_model(self, model: str) -> InferenceRequest:
         """The request as the engine gets it once its model's name is replaced: the engine caches by its own name."""
         return self._replace(model=model, seed=self.seed.removesuffix(self.model.encode()) + model.encode())
 
     def cut_off(self, seen: int, length: int | None) -> InferenceRequest:
-        """The request of which only the first ``seen`` bytes of the body were read; of ``length``, if that is known."""
-        if length is None or length < seen:
+        """The request of which only the first ``seen`` bytes of the body were read; of ``length``, if that is known.
+
+        What is missing is taken to be like what was read, unless it is ``partial`` already.
+        """
+        if self.partial or length is None or length < seen:
             return self._replace(partial=True)
         factor = length / seen
         tokens = None if self.tokens is None else round(self.tokens * factor)

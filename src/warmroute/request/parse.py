@@ -10,7 +10,7 @@ import orjson
 
 from warmroute.errors import Refusal, malformed
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
-from warmroute.request.prompt import Prompt, seed
+from warmroute.request.prompt import Prompt, ends_in_media, seed
 from warmroute.request.truncated import close_json
 
 MAX_MODEL_LENGTH = 1024
@@ -29,7 +29,8 @@ def parse(
     What is no JSON, or sent to a path that takes no prompt, is routed without one and never refused. Refused, with 400, is a
     body that is no JSON object or has no messages, as every engine does, and one that names no model, which some would take.
     ``truncated``: ``body`` is only the beginning; then nothing is refused, the prompt ends where it does, and if the model
-    was to come later it is ``model``.
+    was to come later it is ``model``. If it ends in an image, the request is ``partial``: base64 says nothing of the length
+    of the prompt.
     """
     route = _find_route(path)
     if route is None or not _is_json(content_type):
@@ -39,9 +40,10 @@ def parse(
         if truncated:
             return NO_PROMPT
         return document if isinstance(document, Refusal) else malformed("The request body must be a JSON object.")
-    cut = None
+    cut, cut_in_media = None, False
     if truncated and document:
         cut = next(reversed(document))
+        cut_in_media = cut in _MEDIA_FIELDS or ends_in_media(document[cut])
         if cut not in _CUT_FIELDS:
             del document[cut]
     named = document.get("model")
@@ -72,6 +74,7 @@ def parse(
             stream=document.get("stream") is True,
             max_tokens=_max_tokens(document),
             priority=_integer(document.get("priority")) or 0,
+            partial=cut_in_media,
         )
     except RecursionError:
         return NO_PROMPT if truncated else _TOO_DEEP
@@ -129,7 +132,7 @@ def _read_generate(document: Document, prompt: Prompt, cut: str | None) -> Readi
             if cut == name:
                 return tokens
             break
-    for name in ("image_data", "video_data", "audio_data"):
+    for name in _GENERATE_MEDIA:
         if document.get(name) is not None:
             prompt.media(document[name])
     return tokens
@@ -182,6 +185,8 @@ _ROUTES = {
 """By the end of the path; the longest wins."""
 
 _GENERATE_FIELDS = ("text", "text_input", "prompt", "input_ids", "token_ids")
+_GENERATE_MEDIA = ("image_data", "video_data", "audio_data")
+_MEDIA_FIELDS = frozenset({"prompt_embeds", *_GENERATE_MEDIA})
 _COMPARED_FIELDS = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2", "data_2")
 _CUT_FIELDS = frozenset({"messages", "system", "instructions", "input", *_GENERATE_FIELDS, *_COMPARED_FIELDS})
 """Members of which a beginning is worth having. A cut model or salt would be a wrong one."""

@@ -351,6 +351,19 @@ def _is_media(block: dict[str, Any]) -> bool:
     return not _MEDIA_KEYS.isdisjoint(block) or type(block.get("source")) is dict
 
 
+def ends_in_media(value: object) -> bool:
+    """Whether a value of a cut body was cut in an image, a clip or a file, or in a block before its kind was told."""
+    while value and type(value) in (dict, list):
+        if type(value) is list:
+            value = value[-1]
+        elif type(value) is dict:
+            last = next(reversed(value))
+            if last == "type" or _is_media(value) or value.get("type") == "image_generation_call":
+                return True
+            value = value[last]
+    return False
+
+
 def _is_billing(block: object) -> bool:
     text = block.get("text") if type(block) is dict else None
     return type(text) is str and text.startswith(_BILLING_BLOCK)

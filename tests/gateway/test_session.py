@@ -523,6 +523,9 @@ def test_a_late_body_gets_408_in_full_duplex_only() -> None:
     stream = Stream()
     stream.headers(BUFFERED)
     assert not stream.session.overdue_matters
+    stream = Stream()
+    stream.send(ProcessingRequest(request_headers=HttpHeaders(), observability_mode=True))
+    assert not stream.session.overdue_matters
 
 
 MESSAGES: list[Callable[[Stream], list[ProcessingResponse]]] = [

@@ -131,6 +131,7 @@ class Session:
         "_metadata",
         "_models",
         "_objectives",
+        "_observed",
         "_request_mode",
         "_response_mode",
         "_router",
@@ -167,6 +168,7 @@ class Session:
         self._response_mode = NONE
         self._tracked = False
         self._exact = False
+        self._observed = False
         self.state = State.START
         self.body_bytes = 0
         """Bytes of request body received."""
@@ -196,11 +198,14 @@ class Session:
     @property
     def overdue_matters(self) -> bool:
         """Whether Envoy waits without a timeout of its own, so that the owner must set one."""
-        return self.state is State.START or (self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED)
+        if self.state is State.START:
+            return not self._observed
+        return self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED
 
     def receive(self, message: ProcessingRequest, now: float) -> list[bytes]:
         """The replies to one message. Raises :class:`UnexpectedMessageError`; after that the stream is to be aborted."""
         if message.observability_mode:
+            self._observed = True
             return []
         kind = message.WhichOneof("request")
         if kind is None:  # newer protocol versions send messages that mean nothing to us

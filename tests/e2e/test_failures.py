@@ -16,6 +16,7 @@ from envoy_fixture.pickers import endpoints_document, warmroute_serve
 
 from warmroute.gateway.headers import DESTINATION
 from warmroute.standalone.bootstrap import BodyMode, Picking
+from warmroute.standalone.envoy import EnvoyProcess
 
 BUFFERED, DUPLEX = BodyMode.BUFFERED, BodyMode.FULL_DUPLEX_STREAMED
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello " * 200}]}).encode()
@@ -27,6 +28,13 @@ async def answered(url: str, as_wished: Callable[[Message], bool]) -> None:
         while not as_wished(await exchange(url, body=BODY)):
             await asyncio.sleep(0.1)
     assert as_wished(await exchange(url, body=BODY))
+
+
+async def fallen_to_zero(proxy: EnvoyProcess, gauge: str) -> None:
+    """Return once Envoy's gauge is at zero."""
+    async with asyncio.timeout(10):
+        while (await proxy.stats(f"^{gauge}$")).get(gauge, 0):
+            await asyncio.sleep(0.02)
 
 
 def posts(pod) -> int:
@@ -46,7 +54,7 @@ async def test_a_killed_picker_harms_no_request_in_flight(envoy, tmp_path, mode,
         requests = [asyncio.create_task(exchange(proxy.url, body=BODY, headers=wishes)) for _ in range(6)]
         await eventually(lambda: sum(map(posts, pods)) == 6, "requests in flight")
         os.kill(child.pid, signal.SIGKILL)
-        await proxy.wait_for_stat("cluster.epp.upstream_cx_active", 0)
+        await fallen_to_zero(proxy, "cluster.epp.upstream_cx_active")
         for pod in pods:
             pod.release.set()
         for answer in await asyncio.gather(*requests):
@@ -54,18 +62,35 @@ async def test_a_killed_picker_harms_no_request_in_flight(envoy, tmp_path, mode,
             assert answer.body.endswith(b"[DONE]\n\n")
 
 
-async def test_observing_response_headers_makes_the_pickers_death_matter(envoy, tmp_path):
-    """The price of --observe-responses, as its documentation says: with fail-close the request dies too."""
-    for fail_open, status in ((True, 200), (False, 500)):
+@pytest.mark.parametrize(
+    ("mode", "response_headers", "statuses"),
+    [
+        (BUFFERED, True, (500, 200)),
+        (BUFFERED, False, (500, 200)),
+        (DUPLEX, True, (500, 500)),
+        (DUPLEX, False, (200, 200)),
+    ],
+)
+async def test_observing_responses_makes_the_pickers_death_matter(envoy, tmp_path, mode, response_headers, statuses):
+    """The price of --observe-responses, with fail-close and with fail-open, as docs/envoy.md says."""
+    for fail_open, status in zip((False, True), statuses, strict=True):
         async with (
             backends(1) as pods,
             warmroute_serve([pods[0].target], tmp_path, "--observe-responses") as (epp, child),
-            envoy(pods, epp, response_headers=True, failure_mode_allow=fail_open) as proxy,
+            envoy(
+                pods,
+                epp,
+                request_body_mode=mode,
+                response_headers=response_headers,
+                failure_mode_allow=fail_open,
+                retries=0,
+                retry_on="",
+            ) as proxy,
         ):
             request = asyncio.create_task(exchange(proxy.url, body=BODY, headers={"x-test-hold": "head"}))
             await eventually(lambda pods=pods: posts(pods[0]) == 1, "request in flight")
             os.kill(child.pid, signal.SIGKILL)
-            await proxy.wait_for_stat("cluster.epp.upstream_cx_active", 0)
+            await fallen_to_zero(proxy, "cluster.epp.upstream_cx_active")
             pods[0].release.set()
             assert (await request).status == status
 
@@ -112,7 +137,7 @@ async def test_sigterm_drains(envoy, tmp_path):
         request = asyncio.create_task(exchange(proxy.url, body=BODY, headers={"x-test-hold": "head"}))
         await eventually(lambda: posts(pods[0]) == 1, "request in flight")
         os.kill(child.pid, signal.SIGTERM)
-        await proxy.wait_for_stat("cluster.epp.membership_healthy", 0)
+        await fallen_to_zero(proxy, "cluster.epp.membership_healthy")
         pods[0].release.set()
         assert (await request).status == 200
         await eventually(lambda: child.returncode is not None, "picker gone")

@@ -28,7 +28,10 @@ CHUNK_BYTES = 62_000
 """Body bytes in one message of FULL_DUPLEX_STREAMED, the protocol's habit (gRPC windows are 64 KiB)."""
 
 NOTHING = b""
-"""An empty message, where a stream ends with nothing left to say: gateways ignore it."""
+"""An empty message, where a stream ends with nothing left to say and Envoy has no request open on it.
+
+For a request in flight Envoy takes it for an answer to nothing, which with fail-close ends the request with 500.
+"""
 CONTINUE_REQUEST_HEADERS = ProcessingResponse(request_headers=HeadersResponse()).SerializeToString()
 CONTINUE_REQUEST_BODY = ProcessingResponse(request_body=BodyResponse()).SerializeToString()
 CONTINUE_REQUEST_TRAILERS = ProcessingResponse(request_trailers=TrailersResponse()).SerializeToString()

@@ -263,6 +263,18 @@ async def test_more_streams_than_allowed_are_refused() -> None:
         assert (await call.read()).HasField("dynamic_metadata")
 
 
+async def test_health_is_told_while_no_more_streams_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(max_streams=1) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        assert await health(picker.server.grpc_port, "readiness") == 1
+        assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert picker.recorder.opened == 1
+        assert picker.server.open_streams == 1
+    assert not caplog.records
+
+
 async def health(port: int, service: str) -> int:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         check = health_pb2_grpc.HealthStub(channel).Check

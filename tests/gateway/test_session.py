@@ -417,6 +417,8 @@ def test_no_endpoint_gets_503_with_retry_after() -> None:
         ([], set()),
         ("", set()),
         (["192.0.2.1:8000", "not an address"], set()),
+        (["10.0.0.1:http", "[2001:db8::1]:http", "10.0.0.0:-1", "10.0.0.0:" + "8" * 5000, "10.0.0.0:\u0668"], set()),
+        (["10.0.0.1:", "[2001:db8::1]"], {"10.0.0.1:8000", "[2001:db8::1]:8000"}),
     ],
 )
 def test_the_subset_hint(value: object, allowed: set[str]) -> None:

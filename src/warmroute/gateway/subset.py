@@ -9,6 +9,9 @@ from warmroute.gateway.ext_proc_pb2 import Metadata
 from warmroute.gateway.headers import SUBSET_KEY, SUBSET_NAMESPACE
 from warmroute.pool.endpoint import Endpoint
 
+_MAX_DIGITS = 5
+"""Longest port that is read as one."""
+
 
 def hinted(metadata: Metadata) -> list[str] | None:
     """The entries of the hint; None where there is no hint. Envoy writes a list, its header-to-metadata filter a string."""
@@ -30,10 +33,10 @@ def members(entries: Iterable[str]) -> Callable[[Endpoint], bool]:
     sockets: set[tuple[str, int]] = set()
     for entry in entries:
         host, port = _split(entry.strip())
-        if port is None:
+        if not port:
             addresses.add(host)
-        else:
-            sockets.add((host, port))
+        elif port.isascii() and port.isdigit() and len(port) <= _MAX_DIGITS:
+            sockets.add((host, int(port)))
 
     def allowed(endpoint: Endpoint) -> bool:
         address = _canonical(endpoint.spec.address)
@@ -42,14 +45,14 @@ def members(entries: Iterable[str]) -> Callable[[Endpoint], bool]:
     return allowed
 
 
-def _split(entry: str) -> tuple[str, int | None]:
+def _split(entry: str) -> tuple[str, str]:
     host, port = entry, ""
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")
         port = rest.removeprefix(":")
     elif entry.count(":") == 1:
         host, _, port = entry.partition(":")
-    return _canonical(host), int(port) if port.isascii() and port.isdigit() else None
+    return _canonical(host), port
 
 
 def _canonical(address: str) -> str:

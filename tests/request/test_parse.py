@@ -387,6 +387,8 @@ def test_sglang_generate_needs_no_model() -> None:
     assert parsed.seed == b"text\xfdlora_path\xfca\xff"
     assert [part.weight for part in parsed.parts] == [2, MEDIA_WEIGHT]
     assert request("/generate", {"input_ids": [[1, 2], [3]]}).tokens == 3
+    one, other = (request("/generate", {"text": "Go on", "session_params": {"id": name}}) for name in ("s1", "s2"))
+    assert one.seed != other.seed
 
 
 def test_vllm_and_triton_generate() -> None:

@@ -64,6 +64,7 @@ SEED_FIELDS = frozenset(
         # a history that only the engine knows
         "previous_response_id",
         "conversation",
+        "session_params",
     }
 )
 """Fields of a request that change its prompt from the first token on.

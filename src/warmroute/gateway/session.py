@@ -131,11 +131,11 @@ class Session:
         "_metadata",
         "_models",
         "_objectives",
-        "_observed",
         "_request_mode",
         "_response_mode",
         "_router",
         "_rules",
+        "_shadowed",
         "_tracked",
         "body_bytes",
         "decision",
@@ -168,7 +168,7 @@ class Session:
         self._response_mode = NONE
         self._tracked = False
         self._exact = False
-        self._observed = False
+        self._shadowed = False
         self.state = State.START
         self.body_bytes = 0
         """Bytes of request body received."""
@@ -199,13 +199,13 @@ class Session:
     def overdue_matters(self) -> bool:
         """Whether Envoy waits without a timeout of its own, so that the owner must set one."""
         if self.state is State.START:
-            return not self._observed
+            return not self._shadowed
         return self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED
 
     def receive(self, message: ProcessingRequest, now: float) -> list[bytes]:
         """The replies to one message. Raises :class:`UnexpectedMessageError`; after that the stream is to be aborted."""
         if message.observability_mode:
-            self._observed = True
+            self._shadowed = True
             return []
         kind = message.WhichOneof("request")
         if kind is None:  # newer protocol versions send messages that mean nothing to us

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import random
 import time
 
 import pytest
-from kubernetes_fixture.traffic import changing_pods
+from kubernetes_fixture.traffic import changing_pods, restless_pod
 
 from warmroute.discovery.cluster import Cluster
 from warmroute.discovery.kubernetes import KubernetesDiscovery
@@ -18,6 +19,12 @@ from warmroute.routing.router import Router, RoutingConstants
 from warmroute.settings import Settings
 
 SECONDS = 4.0
+PAUSE = 0.02
+DECODED = 2
+"""Pods decoded after each pause: a few at a time, so that they meet the caches as cold as the events do."""
+EVENT = json.dumps({"type": "MODIFIED", "object": restless_pod(1, ready=True, step=1)})
+MOST = 25.0
+"""Twice what was seen, on an idle machine and on a busy one: 9 to 13."""
 
 
 class Changes(PoolListener):
@@ -29,7 +36,11 @@ class Changes(PoolListener):
 
 
 @pytest.mark.slow
-async def test_a_thousand_pods_at_fifty_events_a_second_take_under_a_twentieth_of_a_core(tmp_path):
+async def test_following_a_thousand_pods_costs_little_more_than_reading_what_changes(tmp_path):
+    """Fifty events a second. What decoding a pod's JSON costs is measured between them: processors differ, and are shared.
+
+    On an idle one 3 % of a core go to it.
+    """
     kubeconfig = tmp_path / "kubeconfig"
     busy = multiprocessing.get_context("spawn").Process(target=changing_pods, args=(kubeconfig, 1000, 50.0))
     busy.start()
@@ -49,15 +60,25 @@ async def test_a_thousand_pods_at_fifty_events_a_second_take_under_a_twentieth_o
                 while not pool.synced:
                     await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
-            before, cpu = changes.count, time.process_time()
-            await asyncio.sleep(SECONDS)
-            share, events = (time.process_time() - cpu) / SECONDS, (changes.count - before) / SECONDS
+            before, begun, decoding, decoded = changes.count, time.process_time(), 0.0, 0
+            for _ in range(round(SECONDS / PAUSE)):
+                await asyncio.sleep(PAUSE)
+                start = time.process_time()
+                for _ in range(DECODED):
+                    json.loads(EVENT)
+                decoding += time.process_time() - start
+                decoded += DECODED
+            following = time.process_time() - begun - decoding
+            events = changes.count - before
         finally:
             await discovery.stop()
     finally:
         busy.kill()
         busy.join()
-    print(f"{events:.0f} changes/s: {share:.1%} of a core")
+    ratio = following / events / (decoding / decoded)
+    print(
+        f"{events} changes in {SECONDS:g} s, {following / SECONDS:.1%} of a core, each {ratio:.0f} times its decoding"
+    )
     assert len(pool.endpoints) > 900  # those that were not ready at first are no members
-    assert events > 15, "half of the events change a pod that is ready or makes one so"
-    assert share < 0.05
+    assert events > 15 * SECONDS, "half of the events change a pod that is ready or makes one so"
+    assert ratio < MOST

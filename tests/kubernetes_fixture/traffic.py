@@ -13,7 +13,8 @@ MANAGED_FIELDS = [{"manager": "kubelet", "fieldsV1": {f"f:{i}": {"f:x": {}, "f:y
 """About what the bookkeeping of a real pod takes: with it a pod has some 7 KB."""
 
 
-def _pod(i: int, *, ready: bool, step: int) -> dict[str, Any]:
+def restless_pod(i: int, *, ready: bool, step: int) -> dict[str, Any]:
+    """A pod as large as a real one."""
     paths = {"metadata__managedFields": MANAGED_FIELDS, "metadata__annotations": {"step": str(step)}}
     return pod(f"p{i:04}", f"10.0.{i // 250}.{i % 250}", ready=ready, **paths)
 
@@ -23,14 +24,14 @@ def changing_pods(kubeconfig: Path, count: int, per_second: float) -> None:
 
     async def run() -> None:
         server = ApiServer()
-        server.apply(POOL, *(_pod(i, ready=True, step=0) for i in range(count)))
+        server.apply(POOL, *(restless_pod(i, ready=True, step=0) for i in range(count)))
         await server.start()
         server.write_kubeconfig(kubeconfig.with_suffix(".new")).rename(kubeconfig)
         step = 0
         while True:
             await asyncio.sleep(1 / per_second)
             step += 1
-            server.apply(_pod(step * 37 % count, ready=step % 2 == 0, step=step))
+            server.apply(restless_pod(step * 37 % count, ready=step % 2 == 0, step=step))
             server.forget(200)
 
     asyncio.run(run())

@@ -21,7 +21,7 @@ from warmroute.bench.comparison import LOADS
 from warmroute.bench.scenarios import SCENARIOS
 from warmroute.bench.standings import Cell, Drawn, Options, Result, Standing
 from warmroute.cli import app
-from warmroute.errors import ConfigurationError
+from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings
 
 SMALL = Options(strategies=("PREFIX_CACHE", "round-robin"), seeds=(3,), pods=2, requests=30)
@@ -139,6 +139,23 @@ def test_other_requests_cannot_be_compared() -> None:
     results = [*every("PREFIX_CACHE"), *(replace(each, requests=31) for each in every("llm-d"))]
     with pytest.raises(ConfigurationError, match="llm-d had other requests in multi-round"):
         standings.show(results, quiet())
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standings, "LOG_INTERVAL", 0.0)
+    with (console := Console(width=100, force_terminal=False)).capture() as shown:
+        standings.measure(replace(SMALL, strategies=("random",), requests=5), Settings(), console)
+    assert "33 of 33 replays" in shown.get()
+
+
+def _die(*_: object) -> None:
+    os._exit(1)
+
+
+def test_a_worker_that_is_killed_is_an_error_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standings, "_replay", _die)
+    with pytest.raises(WarmrouteError, match="was ended from outside"):
+        standings.measure(SMALL, Settings(), quiet())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

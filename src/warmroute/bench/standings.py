@@ -13,11 +13,13 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import geometric_mean
+from time import monotonic
 from typing import NamedTuple, Self, TypeVar
 
 from rich.console import Console
@@ -30,8 +32,11 @@ from warmroute.bench.fleet import saturation
 from warmroute.bench.replay import Replay
 from warmroute.bench.scenarios import SCENARIOS
 from warmroute.bench.strategy import picker_factory
-from warmroute.errors import ConfigurationError
+from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings
+
+LOG_INTERVAL = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 class Cell(NamedTuple):
@@ -117,7 +122,7 @@ def run(
 
 
 def measure(options: Options, settings: Settings, console: Console) -> list[Result]:
-    """Run all replays, with a progress bar where there is a terminal."""
+    """Run all replays, with a progress bar on a terminal, elsewhere with a line now and then."""
     asked = list(product(options.draws(), options.strategies))
     order = {(drawn, name): position for position, (drawn, name) in enumerate(asked)}
     columns = (TextColumn("replays"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -126,12 +131,17 @@ def measure(options: Options, settings: Settings, console: Console) -> list[Resu
         ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as workers,
         Progress(*columns, console=console, transient=True) as progress,
     ):
-        task = progress.add_task("", total=len(asked))
+        task, said_at = progress.add_task("", total=len(asked)), monotonic()
         running = [workers.submit(_replay, *each, options.pods, options.requests, settings) for each in asked]
         try:
             for finished in as_completed(running):
                 results.append(finished.result())
                 progress.advance(task)
+                if not console.is_terminal and monotonic() >= said_at + LOG_INTERVAL:
+                    said_at = monotonic()
+                    console.print(f"{len(results)} of {len(asked)} replays", highlight=False)
+        except BrokenProcessPool as error:
+            raise WarmrouteError("a replay's process was ended from outside; was there too little memory?") from error
         finally:
             workers.shutdown(wait=False, cancel_futures=True)
     return sorted(results, key=lambda result: order[result.drawn, result.strategy])

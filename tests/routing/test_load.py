@@ -20,6 +20,7 @@ from warmroute.routing.load import (
     LoadConstants,
     slowness,
 )
+from warmroute.routing.saturation import SaturationLimits, saturated
 
 CONSTANTS = LoadConstants(prefill_rate=1000.0, drain_factor=1.0)
 
@@ -89,6 +90,61 @@ def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
     fleet.update(0, 0.5)
     assert fleet.waiting[0] == CONSTANTS.queue_slack
     assert fleet.pending(0, 0.5) == pytest.approx(9500 * CONSTANTS.queue_slack / 10)
+
+
+def test_a_prompt_that_an_engine_without_counters_has_refused_is_forgotten() -> None:
+    book, fleet = make()
+    assign(book, 100_000.0)
+    waiting = {}
+    for tick in range(1, 60):
+        at = tick / 2
+        book.observe(scrape(at), CONSTANTS)
+        fleet.update(0, at)
+        waiting[at] = fleet.waiting[0]
+    assert waiting[0.5] == 1, "the engine may not have seen it yet"
+    assert waiting[10.0] == 0
+    assert fleet.pending(0, 29.5) == 0
+
+
+def test_the_queue_of_an_engine_without_counters_that_is_faster_than_believed_stays_short() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, rate=20_000.0), CONSTANTS)
+    for tick in range(1, 3000):
+        at = tick / 100
+        assign(book, 2000.0, at=at)  # ten times what it is believed to do
+        if tick % 10 == 9:
+            book.observe(scrape(at, running=3), CONSTANTS)
+        fleet.update(0, at)
+        assert fleet.waiting[0] <= CONSTANTS.queue_slack + 10
+        assert len(book.finish_times) <= 3 + 46 + 10, (
+            "what runs, what it may not have seen yet, and what was sent since"
+        )
+    book.observe(scrape(40.0), CONSTANTS)
+    fleet.update(0, 40.0)
+    assert (fleet.waiting[0], fleet.pending(0, 40.0)) == (0, 0)
+
+
+@pytest.mark.parametrize("per_second", [10, 200])
+def test_a_queue_that_nobody_corrects_is_bounded_and_ends_with_the_load(per_second: int) -> None:
+    book, fleet = make()
+    for tick in range(100 * per_second):
+        at = tick / per_second
+        assign(book, 1000.0, at=at)  # that many times what it is believed to do
+        fleet.update(0, at)
+    assert fleet.waiting[0] <= 2 * MOST_UNCONFIRMED
+    assert fleet.waiting[0] <= ASSUMED_DURATION * per_second + 1
+    fleet.refresh(100.0 + ASSUMED_DURATION)
+    assert (fleet.waiting[0], fleet.total[0], fleet.pending(0, 130.0)) == (0, 0, 0)
+
+
+def test_what_was_reported_long_ago_counts_no_more() -> None:
+    book, fleet = make()
+    book.observe(scrape(0.0, running=50, waiting=9, kv=0.9), CONSTANTS)
+    fleet.update(0, 0.0)
+    assert saturated(fleet, SaturationLimits())
+    fleet.refresh(ASSUMED_DURATION + 1.0)
+    assert (fleet.waiting[0], fleet.running[0]) == (0, 0)
+    assert not saturated(fleet, SaturationLimits())
 
 
 def test_work_of_others_is_seen() -> None:

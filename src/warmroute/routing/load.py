@@ -3,9 +3,19 @@
 A scraped gauge is old before it arrives; requests of the same millisecond would all see the same idle endpoint. So each
 decision is booked at once into a *virtual queue*: the time at which the endpoint will have computed the prompt, if it
 computes one after the other at its measured speed. Entries leave the queue when their time has passed, so nothing can stick;
-and each scrape corrects it. An engine whose counters tell how many requests have no token yet has that many of the latest in
-its queue, since it is first come, first served. Of another one the scrape bounds what the queue may claim: no fewer waiting
-requests than the engine reports, and no more than it reports plus those sent since (and a little slack).
+and each scrape corrects it, by as much as the engine tells:
+
+==================  =============================  ==================================================================
+the engine tells    what is in the queue            bounds
+==================  =============================  ==================================================================
+first tokens        the latest assigned, as many as  what has no token yet, and what the scrape may not have seen
+                    have no token, laid anew
+                    with each scrape
+gauges              what is left by its own time,    waiting requests: no fewer than reported, no more than that, a
+                    less what cannot be there        little slack and those sent since; all: what is there and sent
+nothing, or no      what is left by its own time     what was assigned within the last 30 s
+longer
+==================  =============================  ==================================================================
 """
 
 from __future__ import annotations
@@ -139,6 +149,7 @@ class Book:
         "max_num_seqs",
         "mean_work",
         "most_running",
+        "most_waiting",
         "observed_at",
         "pool_rate",
         "prefill_rate",
@@ -190,6 +201,8 @@ class Book:
         self.observed_at: float | None = None
         self.reported_running = 0
         self.reported_waiting = 0
+        self.most_waiting = 0
+        """Most requests sent before the last scrape that may still wait, of an engine that tells no more than its gauges."""
         self.left = self.request_seconds = 0.0  # requests that finished, and request-seconds spent, both smoothed
         self.kv_usage = 0.0
         self.fill = 0.0
@@ -228,11 +241,7 @@ class Book:
         if state.decode_rate is not None:
             self.decode_rate = state.decode_rate
         self._observe_work(state)
-        if state.awaiting_first_token is None:
-            self.first_tokens = None
-        else:
-            self._reconcile(state, state.awaiting_first_token, self.drain_rate(constants))
-            self.first_tokens = state.first_tokens_total
+        self._reconcile(state, constants)
         self.max_adapters = state.max_adapters
         for adapter in state.loaded_adapters:
             self.use_adapter(adapter)
@@ -252,23 +261,44 @@ class Book:
         self.works_seen += requests
         self.mean_work += min(1.0, requests * max(WORK_SMOOTHING, 1 / self.works_seen)) * (work - self.mean_work)
 
-    def _reconcile(self, state: EngineState, seen: int, rate: float) -> None:
-        """Lay the virtual queue anew: the engine has ``seen`` requests without a token, and may not have seen the latest.
-
-        First come, first served: they are the latest that were assigned before, less one for each first token since the
-        last scrape. If there are more than those, others sent them, and before.
-        """
-        at, assigned = state.observed_at, self.unconfirmed
+    def _reconcile(self, state: EngineState, constants: LoadConstants) -> None:
+        """Correct the virtual queue by what the engine tells; it may not have seen the latest requests yet."""
+        at, rate, assigned = state.observed_at, self.drain_rate(constants), self.unconfirmed
         unseen_from = at - TRANSIT - STEP_TOKENS / rate
-        known = sum(1 for request in assigned if request.at <= at)
         unseen = sum(1 for request in assigned if unseen_from < request.at <= at)
+        if state.awaiting_first_token is None:
+            self.first_tokens = None
+            self._forget_gone(state, state.running + state.waiting + unseen, rate)
+            self.most_waiting = min(state.waiting + constants.queue_slack, state.running + state.waiting + unseen)
+            return
+        # First come, first served: those without a token are the latest that were assigned, less one for each first token
+        # since the last scrape. If there are more than those, others sent them, and before.
+        known = sum(1 for request in assigned if request.at <= at)
         told = known
         if self.first_tokens is not None and state.first_tokens_total is not None:
             told -= int(state.first_tokens_total - self.first_tokens)
-        awaiting = min(max(told, seen), seen + unseen)
+        self.first_tokens = state.first_tokens_total
+        awaiting = min(max(told, state.awaiting_first_token), state.awaiting_first_token + unseen)
         for _ in range(known - awaiting):
             assigned.popleft()
-        foreign = max(0, awaiting - known)
+        self._lay_anew(at, rate, foreign=max(0, awaiting - known))
+
+    def _forget_gone(self, state: EngineState, present: int, rate: float) -> None:
+        """Drop from the virtual queue what cannot be there, of an engine that tells no more than its gauges: more than the
+        ``present`` requests, and where none waits, what was sent long ago."""
+        at, assigned = state.observed_at, self.unconfirmed
+        while assigned and assigned[0].done_at <= at:
+            assigned.popleft()
+        long_ago = -inf if state.waiting else at - ASSUMED_DURATION
+        before = len(assigned)
+        while assigned and (len(assigned) - len(self.sent) > present or assigned[0].at <= long_ago):
+            assigned.popleft()
+        if len(assigned) < before or len(self.finish_times) > len(assigned):
+            self._lay_anew(at, rate)
+
+    def _lay_anew(self, at: float, rate: float, *, foreign: int = 0) -> None:
+        """The virtual queue as of ``at``: ``foreign`` requests of others, then those that may be without a token."""
+        assigned = self.unconfirmed
         finish_times = deque(at + (k + 1) * self.mean_work / rate for k in range(foreign))
         self.busy_until = finish_times[-1] if foreign else at
         self.finish_times, self.unconfirmed = finish_times, deque(maxlen=MOST_UNCONFIRMED)
@@ -311,7 +341,7 @@ class Book:
 
     def load(self, now: float, age: float, constants: LoadConstants) -> Load:
         """What is on the endpoint: what was reported ``age`` seconds ago, what was sent since and what has probably left."""
-        self._expire(now)
+        self._expire(now, constants)
         finish_times, sent = self.finish_times, len(self.sent)
         waiting, pending_at_zero, rate = self._queue(constants)
         reported = self.reported_running + self.reported_waiting
@@ -339,13 +369,27 @@ class Book:
                 until = min(until, explained_until)
         return Load(waiting, running, total, pending_at_zero, rate, usage, until)
 
-    def _expire(self, now: float) -> None:
-        """Prompts that should be computed by now wait no longer, and after a while every request has ended."""
+    def _expire(self, now: float, constants: LoadConstants) -> None:
+        """Prompts that should be computed by now wait no longer; where nothing tells, every request ends after a while."""
         finish_times, sent, done = self.finish_times, self.sent, self.done
         while finish_times and finish_times[0] <= now:
             finish_times.popleft()
-        if (sent and sent[0] <= now - ASSUMED_DURATION) or (done and done[0] <= now - ASSUMED_DURATION):
-            self._forget_until(now - ASSUMED_DURATION)
+        past = now - ASSUMED_DURATION
+        if (sent and sent[0] <= past) or (done and done[0] <= past):
+            self._forget_until(past)
+        if (self.began_at if self.observed_at is None else self.observed_at) <= past:
+            self._expire_unseen(past, now, constants)
+
+    def _expire_unseen(self, past: float, now: float, constants: LoadConstants) -> None:
+        """The engine has not been seen since ``past``: what was there then has ended, whatever was reported of it."""
+        self.reported_running = self.reported_waiting = self.most_waiting = 0
+        self.kv_usage = 0.0
+        assigned, before = self.unconfirmed, len(self.unconfirmed)
+        while assigned and assigned[0].at <= past:
+            assigned.popleft()
+        # More in the queue than is remembered: it gets longer all the time, so the endpoint is faster than believed.
+        if self.finish_times and (len(assigned) < before or len(self.finish_times) > 2 * MOST_UNCONFIRMED):
+            self._lay_anew(now, self.drain_rate(constants))
 
     def _queue(self, constants: LoadConstants) -> tuple[float, float, float]:
         """Waiting requests, and their work as in :class:`Load`, within what the last scrape allows."""
@@ -358,7 +402,7 @@ class Book:
                 pending_at_zero,
                 rate,
             )  # nothing is known, or the queue was laid anew by what the engine counts
-        most = self.reported_waiting + len(self.sent) + constants.queue_slack
+        most = self.most_waiting + len(self.sent)
         if waiting > most:  # the endpoint is faster than believed
             share = most / waiting
             return most, pending_at_zero * share, rate * share
@@ -398,7 +442,8 @@ usage, slot_guard, kv_guard, stale``. A plain tuple, because one is made with ev
 class Fleet:
     """The books of the endpoints to choose from, as columns: one list for each number, one position for each endpoint.
 
-    A decision over a hundred endpoints is one pass over these lists (:meth:`costs`). What an endpoint has there changes only
+    A decision over a hundred endpoints is one pass over these lists (:meth:`costs`). They hold what enters the cost: pending
+    work is multiplied by the endpoint's ``tau`` here, as it is not in :class:`Load`. What an endpoint has there changes only
     when it is assigned a request, is scraped, or a virtual finish time passes: :meth:`refresh` looks at those alone.
     """
 
@@ -518,8 +563,8 @@ class Fleet:
         )
 
     def _age(self, book: Book, now: float) -> float:
-        """Seconds since the engine's state was known. One that has never told is known no better than the best known one:
-        else all requests would go to each newcomer where metrics cannot be had."""
+        """Seconds since the engine's state was known. One that has never told is known since it came, but no better than the
+        best known one: else all requests would go to each newcomer where metrics cannot be had."""
         if book.observed_at is not None:
             return now - book.observed_at
         return now - min(book.began_at, self._last_observed) if self._last_observed > -inf else 0.0
@@ -567,7 +612,11 @@ class Fleet:
         least_crowd: float,
         now: float,
     ) -> list[float]:
-        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which each holds ``usual``, but for ``others``."""
+        """``J`` of every endpoint for a prompt of ``tokens`` tokens, of which each holds ``usual``, but for ``others``.
+
+        ``usual`` is what most hold, often nothing or a system prompt: all are priced as if they held it, in one pass, and
+        the few others are then corrected by the difference.
+        """
         prompt, spared, share = prefill_work(tokens), prefill_work(usual), holder_share(tokens, usual)
         full_balance = balance_weight * min(tokens, BALANCE_TOKENS)
         costs = self._equal_costs(

@@ -209,6 +209,22 @@ def test_only_so_many_adapters_in_one_batch() -> None:
     drain(engine)
 
 
+def test_an_adapter_in_use_stays_loaded() -> None:
+    engine = Engine(replace(GRAPHS, max_loras=2))
+    long = request("long", [(1, 100)], 2000, adapter="a")
+    engine.submit(long, 0.0)
+    for at, adapter in ((1.0, "b"), (2.0, "c")):
+        short = request(adapter, [(2, 100)], 2, adapter=adapter)
+        engine.advance(at)
+        engine.submit(short, at)
+    engine.advance(3.0)
+    again = request("again", [(3, 100)], 2, adapter="a")
+    engine.submit(again, 3.0)
+    drain(engine)
+    assert long.finished_at > again.finished_at
+    assert ttft(again) < ttft(short) - 0.9 * GRAPHS.timing.adapter_load
+
+
 def test_abort_frees_at_once_wherever_the_request_is() -> None:
     engine = Engine(replace(GRAPHS, max_num_seqs=1))
     running, waiting, late = (request(str(i), [(i, 1000)], 100) for i in range(3))

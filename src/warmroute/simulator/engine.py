@@ -465,7 +465,8 @@ class Engine:
         resident[adapter] = None
         resident.move_to_end(adapter)
         if len(resident) > self.profile.max_loras:
-            resident.popitem(last=False)
+            in_use = {request.adapter for request in self._running}
+            del resident[next(name for name in resident if name not in in_use)]
         return self._timing.adapter_load if missing else 0.0
 
     def _blocks_for(self, tokens: int) -> int:

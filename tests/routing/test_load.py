@@ -137,6 +137,14 @@ def test_a_queue_that_nobody_corrects_is_bounded_and_ends_with_the_load(per_seco
     assert (fleet.waiting[0], fleet.total[0], fleet.pending(0, 130.0)) == (0, 0, 0)
 
 
+def test_a_queue_that_nobody_corrects_drains_as_it_should_beside_what_is_forgotten() -> None:
+    book, fleet = make()
+    for second in range(70):
+        assign(book, 900.0, at=float(second))
+        fleet.update(0, second + 0.5)
+        assert (fleet.waiting[0], fleet.pending(0, second + 0.5)) == (1, pytest.approx(400))
+
+
 def test_what_was_reported_long_ago_counts_no_more() -> None:
     book, fleet = make()
     book.observe(scrape(0.0, running=50, waiting=9, kv=0.9), CONSTANTS)

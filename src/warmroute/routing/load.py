@@ -286,14 +286,16 @@ class Book:
     def _forget_gone(self, state: EngineState, present: int, rate: float) -> None:
         """Drop from the virtual queue what cannot be there, of an engine that tells no more than its gauges: more than the
         ``present`` requests, and where none waits, what was sent long ago."""
-        at, assigned = state.observed_at, self.unconfirmed
+        at, assigned, finish_times = state.observed_at, self.unconfirmed, self.finish_times
         while assigned and assigned[0].done_at <= at:
             assigned.popleft()
+        while finish_times and finish_times[0] <= at:
+            finish_times.popleft()
         long_ago = -inf if state.waiting else at - ASSUMED_DURATION
         before = len(assigned)
         while assigned and (len(assigned) - len(self.sent) > present or assigned[0].at <= long_ago):
             assigned.popleft()
-        if len(assigned) < before or len(self.finish_times) > len(assigned):
+        if len(assigned) < before or len(finish_times) > len(assigned):
             self._lay_anew(at, rate)
 
     def _lay_anew(self, at: float, rate: float, *, foreign: int = 0) -> None:
@@ -384,7 +386,10 @@ class Book:
         """The engine has not been seen since ``past``: what was there then has ended, whatever was reported of it."""
         self.reported_running = self.reported_waiting = self.most_waiting = 0
         self.kv_usage = 0.0
-        assigned, before = self.unconfirmed, len(self.unconfirmed)
+        assigned = self.unconfirmed
+        while assigned and assigned[0].done_at <= now:
+            assigned.popleft()
+        before = len(assigned)
         while assigned and assigned[0].at <= past:
             assigned.popleft()
         # More in the queue than is remembered: it gets longer all the time, so the endpoint is faster than believed.
@@ -396,12 +401,10 @@ class Book:
         waiting: float = len(self.finish_times)
         rate = self.drain_rate(constants) if waiting else 0.0
         pending_at_zero = self.busy_until * rate
-        if self.observed_at is None or self.first_tokens is not None:
-            return (
-                waiting,
-                pending_at_zero,
-                rate,
-            )  # nothing is known, or the queue was laid anew by what the engine counts
+        if (
+            self.observed_at is None or self.first_tokens is not None
+        ):  # nothing is known, or it is laid anew by counters
+            return waiting, pending_at_zero, rate
         most = self.most_waiting + len(self.sent)
         if waiting > most:  # the endpoint is faster than believed
             share = most / waiting

@@ -5,17 +5,16 @@ decision is booked at once into a *virtual queue*: the time at which the endpoin
 computes one after the other at its measured speed. Entries leave the queue when their time has passed, so nothing can stick;
 and each scrape corrects it, by as much as the engine tells:
 
-==================  =============================  ==================================================================
-the engine tells    what is in the queue            bounds
-==================  =============================  ==================================================================
-first tokens        the latest assigned, as many as  what has no token yet, and what the scrape may not have seen
-                    have no token, laid anew
-                    with each scrape
-gauges              what is left by its own time,    waiting requests: no fewer than reported, no more than that, a
-                    less what cannot be there        little slack and those sent since; all: what is there and sent
-nothing, or no      what is left by its own time     what was assigned within the last 30 s
+================  ================================  ===================================================================
+the engine tells  what is in the queue              bounds
+================  ================================  ===================================================================
+first tokens      the latest assigned, laid anew    as many as have no token, and what a scrape may not have seen yet
+                  with each scrape
+gauges            what is left by its own time      of those that wait no fewer than reported, no more than that, a
+                                                    little slack and what was sent since; of all what is there
+nothing, or no    what is left by its own time      what was assigned within the last 30 s
 longer
-==================  =============================  ==================================================================
+================  ================================  ===================================================================
 """
 
 from __future__ import annotations

@@ -106,6 +106,23 @@ def test_a_prompt_that_an_engine_without_counters_has_refused_is_forgotten() -> 
     assert fleet.pending(0, 29.5) == 0
 
 
+def test_a_prompt_that_a_busy_engine_without_counters_has_refused_is_forgotten_in_the_end() -> None:
+    book, fleet = make()
+    assign(book, 1_000_000.0)
+    for tick in range(1, 80):
+        book.observe(scrape(tick / 2, running=10), CONSTANTS)
+        fleet.update(0, tick / 2)
+        assert fleet.waiting[0] == (1 if tick / 2 < ASSUMED_DURATION else 0)
+
+
+def test_no_more_is_queued_than_is_remembered() -> None:
+    book, fleet = make()
+    assign(book, *[1000.0] * (2 * MOST_UNCONFIRMED))
+    book.observe(scrape(20.0, running=2 * MOST_UNCONFIRMED), CONSTANTS)
+    fleet.update(0, 20.0)
+    assert len(book.finish_times) == MOST_UNCONFIRMED
+
+
 def test_the_queue_of_an_engine_without_counters_that_is_faster_than_believed_stays_short() -> None:
     book, fleet = make()
     book.observe(scrape(0.0, rate=20_000.0), CONSTANTS)

@@ -148,7 +148,6 @@ class Book:
         "max_num_seqs",
         "mean_work",
         "most_running",
-        "most_waiting",
         "observed_at",
         "pool_rate",
         "prefill_rate",
@@ -200,8 +199,6 @@ class Book:
         self.observed_at: float | None = None
         self.reported_running = 0
         self.reported_waiting = 0
-        self.most_waiting = 0
-        """Most requests sent before the last scrape that may still wait, of an engine that tells no more than its gauges."""
         self.left = self.request_seconds = 0.0  # requests that finished, and request-seconds spent, both smoothed
         self.kv_usage = 0.0
         self.fill = 0.0
@@ -268,7 +265,6 @@ class Book:
         if state.awaiting_first_token is None:
             self.first_tokens = None
             self._forget_gone(state, state.running + state.waiting + unseen, rate)
-            self.most_waiting = min(state.waiting + constants.queue_slack, state.running + state.waiting + unseen)
             return
         # First come, first served: those without a token are the latest that were assigned, less one for each first token
         # since the last scrape. If there are more than those, others sent them, and before.
@@ -383,7 +379,7 @@ class Book:
 
     def _expire_unseen(self, past: float, now: float, constants: LoadConstants) -> None:
         """The engine has not been seen since ``past``: what was there then has ended, whatever was reported of it."""
-        self.reported_running = self.reported_waiting = self.most_waiting = 0
+        self.reported_running = self.reported_waiting = 0
         self.kv_usage = 0.0
         assigned = self.unconfirmed
         while assigned and assigned[0].done_at <= now:
@@ -404,7 +400,7 @@ class Book:
             self.observed_at is None or self.first_tokens is not None
         ):  # nothing is known, or it is laid anew by counters
             return waiting, pending_at_zero, rate
-        most = self.most_waiting + len(self.sent)
+        most = self.reported_waiting + len(self.sent) + constants.queue_slack
         if waiting > most:  # the endpoint is faster than believed
             share = most / waiting
             return most, pending_at_zero * share, rate * share

@@ -253,7 +253,8 @@ async def test_more_streams_than_allowed_are_refused() -> None:
         for call in calls:
             await call.write(headers())
             await call.read()
-        assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        async with asyncio.timeout(10):
+            assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         await calls[0].write(body(b"{}"))
         await calls[0].read()
         await calls[0].read()
@@ -269,7 +270,8 @@ async def test_health_is_told_while_no_more_streams_are_allowed(caplog: pytest.L
         await call.write(headers())
         await call.read()
         assert await health(picker.server.grpc_port, "readiness") == 1
-        assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        async with asyncio.timeout(10):
+            assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert picker.recorder.opened == 1
         assert picker.server.open_streams == 1
     assert not caplog.records

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from warmroute.engines.fetch import system_error
 from warmroute.errors import ConfigurationError
 
 POD_HEADER = "x-simulator-name"
@@ -113,8 +114,7 @@ class Answer:
 
 def _said(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
-        # its own text speaks of ssl even where there is none
-        return f"Cannot connect to {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+        return f"Cannot connect to {error.host}:{error.port}: {system_error(error)}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -139,7 +139,7 @@ def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
 def draw(path: Path, outcomes: Sequence[Outcome]) -> None:
     """A PNG: for each speedup the distributions of the TTFT, and the load of one strategy's pods over time.
 
-    The strategy is PREFIX_CACHE or, without it, the first. Raises ConfigurationError without matplotlib or a place to write.
+    The strategy is PREFIX_CACHE or, without it, the first. Raises ConfigurationError if it cannot be written.
     """
     rows = [list(group) for _, group in groupby(outcomes, key=lambda outcome: outcome.speedup)]
     with plot.style():

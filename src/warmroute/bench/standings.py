@@ -190,8 +190,9 @@ def others(path: Path, options: Options) -> list[Result]:
     if not by_strategy:
         raise ConfigurationError(f"{path} holds no figures of other strategies on {options.pods} pods")
     for name, results in by_strategy.items():
-        for (scenario, load), seed in options.draws():
-            if Drawn(Cell(scenario, load), seed) not in results:
+        for each in options.draws():
+            if each not in results:
+                (scenario, load), seed = each
                 raise ConfigurationError(f"{path} has no {name} for {scenario} at {load:g} with seed {seed}")
     return [results[each] for results in by_strategy.values() for each in options.draws()]
 

@@ -224,7 +224,7 @@ def plain(validation: Validation) -> dict[str, Any]:
 
 
 def draw(validations: Sequence[Validation], picture: Path) -> None:
-    """Both distributions of each trace, as a PNG. Raises ConfigurationError without matplotlib or a place to write."""
+    """Both distributions of each trace, as a PNG. Raises ConfigurationError if it cannot be written."""
     with plot.style():
         figure, rows = plot.new(len(validations), row_height=1.75, extra_height=0.5)
         for row, validation in zip(rows, validations, strict=True):

@@ -16,6 +16,12 @@ KEEP_ALIVE = 30.0
 """Seconds for which an unused connection is kept: longer than any interval between scrapes is by default."""
 
 
+def system_error(error: aiohttp.ClientConnectorError) -> str:
+    """What the system said of a connection that failed. The error's own text speaks of ssl even where there is none."""
+    cause = error.os_error
+    return os.strerror(cause.errno) if cause.errno else str(cause)
+
+
 class PageFetcher:
     """GET with a time limit; at most one request to an endpoint at a time is expected. Use it in one event loop."""
 
@@ -49,9 +55,8 @@ class PageFetcher:
                 return response.status, bytes(body)
         except aiohttp.ClientSSLError as error:
             raise ScrapeError(f"no TLS connection to the metrics page: {error}") from error
-        except aiohttp.ClientConnectorError as error:  # its own text speaks of ssl even where there is none
-            cause = error.os_error
-            raise ConnectionError(os.strerror(cause.errno) if cause.errno else str(cause)) from error
+        except aiohttp.ClientConnectorError as error:
+            raise ConnectionError(system_error(error)) from error
         except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
         except aiohttp.ClientError as error:

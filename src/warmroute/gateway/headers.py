@@ -47,6 +47,6 @@ def read(headers: HeaderMap) -> dict[str, str]:
     return found
 
 
-def number(text: str) -> int | None:
-    """A header's value as a number without sign; None if it is none that could be meant."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
+def number(text: str, *, digits: int = MAX_DIGITS) -> int | None:
+    """A header's value as a number without sign; None if it is none that could be meant, or has more ``digits``."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None

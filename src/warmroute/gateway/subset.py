@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
 from warmroute.gateway.ext_proc_pb2 import Metadata
-from warmroute.gateway.headers import SUBSET_KEY, SUBSET_NAMESPACE
+from warmroute.gateway.headers import SUBSET_KEY, SUBSET_NAMESPACE, number
 from warmroute.pool.endpoint import Endpoint
 
-_MAX_DIGITS = 5
+PORT_DIGITS = 5
 """Longest port that is read as one."""
 
 
@@ -35,8 +35,8 @@ def members(entries: Iterable[str]) -> Callable[[Endpoint], bool]:
         host, port = _split(entry.strip())
         if not port:
             addresses.add(host)
-        elif port.isascii() and port.isdigit() and len(port) <= _MAX_DIGITS:
-            sockets.add((host, int(port)))
+        elif (known := number(port, digits=PORT_DIGITS)) is not None:
+            sockets.add((host, known))
 
     def allowed(endpoint: Endpoint) -> bool:
         address = _canonical(endpoint.spec.address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import shutil
 import signal
@@ -21,7 +20,7 @@ import yaml
 from rich.console import Console
 
 from warmroute.bench.chat_client import Answer, ChatClient
-from warmroute.bench.json_file import require_place
+from warmroute.bench.json_file import require_place, write
 from warmroute.bench.multi_round import Summary, Workload, run_with_progress, table
 from warmroute.errors import ConfigurationError
 from warmroute.simulator.profile import DEFAULT_PROFILE, profile_named
@@ -387,18 +386,11 @@ async def _show_running(demo: Demo, *, once: bool, load: bool, json_file: Path |
     if load:
         figures |= await demo.measure()
     if json_file is not None:
-        _write_figures(json_file, figures)
+        write(json_file, figures)
         demo.console.print(f"The figures: {json_file}", highlight=False)
     if not once:
         demo.print_what_to_try()
         await asyncio.Event().wait()
-
-
-def _write_figures(file: Path, figures: dict[str, Any]) -> None:
-    try:
-        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {file}: {error.strerror}") from error
 
 
 def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:

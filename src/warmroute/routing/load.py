@@ -264,7 +264,12 @@ class Book:
         unseen = sum(1 for request in assigned if unseen_from < request.at <= at)
         if state.awaiting_first_token is None:
             self.first_tokens = None
-            self._forget_gone(state, state.running + state.waiting + unseen, rate)
+            self._forget_gone(
+                at,
+                constants,
+                long_ago=-inf if state.waiting else at - ASSUMED_DURATION,
+                present=state.running + state.waiting + unseen,
+            )
             return
         # First come, first served: those without a token are the latest that were assigned, less one for each first token
         # since the last scrape. If there are more than those, others sent them, and before.
@@ -278,20 +283,22 @@ class Book:
             assigned.popleft()
         self._lay_anew(at, rate, foreign=max(0, awaiting - known))
 
-    def _forget_gone(self, state: EngineState, present: int, rate: float) -> None:
-        """Drop from the virtual queue what cannot be there, of an engine that tells no more than its gauges: more than the
-        ``present`` requests, and where none waits, what was sent long ago."""
-        at, assigned, finish_times = state.observed_at, self.unconfirmed, self.finish_times
+    def _forget_gone(
+        self, at: float, constants: LoadConstants, *, long_ago: float, present: float = inf, unknown: int = 0
+    ) -> None:
+        """Drop from the virtual queue what cannot be there at ``at``: what is done, what was sent by ``long_ago``, and what
+        is more than the ``present`` requests. Lay it anew, too, if more than ``unknown`` of its entries are not remembered
+        any more: it has got so long because the endpoint is faster than believed."""
+        assigned, finish_times = self.unconfirmed, self.finish_times
         while assigned and assigned[0].done_at <= at:
             assigned.popleft()
         while finish_times and finish_times[0] <= at:
             finish_times.popleft()
-        long_ago = -inf if state.waiting else at - ASSUMED_DURATION
         before = len(assigned)
         while assigned and (len(assigned) - len(self.sent) > present or assigned[0].at <= long_ago):
             assigned.popleft()
-        if len(assigned) < before or len(finish_times) > len(assigned):
-            self._lay_anew(at, rate)
+        if len(assigned) < before or len(finish_times) > len(assigned) + unknown:
+            self._lay_anew(at, self.drain_rate(constants))
 
     def _lay_anew(self, at: float, rate: float, *, foreign: int = 0) -> None:
         """The virtual queue as of ``at``: ``foreign`` requests of others, then those that may be without a token."""
@@ -375,21 +382,10 @@ class Book:
         if (sent and sent[0] <= past) or (done and done[0] <= past):
             self._forget_until(past)
         if (self.began_at if self.observed_at is None else self.observed_at) <= past:
-            self._expire_unseen(past, now, constants)
-
-    def _expire_unseen(self, past: float, now: float, constants: LoadConstants) -> None:
-        """The engine has not been seen since ``past``: what was there then has ended, whatever was reported of it."""
-        self.reported_running = self.reported_waiting = 0
-        self.kv_usage = 0.0
-        assigned = self.unconfirmed
-        while assigned and assigned[0].done_at <= now:
-            assigned.popleft()
-        before = len(assigned)
-        while assigned and assigned[0].at <= past:
-            assigned.popleft()
-        # More in the queue than is remembered: it gets longer all the time, so the endpoint is faster than believed.
-        if self.finish_times and (len(assigned) < before or len(self.finish_times) > 2 * MOST_UNCONFIRMED):
-            self._lay_anew(now, self.drain_rate(constants))
+            # Not seen since: what was there then has ended, whatever was reported of it.
+            self.reported_running = self.reported_waiting = 0
+            self.kv_usage = 0.0
+            self._forget_gone(now, constants, long_ago=past, unknown=MOST_UNCONFIRMED)
 
     def _queue(self, constants: LoadConstants) -> tuple[float, float, float]:
         """Waiting requests, and their work as in :class:`Load`, within what the last scrape allows."""

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import pytest
+from envoy_fixture import NO_RETRIES
 from envoy_fixture.apps import eventually, picker_app, target
 from envoy_fixture.backends import backends
 from envoy_fixture.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
@@ -118,7 +119,7 @@ async def test_half_a_prompt_is_enough_in_partial_mode(envoy, tmp_path):
 async def test_trailers(envoy, tmp_path, mode):
     # Envoy 1.40 sends the body of a FULL_DUPLEX_STREAMED request with trailers twice if its route has a retry policy,
     # whatever the picker answers (docs/envoy.md): no retries here.
-    retries = {"retries": 0, "retry_on": ""} if mode is DUPLEX else {}
+    retries = NO_RETRIES if mode is DUPLEX else {}
     async with (
         backends(2) as pods,
         picker_app([pod.target for pod in pods], tmp_path) as app,
@@ -145,8 +146,7 @@ async def test_trailers_without_a_body(envoy, tmp_path, mode, picking):
             picking=picking,
             request_trailers=True,
             failure_mode_allow=False,
-            retries=0,
-            retry_on="",
+            **NO_RETRIES,
         ) as proxy,
     ):
         for _ in range(6):

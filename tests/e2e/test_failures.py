@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from envoy_fixture import NO_RETRIES
 from envoy_fixture.apps import eventually, picker_app, target
 from envoy_fixture.backends import backends
 from envoy_fixture.http1 import Message, exchange
@@ -83,8 +84,7 @@ async def test_observing_responses_makes_the_pickers_death_matter(envoy, tmp_pat
                 request_body_mode=mode,
                 response_headers=response_headers,
                 failure_mode_allow=fail_open,
-                retries=0,
-                retry_on="",
+                **NO_RETRIES,
             ) as proxy,
         ):
             request = asyncio.create_task(exchange(proxy.url, body=BODY, headers={"x-test-hold": "head"}))

@@ -3,9 +3,9 @@ FROM python:3.13-slim AS build
 WORKDIR /source
 COPY pyproject.toml hatch_build.py README.md ./
 COPY protos protos
-COPY src src
+COPY src/warmroute src/warmroute
 # The protobuf compiler is needed for the build only: pip keeps it in a place of its own and throws it away.
-RUN python -m venv /opt/warmroute && /opt/warmroute/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/warmroute && /opt/warmroute/bin/pip install --no-cache-dir '.[kubernetes]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/warmroute /opt/warmroute

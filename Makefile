@@ -9,15 +9,15 @@ BIN := $(VENV)/bin
 help:  ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
 
-$(VENV)/.demo: pyproject.toml hatch_build.py protos/ext_proc.proto
+$(VENV)/.demo: pyproject.toml lab/pyproject.toml hatch_build.py protos/ext_proc.proto
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it or say make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone]' -e lab
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone,bench,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone,kubernetes,dev]' -e 'lab[plot]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see a prompt land on the warm pod

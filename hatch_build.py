@@ -1,4 +1,4 @@
-"""Build hook: compile ``protos/`` into ``src/warmroute/gateway`` (also for editable installs)."""
+"""Build hook: compile ``protos/`` into ``src/warmroute/extproc`` (also for editable installs)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ProtoBuildHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        out = root / "src" / "warmroute" / "gateway"
+        out = root / "src" / "warmroute" / "extproc"
         well_known = Path(protoc.__file__).parent / "_proto"
         code = protoc.main(
             [
@@ -31,6 +31,6 @@ class ProtoBuildHook(BuildHookInterface[Any]):
         if code != 0:
             raise RuntimeError(f"protoc failed with exit code {code}")
         build_data["artifacts"] += [
-            "src/warmroute/gateway/ext_proc_pb2.py",
-            "src/warmroute/gateway/ext_proc_pb2.pyi",
+            "src/warmroute/extproc/ext_proc_pb2.py",
+            "src/warmroute/extproc/ext_proc_pb2.pyi",
         ]

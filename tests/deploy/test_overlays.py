@@ -9,7 +9,7 @@ from manifests import DEPLOY, OVERLAYS, PICKER, SAMPLES, label, overlay, pick, r
 from typer.testing import CliRunner
 
 from warmroute import cli
-from warmroute.discovery.kubernetes import MODEL_KINDS
+from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.settings import Settings
 
 READ = {"get", "list", "watch"}
@@ -36,7 +36,7 @@ def container(deployment, name="epp") -> dict[str, Any]:
 def settings_of(deployment, monkeypatch) -> Settings:
     """The settings that the picker's container starts with: its arguments through the real command line."""
     received = []
-    monkeypatch.setattr("warmroute.app.serve", received.append)
+    monkeypatch.setattr("warmroute.picker.serve", received.append)
     flags, warnings = cli.go_style(container(deployment)["args"])
     assert not warnings
     CliRunner().invoke(cli.app, ["serve", *flags], catch_exceptions=False, standalone_mode=False)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from manifests import ROOT, SAMPLES, read_documents, validate
 
-from warmroute.standalone.rounds import ROUND1, ROUND2
+from warmroute_lab.demo.rounds import ROUND1, ROUND2
 
 WALK_THROUGH = ROOT.parent / "shared" / "reference" / "seed.txt"
 MANIFESTS = sorted(SAMPLES.glob("*.yaml"))

@@ -10,8 +10,8 @@ from envoy_fixture.backends import backends
 from envoy_fixture.http1 import connect, encode, exchange, read_message
 from envoy_fixture.pickers import scripted_picker, warmroute_serve
 
-from warmroute.gateway import ext_proc_pb2 as pb
-from warmroute.gateway.headers import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
+from warmroute.extproc import ext_proc_pb2 as pb
+from warmroute.extproc.headers import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
 from warmroute.standalone.bootstrap import Picking, endpoint_discovery, to_yaml
 
 

@@ -15,7 +15,7 @@ from envoy_fixture.backends import backends
 from envoy_fixture.http1 import Message, exchange
 from envoy_fixture.pickers import endpoints_document, warmroute_serve
 
-from warmroute.gateway.headers import DESTINATION
+from warmroute.extproc.headers import DESTINATION
 from warmroute.standalone.bootstrap import BodyMode, Picking
 from warmroute.standalone.envoy import EnvoyProcess
 

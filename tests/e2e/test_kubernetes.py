@@ -24,12 +24,12 @@ from kubernetes_fixture.clusters import Cluster, EmulatedCluster, cluster
 from kubernetes_fixture.objects import MODEL, POOL, annotated, changed, pod
 
 from warmroute.errors import ConfigurationError
-from warmroute.simulator.server import SimulatorOptions, SimulatorServer
 from warmroute.standalone.bootstrap import Picking
 from warmroute.standalone.child import Child
-from warmroute.standalone.picker import PickerPorts, start_picker
+from warmroute.standalone.picker_process import PickerPorts, start_picker
 from warmroute.standalone.ports import free_port
-from warmroute.standalone.rounds import ROUND1, ROUND2
+from warmroute_lab.demo.rounds import ROUND1, ROUND2
+from warmroute_lab.simulator.server import SimulatorOptions, SimulatorServer
 
 POOL_NAME = POOL["metadata"]["name"]
 

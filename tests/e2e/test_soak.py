@@ -18,7 +18,7 @@ import pytest
 from envoy_fixture.backends import backends
 from envoy_fixture.pickers import warmroute_serve
 
-from warmroute.gateway.ext_proc_pb2 import (
+from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BodySendMode,
     HttpBody,

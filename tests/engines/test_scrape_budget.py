@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from warmroute.bench.cost import cpu_seconds
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.settings import Settings
 from warmroute.standalone.child import Child
+from warmroute_lab.overhead.overhead import cpu_seconds
 
 ENGINES = 100
 SECONDS = 6.0
@@ -75,7 +75,7 @@ async def test_a_hundred_engines_cost_a_few_times_what_asking_them_costs(tmp_pat
     settings = Settings(refresh_metrics_interval=1.0, idle_metrics_interval=1.0)
     scraper = Scraper(pool, settings, on_result=lambda endpoint, outcome: outcomes.update([outcome]))
     with engines(ENGINES) as ports:
-        argv = [sys.executable, "-m", "warmroute.bench.bare_scraper", *map(str, ports)]
+        argv = [sys.executable, "-m", "warmroute_lab.overhead.bare_scraper", *map(str, ports)]
         pool.replace([EndpointSpec("default", f"e{port}", "127.0.0.1", port) for port in ports], time.monotonic())
         async with Child("bare scraper", argv, tmp_path / "bare.log") as bare:
             await scraper.start()

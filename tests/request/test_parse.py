@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from warmroute.errors import Refusal
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.prompt import MEDIA_WEIGHT, Prompt
+from warmroute.request.rejections import Rejection
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
@@ -30,9 +30,9 @@ def request(path: str, body: object, **options: Any) -> InferenceRequest:
     return parsed
 
 
-def refusal(path: str, body: object) -> Refusal:
+def rejection(path: str, body: object) -> Rejection:
     parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode())
-    assert isinstance(parsed, Refusal), parsed
+    assert isinstance(parsed, Rejection), parsed
     return parsed
 
 
@@ -82,7 +82,7 @@ def test_the_second_turn_of_the_documented_conversation_matches_by_0_54(tmp_path
         (user("Hi"), user(["Hi"])),
         (user("Hi"), user([{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}])),
         (user("Hi"), {"content": "Hi", "role": "user"}),
-        (user("Hi"), {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "refusal": ""}),
+        (user("Hi"), {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "rejection": ""}),
         (user(None), {"role": "user"}),
         (user(""), user([{"type": "text", "text": ""}])),
         (
@@ -109,7 +109,7 @@ DIFFERENT_MESSAGES: list[object] = [
     {"role": "assistant", "content": "Hi", "tool_calls": [{**TOOL_CALL, "id": "c2"}]},
     {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]},
     {"role": "assistant", "content": "Hi", "reasoning": "Hm"},
-    {"role": "assistant", "content": "Hi", "refusal": "No"},
+    {"role": "assistant", "content": "Hi", "rejection": "No"},
     {"role": "assistant", "content": "Hi", "function_call": {"name": "f", "arguments": "{}"}},
     {"role": "tool", "content": "Hi", "tool_call_id": "c1"},
     {"role": "tool", "content": "Hi", "tool_call_id": "c2"},
@@ -424,10 +424,10 @@ def test_what_has_no_prompt_is_routed_and_never_refused(path: str, content_type:
 
 @pytest.mark.parametrize("content_type", [JSON, "Application/JSON; charset=utf-8", "", "application/vnd.api+json"])
 def test_json_by_media_type(content_type: str) -> None:
-    assert isinstance(parse(CHAT, content_type, b"{"), Refusal)
+    assert isinstance(parse(CHAT, content_type, b"{"), Rejection)
 
 
-# ---------------------------------------------------------------- refusals
+# ---------------------------------------------------------------- rejections
 
 
 @pytest.mark.parametrize(
@@ -456,13 +456,13 @@ def test_json_by_media_type(content_type: str) -> None:
     ],
 )
 def test_what_every_engine_refuses(path: str, body: object, param: str | None) -> None:
-    refused = refusal(path, body)
+    refused = rejection(path, body)
     assert (refused.status, refused.kind, refused.param) == (400, "invalid_request_error", param)
     assert refused.message
 
 
 def test_a_missing_model_is_said_so() -> None:
-    refused = refusal(CHAT, {"messages": []})
+    refused = rejection(CHAT, {"messages": []})
     assert (refused.message, refused.reason) == ("model not found in request body", "no-model")
 
 
@@ -470,7 +470,7 @@ def test_a_models_name_has_a_bound() -> None:
     """It is kept with the decision: megabytes of it would be kept, too."""
     assert request(CHAT, {"model": "m" * 1024, "messages": []}).model == "m" * 1024
     body = json.dumps({"model": "m" * 1025, "messages": []}).encode()
-    refused = refusal(CHAT, body)
+    refused = rejection(CHAT, body)
     assert (refused.status, refused.param) == (400, "model")
     assert "mm" not in refused.message
     assert request(CHAT, body, truncated=True).model == ""
@@ -586,7 +586,7 @@ bodies = st.dictionaries(st.sampled_from(MEMBERS), values | st.lists(messages, m
 @example("/" * 10_000, JSON, b"{}", False)
 def test_no_bytes_raise(path: str, content_type: str, body: bytes, truncated: bool) -> None:
     parsed = parse(path, content_type, body, truncated=truncated)
-    assert not (truncated and isinstance(parsed, Refusal))
+    assert not (truncated and isinstance(parsed, Rejection))
 
 
 @settings(deadline=None)
@@ -612,7 +612,7 @@ def test_no_depth_raises(depth: int, opening: str) -> None:
         + "]" * depth
         + "}"
     )
-    assert isinstance(parse(CHAT, JSON, body.encode()), InferenceRequest | Refusal)
+    assert isinstance(parse(CHAT, JSON, body.encode()), InferenceRequest | Rejection)
     assert isinstance(parse(CHAT, JSON, body[: len(body) // 2].encode(), truncated=True), InferenceRequest)
 
 

@@ -12,10 +12,11 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from warmroute.errors import ConfigurationError, Refusal
+from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
+from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
 from warmroute.routing.load import LoadConstants
 from warmroute.routing.router import Decision, Router, RoutingConstants
@@ -237,12 +238,12 @@ def test_stale_metrics_are_a_penalty() -> None:
 
 
 def test_no_endpoint_is_a_refusal() -> None:
-    refusal = Fixture(0).router.pick(prompt(LONG), 0.0)
-    assert isinstance(refusal, Refusal)
-    assert (refusal.status, refusal.reason) == (503, "no-endpoints")
-    refusal = Fixture(2).router.pick(prompt(LONG), 0.0, allowed=lambda endpoint: False)
-    assert isinstance(refusal, Refusal)
-    assert (refusal.status, refusal.reason) == (503, "empty-subset")
+    rejection = Fixture(0).router.pick(prompt(LONG), 0.0)
+    assert isinstance(rejection, Rejection)
+    assert (rejection.status, rejection.reason) == (503, "no-endpoints")
+    rejection = Fixture(2).router.pick(prompt(LONG), 0.0, allowed=lambda endpoint: False)
+    assert isinstance(rejection, Rejection)
+    assert (rejection.status, rejection.reason) == (503, "empty-subset")
 
 
 def test_a_subset_is_respected_and_booked() -> None:

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from warmroute.errors import Refusal
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
+from warmroute.request.rejections import Rejection
 from warmroute.routing.router import Decision, Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
 
@@ -40,15 +40,15 @@ def router_over(*states: tuple[int, float] | None, limits: SaturationLimits | No
 )
 def test_one_endpoint_with_room_is_enough(states: list[tuple[int, float] | None], refused: bool) -> None:
     result = router_over(*states).pick(SHEDDABLE, 0.0)
-    assert isinstance(result, Refusal) == refused
-    if isinstance(result, Refusal):
+    assert isinstance(result, Rejection) == refused
+    if isinstance(result, Rejection):
         assert (result.status, result.reason, result.retry_after) == (429, "saturated", 1)
 
 
 def test_the_limits_are_settings() -> None:
     loose = SaturationLimits(waiting=10, kv_usage=0.95)
     assert isinstance(router_over((10, 0.95), limits=loose).pick(SHEDDABLE, 0.0), Decision)
-    assert isinstance(router_over((11, 0.0), limits=loose).pick(SHEDDABLE, 0.0), Refusal)
+    assert isinstance(router_over((11, 0.0), limits=loose).pick(SHEDDABLE, 0.0), Rejection)
 
 
 def test_a_burst_is_seen_before_any_scrape_and_passes() -> None:
@@ -62,11 +62,11 @@ def test_a_burst_is_seen_before_any_scrape_and_passes() -> None:
 def test_only_the_endpoints_that_may_be_chosen_count() -> None:
     router = router_over((6, 0.0), (0, 0.0))
     result = router.pick(SHEDDABLE, 0.0, allowed=lambda endpoint: endpoint.id == "ns/0")
-    assert isinstance(result, Refusal)
+    assert isinstance(result, Rejection)
     assert result.status == 429
 
 
 def test_without_endpoints_it_is_503() -> None:
     result = router_over().pick(SHEDDABLE, 0.0)
-    assert isinstance(result, Refusal)
+    assert isinstance(result, Rejection)
     assert result.status == 503

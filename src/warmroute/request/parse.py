@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from warmroute.errors import Refusal, malformed
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.prompt import Prompt, ends_in_media, seed
+from warmroute.request.rejections import Rejection, malformed
 from warmroute.request.truncated import close_json
 
 MAX_MODEL_LENGTH = 1024
 """Characters of a model's name; engines name their models by repository or path."""
 
 Document = dict[str, Any]
-Reading = int | None | Refusal
+Reading = int | None | Rejection
 """What reading a prompt comes to: exact tokens, if the client sent token ids, or why the request is refused."""
 
 
 def parse(
     path: str, content_type: str, body: bytes, *, truncated: bool = False, model: str = ""
-) -> InferenceRequest | Refusal:
+) -> InferenceRequest | Rejection:
     """The inference request that ``body`` is, sent to ``path`` (a query string and a prefix are allowed).
 
     What is no JSON, or sent to a path that takes no prompt, is routed without one and never refused. Refused, with 400, is a
@@ -39,7 +39,7 @@ def parse(
     if type(document) is not dict:
         if truncated:
             return NO_PROMPT
-        return document if isinstance(document, Refusal) else malformed("The request body must be a JSON object.")
+        return document if isinstance(document, Rejection) else malformed("The request body must be a JSON object.")
     cut, cut_in_media = None, False
     if truncated and document:
         cut = next(reversed(document))
@@ -62,7 +62,7 @@ def parse(
     prompt = Prompt()
     try:
         tokens = route.read(document, prompt, cut)
-        if isinstance(tokens, Refusal) and not truncated:
+        if isinstance(tokens, Rejection) and not truncated:
             return tokens
         exact = tokens if isinstance(tokens, int) else None
         return InferenceRequest(
@@ -217,7 +217,7 @@ def _is_json(content_type: str) -> bool:
 
 
 def _decode(body: bytes) -> object:
-    """The decoded body, or the refusal. What orjson is too strict for (lone surrogates, NaN) the standard library takes."""
+    """The decoded body, or the rejection. The standard library decodes lone surrogates and NaN, which orjson rejects."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -238,13 +238,13 @@ def _parse_integer(digits: str) -> int | float:
     return value if -(2**63) <= value < 2**64 else float(digits)
 
 
-def _no_model(model: object) -> Refusal:
+def _no_model(model: object) -> Rejection:
     if model is None:
         return malformed("model not found in request body", param="model", reason="no-model")
     return malformed("`model` must be a string.", param="model", reason="no-model")
 
 
-def _must_be_list(name: str) -> Refusal:
+def _must_be_list(name: str) -> Rejection:
     return malformed(f"`{name}` is required and must be a list.", param=name)
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Any
 
-from warmroute.errors import Refusal, no_endpoint, shed
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
 from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
+from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
 from warmroute.routing.calibration import UNKNOWN, TokenLength
 from warmroute.routing.cost import (
@@ -174,10 +174,10 @@ class Router(PoolListener):
         *,
         request_id: str = "",
         allowed: Callable[[Endpoint], bool] | None = None,
-    ) -> Decision | Refusal:
+    ) -> Decision | Rejection:
         """Choose an endpoint and book the request on it.
 
-        ``allowed`` restricts the choice (the gateway's subset hint). A Refusal if there is nothing to choose from (503) or
+        ``allowed`` restricts the choice (the gateway's subset hint). A Rejection if there is nothing to choose from (503) or
         all that can be chosen is saturated and the request is sheddable (429). An
         exception can only come from a strategy of somebody's own.
         """

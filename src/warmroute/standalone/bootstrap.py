@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from warmroute.errors import ConfigurationError
-from warmroute.gateway.headers import DESTINATION, LB_NAMESPACE, SERVED, SUBSET_KEY, SUBSET_NAMESPACE
+from warmroute.extproc.headers import DESTINATION, LB_NAMESPACE, SERVED, SUBSET_KEY, SUBSET_NAMESPACE
 
 try:
     import betterproto2

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from envoy_fixture.pickers import endpoints_document
-from warmroute.app import App
+from warmroute.picker import EndpointPicker
 from warmroute.settings import Settings
 
 
 @asynccontextmanager
-async def picker_app(targets: Iterable[str], directory: Path, models: str = "", **settings: Any) -> AsyncIterator[App]:
-    """A running :class:`~warmroute.app.App` over ``targets``; everything listens on free ports of 127.0.0.1."""
+async def picker_app(
+    targets: Iterable[str], directory: Path, models: str = "", **settings: Any
+) -> AsyncIterator[EndpointPicker]:
+    """A running picker over ``targets``; everything listens on free ports of 127.0.0.1."""
     endpoints = directory / "endpoints.yaml"
     endpoints.write_text(endpoints_document(targets) if not models else endpoints_document(targets)[:-1] + models + "}")
     defaults = {
@@ -27,7 +29,7 @@ async def picker_app(targets: Iterable[str], directory: Path, models: str = "", 
         "secure_serving": False,
         "routing_strategy": "PREFIX_CACHE",
     }
-    app = App(Settings(**defaults | settings))
+    app = EndpointPicker(Settings(**defaults | settings))
     await app.start()
     try:
         yield app
@@ -35,7 +37,7 @@ async def picker_app(targets: Iterable[str], directory: Path, models: str = "", 
         await app.stop()
 
 
-def target(app: App) -> str:
+def target(app: EndpointPicker) -> str:
     """``address:port`` of the app's ext_proc service."""
     return f"127.0.0.1:{app.server.grpc_port}"
 

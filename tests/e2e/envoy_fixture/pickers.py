@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from warmroute.gateway import ext_proc_pb2 as pb
+from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.standalone.child import Child
-from warmroute.standalone.picker import PickerPorts, picker, start_picker
+from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.ports import free_port
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"

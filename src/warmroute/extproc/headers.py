@@ -1,0 +1,52 @@
+"""The header and metadata names of the endpoint picker protocol, and the reading of headers."""
+
+from __future__ import annotations
+
+from warmroute.extproc.ext_proc_pb2 import HeaderMap
+
+DESTINATION = "x-gateway-destination-endpoint"
+"""Request header and metadata key with the chosen endpoints."""
+SERVED = "x-gateway-destination-endpoint-served"
+"""Metadata key with the endpoint that served the request."""
+LB_NAMESPACE = "envoy.lb"
+SUBSET_NAMESPACE = "envoy.lb.subset_hint"
+SUBSET_KEY = "x-gateway-destination-endpoint-subset"
+
+DROPPED_REASON = "x-warmroute-dropped-reason"
+OBJECTIVES = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
+"""Request headers that name the InferenceObjective; the first that is there counts."""
+FAIRNESS_IDS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
+"""Request headers that say whom the request counts for; the first that is there counts."""
+MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
+"""Request headers with the model name to go on with in place of the body's; the first that is there counts."""
+MODEL_NAME = "x-gateway-model-name"
+"""Request header with the body's model name, where routes go by it (body-based routing)."""
+CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
+"""Request headers that are meant for the picker and do not go to the engine."""
+
+TEST_SELECTION = "test-epp-endpoint-selection"
+TEST_SERVED = "x-conformance-test-served-endpoint"
+TEST_ECHO = "x-echo-set-header"
+
+MAX_DIGITS = 18
+"""Longest number in a header that is read as one."""
+
+_WANTED = frozenset(
+    (":path", ":status", "content-type", "content-length", "x-request-id", MODEL_NAME, TEST_SELECTION, *CONSUMED)
+)
+
+
+def read(headers: HeaderMap) -> dict[str, str]:
+    """The few headers that matter; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``."""
+    found = {}
+    for header in headers.headers:
+        name = header.key  # each look at a field copies it
+        if name in _WANTED:
+            raw = header.raw_value
+            found[name] = raw.decode("utf-8", "replace") if raw else header.value
+    return found
+
+
+def number(text: str, *, digits: int = MAX_DIGITS) -> int | None:
+    """A header's value as a number without sign; None if it is none that could be meant, or has more ``digits``."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None

@@ -1,0 +1,55 @@
+"""InferencePool, of either API group: which pods, which ports, which annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from warmroute.kubernetes.api import Object
+
+GA_GROUP = "inference.networking.k8s.io"
+X_GROUP = "inference.networking.x-k8s.io"
+VERSIONS = {GA_GROUP: "v1", X_GROUP: "v1alpha2"}
+"""The version read of each group; where both have the pool, the first one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferencePool:
+    """What matters of an InferencePool."""
+
+    api_version: str
+    namespace: str
+    name: str
+    uid: str
+    selector: dict[str, str]
+    """Labels that a pod must have, all of them; never empty."""
+    ports: tuple[int, ...]
+    annotations: dict[str, str]
+    terminating: bool
+
+    @property
+    def label_selector(self) -> str:
+        """The selector as the API server takes it."""
+        return ",".join(f"{key}={value}" for key, value in sorted(self.selector.items()))
+
+
+def read_pool(item: Object) -> InferencePool:
+    """A pool from its object. Raises LookupError, TypeError or ValueError for what is none."""
+    metadata, spec = item["metadata"], item["spec"]
+    if item["apiVersion"].startswith(f"{GA_GROUP}/"):
+        selector = spec["selector"]["matchLabels"]
+        ports = tuple(int(port["number"]) for port in spec["targetPorts"])
+    else:
+        selector = spec["selector"]
+        ports = (int(spec["targetPortNumber"]),)
+    if not selector or not ports:
+        raise ValueError("an InferencePool needs a selector and a target port")
+    return InferencePool(
+        api_version=item["apiVersion"],
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        selector={str(key): str(value) for key, value in selector.items()},
+        ports=ports,
+        annotations=metadata.get("annotations") or {},
+        terminating=bool(metadata.get("deletionTimestamp")),
+    )

@@ -1,0 +1,164 @@
+"""Leader election with a Lease: of several pickers one is ready, the others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+
+from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster, Object
+from warmroute.kubernetes.informer import Resource
+
+logger = logging.getLogger(__name__)
+
+LEASE_DURATION = 15
+"""Seconds without a sign of life after which another one takes the Lease."""
+RETRY_INTERVAL = 2.0
+"""Seconds between two looks at the Lease, and between two signs of life."""
+RELEASE_TIMEOUT = 3.0
+
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def own_namespace(default: str) -> str:
+    """Where this process runs: POD_NAMESPACE, else its service account's namespace, else ``default``."""
+    try:
+        return os.environ.get("POD_NAMESPACE") or _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    except OSError:
+        return default
+
+
+def own_identity() -> str:
+    """The pod's name: POD_NAME, else the host name, which is the same in a pod."""
+    return os.environ.get("POD_NAME") or socket.gethostname()
+
+
+class LeaderElection:
+    """Holds or awaits one Lease.
+
+    A leader stays so until it sees another holder: while the API server is away nobody can take over, and should this
+    process alone be cut off, two serve for a while, which costs cache hits but no requests. Another holder's time is
+    measured by the own clock, from when its last sign of life was seen.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        clock: Callable[[], float] = monotonic,
+        duration: int = LEASE_DURATION,
+        retry_interval: float = RETRY_INTERVAL,
+    ) -> None:
+        self.leading = False
+        self._cluster = cluster
+        self._leases = Resource("coordination.k8s.io", "v1", "leases", namespace)
+        self._name = name
+        self._identity = identity
+        self._clock = clock
+        self._duration = duration
+        self._retry_interval = retry_interval
+        self._seen: tuple[object, ...] = ()
+        self._seen_at = 0.0
+        self._problem: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to seek the Lease."""
+        self._task = asyncio.create_task(self._run(), name="leader election")
+
+    async def stop(self) -> None:
+        """Stop seeking, and release the Lease so that another one takes over at once. Safe at any time, and again."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if self.leading:
+            self.leading = False
+            try:
+                async with asyncio.timeout(RELEASE_TIMEOUT):
+                    await self._release()
+            except (ApiError, TimeoutError) as error:
+                logger.warning("the Lease is not released; it expires", extra={"fields": {"error": str(error)}})
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                self._lead(await self._seek())
+                self._problem = None
+            except ApiError as error:
+                if error.status not in {UNREACHABLE, 409} and str(error) != self._problem:
+                    self._problem = str(error)
+                    logger.warning("the Lease cannot be had", extra={"fields": {"error": str(error)}})
+            except Exception:
+                logger.exception("leader election failed and goes on")
+            await asyncio.sleep(self._retry_interval)
+
+    async def _seek(self) -> bool:
+        """Give a sign of life, take the Lease if it is free, or look whose it is. Whether it is ours."""
+        try:
+            lease = await self._cluster.get(self._path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            metadata = {"name": self._name, "namespace": self._leases.namespace}
+            await self._cluster.create(
+                self._leases.path,
+                {
+                    "apiVersion": "coordination.k8s.io/v1",
+                    "kind": "Lease",
+                    "metadata": metadata,
+                    "spec": self._spec({}),
+                },
+            )
+            return True
+        spec = lease.get("spec") or {}
+        sign = (spec.get("holderIdentity"), spec.get("renewTime"))
+        if sign != self._seen:
+            self._seen, self._seen_at = sign, self._clock()
+        holder = spec.get("holderIdentity")
+        expired = self._clock() - self._seen_at > (spec.get("leaseDurationSeconds") or self._duration)
+        if holder and holder != self._identity and not expired:
+            return False
+        await self._cluster.update(self._path, lease | {"spec": self._spec(spec)})
+        return True
+
+    async def _release(self) -> None:
+        lease = await self._cluster.get(self._path)
+        if lease["spec"].get("holderIdentity") == self._identity:
+            freed = lease["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+            await self._cluster.update(self._path, lease | {"spec": freed})
+
+    def _spec(self, before: Object) -> Object:
+        spec = before | {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": self._duration,
+            "renewTime": _now(),
+        }
+        if before.get("holderIdentity") != self._identity:
+            spec |= {"acquireTime": spec["renewTime"], "leaseTransitions": (before.get("leaseTransitions") or 0) + 1}
+        return spec
+
+    def _lead(self, leading: bool) -> None:
+        if leading != self.leading:
+            self.leading = leading
+            logger.info(
+                "this picker leads" if leading else "another picker leads",
+                extra={"fields": {"lease": self._name, "identity": self._identity}},
+            )
+
+    @property
+    def _path(self) -> str:
+        return f"{self._leases.path}/{self._name}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,319 @@
+"""What happened and how things stand, for Prometheus.
+
+The server's parts call the methods of :class:`Metrics` as things happen; what has a present value (the endpoints' load,
+the index, the settings) is asked for when a page is rendered, so that nothing is stale and the series of an endpoint that
+left are gone with it.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector
+from prometheus_client.registry import Collector
+
+from warmroute import __version__
+from warmroute.observability import series
+from warmroute.observability.instruments import BYTES, RATIO, SECONDS, Counter, Histogram, PrefixCacheTally
+from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.pool import PoolListener
+from warmroute.request.rejections import Rejection
+from warmroute.routing.router import Decision
+from warmroute.settings import Settings
+
+EndpointState = Literal["ready", "unreachable", "sleeping", "gone"]
+StreamFault = Literal["protocol-error", "internal"]
+ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointReading:
+    """How one member of the pool stands at this moment, as the router sees it."""
+
+    endpoint: Endpoint
+    waiting: float
+    """Requests waiting for their first token."""
+    running: float
+    """Requests being decoded."""
+    pending_tokens: float
+    """Prompt tokens assigned and not prefilled yet."""
+    slowness: float
+    """The factor tau: slowness relative to the pool's median."""
+    prefill_rate: float
+    """Prefill tokens per second that the router reckons with."""
+    checkpoints: int
+    """Checkpoints in the prefix index."""
+    index_tokens: float
+    """Tokens that the prefix index holds for the endpoint."""
+
+    def plain(self, now: float) -> dict[str, Any]:
+        """The reading as data for JSON; ``now`` in the seconds that stamp the engines' states."""
+        endpoint, engine = self.endpoint, self.endpoint.state
+        return {
+            "endpoint": endpoint.id,
+            "target": endpoint.target,
+            "state": endpoint_state(endpoint),
+            "engine": endpoint.engine,
+            "member_for_seconds": round(now - endpoint.added_at, 3),
+            "router": {
+                "waiting": round(self.waiting, 3),
+                "running": round(self.running, 3),
+                "pending_prefill_tokens": round(self.pending_tokens, 1),
+                "slowness": round(self.slowness, 3),
+                "prefill_tokens_per_second": round(self.prefill_rate, 1),
+            },
+            "index": {"checkpoints": self.checkpoints, "tokens": round(self.index_tokens)},
+            "scrape": None
+            if engine is None
+            else {
+                "age_seconds": round(now - engine.observed_at, 3),
+                "waiting": engine.waiting,
+                "running": engine.running,
+                "kv_usage": engine.kv_usage,
+                "capacity_tokens": engine.capacity_tokens,
+                "max_num_seqs": engine.max_num_seqs,
+                "loaded_adapters": sorted(engine.loaded_adapters),
+                "max_adapters": engine.max_adapters,
+                "sleeping": engine.sleeping,
+            },
+        }
+
+
+EndpointView = Callable[[], Iterable[EndpointReading]]
+"""Gives a reading of every member of the pool, those that are gone but remembered included."""
+
+
+def endpoint_state(endpoint: Endpoint) -> EndpointState:
+    """The one word for whether the endpoint can be chosen, and if not, why."""
+    if endpoint.gone_at is not None:
+        return "gone"
+    if not endpoint.reachable:
+        return "unreachable"
+    return "ready" if endpoint.available else "sleeping"
+
+
+@dataclass(slots=True)
+class _Member:
+    """What is counted for one member of the pool while it is one."""
+
+    target: str
+    """Where the engine is that is counted for."""
+    process_since: float
+    """Monotonic seconds at which it joined, or at which its engine was last known to be a new process."""
+    picks: int = 0
+    restarts: int = 0
+    prefix_cache: PrefixCacheTally = field(default_factory=PrefixCacheTally)
+    scrapes: Tally[str] = field(default_factory=Tally)
+
+
+_ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], ...] = (
+    (series.WAITING, lambda reading: reading.waiting),
+    (series.RUNNING, lambda reading: reading.running),
+    (series.PENDING_TOKENS, lambda reading: reading.pending_tokens),
+    (series.SLOWNESS, lambda reading: reading.slowness),
+    (series.PREFILL_RATE, lambda reading: reading.prefill_rate),
+    (series.INDEX_CHECKPOINTS, lambda reading: reading.checkpoints),
+    (series.INDEX_TOKENS, lambda reading: reading.index_tokens),
+)
+_ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...] = (
+    (series.ENGINE_WAITING, lambda state: state.waiting),
+    (series.ENGINE_RUNNING, lambda state: state.running),
+    (series.KV_USAGE, lambda state: state.kv_usage),
+)
+
+
+class Metrics(PoolListener, Collector):
+    """The metrics of one picker, in a registry of its own. Not thread-safe: one event loop owns it.
+
+    Subscribe it to the pool: what is counted by endpoint is kept for the pool's members only. ``settings`` and
+    ``endpoints`` are called for every page; ``clock`` must be the one that stamps the engines' states.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        endpoints: EndpointView,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.registry = CollectorRegistry()
+        self._settings = settings
+        self._endpoints = endpoints
+        self._clock = clock
+        self._streams = 0
+        self._members: dict[str, _Member] = {}
+        self._requests = Counter(series.REQUESTS)
+        self._errors = Counter(series.REQUEST_ERRORS)
+        self._decisions = Counter(series.DECISIONS)
+        self._broken = Counter(series.STREAMS_BROKEN)
+        self._responses = Counter(series.RESPONSES)
+        self._reloads = Counter(series.RELOADS)
+        # Zeros from the start: Prometheus sees no increase in a series that begins with 1.
+        for fault in get_args(StreamFault):
+            self._broken.add(fault, amount=0)
+        for source, result in product(get_args(ReloadSource), ("ok", "error")):
+            self._reloads.add(source, result, amount=0)
+        self._prompt_tokens = Counter(series.PROMPT_TOKENS)
+        self._matched_tokens = Counter(series.MATCHED_TOKENS)
+        self._body_bytes = Histogram(series.BODY_BYTES, BYTES)
+        self._match_ratio = Histogram(series.MATCH_RATIO, RATIO)
+        self._pick = Histogram(series.PICK_SECONDS, SECONDS)
+        self._processing = Histogram(series.PROCESSING_SECONDS, SECONDS)
+        self._lag = Histogram(series.LOOP_LAG, SECONDS)
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    # What happens
+
+    def stream_opened(self) -> None:
+        """An ext_proc stream began."""
+        self._streams += 1
+
+    def stream_closed(self) -> None:
+        """An ext_proc stream ended, in whatever way."""
+        self._streams -= 1
+
+    def stream_broken(self, reason: StreamFault) -> None:
+        """An ext_proc stream was ended by a mistake: the proxy's, or a bug of ours."""
+        self._broken.add(reason)
+
+    def routed(self, decision: Decision, *, model: str, body_bytes: int) -> None:
+        """A request for ``model`` was given an endpoint."""
+        self._requests.add(model)
+        self._decisions.add(decision.strategy, decision.reason)
+        self._body_bytes.observe(body_bytes)
+        if decision.chain.hashes:
+            self._prompt_tokens.add(amount=decision.prompt_tokens)
+            self._matched_tokens.add(amount=decision.cached_tokens)
+            self._match_ratio.observe(decision.match_ratio)
+        member = self._members.get(decision.endpoint.id)
+        if member is not None:
+            member.picks += 1
+
+    def rejected(self, rejection: Rejection, model: str = "") -> None:
+        """A request was answered with an error. Names of models that were never routed take no room."""
+        self._requests.add(model if not model or (model,) in self._requests else series.OTHER)
+        self._errors.add(rejection.reason, str(rejection.status))
+
+    def responded(self, status: int) -> None:
+        """An engine answered a request with this HTTP status."""
+        self._responses.add(str(status))
+
+    def picked(self, seconds: float) -> None:
+        """The router took ``seconds`` to choose an endpoint or to refuse."""
+        self._pick.observe(seconds)
+
+    def processed(self, seconds: float) -> None:
+        """A request was answered after ``seconds`` of the picker's own work."""
+        self._processing.observe(seconds)
+
+    def scraped(self, endpoint_id: str, result: str = "ok") -> None:
+        """A scrape of an engine ended: ``ok`` or one of a few words for what went wrong."""
+        member = self._members.get(endpoint_id)
+        if member is not None:
+            member.scrapes[result] += 1
+
+    def reloaded(self, source: ReloadSource, *, ok: bool) -> None:
+        """Something was read again while running; not ``ok`` means that the former version stays in force."""
+        self._reloads.add(source, "ok" if ok else "error")
+
+    def loop_lagged(self, seconds: float) -> None:
+        """The event loop ran something ``seconds`` after it was due."""
+        self._lag.observe(seconds)
+
+    # What the pool tells
+
+    def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
+        """Count for it from now on."""
+        self._members[endpoint.id] = _Member(endpoint.target, now)
+
+    def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
+        """Its series end."""
+        self._members.pop(endpoint.id, None)
+
+    def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
+        """Its engine told how it stands."""
+        if endpoint.state is not None:
+            state = endpoint.state
+            self._members[endpoint.id].prefix_cache.read(state.prefix_queries_total, state.prefix_hits_total)
+
+    def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+        """Its engine lost its cache."""
+        member = self._members[endpoint.id]
+        member.restarts += 1
+        member.process_since = now
+        if endpoint.target != member.target:
+            member.prefix_cache.replaced()
+        member.target = endpoint.target
+
+    # What Prometheus reads
+
+    def collect(self) -> Iterator[Metric]:
+        """Every series of the catalogue."""
+        settings = self._settings()
+        readings = list(self._endpoints())
+        yield self._requests.collect()
+        yield self._errors.collect()
+        yield series.STREAMS_IN_FLIGHT.family([((), self._streams)])
+        yield self._broken.collect()
+        yield self._responses.collect()
+        yield series.STREAMS_LIMIT.family([((), settings.max_streams)])
+        yield self._body_bytes.collect()
+        yield self._prompt_tokens.collect()
+        yield self._matched_tokens.collect()
+        yield self._decisions.collect()
+        yield self._match_ratio.collect()
+        yield self._pick.collect()
+        yield self._processing.collect()
+        yield from self._collect_endpoints(readings)
+        yield series.INDEX_LIMIT.family([((), settings.index_limit)])
+        yield self._lag.collect()
+        yield self._reloads.collect()
+        yield series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)])
+        yield series.BUILD_INFO.family([((__version__, platform.python_version()), 1)])
+        yield from _collect_pool(settings.pool_name or "default", readings)
+        yield series.EXTENSION_INFO.family([(("", f"warmroute-{__version__}"), 1)])
+
+    def _collect_endpoints(self, readings: list[EndpointReading]) -> Iterator[Metric]:
+        now = self._clock()
+        states = Tally(endpoint_state(reading.endpoint) for reading in readings)
+        yield series.ENDPOINTS.family([((state,), states[state]) for state in get_args(EndpointState)])
+        for gauge, of_reading in _ROUTER_GAUGES:
+            yield gauge.family([((reading.endpoint.id,), of_reading(reading)) for reading in readings])
+        engines = [(r.endpoint.id, r.endpoint.state) for r in readings if r.endpoint.state is not None]
+        for gauge, of_state in _ENGINE_GAUGES:
+            yield gauge.family([((name,), of_state(state)) for name, state in engines])
+        members = self._members.items()
+        observed = {name: state.observed_at for name, state in engines}
+        ages = [((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members]
+        yield series.SCRAPE_AGE.family(ages)
+        yield series.PICKS.family([((name,), member.picks) for name, member in members])
+        yield series.RESTARTS.family([((name,), member.restarts) for name, member in members])
+        told = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]
+        yield series.PREFIX_LOOKUPS.family([((name,), cache.lookups) for name, cache in told])
+        yield series.PREFIX_HITS.family([((name,), cache.hits) for name, cache in told])
+        yield series.SCRAPES.family(
+            [((name, result), count) for name, member in members for result, count in member.scrapes.items()]
+        )
+
+
+def _collect_pool(name: str, readings: list[EndpointReading]) -> Iterator[Metric]:
+    states = [reading.endpoint.state for reading in readings if reading.endpoint.available]
+    known = [state for state in states if state is not None]
+    kv_usage = [((name,), fmean(state.kv_usage for state in known))] if known else []
+    waiting = [((name,), fmean(state.waiting for state in known))] if known else []
+    yield series.POOL_KV_USAGE.family(kv_usage)
+    yield series.POOL_QUEUE_SIZE.family(waiting)
+    yield series.POOL_READY.family([((name,), len(states))])
+
+
+def _texts(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(str(getattr(settings, name)) for name in names)

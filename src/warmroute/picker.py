@@ -1,0 +1,367 @@
+"""The composition root: builds the parts from the settings, runs them, drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from warmroute.discovery.file import FileDiscovery
+from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.errors import ConfigurationError
+from warmroute.extproc.server import Server, ServerOptions
+from warmroute.extproc.session import Session, SessionRules
+from warmroute.observability import lag, logs
+from warmroute.observability.metrics import EndpointReading, Metrics, StreamFault
+from warmroute.observability.pages import Pages
+from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.models import Criticality
+from warmroute.pool.pool import Pool
+from warmroute.request.inference import InferenceRequest
+from warmroute.request.rejections import Rejection
+from warmroute.routing.cost import CostConstants
+from warmroute.routing.load import LoadConstants
+from warmroute.routing.router import Decision, Router, RoutingConstants
+from warmroute.routing.saturation import SaturationLimits
+from warmroute.settings import Settings
+
+if TYPE_CHECKING:
+    from warmroute.kubernetes.discovery import KubernetesDiscovery
+    from warmroute.kubernetes.lease import LeaderElection
+
+logger = logging.getLogger(__name__)
+
+EXPIRE_INTERVAL = 1.0
+"""Seconds between two looks for endpoints that have been gone for long enough."""
+SWEEP_INTERVAL = 0.01
+"""Seconds between two slices of the index's clean-up, so that requests pass between them."""
+RESTART_DELAY = 1.0
+"""Seconds before a background task that failed is started again."""
+SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
+"""The setting ``shedding`` as a criticality."""
+
+
+def routing_constants(settings: Settings) -> RoutingConstants:
+    """What the router needs of the settings."""
+    return RoutingConstants(
+        load=LoadConstants(
+            cost=CostConstants(
+                eviction=settings.cost_eviction,
+                waiting=settings.cost_waiting,
+                running=settings.cost_running,
+                decode=settings.cost_decode,
+                balance=settings.cost_balance,
+                slots=settings.cost_slots,
+                kv=settings.cost_kv,
+                adapter=settings.cost_adapter,
+                stale=settings.cost_stale,
+            ),
+            drain_factor=settings.drain_factor,
+            queue_slack=settings.queue_slack,
+            prefill_rate=settings.prefill_rate,
+            max_num_seqs=settings.max_num_seqs,
+            cache_tokens=settings.cache_tokens,
+            staleness_threshold=settings.metrics_staleness_threshold,
+        ),
+        saturation=SaturationLimits(waiting=settings.saturation_queue_depth, kv_usage=settings.saturation_kv_usage),
+        strategy=settings.routing_strategy,
+        max_endpoints=settings.max_endpoints,
+        prefix_match_threshold=settings.prefix_match_threshold,
+        bytes_per_token=settings.bytes_per_token,
+        cache_headroom=settings.cache_headroom,
+        index_limit=settings.index_limit,
+        remembered_decisions=settings.debug_decisions,
+    )
+
+
+def session_rules(settings: Settings) -> SessionRules:
+    """What a session needs of the settings."""
+    return SessionRules(
+        max_body_bytes=settings.max_body_bytes,
+        observe_responses=settings.observe_responses,
+        enable_conformance_headers=settings.enable_conformance_headers,
+        disable_endpoint_subset_filter=settings.disable_endpoint_subset_filter,
+        strict_models=settings.strict_models,
+        shed_up_to=SHED_UP_TO[settings.shedding],
+    )
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """What the server needs of the settings."""
+    return ServerOptions(
+        host=settings.host,
+        grpc_port=settings.grpc_port,
+        grpc_health_port=settings.grpc_health_port,
+        secure_serving=settings.secure_serving,
+        cert_path=settings.cert_path,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
+        max_streams=settings.max_streams,
+    )
+
+
+class EndpointPicker:
+    """One endpoint picker. ``run`` reads as its life; ``start`` and ``stop`` are for those who embed it."""
+
+    def __init__(self, settings: Settings, *, rng: random.Random | None = None) -> None:
+        now = monotonic()
+        self.settings = settings
+        rng = rng or random.Random()
+        self._chance = rng.random
+        self.pool = Pool(default_engine=settings.model_server_runtime)
+        self.router = Router(self.pool, routing_constants(settings), rng=rng, now=now)
+        self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
+        self.pool.subscribe(self.metrics, now)
+        self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped)
+        self.server = Server(
+            server_options(settings),
+            new_session=self._new_session,
+            observer=self,
+            ready=lambda: self.pool.synced and (self.election is None or self.election.leading),
+            clock=monotonic,
+        )
+        self.pages = Pages(
+            settings.host,
+            settings.metrics_port,
+            self.metrics,
+            endpoints=self._endpoints_page,
+            decisions=lambda: self.router.decisions(monotonic()),
+            settings=lambda: self.settings.model_dump(mode="json"),
+        )
+        self.election: LeaderElection | None = None
+        self.discovery = self._discovery(settings)
+        self._rules = session_rules(settings)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
+        if settings.endpoints_file is not None and settings.pool_name is not None:
+            raise ConfigurationError("--pool-name and --endpoints-file are both given; endpoints come from one of them")
+        if settings.endpoints_file is None and settings.pool_name is None:
+            raise ConfigurationError(
+                "say where the endpoints come from: either --pool-name NAME (with --pool-namespace) or --endpoints-file FILE"
+            )
+        if settings.endpoints_file is not None:
+            if settings.ha_enable_leader_election:
+                raise ConfigurationError("--ha-enable-leader-election needs Kubernetes: --pool-name in place of a file")
+            return FileDiscovery(
+                settings.endpoints_file,
+                self.pool,
+                reloaded=lambda ok: self.metrics.reloaded("endpoints-file", ok=ok),
+                clock=monotonic,
+            )
+
+        from warmroute.kubernetes import lease  # the client takes long to import, and not everybody needs it
+        from warmroute.kubernetes.api import Cluster
+        from warmroute.kubernetes.discovery import KubernetesDiscovery
+
+        cluster = Cluster()
+        if settings.ha_enable_leader_election:
+            self.election = lease.LeaderElection(
+                cluster,
+                namespace=lease.own_namespace(settings.pool_namespace),
+                name=f"warmroute-{settings.pool_namespace}-{settings.pool_name}",
+                identity=lease.own_identity(),
+            )
+        return KubernetesDiscovery(
+            cluster,
+            settings,
+            self.pool,
+            apply=self.apply,
+            reloaded=lambda ok: self.metrics.reloaded("annotations", ok=ok),
+        )
+
+    # ---------------------------------------------------------------- life
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; then drain and stop. A second signal ends the drain at once."""
+        stop = asyncio.Event()
+        hurry = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+        try:
+            await self.start()
+            gc.collect()
+            gc.freeze()  # what is there now stays: no collection needs to look at it again
+            await stop.wait()
+            logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
+            drained = asyncio.ensure_future(self._drain())
+            hurried = asyncio.ensure_future(hurry.wait())
+            await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
+            for waiter in (drained, hurried):
+                waiter.cancel()
+        finally:
+            await self.stop()
+
+    async def _drain(self) -> None:
+        """Become unready, and let another picker lead, while open streams end."""
+        resigned = [self.election.stop()] if self.election is not None else []
+        drained = self.server.drain(self.settings.drain_timeout, quiet=self.settings.drain_quiet)
+        await asyncio.gather(drained, *resigned)
+
+    async def start(self) -> None:
+        """Start every part. Raises ConfigurationError, with nothing left running."""
+        try:
+            self.discovery.load()
+            await self.pages.start()
+            await self.server.start()
+            await self.scraper.start()
+            await self.discovery.start()
+            if self.election is not None:
+                self.election.start()
+        except BaseException:
+            await self.stop()
+            raise
+        for name, work in (("upkeep", self._upkeep), ("lag", lambda: lag.watch(self.metrics.loop_lagged))):
+            self._tasks.append(asyncio.create_task(_restarted(name, work), name=name))
+        logger.info(
+            "serving",
+            extra={
+                "fields": {
+                    "grpc-port": self.server.grpc_port,
+                    "grpc-health-port": self.server.grpc_health_port,
+                    "metrics-port": self.pages.port,
+                    "secure": self.settings.secure_serving,
+                    "strategy": self.router.strategy,
+                    "endpoints": len(self.pool.endpoints),
+                }
+            },
+        )
+
+    async def stop(self) -> None:
+        """Stop every part; safe after a failed start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self.election is not None:
+            await self.election.stop()
+        await self.discovery.stop()
+        await self.scraper.stop()
+        await self.server.stop()
+        await self.pages.stop()
+
+    def apply(self, settings: Settings) -> None:
+        """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
+        self.scraper.apply(settings)
+        try:
+            self.router.apply(routing_constants(settings), monotonic())
+        except ConfigurationError:
+            self.scraper.apply(self.settings)
+            raise
+        self.settings = settings
+        self._rules = session_rules(settings)
+        self.pool.default_engine = settings.model_server_runtime
+        logs.set_level(settings.log_level)
+
+    async def _upkeep(self) -> None:
+        while True:
+            self.pool.expire(monotonic())
+            more = self.router.sweep()
+            await asyncio.sleep(SWEEP_INTERVAL if more else EXPIRE_INTERVAL)
+
+    # ---------------------------------------------------------------- streams
+
+    def _new_session(self) -> Session:
+        models = self.pool.models
+        return Session(self, self._rules, models=models.get, objectives=models.objective, chance=self._chance)
+
+    def pick(
+        self,
+        request: InferenceRequest,
+        now: float,
+        *,
+        request_id: str = "",
+        allowed: Callable[[Endpoint], bool] | None = None,
+    ) -> Decision | Rejection:
+        """:meth:`Router.pick`, timed."""
+        began = perf_counter()
+        result = self.router.pick(request, now, request_id=request_id, allowed=allowed)
+        self.metrics.picked(perf_counter() - began)
+        return result
+
+    def opened(self, decision: Decision) -> None:
+        """See :meth:`Router.opened`."""
+        self.router.opened(decision)
+
+    def finished(self, decision: Decision, now: float) -> None:
+        """See :meth:`Router.finished`."""
+        self.router.finished(decision, now)
+
+    def served(self, decision: Decision, target: str, now: float) -> None:
+        """See :meth:`Router.served`."""
+        self.router.served(decision, target, now)
+
+    def stream_opened(self) -> None:
+        """See :class:`~warmroute.extproc.server.Observer`."""
+        self.metrics.stream_opened()
+
+    def stream_answered(self, session: Session, seconds: float) -> None:
+        """See :class:`~warmroute.extproc.server.Observer`."""
+        self.metrics.processed(seconds)
+        if session.decision is not None:
+            self.metrics.routed(session.decision, model=session.request.model, body_bytes=session.body_bytes)
+        elif session.rejection is not None:
+            self.metrics.rejected(session.rejection, session.request.model)
+
+    def stream_closed(self, session: Session) -> None:
+        """See :class:`~warmroute.extproc.server.Observer`."""
+        self.metrics.stream_closed()
+        if session.response_status is not None:
+            self.metrics.responded(session.response_status)
+
+    def stream_broken(self, reason: StreamFault) -> None:
+        """See :class:`~warmroute.extproc.server.Observer`."""
+        self.metrics.stream_broken(reason)
+
+    def certificate_reloaded(self, ok: bool) -> None:
+        """See :class:`~warmroute.extproc.server.Observer`."""
+        self.metrics.reloaded("certificate", ok=ok)
+
+    # ---------------------------------------------------------------- insight
+
+    def _scraped(self, endpoint: Endpoint, result: ScrapeOutcome) -> None:
+        self.metrics.scraped(endpoint.id, result)
+
+    def _readings(self) -> Iterator[EndpointReading]:
+        now = monotonic()
+        for book in self.router.books:
+            waiting, running, pending = self.router.load_of(book, now)
+            checkpoints, tokens = self.router.held(book)
+            yield EndpointReading(
+                endpoint=book.endpoint,
+                waiting=waiting,
+                running=running,
+                pending_tokens=pending,
+                slowness=book.tau,
+                prefill_rate=self.router.speed_of(book),
+                checkpoints=checkpoints,
+                index_tokens=tokens,
+            )
+
+    def _endpoints_page(self) -> list[dict[str, Any]]:
+        now = monotonic()
+        return [reading.plain(now) for reading in self._readings()]
+
+
+async def _restarted(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work``, which is not supposed to return, again and again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.exception("background task failed and is started again", extra={"fields": {"task": name}})
+        await asyncio.sleep(RESTART_DELAY)
+
+
+def serve(settings: Settings) -> None:
+    """Configure logging and serve until a signal. Raises ConfigurationError."""
+    import uvloop
+
+    logs.configure(settings)
+    uvloop.run(EndpointPicker(settings).run())

@@ -1,0 +1,1 @@
+"""Load generators that talk to a real server."""

@@ -1,0 +1,1 @@
+"""What the picker itself costs, measured beside a server that does nothing."""

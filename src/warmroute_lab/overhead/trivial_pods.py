@@ -1,0 +1,88 @@
+"""Pods that cost next to nothing: a small metrics page to every GET, an empty completion to every POST.
+
+``python -m warmroute_lab.overhead.trivial_pods --first-port N --count M``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+from typing import cast
+
+import uvloop
+
+_SERIES = {
+    "vllm:num_requests_running": "0.0",
+    "vllm:num_requests_waiting": "0.0",
+    "vllm:kv_cache_usage_perc": "0.1",
+    "vllm:request_prompt_tokens_sum": "100000.0",
+    "vllm:request_prompt_tokens_count": "100.0",
+    "vllm:prompt_tokens_by_source_total": "50000.0",
+    "vllm:prefix_cache_queries_total": "100000.0",
+    "vllm:prefix_cache_hits_total": "50000.0",
+    "vllm:cache_config_info": "1.0",
+}
+_LABELS = '{engine="0",model_name="model",source="local_compute",block_size="16",num_gpu_blocks="31250"}'
+
+
+def _answer(content_type: str, body: str) -> bytes:
+    return (f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n{body}").encode()
+
+
+_PAGE = _answer(
+    "text/plain; version=0.0.4",
+    "".join(
+        f"# HELP {name} About as long as such a line is.\n# TYPE {name} gauge\n{name}{_LABELS} {value}\n"
+        for name, value in _SERIES.items()
+    ),
+)
+_COMPLETION = _answer("application/json", '{"object":"chat.completion","choices":[]}')
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"transfer-encoding: *chunked", re.IGNORECASE)
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Pod(asyncio.Protocol):
+    """One connection. Requests come one at a time, as proxies and scrapers send them."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.WriteTransport, transport)
+        self._received = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer once the request is complete."""
+        received = self._received
+        received += data
+        head = received.find(b"\r\n\r\n") + 4
+        if head < 4:
+            return
+        if length := _LENGTH.search(received, 0, head):
+            complete = len(received) >= head + int(length[1])
+        else:
+            complete = received.endswith(_LAST_CHUNK) or not _CHUNKED.search(received, 0, head)
+        if complete:
+            self._transport.write(_PAGE if received.startswith(b"GET") else _COMPLETION)
+            received.clear()
+
+
+async def serve(first_port: int, count: int) -> None:
+    """``count`` pods on consecutive ports; until cancelled."""
+    loop = asyncio.get_running_loop()
+    for port in range(first_port, first_port + count):
+        await loop.create_server(Pod, "127.0.0.1", port)
+    await loop.create_future()
+
+
+def main() -> None:
+    """Command line of the child process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first-port", type=int, required=True)
+    parser.add_argument("--count", type=int, required=True)
+    options = parser.parse_args()
+    uvloop.run(serve(options.first_port, options.count))
+
+
+if __name__ == "__main__":
+    main()

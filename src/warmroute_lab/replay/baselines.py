@@ -1,0 +1,324 @@
+"""Other projects' policies, re-implemented from their sources with their default constants, to compare with.
+
+They see what the project's own router sees. Where that is every request and response passing through it, their counts are
+exact and immediate, which is more than the server's router is told. None of them is part of the server.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from warmroute.pool.endpoint import EngineState
+from warmroute_lab.replay.held import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
+from warmroute_lab.replay.picker import Picker
+from warmroute_lab.replay.trace import BYTES_PER_TOKEN, TracedRequest
+from warmroute_lab.simulator.blocks import hash_segments
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    pod: int
+    uncached: int
+    waits: bool = True
+
+
+class Baseline(Picker):
+    """Keeps the books that proxies keep: requests on each pod, and the prefill tokens of those without a first token."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.pods: list[int] = []
+        """Those that answer, in order."""
+        self.requests: dict[int, int] = {}
+        """Requests on each pod."""
+        self.pending: dict[int, int] = {}
+        """Prefill tokens on each pod, of requests without a first token."""
+        self._under_way: dict[int, _UnderWay] = {}
+
+    @abstractmethod
+    def decide(self, request: TracedRequest, now: float) -> int:
+        """One of :attr:`pods`, of which there is at least one."""
+
+    def remember(self, request: TracedRequest, pod: int, now: float) -> int:
+        """Note that the prompt went to the pod. Returns the tokens that the pod must compute, as far as known."""
+        return request.prompt_tokens
+
+    def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
+        if not self.pods:
+            return None
+        pod = self.decide(request, now)
+        uncached = self.remember(request, pod, now)
+        self.requests[pod] += 1
+        self.pending[pod] += uncached
+        self._under_way[number] = _UnderWay(pod, uncached)
+        return pod
+
+    def first_token(self, number: int, now: float) -> None:
+        entry = self._under_way[number]
+        self.pending[entry.pod] -= entry.uncached
+        entry.waits = False
+
+    def finished(self, number: int, now: float) -> None:
+        entry = self._under_way.pop(number)
+        self.requests[entry.pod] -= 1
+        if entry.waits:
+            self.pending[entry.pod] -= entry.uncached
+
+    def joined(self, pod: int, now: float) -> None:
+        self.pods = sorted({*self.pods, pod})
+        self.requests.setdefault(pod, 0)
+        self.pending.setdefault(pod, 0)
+
+    def left(self, pod: int, now: float) -> None:
+        self.pods = [each for each in self.pods if each != pod]
+
+    def unreachable(self, pod: int, now: float) -> None:
+        self.left(pod, now)
+
+    def restarted(self, pod: int, now: float) -> None:
+        self.joined(pod, now)
+
+    def least(self, value: Callable[[int], float], pods: Sequence[int] | None = None) -> int:
+        """The pod with the lowest value; any of equal ones."""
+        pods = pods or self.pods
+        values = [value(pod) for pod in pods]
+        lowest = min(values)
+        return self.rng.choice([pod for pod, each in zip(pods, values, strict=True) if each == lowest])
+
+
+class RoundRobin(Baseline):
+    """Each pod in turn."""
+
+    turn = 0
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        self.turn += 1
+        return self.pods[self.turn % len(self.pods)]
+
+
+class Random(Baseline):
+    """Any pod."""
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        return self.rng.choice(self.pods)
+
+
+class LeastRequest(Baseline):
+    """The pod with the fewest requests."""
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        return self.least(self.requests.__getitem__)
+
+
+class PowerOfTwo(Baseline):
+    """Of two pods at random the one with fewer requests: Envoy's least-request balancer."""
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        return self.least(self.requests.__getitem__, self.rng.sample(self.pods, min(2, len(self.pods))))
+
+
+class _Exact(Baseline):
+    """Knows what each pod holds as well as an index can."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.holdings = ExactHoldings()
+
+    def uncached(self, request: TracedRequest) -> dict[int, int]:
+        """Tokens of the prompt that each pod would have to compute."""
+        matched = self.holdings.match(request, self.pods)
+        return {pod: request.prompt_tokens - matched.get(pod, 0) for pod in self.pods}
+
+    def remember(self, request: TracedRequest, pod: int, now: float) -> int:
+        uncached = request.prompt_tokens - self.holdings.match(request, (pod,)).get(pod, 0)
+        self.holdings.insert(pod, request)
+        return uncached
+
+    def joined(self, pod: int, now: float) -> None:
+        if pod not in self.requests:
+            self.holdings.add(pod)
+        super().joined(pod, now)
+
+    def restarted(self, pod: int, now: float) -> None:
+        self.holdings.drop(pod)
+        super().restarted(pod, now)
+
+    def observed(self, pod: int, state: EngineState, now: float) -> None:
+        if state.capacity_tokens:
+            self.holdings.resize(pod, state.capacity_tokens * BYTES_PER_TOKEN)
+
+
+class LongestPrefix(_Exact):
+    """The pod that holds most of the prompt if that is more than half of it; else the one with the fewest requests."""
+
+    THRESHOLD = 0.5
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        uncached = self.uncached(request)
+        least = min(uncached.values())
+        if request.prompt_tokens - least > self.THRESHOLD * request.prompt_tokens:
+            return self.least(self.requests.__getitem__, [pod for pod in self.pods if uncached[pod] == least])
+        return self.least(self.requests.__getitem__)
+
+
+class Mooncake(_Exact):
+    """Mooncake's Conductor (FAST'25, algorithm 1) without its transfer between nodes: the least predicted TTFT.
+
+    That is the prefill of all that waits on the pod and of what it must compute of this prompt, both in tokens.
+    """
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        uncached = self.uncached(request)
+        return self.least(lambda pod: uncached[pod] + self.pending[pod])
+
+
+class LMetric(_Exact):
+    """LMetric (OSDI'26), the default of vLLM's kv_aware router: (uncached + pending prefill tokens) x (requests + 1)."""
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        uncached = self.uncached(request)
+        return self.least(lambda pod: (uncached[pod] + self.pending[pod]) * (self.requests[pod] + 1))
+
+
+class LMetricUncached(_Exact):
+    """LMetric's other form (SGLang's lmetric policy): uncached tokens x (requests + 1); of equal ones the fewest requests,
+    then the least pending prefill, then the first."""
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        uncached = self.uncached(request)
+        load, work = self.requests, self.pending
+        return min(self.pods, key=lambda pod: (uncached[pod] * (load[pod] + 1), load[pod], work[pod], pod))
+
+
+class LLMD(Baseline):
+    """llm-d's default profile: prefix 3, queue 2, KV-cache utilisation 2, each score in 0 to 1; gauges every 50 ms.
+
+    The prefix score is matched over all blocks; the queue score is min-max normalised over the pods. Its index holds
+    blocks of 64 pseudo-tokens of four bytes, as many as the engine has of its own of 16 tokens: four times too many.
+    """
+
+    busy_interval = idle_interval = 0.05
+    BLOCK_TOKENS = 64
+    MOST_BLOCKS = 131_072 // BLOCK_TOKENS
+    DEFAULT_CAPACITY = 31_250
+    ENGINE_BLOCK_TOKENS = 16
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.holdings = HeadFirstHoldings()
+        self.states: dict[int, EngineState] = {}
+        self._blocks: tuple[TracedRequest | None, Sequence[int]] = (None, ())
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        blocks = self.blocks(request)
+        matched = self.holdings.match(blocks)
+        waiting = {pod: self.states[pod].waiting if pod in self.states else 0 for pod in self.pods}
+        most, least = max(waiting.values()), min(waiting.values())
+
+        def score(pod: int) -> float:
+            prefix = matched.get(pod, 0) / len(blocks)
+            queue = (most - waiting[pod]) / (most - least) if most > least else 1.0
+            kv_usage = self.states[pod].kv_usage if pod in self.states else 0.0
+            return 3 * prefix + 2 * queue + 2 * (1 - kv_usage)
+
+        return self.least(lambda pod: -score(pod))
+
+    def blocks(self, request: TracedRequest) -> Sequence[int]:
+        """Hashes of the prompt's blocks, the last one even if it is not full."""
+        if self._blocks[0] is not request:
+            rest = -request.prompt_tokens % self.BLOCK_TOKENS
+            padded = (*request.prompt, (-1, rest)) if rest else request.prompt
+            self._blocks = request, hash_segments(padded, self.BLOCK_TOKENS)[: self.MOST_BLOCKS]
+        return self._blocks[1]
+
+    def remember(self, request: TracedRequest, pod: int, now: float) -> int:
+        state = self.states.get(pod)
+        capacity = state.capacity_tokens // self.ENGINE_BLOCK_TOKENS if state and state.capacity_tokens else None
+        self.holdings.insert(pod, self.blocks(request), capacity or self.DEFAULT_CAPACITY)
+        return request.prompt_tokens
+
+    def observed(self, pod: int, state: EngineState, now: float) -> None:
+        self.states[pod] = state
+
+
+class SGLang(Baseline):
+    """SGLang's cache_aware: fewest requests if they are unbalanced, else the pod of the longest match if that is enough.
+
+    The constants are those of its command line. Ties go to the first pod, as in its source.
+    """
+
+    THRESHOLD, BALANCE_ABS, BALANCE_REL = 0.3, 64, 1.5
+    MOST_TOKENS = (1 << 26) // BYTES_PER_TOKEN
+    EVICTION_INTERVAL = 60.0
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.tree = PromptTree(most_tokens=self.MOST_TOKENS, interval=self.EVICTION_INTERVAL, rng=rng)
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        loads = [self.requests[pod] for pod in self.pods]
+        least = self.pods[loads.index(min(loads))]
+        if max(loads) - min(loads) > self.BALANCE_ABS and max(loads) > self.BALANCE_REL * min(loads):
+            return least
+        pod, matched = self.tree.match(request.prompt)
+        if matched <= self.THRESHOLD * request.prompt_tokens:
+            return least
+        return pod if pod in self.pods else self.pods[0]
+
+    def remember(self, request: TracedRequest, pod: int, now: float) -> int:
+        self.tree.insert(pod, request.prompt, now)
+        return request.prompt_tokens
+
+    def left(self, pod: int, now: float) -> None:
+        super().left(pod, now)
+        self.tree.drop(pod)
+
+
+class Aibrix(Baseline):
+    """aibrix's prefix-cache: fewest requests if they differ by more than 8, else the longest match that is not too busy.
+
+    Too busy is more than the mean and one standard deviation. The constants are those of its code, not of its README.
+    """
+
+    IMBALANCE, DEVIATIONS = 8, 1.0
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.table = SharedTable(blocks=200_000, block_bytes=4, seconds=1200.0, bytes_per_token=BYTES_PER_TOKEN)
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        loads = {pod: self.requests[pod] for pod in self.pods}
+        low = min(loads.values())
+        candidates = self.pods
+        if max(loads.values()) - low > self.IMBALANCE:
+            candidates = [pod for pod in self.pods if loads[pod] == low]
+        matched = self.table.match(request, candidates, now)
+        limit = fmean(loads.values()) + self.DEVIATIONS * pstdev(loads.values())
+        for pod in sorted(matched, key=lambda pod: (-matched[pod], loads[pod], pod)):
+            if loads[pod] <= limit:
+                return pod
+        return self.least(loads.__getitem__, candidates)
+
+    def remember(self, request: TracedRequest, pod: int, now: float) -> int:
+        self.table.insert(pod, request, now)
+        return request.prompt_tokens
+
+
+BASELINES: dict[str, type[Baseline]] = {
+    "round-robin": RoundRobin,
+    "random": Random,
+    "least-request": LeastRequest,
+    "power-of-two": PowerOfTwo,
+    "longest-prefix": LongestPrefix,
+    "llm-d": LLMD,
+    "sglang": SGLang,
+    "aibrix": Aibrix,
+    "mooncake": Mooncake,
+    "lmetric": LMetric,
+    "lmetric-uncached": LMetricUncached,
+}
+"""The baselines by name."""

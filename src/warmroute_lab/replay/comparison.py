@@ -1,0 +1,196 @@
+"""Strategies side by side: run the replays, show them as a table, a picture and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, groupby
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from warmroute.errors import ConfigurationError
+from warmroute.settings import Settings
+from warmroute_lab import json_file, plot
+from warmroute_lab.replay import scenarios
+from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
+from warmroute_lab.replay.replay import Outcome, Replay
+from warmroute_lab.replay.strategy import picker_factory
+from warmroute_lab.replay.trace import Trace, read
+from warmroute_lab.simulator.profile import DEFAULT_PROFILE
+
+LOADS = (0.5, 0.8, 1.1)
+"""Default loads, as shares of saturation: below, near and above it."""
+
+EMPHASISED = "PREFIX_CACHE"
+"""The strategy that a picture puts before the others, and whose pods it shows."""
+MOMENTS = 160
+"""Most columns of a picture of the load; samples between them are averaged."""
+_BLIND = frozenset(
+    ("LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "DEFAULT", "least-request", "round-robin", "random", "power-of-two")
+)
+"""Strategies that do not look for cached prefixes."""
+_DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to replay."""
+
+    source: str
+    """A file or a scenario's name."""
+    strategies: Sequence[str]
+    pods: int = 8
+    profiles: Sequence[str] = ()
+    """Those of the first pods, repeated; none: the source's default."""
+    speedups: Sequence[float] = ()
+    """None: :data:`LOADS` times what saturates the fleet."""
+    seed: int = 1
+    requests: int | None = None
+    restarts: Sequence[PodEvent] = ()
+    scalings: Sequence[PodEvent] = ()
+    pickers: int | None = None
+    """None: the scenario's number, or one."""
+
+    def load(self) -> tuple[Trace, Fleet]:
+        """The requests and the fleet. Raises ConfigurationError."""
+        if self.pods < 1:
+            raise ConfigurationError("--pods must be at least 1")
+        kinds = tuple(profile(name) for name in self.profiles)
+        path = Path(self.source)
+        if path.is_file():
+            trace = read(path, seed=self.seed, limit=self.requests)
+            kinds = kinds or (profile(DEFAULT_PROFILE),)
+            fleet = Fleet(tuple(kinds[pod % len(kinds)] for pod in range(self.pods)))
+        else:
+            trace, fleet = scenarios.build(
+                self.source, seed=self.seed, pods=self.pods, profiles=kinds, requests=self.requests
+            )
+        _must_fit(trace, fleet)
+        return trace, Fleet(
+            fleet.profiles,
+            (*fleet.restarts, *self.restarts),
+            (*fleet.scalings, *self.scalings),
+            self.pickers or fleet.pickers,
+        )
+
+
+def _must_fit(trace: Trace, fleet: Fleet) -> None:
+    largest = max(request.prompt_tokens + request.output_tokens for request in trace.requests)
+    smallest = min(fleet.profiles, key=lambda profile: profile.largest_request)
+    if largest > smallest.largest_request:
+        raise ConfigurationError(
+            f"{trace.name} has a request of {largest} tokens; the KV cache of {smallest.name} holds "
+            f"{smallest.largest_request}: choose another --profile"
+        )
+
+
+def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
+    """Replay the plan with every strategy at every speedup; progress is shown where there is a terminal."""
+    trace, fleet = plan.load()
+    factories = {name: picker_factory(name, settings) for name in plan.strategies}
+    full = saturation(trace, fleet.profiles)
+    speedups = plan.speedups or [load * full for load in LOADS]
+    if min(speedups) <= 0:
+        raise ConfigurationError("--speedup must be more than 0")
+    outcomes = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for speedup in speedups:
+            for name, factory in factories.items():
+                replay = Replay(trace, fleet, factory, strategy=name, speedup=speedup, seed=plan.seed)
+                outcomes.append(_with_progress(replay, progress, f"{name} at {speedup:.2f}", len(trace.requests)))
+            console.print(table(outcomes[-len(factories) :], load=speedup / full))
+    return outcomes
+
+
+def _with_progress(replay: Replay, progress: Progress, description: str, total: int) -> Outcome:
+    task = progress.add_task(description, total=total)
+    outcome = replay.run(lambda answered: progress.update(task, completed=answered))
+    progress.remove_task(task)
+    return outcome
+
+
+def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
+    """The strategies at one speedup, the lowest mean TTFT first."""
+    first = outcomes[0]
+    grid = Table(
+        title=f"{first.scenario}: {len(first.ttft)} requests, speedup {first.speedup:.2f}, {load:.0%} of saturation",
+        caption="seconds; TTFT is the time to first token",
+    )
+    grid.add_column("strategy", no_wrap=True)
+    for name in ("TTFT", "p50", "p90", "p99", "e2e", "hits", "imbalance"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for figures in sorted((outcome.figures() for outcome in outcomes), key=lambda figures: float(figures["ttft_mean"])):
+        times = [f"{figures[key]:.3f}" for key in ("ttft_mean", "ttft_p50", "ttft_p90", "ttft_p99", "e2e_mean")]
+        grid.add_row(str(figures["strategy"]), *times, f"{figures['hit_rate']:.1%}", f"{figures['imbalance']:.2f}")
+    return grid
+
+
+def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """The figures as a list of objects; seconds and fractions. Raises ConfigurationError."""
+    json_file.write(path, [outcome.figures() for outcome in outcomes])
+
+
+def draw(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """A PNG: for each speedup the distributions of the TTFT, and the load of one strategy's pods over time.
+
+    The strategy is PREFIX_CACHE or, without it, the first. Raises ConfigurationError if it cannot be written.
+    """
+    rows = [list(group) for _, group in groupby(outcomes, key=lambda outcome: outcome.speedup)]
+    with plot.style():
+        figure, axes = plot.new(len(rows), row_height=2.3, extra_height=0.9)
+        lines = _lines([outcome.strategy for outcome in rows[0]])
+        for row, (left, right) in zip(rows, axes, strict=True):
+            for outcome in row:
+                plot.distribution(left, outcome.ttft, lines[outcome.strategy], outcome.strategy)
+            left.set(ylabel="share of requests", title=f"{row[0].scenario}, speedup {row[0].speedup:.2f}")
+            shown = next((outcome for outcome in row if outcome.strategy == EMPHASISED), row[0])
+            _draw_load(figure, right, shown)
+        for left in axes[1:, 0]:
+            left.sharex(axes[0, 0])
+        for left in axes[:, 0]:
+            plot.finish_distribution(left)
+        axes[-1, 0].set_xlabel("time to first token, s")
+        axes[-1, 1].set_xlabel("time, s")
+        plot.legend(figure, axes[0, 0].get_lines(), columns=4)
+        plot.save(figure, path)
+
+
+def _lines(strategies: Sequence[str]) -> dict[str, plot.Line]:
+    """How each strategy is drawn: those that look for cached prefixes in colours, the others in grey."""
+    greys = cycle(zip(plot.GREYS, _DASHES, strict=True))
+    colours = cycle((colour, dashes) for dashes in _DASHES for colour in plot.COLOURS)
+    lines = {}
+    for name in strategies:
+        if name == EMPHASISED:
+            lines[name] = plot.Line(plot.BLACK, width=3.2)
+        else:
+            lines[name] = plot.Line(*next(greys if name in _BLIND else colours), above=3)
+    return lines
+
+
+def _draw_load(figure: Any, axes: Any, outcome: Outcome) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    pods = max(len(sample.requests) for sample in outcome.samples)
+    together = -(-len(outcome.samples) // MOMENTS)
+    moments = [outcome.samples[i : i + together] for i in range(0, len(outcome.samples), together)]
+    load = [
+        [
+            fmean(requests) if (requests := [s.requests[pod] for s in moment if pod < len(s.requests)]) else nan
+            for moment in moments
+        ]
+        for pod in range(pods)
+    ]
+    width = (moments[-1][0].at - moments[0][0].at) / max(1, len(moments) - 1) or 1.0
+    edges = [moments[0][0].at + i * width for i in range(len(moments) + 1)]
+    mesh = axes.pcolormesh(edges, [pod - 0.5 for pod in range(pods + 1)], load, cmap=plot.COLOUR_SCALE, vmin=0)
+    figure.colorbar(mesh, ax=axes, label="requests", pad=0.02, ticks=MaxNLocator(5, integer=True))
+    axes.set(ylabel="pod", title=f"requests on each pod, {outcome.strategy}")
+    axes.set_yticks(range(0, pods, -(-pods // 10)))

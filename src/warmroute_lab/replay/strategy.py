@@ -1,0 +1,42 @@
+"""What a replay can be run with, by name: the server's strategies and the baselines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from warmroute.errors import ConfigurationError
+from warmroute.picker import routing_constants
+from warmroute.routing import strategies
+from warmroute.settings import Settings
+from warmroute_lab.replay.baselines import BASELINES
+from warmroute_lab.replay.picker import Picker, RouterPicker
+
+DEFAULT_STRATEGIES = ("PREFIX_CACHE", "LEAST_REQUEST", "ROUND_ROBIN")
+ALL = "all"
+"""PREFIX_CACHE and every baseline."""
+
+
+def names(given: list[str]) -> list[str]:
+    """The strategies asked for, each once, ``all`` spelt out."""
+    spelt = [name for each in given for name in (("PREFIX_CACHE", *BASELINES) if each == ALL else (each,))]
+    return list(dict.fromkeys(spelt)) or list(DEFAULT_STRATEGIES)
+
+
+def picker_factory(name: str, settings: Settings) -> Callable[[random.Random], Picker]:
+    """Makes pickers of that strategy; the server's own run with ``settings``.
+
+    Raises ConfigurationError that lists the strategies there are.
+    """
+    if name in BASELINES:
+        return BASELINES[name]
+    try:
+        strategies.find(name, rng=random.Random(0))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; baselines: {', '.join(BASELINES)}") from error
+    constants = routing_constants(settings.model_copy(update={"routing_strategy": name, "debug_decisions": 0}))
+
+    def make(rng: random.Random) -> Picker:
+        return RouterPicker(constants, settings, rng=rng)
+
+    return make

@@ -1,0 +1,252 @@
+"""The simulated engine's ``/metrics`` page: vLLM's names, labels, help texts and buckets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from warmroute_lab.simulator.engine import Engine, Request
+from warmroute_lab.simulator.profile import Profile
+
+_TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
+_TOKEN_TIME_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80,
+)  # fmt: skip
+_REQUEST_TIME_BUCKETS = (
+    0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
+)  # fmt: skip
+_LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+
+_REASONS = ("stop", "length", "abort", "error", "repetition")
+
+
+class MetricsPage:
+    """What one engine tells about itself. Times are wall-clock seconds: virtual ones divided by the time scale."""
+
+    def __init__(self, engine: Engine, model: str, *, started: float, time_scale: float, loras: bool) -> None:
+        """``started`` is the Unix time of the start, in seconds."""
+        self._engine = engine
+        self._scale = time_scale
+        self._labels = {"engine": "0", "model_name": model}
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineState(engine, self._labels, started=started, loras=loras))
+        success = self._counter(
+            "vllm:request_success", "Count of successfully processed requests.", extra="finished_reason"
+        )
+        self._success = {reason: success.labels(**self._labels, finished_reason=reason) for reason in _REASONS}
+        self._prompt = self._histogram(
+            "vllm:request_prompt_tokens", "Number of prefill tokens processed.", _LENGTH_BUCKETS
+        )
+        self._generation = self._histogram(
+            "vllm:request_generation_tokens", "Number of generation tokens processed.", _LENGTH_BUCKETS
+        )
+        self._ttft = self._histogram(
+            "vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", _TTFT_BUCKETS
+        )
+        self._itl = self._histogram(
+            "vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", _TOKEN_TIME_BUCKETS
+        )
+        self._tpot = self._histogram(
+            "vllm:request_time_per_output_token_seconds",
+            "Histogram of time_per_output_token_seconds per request.",
+            _TOKEN_TIME_BUCKETS,
+        )
+        self._e2e = self._histogram(
+            "vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", _REQUEST_TIME_BUCKETS
+        )
+        phase = "Histogram of time spent in {} phase for request."
+        self._queue, self._inference, self._prefill, self._decode = (
+            self._histogram(f"vllm:request_{name}_time_seconds", phase.format(word), _REQUEST_TIME_BUCKETS)
+            for name, word in (
+                ("queue", "WAITING"),
+                ("inference", "RUNNING"),
+                ("prefill", "PREFILL"),
+                ("decode", "DECODE"),
+            )
+        )
+        self._computed = self._histogram(
+            "vllm:request_prefill_kv_computed_tokens",
+            "Histogram of new KV tokens computed during prefill (excluding cached tokens).",
+            _LENGTH_BUCKETS,
+        )
+
+    def observe_tokens(self, tokens: int, seconds: float) -> None:
+        """A request got ``tokens`` more tokens, ``seconds`` (virtual) after those before."""
+        for _ in range(tokens):
+            self._itl.observe(seconds / tokens / self._scale)
+
+    def observe_first_token(self, request: Request) -> None:
+        """A request got its first token."""
+        assert request.first_token_at is not None
+        self._ttft.observe((request.first_token_at - request.arrived_at) / self._scale)
+
+    def observe_finished(self, request: Request, reason: str) -> None:
+        """A request ended with its last token."""
+        self._success[reason].inc()
+        scheduled, first, end = request.scheduled_at, request.first_token_at, request.finished_at
+        assert scheduled is not None
+        assert first is not None
+        assert end is not None
+        self._prompt.observe(request.prompt_tokens)
+        self._generation.observe(request.outputs)
+        self._computed.observe(request.prompt_tokens - request.cached_tokens)
+        for histogram, seconds in (
+            (self._e2e, end - request.arrived_at),
+            (self._queue, scheduled - request.queued_at),
+            (self._inference, end - scheduled),
+            (self._prefill, first - scheduled),
+            (self._decode, end - first),
+        ):
+            histogram.observe(seconds / self._scale)
+        if request.outputs > 1:
+            self._tpot.observe((end - first) / (request.outputs - 1) / self._scale)
+
+    def observe_aborted(self) -> None:
+        """A request's client went away."""
+        self._success["abort"].inc()
+
+    def render(self, names: Sequence[str] = ()) -> bytes:
+        """The page, or only the samples with these names."""
+        return generate_latest(self._registry.restricted_registry(names) if names else self._registry)
+
+    def _counter(self, name: str, text: str, *, extra: str) -> Counter:
+        return Counter(name, text, [*self._labels, extra], registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, list(self._labels), registry=self._registry, buckets=buckets).labels(
+            **self._labels
+        )
+
+
+class _EngineState(Collector):
+    """Gauges and totals, read from the engine when the page is asked for."""
+
+    def __init__(self, engine: Engine, labels: dict[str, str], *, started: float, loras: bool) -> None:
+        self._engine, self._started, self._loras = engine, started, loras
+        self._names, self._values = list(labels), list(labels.values())
+
+    def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """The same families; the registry finds the filtered page's samples by these."""
+        return self.collect()
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        engine, counters = self._engine, self._engine.counters
+        start = GaugeMetricFamily(
+            "process_start_time_seconds", "Start time of the process since unix epoch in seconds.", value=self._started
+        )
+        yield start
+        yield self._gauge(
+            "vllm:num_requests_running", "Number of requests in model execution batches.", {"": engine.running}
+        )
+        yield self._gauge(
+            "vllm:num_requests_waiting", "Number of requests waiting to be processed.", {"": engine.waiting}
+        )
+        yield self._gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; "
+            "'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). "
+            "Sum of all reasons equals vllm:num_requests_waiting.",
+            {"capacity": engine.waiting - engine.deferred, "deferred": engine.deferred},
+            "reason",
+        )
+        yield self._gauge(
+            "vllm:engine_sleep_state",
+            "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; "
+            "weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.",
+            {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
+            "sleep_state",
+        )
+        yield self._gauge(
+            "vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", {"": engine.kv_usage}
+        )
+        yield self._counter(
+            "vllm:prefix_cache_queries",
+            "Prefix cache queries, in terms of number of queried tokens.",
+            {"": counters.prefix_queries},
+        )
+        yield self._counter(
+            "vllm:prefix_cache_hits",
+            "Prefix cache hits, in terms of number of cached tokens.",
+            {"": counters.prefix_hits},
+        )
+        yield self._counter(
+            "vllm:num_preemptions", "Cumulative number of preemption from the engine.", {"": counters.preemptions}
+        )
+        yield self._counter("vllm:prompt_tokens", "Number of prefill tokens processed.", {"": counters.prompt_tokens})
+        yield self._counter(
+            "vllm:prompt_tokens_by_source",
+            "Number of prompt tokens by source.",
+            {
+                "local_compute": counters.prompt_tokens - counters.cached_tokens,
+                "local_cache_hit": counters.cached_tokens,
+                "external_kv_transfer": 0,
+            },
+            "source",
+        )
+        yield self._counter(
+            "vllm:prompt_tokens_cached",
+            "Number of cached prompt tokens (local + external).",
+            {"": counters.cached_tokens},
+        )
+        yield self._counter(
+            "vllm:generation_tokens", "Number of generation tokens processed.", {"": counters.generation_tokens}
+        )
+        yield _cache_config(engine.profile)
+        if self._loras:
+            yield self._lora_info()
+
+    def _gauge(self, name: str, text: str, values: dict[str, float], label: str | None = None) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=[*self._names, *([label] if label else [])])
+        for key, value in values.items():
+            family.add_metric([*self._values, *([key] if label else [])], value)
+        return family
+
+    def _counter(self, name: str, text: str, values: dict[str, float], label: str | None = None) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, text, labels=[*self._names, *([label] if label else [])])
+        for key, value in values.items():
+            family.add_metric([*self._values, *([key] if label else [])], value, created=self._started)
+        return family
+
+    def _lora_info(self) -> GaugeMetricFamily:
+        engine = self._engine
+        family = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Running stats on lora requests.",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )
+        running, waiting = ",".join(engine.running_adapters), ",".join(engine.waiting_adapters)
+        family.add_metric([str(engine.profile.max_loras), running, waiting], time.time())
+        return family
+
+
+def _cache_config(profile: Profile) -> GaugeMetricFamily:
+    values = {
+        "_block_size_resolved": "True",
+        "block_size": str(profile.block_size),
+        "cache_dtype": "auto",
+        "calculate_kv_scales": "False",
+        "enable_prefix_caching": "True",
+        "engine": "0",
+        "gpu_memory_utilization": "0.9",
+        "is_attention_free": "False",
+        "kv_cache_dtype_skip_layers": "[]",
+        "kv_cache_max_concurrency": str(profile.kv_cache_tokens / profile.max_model_len),
+        "kv_cache_memory_bytes": "None",
+        "kv_cache_size_tokens": str(profile.kv_cache_tokens),
+        "num_cpu_blocks": "None",
+        "num_gpu_blocks": str(profile.num_gpu_blocks),
+        "num_gpu_blocks_override": "None",
+        "prefix_caching_hash_algo": "sha256",
+        "sliding_window": "None",
+    }
+    family = GaugeMetricFamily(
+        "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", labels=list(values)
+    )
+    family.add_metric(list(values.values()), 1.0)
+    return family

@@ -1,0 +1,404 @@
+"""The gRPC server over real sockets: streams, health, TLS, limits, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from warmroute.errors import ConfigurationError
+from warmroute.extproc import tls
+from warmroute.extproc.ext_proc_pb2 import (
+    BUFFERED,
+    FULL_DUPLEX_STREAMED,
+    BodySendMode,
+    HttpBody,
+    HttpHeaders,
+    ProcessingRequest,
+    ProcessingResponse,
+    ProtocolConfiguration,
+)
+from warmroute.extproc.server import Server, ServerOptions
+from warmroute.extproc.session import Session, SessionRules
+from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.pool import Pool
+from warmroute.request.rejections import Rejection
+from warmroute.routing.router import Router, RoutingConstants
+
+METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+
+
+class Recorder:
+    """An observer that counts."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed = 0
+        self.answered: list[Rejection | None] = []
+        self.broken: list[str] = []
+        self.certificates: list[bool] = []
+        self.threads: set[int] = set()
+
+    def stream_opened(self) -> None:
+        self.opened += 1
+
+    def stream_answered(self, session: Session, seconds: float) -> None:
+        self.answered.append(session.rejection)
+
+    def stream_closed(self, session: Session) -> None:
+        self.closed += 1
+
+    def stream_broken(self, reason: str) -> None:
+        self.broken.append(reason)
+
+    def certificate_reloaded(self, ok: bool) -> None:
+        self.certificates.append(ok)
+        self.threads.add(threading.get_ident())
+
+
+class Picker:
+    """A server with a real router over two endpoints."""
+
+    def __init__(self, options: ServerOptions, **rules: Any) -> None:
+        self.pool = Pool()
+        self.pool.replace([EndpointSpec("default", n, f"10.0.0.{n}", 8000) for n in ("1", "2")], 0.0)
+        self.router = Router(self.pool, RoutingConstants(), rng=random.Random(1), now=0.0)
+        self.recorder = Recorder()
+        self.ready = True
+        self.server = Server(
+            options,
+            new_session=lambda: Session(
+                self.router,
+                SessionRules(**rules),
+                models=self.pool.models.get,
+                objectives=self.pool.models.objective,
+                chance=random.random,
+            ),
+            observer=self.recorder,
+            ready=lambda: self.ready,
+            clock=time.monotonic,
+        )
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.grpc_port}"
+
+
+@asynccontextmanager
+async def serving(*, rules: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Picker]:
+    options = {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "secure_serving": False} | options
+    picker = Picker(ServerOptions(**options), **(rules or {}))
+    await picker.server.start()
+    try:
+        yield picker
+    finally:
+        await picker.server.stop()
+
+
+def stream_on(channel: grpc.aio.Channel) -> Any:
+    return channel.stream_stream(
+        METHOD,
+        request_serializer=ProcessingRequest.SerializeToString,
+        response_deserializer=ProcessingResponse.FromString,
+    )()
+
+
+def headers(mode: BodySendMode = BUFFERED, *, eos: bool = False) -> ProcessingRequest:
+    message = ProcessingRequest(
+        request_headers=HttpHeaders(end_of_stream=eos), protocol_config=ProtocolConfiguration(request_body_mode=mode)
+    )
+    message.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/chat/completions")
+    return message
+
+
+def body(data: bytes, *, eos: bool = True) -> ProcessingRequest:
+    return ProcessingRequest(request_body=HttpBody(body=data, end_of_stream=eos))
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_request_is_answered_and_the_stream_closed() -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.write(body(b'{"model": "m", "messages": []}'))
+        reply = await call.read()
+        assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"].startswith("10.0.0.")
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() == grpc.StatusCode.OK
+        await eventually(lambda: picker.recorder.closed == 1)
+        assert picker.recorder.answered == [None]
+
+
+@pytest.mark.parametrize("stage", ["opened", "headers", "half-closed", "partial body"])
+async def test_a_client_that_goes_away_leaves_nothing_behind(stage: str) -> None:
+    async with serving(rules={"observe_responses": True}) as picker:
+        async with grpc.aio.insecure_channel(picker.address) as channel:
+            call = stream_on(channel)
+            if stage != "opened":
+                await call.write(headers(FULL_DUPLEX_STREAMED))
+            if stage == "partial body":
+                await call.write(body(b"{", eos=False))
+            if stage == "half-closed":
+                await call.done_writing()
+            await eventually(lambda: picker.server.open_streams == 1 or stage in {"opened", "half-closed"})
+            call.cancel()
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.recorder.opened == picker.recorder.closed
+        assert picker.recorder.broken == []
+
+
+async def test_a_client_that_goes_away_while_it_is_answered_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 400_000}]}).encode()
+    window = [("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0), ("grpc.max_send_message_length", -1)]
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address, options=window) as channel:
+        call = stream_on(channel)
+        await call.write(headers(FULL_DUPLEX_STREAMED))
+        await call.write(body(large))
+        await eventually(lambda: picker.recorder.answered == [None])
+        await asyncio.sleep(0.1)  # the window is full, and nobody reads
+        call.cancel()
+        await eventually(lambda: picker.server.open_streams == 0)
+        await asyncio.sleep(0.05)
+    assert not picker.recorder.broken
+    assert not caplog.records
+
+
+async def test_a_protocol_error_ends_that_stream_alone() -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        bad, good = stream_on(channel), stream_on(channel)
+        await bad.write(headers())
+        await good.write(headers())
+        await bad.read()
+        await bad.write(headers())
+        assert await bad.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "request_headers in state BODY" in await bad.details()
+        await good.read()
+        await good.write(body(b"{}"))
+        assert (await good.read()).immediate_response.status.code == 400
+        assert picker.recorder.broken == ["protocol-error"]
+
+
+async def test_an_error_of_ours_is_a_500_on_that_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+
+        def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(picker.router, "pick", broken)
+        call = stream_on(channel)
+        await call.write(headers(eos=True))
+        assert (await call.read()).immediate_response.status.code == 500
+        monkeypatch.undo()
+        call = stream_on(channel)
+        await call.write(headers(eos=True))
+        assert (await call.read()).HasField("dynamic_metadata")
+        assert picker.recorder.broken == ["internal"]
+        assert [rejection and rejection.status for rejection in picker.recorder.answered] == [500, None]
+
+
+async def test_garbage_bytes_are_no_harm() -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        raw: Any = channel.stream_stream(METHOD)()
+        await raw.write(b"\xff\xfe garbage")
+        assert await raw.code() == grpc.StatusCode.INVALID_ARGUMENT
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.recorder.broken == ["protocol-error"]
+        call = stream_on(channel)
+        await call.write(headers(eos=True))
+        assert (await call.read()).HasField("dynamic_metadata")
+
+
+async def test_a_body_that_never_ends_gets_408() -> None:
+    async with serving(body_timeout=0.2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers(FULL_DUPLEX_STREAMED))
+        await call.write(body(b"{", eos=False))
+        assert (await call.read()).immediate_response.status.code == 408
+        await eventually(lambda: picker.server.open_streams == 0)
+
+
+async def test_a_body_over_the_limit_gets_413_not_a_grpc_error() -> None:
+    limit = {"max_body_bytes": 10_000}
+    async with serving(**limit, rules=limit) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        await call.write(body(b"x" * 20_000))
+        assert (await call.read()).immediate_response.status.code == 413
+
+
+async def test_more_streams_than_allowed_are_refused() -> None:
+    async with serving(max_streams=2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        calls = [stream_on(channel) for _ in range(2)]
+        for call in calls:
+            await call.write(headers())
+            await call.read()
+        async with asyncio.timeout(10):
+            assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await calls[0].write(body(b"{}"))
+        await calls[0].read()
+        await calls[0].read()
+        await eventually(lambda: picker.server.open_streams == 1)
+        call = stream_on(channel)
+        await call.write(headers(eos=True))
+        assert (await call.read()).HasField("dynamic_metadata")
+
+
+async def test_health_is_told_while_no_more_streams_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(max_streams=1) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        assert await health(picker.server.grpc_port, "readiness") == 1
+        async with asyncio.timeout(10):
+            assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert picker.recorder.opened == 1
+        assert picker.server.open_streams == 1
+    assert not caplog.records
+
+
+async def health(port: int, service: str) -> int:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        return int((await check(health_pb2.HealthCheckRequest(service=service))).status)
+
+
+async def test_health_by_every_name_on_both_ports() -> None:
+    names = ["", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor"]
+    async with serving() as picker:
+        for port in (picker.server.grpc_port, picker.server.grpc_health_port):
+            for ready, expected in ((True, 1), (False, 2)):
+                picker.ready = ready
+                assert {await health(port, name) for name in names} == {expected}
+                assert await health(port, "liveness") == 1
+
+
+async def test_watching_health_is_not_offered_and_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.grpc_health_port}") as channel:
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5)
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert not caplog.records
+
+
+async def test_drain_is_not_ready_serves_on_and_waits_for_open_streams() -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        drained = asyncio.create_task(picker.server.drain(10))
+        await asyncio.sleep(0)
+        assert await health(picker.server.grpc_health_port, "readiness") == 2
+        late = stream_on(channel)
+        await late.write(headers(eos=True))
+        assert (await late.read()).HasField("dynamic_metadata")
+        assert not drained.done()
+        await call.write(body(b"{}"))
+        await call.read()
+        async with asyncio.timeout(5):
+            await drained
+
+
+async def test_drain_serves_on_until_no_request_came_for_a_while() -> None:
+    """Gateways send requests until their health check has seen that the picker is not ready."""
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        began = asyncio.get_running_loop().time()
+        drained = asyncio.create_task(picker.server.drain(10, quiet=0.3))
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            late = stream_on(channel)
+            await late.write(headers(eos=True))
+            assert (await late.read()).HasField("dynamic_metadata")
+            assert not drained.done()
+        async with asyncio.timeout(5):
+            await drained
+        assert asyncio.get_running_loop().time() - began >= 0.8
+
+
+async def test_drain_gives_up_after_its_time() -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        async with asyncio.timeout(5):
+            await picker.server.drain(0.1)
+
+
+async def test_a_taken_port_is_a_clear_error() -> None:
+    async with serving() as picker:
+        with pytest.raises(ConfigurationError, match=rf"port {picker.server.grpc_port} \(--grpc-port\)"):
+            async with serving(grpc_port=picker.server.grpc_port):
+                pass
+
+
+def write_pair(directory: Path, name: str) -> bytes:
+    """A self-signed certificate for ``name``; gives the certificate."""
+    key, certificate = tls.new_pair(name)
+    for file, data in (("tls.key", key), ("tls.crt", certificate)):
+        (directory / f".{file}").write_bytes(data)
+        os.replace(directory / f".{file}", directory / file)
+    return certificate
+
+
+async def served_over_tls(address: str, root: bytes, name: str) -> bool:
+    credentials = grpc.ssl_channel_credentials(root_certificates=root)
+    async with grpc.aio.secure_channel(
+        address, credentials, options=[("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
+        call = stream_on(channel)
+        try:
+            await call.write(headers(eos=True))
+            return bool((await call.read()).HasField("dynamic_metadata"))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return False
+
+
+async def test_certificates_are_reloaded_when_they_change(tmp_path: Path) -> None:
+    first = write_pair(tmp_path, "first.example")
+    async with serving(secure_serving=True, cert_path=tmp_path) as picker:
+        assert await served_over_tls(picker.address, first, "first.example")
+        second = write_pair(tmp_path, "second.example")
+        assert await served_over_tls(picker.address, second, "second.example")
+        (tmp_path / "tls.crt").write_text("broken")
+        assert await served_over_tls(picker.address, second, "second.example")
+        assert picker.recorder.certificates == [True, False]
+        assert picker.recorder.threads == {threading.get_ident()}
+
+
+def test_a_bad_certificate_at_start_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot use the certificate"):
+        tls.from_directory(tmp_path)
+    write_pair(tmp_path, "x.example")
+    other = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "tls.key").write_bytes(
+        other.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    with pytest.raises(ConfigurationError, match="not the key of"):
+        tls.from_directory(tmp_path)
+    (tmp_path / "tls.key").write_bytes(
+        other.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+        )
+    )
+    with pytest.raises(ConfigurationError, match="encrypted"):
+        tls.from_directory(tmp_path)

@@ -1,0 +1,573 @@
+"""The session, message by message: what Envoy sends in each mode, and what it must never send."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmroute.errors import ProtocolError
+from warmroute.extproc import replies
+from warmroute.extproc.ext_proc_pb2 import (
+    BUFFERED,
+    BUFFERED_PARTIAL,
+    FULL_DUPLEX_STREAMED,
+    NONE,
+    STREAMED,
+    BodySendMode,
+    HeaderAppendAction,
+    HttpBody,
+    HttpHeaders,
+    HttpTrailers,
+    Metadata,
+    ProcessingRequest,
+    ProcessingResponse,
+    ProtocolConfiguration,
+)
+from warmroute.extproc.session import Session, SessionRules, UnexpectedMessageError
+from warmroute.pool.endpoint import EndpointSpec, EngineState
+from warmroute.pool.models import Criticality, Model, ModelTarget
+from warmroute.pool.pool import Pool
+from warmroute.routing.router import Router, RoutingConstants
+
+CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello, world. " * 40}]}).encode()
+TARGETS = {"10.0.0.0:8000", "10.0.0.1:8000", "[2001:db8::1]:8000"}
+
+
+class Stream:
+    """A session with a real router over three endpoints, and what it replied."""
+
+    def __init__(self, models: Iterable[Model] = (), **rules: Any) -> None:
+        self.pool = Pool()
+        addresses = ("10.0.0.0", "10.0.0.1", "2001:db8::1")
+        self.pool.replace([EndpointSpec("default", a, a, 8000) for a in addresses], 0.0)
+        self.pool.models.replace(models)
+        self.router = Router(self.pool, RoutingConstants(), rng=random.Random(3), now=0.0)
+        self.session = Session(
+            self.router,
+            SessionRules(**rules),
+            models=self.pool.models.get,
+            objectives=self.pool.models.objective,
+            chance=random.Random(1).random,
+        )
+
+    def send(self, message: ProcessingRequest) -> list[ProcessingResponse]:
+        return [ProcessingResponse.FromString(reply) for reply in self.session.receive(message, 0.0)]
+
+    def headers(
+        self,
+        mode: BodySendMode | None = BUFFERED,
+        *,
+        eos: bool = False,
+        response: BodySendMode = NONE,
+        path: str = "/v1/chat/completions",
+        subset: object = None,
+        **more: str,
+    ) -> list[ProcessingResponse]:
+        message = ProcessingRequest(request_headers=HttpHeaders(end_of_stream=eos))
+        if mode is not None:
+            message.protocol_config.CopyFrom(ProtocolConfiguration(request_body_mode=mode, response_body_mode=response))
+        pairs = {":path": path, ":method": "POST", "content-type": "application/json", "x-request-id": "r-1"}
+        for key, value in (pairs | {k.replace("_", "-"): v for k, v in more.items()}).items():
+            message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+        if subset is not None:
+            message.metadata_context.CopyFrom(hint(subset))
+        return self.send(message)
+
+    def body(self, data: bytes = CHAT, *, eos: bool = True) -> list[ProcessingResponse]:
+        return self.send(ProcessingRequest(request_body=HttpBody(body=data, end_of_stream=eos)))
+
+    def trailers(self) -> list[ProcessingResponse]:
+        return self.send(ProcessingRequest(request_trailers=HttpTrailers()))
+
+
+def hint(value: object) -> Metadata:
+    metadata = Metadata()
+    metadata.filter_metadata["envoy.lb.subset_hint"].update({"x-gateway-destination-endpoint-subset": value})
+    return metadata
+
+
+def destination(reply: ProcessingResponse) -> str:
+    """The endpoint that a reply names; header and metadata must agree, and only raw_value be set."""
+    kind = reply.WhichOneof("response")
+    assert kind in {"request_headers", "request_body"}
+    mutation = getattr(reply, kind).response.header_mutation
+    (option,) = [o for o in mutation.set_headers if o.header.key == "x-gateway-destination-endpoint"]
+    assert not option.header.value
+    assert option.append_action == HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
+    named = option.header.raw_value.decode()
+    assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == named
+    return named
+
+
+def kinds(responses: list[ProcessingResponse]) -> list[str | None]:
+    return [reply.WhichOneof("response") for reply in responses]
+
+
+def rejection(responses: list[ProcessingResponse]) -> tuple[int, str, dict[str, Any]]:
+    (reply,) = responses
+    immediate = reply.immediate_response
+    sent = {o.header.key: o.header.raw_value.decode() for o in immediate.headers.set_headers}
+    assert sent["content-type"] == "application/json"
+    return immediate.status.code, sent["x-warmroute-dropped-reason"], json.loads(immediate.body)["error"] | sent
+
+
+# ------------------------------------------------------------------------------------------------ modes
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL, None])
+def test_buffered(mode: BodySendMode | None) -> None:
+    stream = Stream()
+    (first,) = stream.headers(mode)
+    assert first.SerializeToString() == replies.CONTINUE_REQUEST_HEADERS
+    (second,) = stream.body()
+    assert second.WhichOneof("response") == "request_body"
+    assert destination(second) in TARGETS
+    assert not second.request_body.response.HasField("body_mutation")
+    assert stream.session.closed
+
+
+def test_buffered_with_trailers_to_come() -> None:
+    stream = Stream(observe_responses=True)
+    stream.headers()
+    (reply,) = stream.body(eos=False)
+    assert destination(reply) in TARGETS
+    assert kinds(stream.trailers()) == ["request_trailers"]
+
+
+def test_partial_body_is_cut_json() -> None:
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL)
+    (reply,) = stream.body(CHAT[:300], eos=False)
+    assert destination(reply) in TARGETS
+    assert stream.session.request.model == "m"
+    assert 200 < stream.session.request.weight < 300
+
+
+def test_a_whole_body_with_trailers_to_come_is_not_cut_off() -> None:
+    stream = Stream(models=[Model("m", (ModelTarget("tuned"),))])
+    stream.headers(BUFFERED_PARTIAL)
+    (reply,) = stream.body(CHAT, eos=False)
+    assert json.loads(reply.request_body.response.body_mutation.body)["model"] == "tuned"
+    assert not stream.session.request.partial
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL)
+    assert rejection(stream.body(b'{"messages": []}\n', eos=False))[:2] == (400, "no-model")
+
+
+def test_a_cut_body_that_names_its_model_late_has_the_one_of_the_header() -> None:
+    cut = b'{"messages": [{"role": "user", "content": "Once upon a ti'
+    for model, strict in (("lora-a", False), ("lora-b", True)):
+        stream = Stream(models=[Model("lora-a")], strict_models=strict)
+        stream.headers(BUFFERED_PARTIAL, x_gateway_model_name=model)
+        answers = stream.body(cut, eos=False)
+        assert stream.session.request.model == model
+        if strict:
+            assert rejection(answers)[:2] == (404, "unknown-model")
+        else:
+            assert stream.session.request.seed.endswith(b"\xfflora-a")
+            assert not answers[0].request_body.response.HasField("body_mutation")
+    stream = Stream(strict_models=True)
+    stream.headers(BUFFERED_PARTIAL, path="/v1/files", x_gateway_model_name="m")
+    assert destination(stream.body(b"half a fi", eos=False)[0]) in TARGETS
+
+
+def test_a_body_that_is_cut_off_weighs_as_much_as_all_of_it() -> None:
+    whole = json.dumps({"model": "m", "messages": [{"role": "user", "content": "word " * 10_000}]}).encode()
+    for length, partial in ((str(len(whole)), False), ("", True), ("7", True)):
+        stream = Stream()
+        stream.headers(BUFFERED_PARTIAL, content_length=length)
+        stream.body(whole[:20_000], eos=False)
+        request = stream.session.request
+        assert request.partial == partial
+        expected = len(whole) if not partial else 20_000
+        assert request.weight == pytest.approx(expected, rel=0.01)
+
+
+def test_token_ids_that_are_cut_off_count_in_full() -> None:
+    whole = json.dumps({"model": "m", "prompt": [12345] * 10_000}).encode()
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL, path="/v1/completions", content_length=str(len(whole)))
+    stream.body(whole[:20_000], eos=False)
+    assert stream.session.request.tokens == pytest.approx(10_000, rel=0.01)
+
+
+def test_strategies_are_told_whom_a_request_counts_for() -> None:
+    stream = Stream()
+    stream.headers(x_gateway_inference_fairness_id="team-a")
+    stream.body()
+    assert stream.session.request.fairness_id == "team-a"
+
+
+@pytest.mark.parametrize("mode", [NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED])
+def test_without_a_body_the_headers_are_answered(mode: BodySendMode) -> None:
+    stream = Stream()
+    (reply,) = stream.headers(mode, eos=True)
+    assert reply.WhichOneof("response") == "request_headers"
+    assert destination(reply) in TARGETS
+    assert stream.session.closed
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL])
+def test_trailers_without_a_body_are_answered_with_the_endpoint(mode: BodySendMode) -> None:
+    stream = Stream()
+    stream.headers(mode)
+    (reply,) = stream.trailers()
+    assert reply.WhichOneof("response") == "request_trailers"
+    assert not reply.request_trailers.HasField("header_mutation")
+    assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] in TARGETS
+    assert stream.session.closed
+    stream = Stream()
+    stream.pool.replace([], 0.0)
+    stream.headers(mode)
+    assert rejection(stream.trailers())[:2] == (503, "no-endpoints")
+
+
+def test_mode_none() -> None:
+    stream = Stream()
+    (reply,) = stream.headers(NONE)
+    assert destination(reply) in TARGETS
+    assert stream.session.closed
+
+
+def test_streamed_acknowledges_each_chunk_and_closes_after_the_last() -> None:
+    stream = Stream()
+    (reply,) = stream.headers(STREAMED)
+    assert destination(reply) in TARGETS
+    assert not stream.session.closed
+    assert [r.SerializeToString() for r in stream.body(b"x" * 10, eos=False)] == [replies.CONTINUE_REQUEST_BODY]
+    assert [r.SerializeToString() for r in stream.body(b"", eos=True)] == [replies.CONTINUE_REQUEST_BODY]
+    assert stream.session.closed
+
+
+@pytest.mark.parametrize("size", [0, 1, 61_999, 62_000, 62_001, 400_000])
+@pytest.mark.parametrize("trailers", [False, True])
+def test_full_duplex_holds_everything_and_gives_it_back(size: int, trailers: bool) -> None:
+    body = b"\x00" * size
+    stream = Stream()
+    assert stream.headers(FULL_DUPLEX_STREAMED, content_type="application/octet-stream") == []
+    pieces = [body[k : k + 32_768] for k in range(0, size, 32_768)]
+    for piece in pieces:
+        assert stream.body(piece, eos=False) == []
+    answers = stream.trailers() if trailers else stream.body(b"", eos=True)
+    assert answers[0].WhichOneof("response") == "request_headers"
+    assert destination(answers[0]) in TARGETS
+    chunks = [a.request_body.response.body_mutation.streamed_response for a in answers if a.HasField("request_body")]
+    assert b"".join(chunk.body for chunk in chunks) == body
+    assert all(len(chunk.body) <= replies.CHUNK_BYTES for chunk in chunks)
+    if not trailers:
+        assert [chunk.end_of_stream for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    else:  # Envoy knows nothing of a body that is empty
+        assert [chunk.end_of_stream for chunk in chunks] == [False] * -(-size // replies.CHUNK_BYTES)
+    assert kinds(answers)[-1] == ("request_trailers" if trailers else "request_body")
+    assert stream.session.closed
+
+
+def test_full_duplex_ignores_a_second_end_of_stream() -> None:
+    stream = Stream()
+    stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED)
+    assert len(stream.body()) == 2
+    assert stream.body(b"", eos=True) == []
+    assert not stream.session.closed
+
+
+def test_full_duplex_responses_are_echoed_and_never_closed_early() -> None:
+    stream = Stream()
+    stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED)
+    stream.body()
+    assert not stream.session.closed
+    assert kinds(stream.send(ProcessingRequest(response_headers=HttpHeaders()))) == ["response_headers"]
+    for data, eos in ((b"data: 1\n\n", False), (b"", True)):
+        (reply,) = stream.send(ProcessingRequest(response_body=HttpBody(body=data, end_of_stream=eos)))
+        chunk = reply.response_body.response.body_mutation.streamed_response
+        assert (chunk.body, chunk.end_of_stream) == (data, eos)
+    assert kinds(stream.send(ProcessingRequest(response_trailers=HttpTrailers()))) == ["response_trailers"]
+
+
+# ------------------------------------------------------------------------------------------------ contents
+
+
+def test_a_model_is_renamed_in_place() -> None:
+    body = b'{ "messages": [{"role": "user", "content": "\\u00e9 model"}], "model" : "m", "n": 1.50 }'
+    for mode in (BUFFERED, FULL_DUPLEX_STREAMED):
+        stream = Stream(models=[Model("m", (ModelTarget("tuned-v2"),))])
+        stream.headers(mode, content_length=str(len(body)))
+        answers = stream.body(body)
+        expected = body.replace(b'"m"', b'"tuned-v2"')
+        common = getattr(answers[0], kinds(answers)[0] or "").response
+        sent = {o.header.key: o.header.raw_value.decode() for o in common.header_mutation.set_headers}
+        assert sent["content-length"] == str(len(expected))
+        mutation = answers[-1].request_body.response.body_mutation
+        assert (mutation.body or mutation.streamed_response.body) == expected
+        assert stream.session.request.model == "tuned-v2"
+
+
+def test_unknown_models_pass_unless_strict() -> None:
+    for strict in (False, True):
+        stream = Stream(models=[Model("other")], strict_models=strict)
+        stream.headers()
+        answers = stream.body()
+        if strict:
+            status, reason, error = rejection(answers)
+            assert (status, reason, error["code"], error["param"]) == (404, "unknown-model", 404, "model")
+        else:
+            assert destination(answers[0]) in TARGETS
+
+
+def test_a_header_names_the_model_to_go_on_with_and_is_consumed() -> None:
+    for header in ("x_gateway_model_name_rewrite", "x_llm_d_model_name_rewrite"):
+        stream = Stream(models=[Model("alias", (ModelTarget("tuned"),), Criticality.CRITICAL)])
+        stream.headers(**{header: "alias"})
+        (answer,) = stream.body()
+        common = answer.request_body.response
+        assert json.loads(common.body_mutation.body)["model"] == "tuned"
+        assert header.replace("_", "-") in common.header_mutation.remove_headers
+        stream = Stream()
+        stream.headers(**{header: "plain"})
+        assert json.loads(stream.body()[0].request_body.response.body_mutation.body)["model"] == "plain"
+
+
+SHEDDABLE, STANDARD, CRITICAL = Criticality.SHEDDABLE, Criticality.STANDARD, Criticality.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "body_priority", "refused_up_to"),
+    [
+        (None, "", 0, STANDARD),
+        (None, "", -5, STANDARD),  # the client's own field decides nothing
+        (SHEDDABLE, "", 9, SHEDDABLE),
+        (STANDARD, "", 0, STANDARD),
+        (CRITICAL, "", -1, CRITICAL),
+        (CRITICAL, "batch", 0, SHEDDABLE),
+        (SHEDDABLE, "chat", 0, CRITICAL),
+        (SHEDDABLE, "plain", 0, STANDARD),
+        (SHEDDABLE, "unheard-of", 0, SHEDDABLE),
+    ],
+)
+@pytest.mark.parametrize("shed_up_to", [None, SHEDDABLE, STANDARD])
+def test_who_is_refused_by_a_saturated_pool(
+    model: Criticality | None,
+    objective: str,
+    body_priority: int,
+    refused_up_to: Criticality,
+    shed_up_to: Criticality | None,
+) -> None:
+    document = {"model": "m", "messages": [], "priority": body_priority}
+    for busy in (False, True):
+        stream = Stream(models=[Model("m", criticality=model)] if model is not None else [], shed_up_to=shed_up_to)
+        stream.pool.models.replace_objectives({"batch": -1, "plain": 0, "chat": 7})
+        for endpoint in stream.pool.endpoints.values():
+            stream.pool.observed(endpoint, EngineState(0.0, running=9, waiting=9 * busy, kv_usage=0.5), 0.0)
+        stream.headers(**({"x_gateway_inference_objective": objective} if objective else {}))
+        answers = stream.body(json.dumps(document).encode())
+        if busy and shed_up_to is not None and refused_up_to <= shed_up_to:
+            status, reason, error = rejection(answers)
+            assert (status, reason, error["retry-after"]) == (429, "saturated", "1")
+        else:
+            assert destination(answers[0]) in TARGETS
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_malformed_bodies_get_400(mode: BodySendMode) -> None:
+    stream = Stream()
+    stream.headers(mode)
+    status, _, error = rejection(stream.body(b'{"model": '))
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert stream.session.closed
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_bodies_over_the_limit_get_413(mode: BodySendMode) -> None:
+    stream = Stream(max_body_bytes=100)
+    stream.headers(mode)
+    assert rejection(stream.body(b"x" * 101))[:2] == (413, "body-too-large")
+    stream = Stream(max_body_bytes=100)
+    assert rejection(stream.headers(mode, content_length="101"))[:2] == (413, "body-too-large")
+
+
+@pytest.mark.parametrize("length", ["-1", "", "x", "9" * 5000, "\u0665"])
+def test_a_senseless_content_length_is_ignored(length: str) -> None:
+    stream = Stream()
+    stream.headers(content_length=length)
+    assert destination(stream.body()[0]) in TARGETS
+
+
+def test_no_endpoint_gets_503_with_retry_after() -> None:
+    stream = Stream()
+    stream.pool.replace([], 0.0)
+    stream.headers()
+    status, reason, sent = rejection(stream.body())
+    assert (status, reason, sent["retry-after"]) == (503, "no-endpoints", "1")
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [
+        (["10.0.0.1:8000"], {"10.0.0.1:8000"}),
+        (["10.0.0.1"], {"10.0.0.1:8000"}),
+        ("10.0.0.0:8000, 10.0.0.1:8000", {"10.0.0.0:8000", "10.0.0.1:8000"}),
+        (["[2001:db8::1]:8000"], {"[2001:db8::1]:8000"}),
+        (["2001:0db8:0::1"], {"[2001:db8::1]:8000"}),
+        (["10.0.0.1:9999"], set()),
+        ([], set()),
+        ("", set()),
+        (["192.0.2.1:8000", "not an address"], set()),
+        (["10.0.0.1:http", "[2001:db8::1]:http", "10.0.0.0:-1", "10.0.0.0:" + "8" * 5000, "10.0.0.0:\u0668"], set()),
+        (["10.0.0.1:", "[2001:db8::1]"], {"10.0.0.1:8000", "[2001:db8::1]:8000"}),
+    ],
+)
+def test_the_subset_hint(value: object, allowed: set[str]) -> None:
+    seen = set()
+    for _ in range(6):
+        stream = Stream()
+        stream.headers(subset=value)
+        answers = stream.body()
+        if not allowed:
+            assert rejection(answers)[:2] == (503, "empty-subset")
+            continue
+        seen.add(destination(answers[0]))
+    assert seen <= allowed
+
+
+def test_the_subset_hint_can_be_switched_off() -> None:
+    stream = Stream(disable_endpoint_subset_filter=True)
+    stream.headers(subset=[])
+    assert destination(stream.body()[0]) in TARGETS
+
+
+def test_the_pickers_own_headers_do_not_reach_the_engine() -> None:
+    stream = Stream()
+    stream.headers(x_gateway_inference_objective="gold")
+    (reply,) = stream.body()
+    assert list(reply.request_body.response.header_mutation.remove_headers) == ["x-gateway-inference-objective"]
+
+
+def test_conformance_headers() -> None:
+    stream = Stream(enable_conformance_headers=True)
+    (reply,) = stream.headers(eos=True, test_epp_endpoint_selection="10.0.0.1")
+    assert destination(reply) == "10.0.0.1:8000"
+    assert not stream.session.closed
+    for namespace, served in (
+        (None, "fail: missing envoy lb metadata"),
+        ({"other": "x"}, "fail: missing destination endpoint served metadata"),
+        ({"x-gateway-destination-endpoint-served": "10.0.0.1:8000"}, "10.0.0.1:8000"),
+    ):
+        message = ProcessingRequest(response_headers=HttpHeaders())
+        if namespace:
+            message.metadata_context.filter_metadata["envoy.lb"].update(namespace)
+        (reply,) = stream.send(message)
+        (option,) = reply.response_headers.response.header_mutation.set_headers
+        assert (option.header.key, option.header.raw_value.decode()) == ("x-conformance-test-served-endpoint", served)
+    ignored = {destination(Stream().headers(eos=True, test_epp_endpoint_selection="192.0.2.1")[0]) for _ in range(3)}
+    assert ignored <= TARGETS
+
+
+# ------------------------------------------------------------------------------------------------ responses, ends
+
+
+def test_observed_requests_are_counted_until_they_end() -> None:
+    stream = Stream(observe_responses=True)
+    stream.headers()
+    stream.body()
+    assert stream.session.decision is not None
+    book = stream.session.decision.book
+    assert (stream.session.closed, book.in_flight) == (False, 1)
+    message = ProcessingRequest(response_headers=HttpHeaders())
+    message.response_headers.headers.headers.add(key=":status", raw_value=b"500")
+    stream.send(message)
+    assert stream.session.response_status == 500
+    stream.session.finish(1.0)
+    stream.session.finish(2.0)
+    assert book.in_flight == 0
+
+
+def test_an_answer_of_the_proxys_own_is_no_response_of_an_engine() -> None:
+    stream = Stream()
+    stream.headers()
+    message = ProcessingRequest(response_headers=HttpHeaders())
+    message.response_headers.headers.headers.add(key=":status", raw_value=b"413")
+    stream.send(message)
+    assert stream.session.response_status is None
+
+
+def test_messages_that_are_nothing_to_us() -> None:
+    stream = Stream()
+    assert stream.send(ProcessingRequest()) == []
+    assert stream.send(ProcessingRequest(request_headers=HttpHeaders(), observability_mode=True)) == []
+    assert stream.headers() != []
+
+
+def test_illegal_orders_are_named() -> None:
+    stream = Stream()
+    stream.headers()
+    with pytest.raises(UnexpectedMessageError, match="request_headers in state BODY"):
+        stream.headers()
+    stream = Stream()
+    with pytest.raises(UnexpectedMessageError, match="request_trailers in state START"):
+        stream.trailers()
+    stream = Stream()
+    stream.headers(eos=True)
+    with pytest.raises(UnexpectedMessageError, match="request_body in state CLOSED"):
+        stream.body()
+
+
+def test_a_late_body_gets_408_in_full_duplex_only() -> None:
+    stream = Stream()
+    assert stream.session.overdue_matters
+    stream.headers(FULL_DUPLEX_STREAMED)
+    assert stream.session.overdue_matters
+    assert rejection([ProcessingResponse.FromString(stream.session.overdue())])[0] == 408
+    stream = Stream()
+    stream.headers(BUFFERED)
+    assert not stream.session.overdue_matters
+    stream = Stream()
+    stream.send(ProcessingRequest(request_headers=HttpHeaders(), observability_mode=True))
+    assert not stream.session.overdue_matters
+
+
+MESSAGES: list[Callable[[Stream], list[ProcessingResponse]]] = [
+    lambda s: s.headers(None),
+    lambda s: s.headers(None, eos=True),
+    lambda s: s.body(CHAT[:100], eos=False),
+    lambda s: s.body(CHAT),
+    lambda s: s.body(b""),
+    lambda s: s.trailers(),
+    lambda s: s.send(ProcessingRequest()),
+    lambda s: s.send(ProcessingRequest(response_headers=HttpHeaders())),
+    lambda s: s.send(ProcessingRequest(response_body=HttpBody(body=b"x"))),
+    lambda s: s.send(ProcessingRequest(response_trailers=HttpTrailers())),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from([NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED]),
+    st.sampled_from([NONE, STREAMED, BUFFERED, FULL_DUPLEX_STREAMED]),
+    st.booleans(),
+    st.lists(st.integers(0, len(MESSAGES) - 1), max_size=10),
+)
+def test_every_order_is_answered_or_a_named_error(
+    mode: BodySendMode, response: BodySendMode, observe: bool, order: list[int]
+) -> None:
+    stream = Stream(observe_responses=observe)
+    picks = immediates = 0
+    try:
+        for answers in (
+            stream.headers(mode, response=response) if k < 0 else MESSAGES[k](stream) for k in (-1, *order)
+        ):
+            for reply in answers:
+                kind = reply.WhichOneof("response")
+                picks += reply.HasField("dynamic_metadata")
+                immediates += kind == "immediate_response"
+            assert picks + immediates <= 1, "a request is answered once"
+    except ProtocolError:
+        pass
+    assert stream.session.answered == bool(picks + immediates)
+    stream.session.finish(1.0)
+    assert stream.session.closed
+    assert all(book.in_flight == 0 for book in stream.router.books)

@@ -1,0 +1,460 @@
+"""Discovery over real HTTP from an API server that behaves, and misbehaves, as Kubernetes does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from kubernetes_fixture.api_server import ApiServer, api_server
+from kubernetes_fixture.objects import MODEL, POOL, POOL_REF, X, annotated, changed, pod
+
+from warmroute.errors import ConfigurationError
+from warmroute.kubernetes import informer as watch_module
+from warmroute.kubernetes.api import Cluster
+from warmroute.kubernetes.discovery import KubernetesDiscovery
+from warmroute.kubernetes.informer import Patience
+from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.models import Criticality
+from warmroute.pool.pool import Pool, PoolListener
+from warmroute.settings import Settings
+
+QUICK = Patience(first=0.01, most=0.05, missing=0.05, settle=0.3)
+V1 = "inference.networking.k8s.io/v1"
+V1_SPEC = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 9000}]}
+V1_POOL = changed(POOL, apiVersion=V1, metadata__annotations=None, spec=V1_SPEC)
+STRATEGIES = ("PREFIX_CACHE", "DEFAULT", "RANDOM")
+
+
+class Restarts(PoolListener):
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+        self.ids.append(endpoint.id)
+
+
+class Picker:
+    """A pool with its discovery, and the settings as they are in force."""
+
+    def __init__(self, server: ApiServer, kubeconfig: str, **settings: Any) -> None:
+        self.server = server
+        self.settings = Settings(**{"pool_name": "vllm-qwen-pool"} | settings)
+        self.pool = Pool()
+        self.restarts = Restarts()
+        self.pool.subscribe(self.restarts, 0.0)
+        self.reloads: list[bool] = []
+        cluster = Cluster()
+        cluster.find({"KUBECONFIG": kubeconfig})
+        self.discovery = KubernetesDiscovery(
+            cluster, self.settings, self.pool, apply=self.apply, reloaded=self.reloads.append, patience=QUICK
+        )
+
+    def apply(self, settings: Settings) -> None:
+        if settings.routing_strategy not in STRATEGIES:
+            raise ConfigurationError(f"there is no strategy {settings.routing_strategy}")
+        self.settings = settings
+        self.pool.default_engine = settings.model_server_runtime
+
+    def targets(self) -> list[str]:
+        """Where requests may go."""
+        return sorted(e.target for e in self.pool.endpoints.values() if e.ready)
+
+
+@asynccontextmanager
+async def picking(server: ApiServer, tmp_path: Any, *, synced: bool = True, **settings: Any) -> AsyncIterator[Picker]:
+    kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig", settings.pop("token", "the-token-of-this-test"))
+    picker = Picker(server, str(kubeconfig), **settings)
+    await picker.discovery.start()
+    try:
+        if synced:
+            await eventually(lambda: picker.pool.synced)
+        yield picker
+    finally:
+        await picker.discovery.stop()
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def cluster_of(*pods: Any) -> Any:
+    return api_server(POOL, MODEL, *(pods or (pod("a", "10.0.0.1"), pod("b", "10.0.0.2"))))
+
+
+# ------------------------------------------------------------------------------------------------ pods
+
+
+async def test_pods_come_change_and_go(tmp_path):
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        assert picker.targets() == ["10.0.0.1:8000", "10.0.0.2:8000"]
+        server.apply(pod("c", "10.0.0.3"))
+        await eventually(lambda: len(picker.targets()) == 3)
+        server.apply(pod("c", "10.0.0.3", ready=False))
+        await eventually(lambda: len(picker.targets()) == 2)
+        server.delete(pod("b", ""))
+        await eventually(lambda: picker.targets() == ["10.0.0.1:8000"])
+        server.apply(pod("a", "10.0.0.1", metadata__labels={"app": "other"}))
+        await eventually(lambda: picker.targets() == [])
+        assert server.lists == 8, "each kind is listed once, everything else comes by watch"
+
+
+async def test_flapping_keeps_what_is_known_and_a_new_process_does_not(tmp_path):
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        member = picker.pool.endpoints["default/a"]
+
+        async def becomes(*objects: Any, target: str | None = "10.0.0.1:8000") -> list[str]:
+            """The restarts seen until the pool has followed the objects."""
+            picker.restarts.ids.clear()
+            server.apply(*objects, pod("marker", f"10.9.0.{server.version % 250}"))
+            marker = f"10.9.0.{(server.version - len(objects) - 1) % 250}:8000"
+            await eventually(lambda: marker in picker.targets())
+            assert picker.pool.endpoints["default/a"] is member
+            assert member.ready == (target is not None)
+            assert target in {None, member.target}
+            return [i for i in picker.restarts.ids if i == "default/a"]
+
+        assert await becomes(pod("a", "10.0.0.1", ready=False), target=None) == []
+        assert await becomes(pod("a", "10.0.0.1")) == []
+        assert await becomes(pod("a", "10.0.0.1", metadata__annotations={"x": "y"})) == []
+        assert await becomes(pod("a", "10.0.0.1", restarts=1)) == ["default/a"]
+        assert await becomes(pod("a", "10.0.0.9", restarts=1), target="10.0.0.9:8000") == ["default/a"]
+        server.delete(pod("a", ""))
+        assert await becomes(target=None) == []
+        assert await becomes(pod("a", "10.0.0.9", restarts=1), target="10.0.0.9:8000") == ["default/a"]  # another uid
+
+
+async def test_labels_reach_the_pool(tmp_path):
+    labels = {"app": "qwen", "llm-d.ai/engine-type": "sglang"}
+    async with cluster_of(pod("a", "10.0.0.1", metadata__labels=labels)) as server, picking(server, tmp_path) as picker:
+        assert picker.pool.endpoints["default/a"].engine == "sglang"
+
+
+async def test_a_pool_with_more_pods_than_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch_module, "PAGE_SIZE", 7)
+    pods = [pod(f"p{i:02}", f"10.0.0.{i}") for i in range(30)]
+    async with cluster_of(*pods) as server, picking(server, tmp_path) as picker:
+        assert len(picker.targets()) == 30
+
+
+# ------------------------------------------------------------------------------------------------ pool
+
+
+async def test_selector_and_port_change(tmp_path):
+    blue = pod("blue", "10.0.0.7", metadata__labels={"app": "blue"})
+    async with cluster_of(pod("a", "10.0.0.1"), blue) as server, picking(server, tmp_path) as picker:
+        server.apply(changed(POOL, spec__targetPortNumber=8001))
+        await eventually(lambda: picker.targets() == ["10.0.0.1:8001"])
+        server.apply(changed(POOL, spec__selector={"app": "blue"}))
+        await eventually(lambda: picker.targets() == ["10.0.0.7:8000"])
+        server.apply(changed(blue, status__podIP="10.0.0.8"))
+        await eventually(lambda: picker.targets() == ["10.0.0.8:8000"])
+
+
+@pytest.mark.parametrize(("group", "port"), [(None, 9000), ("inference.networking.k8s.io", 9000), (X, 8000)])
+async def test_of_two_pools_the_v1_one_counts_unless_told(tmp_path, group, port):
+    async with cluster_of(pod("a", "10.0.0.1")) as server:
+        server.apply(V1_POOL)
+        async with picking(server, tmp_path, pool_group=group) as picker:
+            assert picker.targets() == [f"10.0.0.1:{port}"]
+
+
+async def test_ranks(tmp_path):
+    spec = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 8000}, {"number": 8001}]}
+    six = pod("a", "2001:db8::1")
+    async with api_server(changed(V1_POOL, spec=spec), six) as server, picking(server, tmp_path) as picker:
+        assert set(picker.pool.endpoints) == {"default/a-rank-0", "default/a-rank-1"}
+        assert picker.targets() == ["[2001:db8::1]:8000", "[2001:db8::1]:8001"]
+        server.delete(six)
+        await eventually(lambda: picker.targets() == [])
+
+
+async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_pods_along(tmp_path):
+    async with api_server(pod("a", "10.0.0.1")) as server, picking(server, tmp_path, synced=False) as picker:
+        await eventually(lambda: server.watches >= 6)
+        assert not picker.pool.synced
+        server.apply(POOL)
+        await eventually(lambda: picker.pool.synced)
+        assert picker.targets() == ["10.0.0.1:8000"]
+        server.delete(POOL)
+        await eventually(lambda: not picker.pool.synced)
+        assert picker.targets() == []
+        server.apply(POOL)
+        await eventually(lambda: picker.targets() == ["10.0.0.1:8000"])
+        assert picker.pool.synced
+        assert picker.restarts.ids == []
+
+
+async def test_a_pool_that_makes_no_sense_leaves_the_last_one_in_force(tmp_path):
+    async with cluster_of(pod("a", "10.0.0.1")) as server, picking(server, tmp_path) as picker:
+        server.apply(changed(POOL, spec__selector={}))
+        server.apply(pod("b", "10.0.0.2"))
+        await eventually(lambda: picker.targets() == ["10.0.0.1:8000", "10.0.0.2:8000"])
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+async def test_models_follow_and_a_deleted_one_is_succeeded_by_the_next_oldest(tmp_path):
+    younger = changed(MODEL, metadata__name="younger", metadata__creationTimestamp="2099-01-01T00:00:00Z")
+    younger = changed(younger, spec__criticality="Sheddable", spec__targetModels=[{"name": "v2"}])
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        server.apply(younger, changed(MODEL, metadata__name="else", spec__modelName="else"))
+        table = picker.pool.models
+        await eventually(lambda: len(table) == 2)
+        found = table.get("/model/qwen")
+        assert found is not None
+        assert (found.draw(0.5), found.criticality) == ("/model/qwen", Criticality.CRITICAL)
+        server.delete(MODEL)
+        await eventually(lambda: table.get("/model/qwen") != found)
+        successor = table.get("/model/qwen")
+        assert successor is not None
+        assert (successor.draw(0.5), successor.criticality) == ("v2", Criticality.SHEDDABLE)
+        server.delete(younger)
+        await eventually(lambda: table.get("/model/qwen") is None)
+
+
+@pytest.mark.parametrize("group", [X, "llm-d.ai"])
+async def test_objectives_and_rewrites_of_both_groups(tmp_path, group):
+    def made(kind: str, name: str, **spec: Any) -> Any:
+        head = {"apiVersion": f"{group}/v1alpha2", "kind": kind, "metadata": {"name": name}}
+        return head | {"spec": {"poolRef": POOL_REF, **spec}}
+
+    async with cluster_of() as server:
+        server.apply(made("InferenceObjective", "batch", priority=-1))
+        async with picking(server, tmp_path) as picker:
+            table = picker.pool.models
+            assert table.objective("batch") is Criticality.SHEDDABLE
+            server.apply(made("InferenceObjective", "batch", priority=1))
+            server.apply(made("InferenceModelRewrite", "any", rules=[{"targets": [{"modelRewrite": "base"}]}]))
+            await eventually(lambda: table.objective("batch") is Criticality.CRITICAL)
+            await eventually(lambda: table.get("whatever") is not None)
+
+
+# ------------------------------------------------------------------------------------------------ annotations
+
+
+async def test_annotations_change_settings_and_their_removal_restores_the_flags(tmp_path):
+    async with cluster_of() as server, picking(server, tmp_path, cost_waiting=2.0) as picker:
+        assert picker.settings.routing_strategy == "PREFIX_CACHE"
+        server.apply(annotated(POOL, routing_strategy="RANDOM", COST_WAITING="3.5", WARMROUTE_QUEUE_SLACK="7"))
+        await eventually(lambda: picker.settings.routing_strategy == "RANDOM")
+        assert (picker.settings.cost_waiting, picker.settings.queue_slack) == (3.5, 7)
+        server.apply(annotated(POOL, runtime="sglang", **{"cost-waiting": "4", "SD_QUEUE_DEPTH_THRESHOLD": "9"}))
+        await eventually(lambda: picker.settings.model_server_runtime == "sglang")
+        settings = picker.settings
+        assert (settings.routing_strategy, settings.cost_waiting, settings.queue_slack) == ("DEFAULT", 4.0, 2)
+        assert settings.saturation_queue_depth == 9
+        assert {e.engine for e in picker.pool.endpoints.values()} == {"sglang"}
+        server.apply(annotated(POOL))
+        await eventually(lambda: picker.settings.model_server_runtime == "vllm")
+        assert picker.settings == Settings(pool_name="vllm-qwen-pool", cost_waiting=2.0)
+        assert {e.engine for e in picker.pool.endpoints.values()} == {"vllm"}
+        assert all(picker.reloads)
+
+
+async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(tmp_path, caplog):
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        bad = {"routing_strategy": "FASTEST", "cost-waiting": "much", "experimental-use-queueing": "true"}
+        with caplog.at_level(logging.WARNING, "warmroute"):
+            server.apply(annotated(POOL, **bad, QUEUE_SLACK="5"))
+            server.apply(annotated(POOL, **bad, QUEUE_SLACK="6"))
+            await eventually(lambda: picker.settings.queue_slack == 6)
+        assert (picker.settings.routing_strategy, picker.settings.cost_waiting) == ("PREFIX_CACHE", 1.0)
+        told = [r.fields["annotation"] for r in caplog.records if r.message == "annotation not used"]
+        assert sorted(key.rpartition("/")[2] for key in told) == sorted(key.replace("_", "-") for key in bad)
+        await eventually(lambda: len(server.all("/api/v1/namespaces/default/events")) == 3)
+        events = server.all("/api/v1/namespaces/default/events")
+        assert {e["involvedObject"]["name"] for e in events} == {"vllm-qwen-pool"}
+        assert {e["type"] for e in events} == {"Warning"}
+        assert any("FASTEST" in e["message"] for e in events)
+        assert picker.reloads.count(False) == 3
+        server.apply(annotated(POOL, routing_strategy="RANDOM"))
+        await eventually(lambda: picker.settings.routing_strategy == "RANDOM")
+
+
+# ------------------------------------------------------------------------------------------------ trouble
+
+
+async def test_dropped_connections_and_compacted_history_lose_nothing(tmp_path):
+    async with cluster_of(pod("a", "10.0.0.1")) as server, picking(server, tmp_path) as picker:
+        for i in range(2, 12):
+            server.drop_connections()
+            server.apply(pod("a", f"10.0.0.{i}"))
+            if i % 3 == 0:
+                server.compact()
+            server.apply(pod(f"p{i}", f"10.0.1.{i}"))
+            if i % 2:
+                server.delete(pod(f"p{i}", ""))
+        wanted = ["10.0.0.11:8000", *(f"10.0.1.{i}:8000" for i in range(2, 12, 2))]
+        await eventually(lambda: picker.targets() == sorted(wanted))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_in_whatever_order_the_pool_ends_up_right(tmp_path, seed):
+    chance = random.Random(seed)
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        port = 8000
+        for _ in range(150):
+            name = f"p{chance.randrange(12)}"
+            match chance.randrange(20):
+                case 0:
+                    server.drop_connections()
+                case 1:
+                    server.compact()
+                case 2:
+                    await server.stop()
+                    await server.start()
+                case 3:
+                    port = 8000 + chance.randrange(3)
+                    server.apply(changed(POOL, spec__targetPortNumber=port))
+                case 4 | 5 | 6:
+                    if server.get(pod(name, "")) is not None:
+                        server.delete(pod(name, ""))
+                case 7:
+                    server.apply(pod(name, "10.0.3.1", metadata__labels={"app": "other"}))
+                case 8:
+                    await asyncio.sleep(0.02)
+                case _:
+                    address = f"10.0.1.{chance.randrange(250)}"
+                    server.apply(pod(name, address, ready=chance.random() < 0.8, restarts=chance.randrange(2)))
+        wanted = sorted(
+            f"{item['status']['podIP']}:{port}"
+            for item in server.all("/api/v1/namespaces/default/pods")
+            if item["metadata"]["labels"] == {"app": "qwen"} and item["status"]["conditions"][0]["status"] == "True"
+        )
+        await eventually(lambda: picker.targets() == wanted)
+
+
+async def test_bookmarks_spare_the_list_after_a_compaction(tmp_path):
+    async with cluster_of() as server:
+        server.bookmark_interval = 0.02
+        async with picking(server, tmp_path) as picker:
+            await eventually(lambda: server.watches == 8)
+            for i in range(5):
+                server.apply(changed(MODEL, metadata__name=f"m{i}", spec__modelName=f"m{i}"))
+            await eventually(lambda: len(picker.pool.models) == 6)
+            await asyncio.sleep(0.1)  # some bookmarks
+            lists = server.lists
+            server.compact()
+            server.drop_connections()
+            await eventually(lambda: server.watches == 16)
+            server.apply(pod("c", "10.0.0.3"))
+            await eventually(lambda: len(picker.targets()) == 3)
+            assert server.lists == lists
+
+
+async def test_a_server_that_is_away_at_the_start_and_later(tmp_path, caplog):
+    async with cluster_of(pod("a", "10.0.0.1")) as server:
+        await server.stop()
+        with caplog.at_level(logging.INFO, "warmroute"):
+            async with picking(server, tmp_path, synced=False) as picker:
+                await eventually(lambda: "cannot be reached" in caplog.text)
+                assert not picker.pool.synced
+                await server.start()
+                await eventually(lambda: picker.pool.synced)
+                await server.stop()
+                server.apply(pod("b", "10.0.0.2"), annotated(POOL, routing_strategy="RANDOM"))
+                server.delete(pod("a", ""))
+                await asyncio.sleep(0.2)
+                assert picker.pool.synced
+                assert picker.targets() == ["10.0.0.1:8000"]
+                await server.start()
+                await eventually(lambda: picker.targets() == ["10.0.0.2:8000"])
+                await eventually(lambda: picker.settings.routing_strategy == "RANDOM")
+    told = [r.message for r in caplog.records if "cannot be reached" in r.message or "reached again" in r.message]
+    assert len(told) == 4, "once for each time it went and came back"
+
+
+@pytest.mark.parametrize("how", ["missing", "forbidden"])
+async def test_kinds_that_are_missing_or_forbidden_are_told_once_and_picked_up_later(tmp_path, caplog, how):
+    async with cluster_of() as server:
+        kinds = {f"inferencemodels.{X}", f"inferenceobjectives.{X}", "inferencepools.inference.networking.k8s.io"}
+        getattr(server, how).update(kinds)
+        with caplog.at_level(logging.INFO, "warmroute"):
+            async with picking(server, tmp_path) as picker:
+                assert len(picker.targets()) == 2
+                assert picker.pool.models.get("/model/qwen") is None
+                await asyncio.sleep(0.3)  # several attempts
+                getattr(server, how).clear()
+                await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
+    text = "may not be read" if how == "forbidden" else "is not installed"
+    assert sorted(r.getMessage().split()[0] for r in caplog.records if text in r.getMessage()) == sorted(kinds)
+    assert "inferencemodels.inference.networking.x-k8s.io can be read now" in caplog.text
+
+
+async def test_a_kind_that_is_not_installed_may_look_forbidden_but_is_not_called_so(tmp_path, caplog):
+    async with cluster_of() as server:
+        kinds = {f"{plural}.llm-d.ai" for plural in ("inferenceobjectives", "inferencemodelrewrites")}
+        server.missing |= kinds
+        server.forbidden |= kinds
+        with caplog.at_level(logging.WARNING, "warmroute"):
+            async with picking(server, tmp_path):
+                pass
+        assert not caplog.records
+
+
+@pytest.mark.parametrize("code", [500, 503])
+async def test_one_kind_that_the_server_fails_to_list_does_not_hold_up_the_start(tmp_path, caplog, code):
+    async with cluster_of() as server:
+        server.failing[f"inferencemodels.{X}"] = code
+        async with picking(server, tmp_path) as picker:
+            assert len(picker.targets()) == 2
+            assert caplog.text.count("inferencemodels.inference.networking.x-k8s.io cannot be listed") == 1
+            server.failing.clear()
+            await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
+
+
+async def test_rights_withdrawn_later_change_nothing(tmp_path, caplog):
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        server.forbidden |= {"pods", f"inferencepools.{X}", f"inferencemodels.{X}"}
+        server.drop_connections()
+        await eventually(lambda: "may not be read" in caplog.text)
+        assert picker.pool.synced
+        assert len(picker.targets()) == 2
+        assert picker.pool.models.get("/model/qwen") is not None
+        server.forbidden.clear()
+        server.apply(pod("c", "10.0.0.3"))
+        await eventually(lambda: len(picker.targets()) == 3)
+
+
+async def test_without_the_right_to_read_pods_it_is_not_ready(tmp_path, caplog):
+    async with cluster_of() as server:
+        server.forbidden.add("pods")
+        async with picking(server, tmp_path, synced=False) as picker:
+            await eventually(lambda: "pods may not be read" in caplog.text)
+            assert not picker.pool.synced
+            server.forbidden.clear()
+            await eventually(lambda: picker.pool.synced)
+
+
+async def test_wrong_credentials_are_read_again(tmp_path):
+    async with cluster_of() as server, picking(server, tmp_path, synced=False, token="expired") as picker:
+        await asyncio.sleep(0.1)
+        assert not picker.pool.synced
+        server.write_kubeconfig(tmp_path / "kubeconfig")
+        await eventually(lambda: picker.pool.synced)
+
+
+async def test_one_object_that_makes_no_sense_harms_no_other(tmp_path, caplog):
+    odd = [changed(MODEL, metadata__name="odd", spec=None), pod("odd", "10.0.0.9", status__conditions=[{}])]
+    async with api_server(POOL, MODEL, *odd, pod("a", "10.0.0.1")) as server, picking(server, tmp_path) as picker:
+        assert picker.targets() == ["10.0.0.1:8000"]
+        assert picker.pool.models.get("/model/qwen") is not None
+        server.apply(changed(odd[0], spec={"modelName": 7}))
+        server.apply(pod("b", "10.0.0.2"))
+        await eventually(lambda: len(picker.targets()) == 2)
+
+
+def test_no_cluster_is_a_clear_error(tmp_path):
+    with pytest.raises(ConfigurationError, match="no cluster to ask"):
+        Cluster().find({"KUBECONFIG": str(tmp_path / "none")})
+    settings = Settings(pool_name="p", pool_group="example.com")
+    with pytest.raises(ConfigurationError, match="pool-group"):
+        KubernetesDiscovery(Cluster(), settings, Pool(), apply=lambda _: None, reloaded=lambda _: None)

@@ -1,0 +1,191 @@
+"""The demo: what it refuses, what it writes, and whole runs with the real Envoy."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from rich.console import Console
+
+from warmroute.discovery.file import EndpointsFile
+from warmroute.errors import ConfigurationError
+from warmroute.standalone.child import Child, ChildError
+from warmroute.standalone.envoy import envoy_path
+from warmroute.standalone.ports import free_port, require_free
+from warmroute_lab.demo.demo import Demo, DemoOptions, write_config
+
+PORTS = ("port", "plain_port", "admin_port", "epp_port", "epp_health_port", "metrics_port", "pod_port")
+ANY_PORTS = dict.fromkeys(PORTS, 0)
+
+
+def any_ports_flags() -> list[str]:
+    return [f"--{name.replace('_', '-')}=0" for name in ANY_PORTS]
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_every_port_0_becomes_a_port_of_its_own():
+    options = DemoOptions(**ANY_PORTS).settled()
+    ports = [getattr(options, name) for name in ANY_PORTS if name != "pod_port"]
+    ports += [int(target.rpartition(":")[2]) for target in options.targets]
+    assert 0 not in ports
+    assert len(set(ports)) == 11
+
+
+@pytest.mark.parametrize("name", ["port", "epp_health_port", "pod_port"])
+def test_a_taken_port_is_named_with_its_flag(name):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port} .*--{name.replace('_', '-')}"):
+            DemoOptions(**{**ANY_PORTS, name: port}).settled()
+
+
+def test_a_port_wanted_twice_is_refused():
+    port = free_port()
+    with pytest.raises(ConfigurationError, match=f"{port} is wanted twice"):
+        DemoOptions(**{**ANY_PORTS, "port": port, "metrics_port": port}).settled()
+
+
+@pytest.mark.parametrize("options", [{"pods": 0}, {"time_scale": 0}, {"profile": "abacus"}])
+def test_impossible_engines_are_refused(options):
+    with pytest.raises(ConfigurationError):
+        DemoOptions(**options)
+
+
+# ---------------------------------------------------------------- written configuration
+
+
+def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path):
+    paths = write_config(DemoOptions(pods=2), tmp_path / "new")
+    assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]
+    endpoints = EndpointsFile.model_validate(yaml.safe_load(paths[0].read_text()))
+    assert [(entry.address, entry.port) for entry in endpoints.endpoints] == [("127.0.0.1", 8000), ("127.0.0.1", 8001)]
+    for path in paths[1:]:
+        argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", path]
+        subprocess.run(argv, check=True, timeout=30, capture_output=True)
+        text = path.read_text()
+        assert f"envoy -c {path.name}" in text
+        assert "remove: x-gateway-destination-endpoint" in text
+        assert "failure_mode_allow: true" in text
+
+
+def test_nothing_that_is_there_is_overwritten(tmp_path):
+    (tmp_path / "endpoints.yaml").write_text("mine")
+    with pytest.raises(ConfigurationError, match="is there already and stays as it is"):
+        write_config(DemoOptions(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["endpoints.yaml"]
+    assert (tmp_path / "endpoints.yaml").read_text() == "mine"
+
+
+def test_a_configuration_to_keep_needs_ports(tmp_path):
+    with pytest.raises(ConfigurationError, match="--epp-port"):
+        write_config(DemoOptions(epp_port=0), tmp_path)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path):
+    options = DemoOptions(**ANY_PORTS, pods=2).settled()
+    shown = console()
+    async with Demo(options, tmp_path, shown) as demo:
+        figures = await demo.converse()
+        demo.print_what_to_try()
+    assert figures["round1_pod"] == figures["round2_pod"]
+    assert '"matching ratio": " 0.54 > 0.50"' in figures["log"]
+    text = shown.file.getvalue()
+    assert figures["log"] in text
+    assert f"curl -i {demo.base_url}/chat/completions" in text
+    assert [child.returncode for child in (demo.envoy.child, demo.picker, demo.simulators)] == [0, 0, 0]
+    for port in (options.port, options.epp_port, options.pod_port):
+        require_free("127.0.0.1", port, "nothing is left")
+
+
+async def test_a_part_that_dies_is_an_error_with_its_last_words(tmp_path):
+    options = DemoOptions(**ANY_PORTS, pods=1).settled()
+    async with Demo(options, tmp_path, console()) as demo:
+        death = asyncio.create_task(demo.first_death())
+        os.kill(demo.simulators.pid, signal.SIGKILL)
+        with pytest.raises(ChildError, match=r"(?s)warmroute simulate ended with status -9.*qwen listens on"):
+            await death
+
+
+async def test_a_part_that_does_not_start_stops_the_others(tmp_path):
+    options = DemoOptions(**ANY_PORTS, pods=1).settled()
+    demo = Demo(options, tmp_path, console())
+    demo.picker.argv = (*demo.picker.argv, "--routing-strategy", "NO_SUCH")
+    with pytest.raises(ChildError, match=r"(?s)warmroute serve ended with status.*NO_SUCH"):
+        await demo.__aenter__()
+    assert demo.simulators.returncode == 0
+
+
+async def test_sigterm_ends_a_running_demo_in_order(tmp_path):
+    demo = Child("demo", [sys.executable, "-m", "warmroute", "demo", *any_ports_flags()], tmp_path / "demo.log")
+
+    async def loaded() -> bool:
+        return "A load" in demo.tail(50)
+
+    async with demo:
+        await demo.until(loaded, "under load", patience=30)
+        await demo.stop(grace=20)
+    assert demo.returncode == 0
+    assert "stopping" in demo.tail(50)
+
+
+@pytest.fixture
+def a_terminal() -> Iterator[None]:
+    """Children hear of a terminal that is closed, even if the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("a_terminal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed-terminal"])
+async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path, number):
+    demo = Child("demo", [sys.executable, "-m", "warmroute", "demo", *any_ports_flags()], tmp_path / "demo.log")
+
+    async def half_started() -> bool:
+        return "starting the picker" in demo.tail(50)
+
+    async with demo:
+        await demo.until(half_started, "half started", patience=30)
+        os.kill(demo.pid, number)
+        async with asyncio.timeout(20):
+            assert await demo.wait() == 0
+
+
+def test_without_its_load_the_engines_saw_the_conversation_only(tmp_path):
+    figures_file = tmp_path / "figures.json"
+    argv = [*(sys.executable, "-m", "warmroute", "demo", "--once", "--no-load"), "--json", str(figures_file)]
+    done = subprocess.run([*argv, *any_ports_flags()], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "A load" not in done.stdout
+    assert json.loads(figures_file.read_text()).keys() == {"round1_pod", "round2_pod", "log"}
+
+
+@pytest.mark.slow
+def test_once_shows_the_gain_and_writes_the_figures(tmp_path):
+    figures_file = tmp_path / "figures.json"
+    argv = [sys.executable, "-m", "warmroute", "demo", "--once", "--json", str(figures_file), *any_ports_flags()]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Do prefix-aware routing!" in done.stdout
+    assert '"matching ratio": " 0.54 > 0.50"' in done.stdout
+    figures = json.loads(figures_file.read_text())
+    assert figures["ttft_mean_ratio"] <= 0.6
+    assert figures["idle_pods"] == []
+    assert figures["picked"]["hit_rate"] > figures["plain"]["hit_rate"]
+    assert sum(figures["picked"]["pods"].values()) == figures["picked"]["requests"] == 60

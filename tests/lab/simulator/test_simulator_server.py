@@ -1,0 +1,418 @@
+"""The simulated engine over a real socket, beside recordings of the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from warmroute.errors import ConfigurationError
+from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer, simulate
+
+RECORDED = Path(__file__).parents[4] / "shared" / "engine"
+MODEL = "/model/qwen"
+MESSAGES = [{"role": "user", "content": "Tell me about caches. " * 40}]
+
+Start = Callable[..., Awaitable[SimulatorServer]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts simulators, twenty times as fast as real ones, and stops them after the test."""
+    servers: list[SimulatorServer] = []
+
+    async def _start(**options: Any) -> SimulatorServer:
+        server = SimulatorServer(SimulatorOptions(**{"model": MODEL, "time_scale": 20.0, **options}))
+        await server.start()
+        servers.append(server)
+        return server
+
+    yield _start
+    for server in servers:
+        await server.stop()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+        yield session
+
+
+@pytest.fixture
+def recorded() -> dict[str, Any]:
+    file = RECORDED / "vllm-0.26-responses.json"
+    if not file.exists():
+        pytest.skip(f"the recordings of a real engine are not here: {file}")
+    return json.loads(file.read_text())  # type: ignore[no-any-return]
+
+
+async def ask(
+    client: aiohttp.ClientSession, server: SimulatorServer, path: str = "/v1/chat/completions", **body: Any
+) -> Any:
+    body = {"model": MODEL, **({} if "prompt" in body else {"messages": MESSAGES}), "max_tokens": 4} | body
+    async with client.post(server.url + path, json=body) as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
+
+
+async def stream(
+    client: aiohttp.ClientSession, server: SimulatorServer, path: str = "/v1/chat/completions", **body: Any
+) -> list[dict[str, Any]]:
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 4, "stream": True} | body
+    async with client.post(server.url + path, json=body) as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        return chunks_of(await response.text())
+
+
+def chunks_of(page: str) -> list[dict[str, Any]]:
+    events = [event for event in page.split("\n\n") if event]
+    assert events[-1] == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+
+
+def text_of(chunks: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+
+
+def shape(value: Any) -> Any:
+    """Names and types of a JSON value; of a list, its first item's."""
+    if isinstance(value, dict):
+        return {name: shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value[:1]]
+    return type(value).__name__
+
+
+def series_of(line: str) -> str:
+    """A sample's name and labels, without the labels' values and its own."""
+    return re.sub(r'="[^"]*"', "", line).rpartition(" ")[0]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_answers_have_the_real_shape(
+    start: Start, client: aiohttp.ClientSession, recorded: dict[str, Any]
+) -> None:
+    server = await start()
+    assert shape(await ask(client, server)) == shape(json.loads(recorded["whole"]["body"]))
+    real = chunks_of(recorded["streaming"]["body"])
+    ours = await stream(client, server, stream_options={"include_usage": True})
+    assert [list(chunk) for chunk in (ours[0], ours[-1])] == [list(chunk) for chunk in (real[0], real[-1])]
+    assert shape(ours[0]) == shape(real[0])
+    assert shape(ours[-1]) == shape(real[-1])
+    assert shape(ours[-2]) == shape(real[-2])
+    async with client.get(server.url + "/v1/models") as response:
+        assert shape(await response.json()) == shape(json.loads(recorded["models"][1]))
+
+
+async def test_errors_are_the_real_ones(start: Start, client: aiohttp.ClientSession, recorded: dict[str, Any]) -> None:
+    server = await start()
+    for name, body in (("unknown_model", {"model": "nope", "messages": MESSAGES}), ("missing_field", {"model": MODEL})):
+        async with client.post(server.url + "/v1/chat/completions", json=body) as response:
+            assert [response.status, await response.text()] == recorded[name]
+
+
+async def test_the_metrics_page_is_a_real_one(start: Start, client: aiohttp.ClientSession) -> None:
+    file = RECORDED / "vllm-0.26-metrics.txt"
+    if not file.exists():
+        pytest.skip(f"the recordings of a real engine are not here: {file}")
+    real = file.read_text().splitlines()
+    server = await start()
+    await ask(client, server)
+    async with client.get(server.url + "/metrics") as response:
+        ours = (await response.text()).splitlines()
+    for line in ours:
+        if line.startswith("#"):
+            assert line in real
+    series = {series_of(line) for line in real}
+    assert all(series_of(line) in series for line in ours if "cache_config_info" not in line)
+    config = next(line for line in real if line.startswith("vllm:cache_config_info"))
+    ours_config = next(line for line in ours if line.startswith("vllm:cache_config_info"))
+    assert set(re.findall(r'\w+="[^"]*"', ours_config)) <= set(re.findall(r'\w+="[^"]*"', config))
+    buckets = [
+        re.findall(r'le="([^"]+)"', line) for line in real if line.startswith("vllm:time_to_first_token_seconds_b")
+    ]
+    assert buckets == [
+        re.findall(r'le="([^"]+)"', line) for line in ours if line.startswith("vllm:time_to_first_token_seconds_b")
+    ]
+
+
+async def test_the_next_turn_finds_prompt_and_answer_in_the_cache(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    first = await ask(client, server, max_tokens=160)
+    answer = first["choices"][0]["message"]["content"]
+    turn = [*MESSAGES, {"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}]
+    second = await ask(client, server, messages=turn)
+    known = first["usage"]["total_tokens"] - 1
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == known // 16 * 16
+
+
+async def test_a_salt_and_an_adapter_keep_to_themselves(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(lora_modules=("adapter",))
+    await ask(client, server)
+    for private in ({"cache_salt": "mine"}, {"model": "adapter"}):
+        for expected in (False, True):
+            usage = (await ask(client, server, **private))["usage"]
+            assert bool(usage["prompt_tokens_details"]["cached_tokens"]) == expected
+
+
+async def test_streamed_and_whole_answers_are_the_same(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    whole = (await ask(client, server, max_tokens=30))["choices"][0]
+    chunks = await stream(client, server, max_tokens=30)
+    assert text_of(chunks) == whole["message"]["content"]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"] == "length"
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+async def test_without_a_limit_an_answer_stops_by_itself(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    answer = await ask(client, server, max_tokens=None)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] > 4
+    limited = await ask(client, server, max_tokens=99, max_completion_tokens=7)
+    assert limited["usage"]["completion_tokens"] == 7
+
+
+@pytest.mark.parametrize("prompt", ["a text of some length", [1, 2, 3, 4, 5], ["a text of some length"], [[1, 2, 3]]])
+async def test_completions(start: Start, client: aiohttp.ClientSession, prompt: Any) -> None:
+    server = await start()
+    answer = await ask(client, server, "/v1/completions", prompt=prompt)
+    assert answer["object"] == "text_completion"
+    assert len(answer["choices"][0]["text"]) == 16
+    chunks = await stream(client, server, "/v1/completions", prompt=prompt)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == answer["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", b"{"),
+        ("/v1/chat/completions", b"[1]"),
+        ("/v1/chat/completions", b'{"messages": "hello"}'),
+        ("/v1/chat/completions", b'{"messages": []}'),
+        ("/v1/chat/completions", b'{"messages": [1]}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user"}], "max_tokens": "four"}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user"}], "max_tokens": 0}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user"}], "n": 2}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user"}], "tools": "hammer"}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user"}], "model": 7}'),
+        ("/v1/completions", b'{"prompt": ""}'),
+        ("/v1/completions", b'{"prompt": ["a", "b"]}'),
+        ("/v1/completions", b'{"prompt": [-1]}'),
+        ("/v1/completions", b'{"prompt": "long", "max_tokens": 40000}'),
+        ("/tokenize", b"{}"),
+        ("/simulator/faults", b'{"rain": 1}'),
+        ("/simulator/faults", b'{"fail_rate": 2}'),
+        ("/v1/load_lora_adapter", b"{}"),
+    ],
+)
+async def test_bad_requests_are_told_so(start: Start, client: aiohttp.ClientSession, path: str, body: bytes) -> None:
+    server = await start()
+    async with client.post(server.url + path, data=body) as response:
+        assert response.status == 400
+        assert response.headers["x-simulator-name"] == "simulator"
+        error = (await response.json())["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert error["code"] == 400
+
+
+async def test_headers_of_a_stream_leave_before_its_first_token(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(time_scale=0.1)
+    body = {"model": MODEL, "messages": MESSAGES, "stream": True}
+    async with client.post(server.url + "/v1/chat/completions", json=body) as response:
+        assert response.status == 200
+        assert server.engine.counters.generation_tokens == 0
+
+
+async def test_a_client_that_leaves_frees_its_blocks(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(time_scale=1.0)
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 10_000, "stream": True}
+    async with client.post(server.url + "/v1/chat/completions", json=body) as response:
+        await response.content.readany()
+        assert server.engine.running == 1
+    await until(lambda: server.engine.counters.aborted == 1)
+    assert server.engine.pending == 0
+    assert server.engine.kv_usage == 0
+    async with client.get(server.url + "/metrics") as page:
+        assert 'finished_reason="abort",model_name="/model/qwen"} 1.0' in await page.text()
+
+
+async def test_only_the_trailing_slash_filters_the_metrics(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    query = "?name[]=vllm:num_requests_running&name[]=vllm:prompt_tokens_total&name[]=process_start_time_seconds"
+    async with client.get(server.url + "/metrics/" + query) as response:
+        filtered = await response.text()
+    async with client.get(server.url + "/metrics" + query) as response:
+        whole = await response.text()
+    samples = [line.partition("{")[0].partition(" ")[0] for line in filtered.splitlines() if not line.startswith("#")]
+    assert samples == ["process_start_time_seconds", "vllm:num_requests_running", "vllm:prompt_tokens_total"]
+    assert len(whole) > 20 * len(filtered)
+    assert "vllm:time_to_first_token_seconds_bucket" in whole
+
+
+async def test_the_gauges_follow_the_engine(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(time_scale=1.0, max_num_seqs=1, num_gpu_blocks=1001, lora_modules=("adapter",), max_loras=2)
+    asking = [
+        asyncio.create_task(ask(client, server, max_tokens=2000, model=model)) for model in ("adapter", MODEL, MODEL)
+    ]
+    await until(lambda: server.engine.running == 1 and server.engine.waiting == 2)
+    async with client.get(server.url + "/metrics/") as response:
+        page = await response.text()
+    for task in asking:
+        task.cancel()
+    labels = f'{{engine="0",model_name="{MODEL}"}}'
+    assert f"vllm:num_requests_running{labels} 1.0" in page
+    assert f"vllm:num_requests_waiting{labels} 2.0" in page
+    assert 'vllm:lora_requests_info{max_lora="2",running_lora_adapters="adapter",waiting_lora_adapters=""}' in page
+    assert 'kv_cache_size_tokens="16016"' in page
+    assert 'num_gpu_blocks="1001"' in page
+    usage = re.search(r"vllm:kv_cache_usage_perc\{.*\} (\S+)", page)
+    assert usage is not None
+    assert 0 < float(usage[1]) < 1
+
+
+async def test_adapters_come_and_go(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    for path, status in (("load", 200), ("load", 400), ("unload", 200), ("unload", 404)):
+        async with client.post(f"{server.url}/v1/{path}_lora_adapter", json={"lora_name": "a", "lora_path": "/a"}) as r:
+            assert r.status == status
+
+
+async def test_tokenize_counts_what_the_engine_counts(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    usage = (await ask(client, server))["usage"]
+    async with client.post(server.url + "/tokenize", json={"model": MODEL, "messages": MESSAGES}) as response:
+        content = await response.json()
+    assert content["count"] == len(content["tokens"]) == usage["prompt_tokens"]
+    assert content["max_model_len"] == 32768
+
+
+async def test_faults_can_be_set_while_it_runs(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(name="pod-3", faults=Faults(fail_rate=1.0))
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 2}
+    url = server.url + "/v1/chat/completions"
+    async with client.post(url, json=body) as response:
+        assert response.status == 500
+        assert response.headers["x-simulator-name"] == "pod-3"
+    async with client.post(server.url + "/simulator/faults", json={"fail_rate": 0, "reset_rate": 1}) as response:
+        assert await response.json() == {"fail_rate": 0, "reset_rate": 1, "stall_rate": 0.0}
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await client.post(url, json=body)
+    async with client.post(server.url + "/simulator/faults", json={"reset_rate": 0, "stall_rate": 1}) as response:
+        assert response.status == 200
+    with pytest.raises(TimeoutError):
+        await client.post(url, json=body, timeout=aiohttp.ClientTimeout(total=0.2))
+    async with client.post(server.url + "/simulator/faults", json={"stall_rate": 0}) as response:
+        assert response.status == 200
+    async with client.post(url, json=body) as response:
+        assert response.status == 200
+    assert server.engine.pending == 0
+
+
+async def test_a_slow_start_refuses_at_first(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(slow_start=0.3)
+    async with client.get(server.url + "/health") as response:
+        assert response.status == 503
+    async with asyncio.timeout(5):
+        while True:
+            async with client.get(server.url + "/health") as response:
+                if response.status == 200:
+                    break
+            await asyncio.sleep(0.02)
+
+
+async def test_unknown_paths_and_methods(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    async with client.get(server.url + "/nope") as response:
+        assert (response.status, await response.json()) == (404, {"detail": "Not Found"})
+    async with client.get(server.url + "/v1/chat/completions") as response:
+        assert (response.status, await response.json()) == (405, {"detail": "Method Not Allowed"})
+    async with client.get(server.url + "/version") as response:
+        assert "version" in await response.json()
+
+
+async def test_a_restart_is_a_fresh_engine_on_the_same_port(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start()
+    await ask(client, server)
+    port = server.port
+    await server.stop()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await client.get(server.url + "/health")
+    await server.start()
+    assert server.port == port
+    assert (await ask(client, server))["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+async def test_time_scale_divides_the_times(start: Start, client: aiohttp.ClientSession) -> None:
+    """What takes seconds takes a scale-th of them; asserted on the engine's own clock, which runs that much faster."""
+    server = await start(time_scale=20.0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await ask(client, server, max_tokens=400)
+    wall = loop.time() - began
+    assert server.engine.counters.generation_tokens == 400
+    assert 400 * 0.0055 / 20 < wall < 400 * 0.0055 / 2
+
+
+async def test_a_taken_port_is_a_clear_error(start: Start) -> None:
+    server = await start()
+    with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+        await start(port=server.port)
+
+
+async def test_the_command_tells_of_a_taken_port_in_one_line(start: Start) -> None:
+    taken = SimulatorOptions(port=(await start()).port)
+    with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{taken.port}"):
+        await simulate([taken], announce=lambda server: None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"profile": "abacus"}, {"time_scale": 0}, {"max_num_seqs": 0}, {"num_gpu_blocks": 1}, {"port": 65_536}],
+)
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        SimulatorServer(SimulatorOptions(**options))
+
+
+def test_faults_are_shares() -> None:
+    with pytest.raises(ConfigurationError, match="fail_rate"):
+        Faults(fail_rate=1.5)
+
+
+async def test_the_command_runs_several_and_ends_on_a_signal() -> None:
+    import sys
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "warmroute", "simulate", "--port", "0", "--count", "2", "--model", MODEL,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            lines = [(await process.stdout.readline()).decode() for _ in range(2)]
+        assert [line.split()[0] for line in lines] == ["simulator-0", "simulator-1"]
+        async with aiohttp.ClientSession() as session:
+            for line in lines:
+                async with session.get(line.split()[-1] + "/health") as response:
+                    assert response.headers["x-simulator-name"] == line.split()[0]
+        process.terminate()
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,74 @@
+"""What the picker asks of the C libraries below it: that they understand it, and that it has the effect it is there for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from warmroute.runtime import GRPC_SETTINGS, MALLOC_SETTINGS, prepare
+
+
+def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    cleared = {name: value for name, value in os.environ.items() if name not in {*GRPC_SETTINGS, *MALLOC_SETTINGS}}
+    argv = [sys.executable, "-c", program]
+    return subprocess.run(argv, env=cleared | environ, capture_output=True, text=True, timeout=60, check=True)
+
+
+def test_what_the_user_has_set_stays() -> None:
+    environ = {"GRPC_VERBOSITY": "DEBUG"}
+    prepare(environ)
+    assert environ == {"GRPC_VERBOSITY": "DEBUG", "GRPC_EXPERIMENTS": GRPC_SETTINGS["GRPC_EXPERIMENTS"]}
+
+
+def test_grpc_knows_the_experiment_that_is_turned_off() -> None:
+    program = "import os; from warmroute import runtime; runtime.prepare(os.environ); import grpc; grpc.server(None)"
+    result = run(program, GRPC_VERBOSITY="ERROR")
+    assert "experiment" not in result.stderr.lower()
+    complaint = run(program, GRPC_VERBOSITY="ERROR", GRPC_EXPERIMENTS="-no_such_thing")
+    assert "unknown experiment" in complaint.stderr.lower()  # or this test could not fail
+
+
+PROMPTS = """
+import os, resource
+from warmroute import runtime
+{prepare}
+def eight_prompts():
+    parts = [b"x" * 400_000 for _ in range(8)]
+eight_prompts()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    eight_prompts()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_memory_of_large_prompts_is_used_again() -> None:
+    """Page faults of 50 times eight prompts of 400 KB; as the C library would have it, it may be 100 for each prompt."""
+    kept = int(run(PROMPTS.format(prepare="runtime.prepare(os.environ)")).stdout)
+    given_back = int(run(PROMPTS.format(prepare="")).stdout)
+    assert kept < 400
+    assert given_back > 10 * kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_the_users_malloc_settings_stay() -> None:
+    own = run(
+        PROMPTS.format(prepare="runtime.prepare(os.environ)"),
+        MALLOC_TRIM_THRESHOLD_="131072",
+        MALLOC_MMAP_THRESHOLD_="131072",
+    )
+    assert int(own.stdout) > 10_000
+
+
+def test_serve_prepares_before_anything_imports_grpc() -> None:
+    program = (
+        "import sys; from warmroute import cli, runtime\n"
+        "def prepare(environ): print('grpc' in sys.modules, flush=True); sys.exit()\n"
+        "runtime.prepare = prepare; sys.argv = ['warmroute', 'serve', '--endpoints-file=pods.json']; cli.main()"
+    )
+    assert run(program).stdout == "False\n"

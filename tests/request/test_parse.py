@@ -82,7 +82,7 @@ def test_the_second_turn_of_the_documented_conversation_matches_by_0_54(tmp_path
         (user("Hi"), user(["Hi"])),
         (user("Hi"), user([{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}])),
         (user("Hi"), {"content": "Hi", "role": "user"}),
-        (user("Hi"), {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "rejection": ""}),
+        (user("Hi"), {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "refusal": ""}),
         (user(None), {"role": "user"}),
         (user(""), user([{"type": "text", "text": ""}])),
         (
@@ -109,7 +109,7 @@ DIFFERENT_MESSAGES: list[object] = [
     {"role": "assistant", "content": "Hi", "tool_calls": [{**TOOL_CALL, "id": "c2"}]},
     {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]},
     {"role": "assistant", "content": "Hi", "reasoning": "Hm"},
-    {"role": "assistant", "content": "Hi", "rejection": "No"},
+    {"role": "assistant", "content": "Hi", "refusal": "No"},
     {"role": "assistant", "content": "Hi", "function_call": {"name": "f", "arguments": "{}"}},
     {"role": "tool", "content": "Hi", "tool_call_id": "c1"},
     {"role": "tool", "content": "Hi", "tool_call_id": "c2"},

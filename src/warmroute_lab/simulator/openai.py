@@ -209,7 +209,7 @@ class Answer:
             message = {
                 "role": "assistant",
                 "content": text,
-                "rejection": None,
+                "refusal": None,
                 "annotations": None,
                 "audio": None,
                 "function_call": None,

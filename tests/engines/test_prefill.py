@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from warmroute.engines.prefill import PrefillRate
-from warmroute.routing.cost import prefill_work
+from warmroute.pool.work import prefill_work
 
 REQUESTS = 1000
 """Requests that are done between two looks: so many that attention hardly counts."""

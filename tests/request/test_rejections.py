@@ -22,7 +22,9 @@ def test_anthropic_shape() -> None:
             "type": "error",
             "error": {"type": "overloaded_error", "message": "No replica is ready."},
         }
-    assert json.loads(rejection_body(rejections.body_too_large(5), "/v1/messages"))["error"]["type"] == "request_too_large"
+    assert (
+        json.loads(rejection_body(rejections.body_too_large(5), "/v1/messages"))["error"]["type"] == "request_too_large"
+    )
 
 
 def test_any_message_can_be_said() -> None:

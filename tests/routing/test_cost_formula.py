@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.work import prefill_work
 from warmroute.routing.cost import (
     ALONE,
     BALANCE_TOKENS,
@@ -16,7 +17,6 @@ from warmroute.routing.cost import (
     crowd_of,
     eviction_price,
     holder_share,
-    prefill_work,
     saturation_weights,
     slots_excess,
 )

@@ -3,13 +3,13 @@
 Two measurements, both from below, of which the higher counts: what a busy engine computes each second, and how long its
 requests took from their first step to their first token. The first fails on an engine that never queues, the second on one
 that computes many prompts side by side. Both are in tokens of work
-(:func:`~warmroute.routing.cost.prefill_work`): an engine that gets the long prompts is not slower for it.
+(:func:`~warmroute.pool.work.prefill_work`): an engine that gets the long prompts is not slower for it.
 """
 
 from __future__ import annotations
 
 from warmroute.engines.measured import Measured
-from warmroute.routing.cost import prefill_work
+from warmroute.pool.work import prefill_work
 
 WINDOW = 1.0
 """Least seconds of uninterrupted queue that make one measurement."""

@@ -7,7 +7,7 @@
         + slots*n*min(S/4, max(0, R + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
 
 ============  ====================================================================================================
-``n``         work of the prompt: its tokens, and what they attend to (:func:`prefill_work`)
+``n``         work of the prompt: its tokens, and what they attend to (:func:`~warmroute.pool.work.prefill_work`)
 ``u``         of this, what the endpoint must do: the work beyond the ``min(matched, prompt - 1)`` tokens that it holds
 ``m``         tokens of the prompt, at most 8,192
 ``P``         prefill tokens that were assigned to the endpoint and are not computed yet
@@ -66,10 +66,6 @@ HOLDER_SHARE = 0.75
 spread unevenly."""
 NEARLY = 0.9
 """Share of the most that anybody holds of a prompt from which on an endpoint holds it, too."""
-ATTENTION_SPAN = 32_768
-"""Tokens at whose position attention costs as much as everything else. Attention takes ``4 * layers * width`` operations
-for each pair of tokens, everything else twice the parameters for each token: 29,000 to 53,000 for dense models of 7 to 70
-billion parameters."""
 EMPTY_SHARE = 0.05
 """Share of the eviction price that an empty cache has: it will be full one day, and to compute at once what another
 endpoint is about to hold is waste."""
@@ -120,11 +116,6 @@ class CostTerms:
         """``J``."""
         work = self.queue + self.prefill + self.delay + self.decode + self.balance
         return work + self.slots + self.kv + self.adapter + self.stale
-
-
-def prefill_work(tokens: float) -> float:
-    """The work of computing the first ``tokens`` tokens of a prompt, in tokens at its beginning."""
-    return tokens + tokens * tokens / (2 * ATTENTION_SPAN)
 
 
 def eviction_price(constants: CostConstants, fill: float, hit_rate: float) -> float:

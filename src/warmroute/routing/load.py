@@ -27,6 +27,7 @@ from statistics import median
 from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.work import prefill_work
 from warmroute.routing.cost import (
     ALONE,
     BALANCE_TOKENS,
@@ -37,7 +38,6 @@ from warmroute.routing.cost import (
     balance_weight,
     eviction_price,
     holder_share,
-    prefill_work,
     slots_excess,
 )
 

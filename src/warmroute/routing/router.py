@@ -15,6 +15,7 @@ from typing import Any
 
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool, PoolListener
+from warmroute.pool.work import prefill_work
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
 from warmroute.prefix.index import PrefixIndex, slots_of
 from warmroute.request.inference import InferenceRequest
@@ -26,7 +27,6 @@ from warmroute.routing.cost import (
     CostConstants,
     crowd_of,
     holder_share,
-    prefill_work,
     saturation_weights,
 )
 from warmroute.routing.load import Book, Fleet, LoadConstants, Row, slowness

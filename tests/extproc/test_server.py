@@ -17,6 +17,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from factories import routing_constants
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from warmroute.errors import ConfigurationError
@@ -36,7 +37,7 @@ from warmroute.extproc.session import Session, SessionRules
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.rejections import Rejection
-from warmroute.routing.router import Router, RoutingConstants
+from warmroute.routing.router import Router
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
@@ -75,7 +76,7 @@ class Picker:
     def __init__(self, options: ServerOptions, **rules: Any) -> None:
         self.pool = Pool()
         self.pool.replace([EndpointSpec("default", n, f"10.0.0.{n}", 8000) for n in ("1", "2")], 0.0)
-        self.router = Router(self.pool, RoutingConstants(), rng=random.Random(1), now=0.0)
+        self.router = Router(self.pool, routing_constants(), rng=random.Random(1), now=0.0)
         self.recorder = Recorder()
         self.ready = True
         self.server = Server(

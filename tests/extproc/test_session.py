@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from factories import routing_constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ from warmroute.extproc.session import Session, SessionRules, UnexpectedMessageEr
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
-from warmroute.routing.router import Router, RoutingConstants
+from warmroute.routing.router import Router
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello, world. " * 40}]}).encode()
 TARGETS = {"10.0.0.0:8000", "10.0.0.1:8000", "[2001:db8::1]:8000"}
@@ -47,7 +48,7 @@ class Stream:
         addresses = ("10.0.0.0", "10.0.0.1", "2001:db8::1")
         self.pool.replace([EndpointSpec("default", a, a, 8000) for a in addresses], 0.0)
         self.pool.models.replace(models)
-        self.router = Router(self.pool, RoutingConstants(), rng=random.Random(3), now=0.0)
+        self.router = Router(self.pool, routing_constants(), rng=random.Random(3), now=0.0)
         self.session = Session(
             self.router,
             SessionRules(**rules),

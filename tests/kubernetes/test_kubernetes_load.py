@@ -9,13 +9,14 @@ import random
 import time
 
 import pytest
+from factories import routing_constants
 from kubernetes_fixture.traffic import changing_pods, restless_pod
 
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.discovery import KubernetesDiscovery
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool, PoolListener
-from warmroute.routing.router import Router, RoutingConstants
+from warmroute.routing.router import Router
 from warmroute.settings import Settings
 
 SECONDS = 4.0
@@ -49,7 +50,7 @@ async def test_following_a_thousand_pods_costs_little_more_than_reading_what_cha
             while not kubeconfig.exists():
                 await asyncio.sleep(0.05)
         pool, changes, cluster = Pool(), Changes(), Cluster()
-        Router(pool, RoutingConstants(), rng=random.Random(1), now=time.monotonic())
+        Router(pool, routing_constants(), rng=random.Random(1), now=time.monotonic())
         pool.subscribe(changes, 0.0)
         cluster.find({"KUBECONFIG": str(kubeconfig)})
         settings = Settings(pool_name="vllm-qwen-pool")

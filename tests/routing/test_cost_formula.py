@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from factories import routing_constants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,6 @@ from warmroute.pool.work import prefill_work
 from warmroute.routing.cost import (
     ALONE,
     BALANCE_TOKENS,
-    CostConstants,
     balance_weight,
     cost_terms,
     crowd_of,
@@ -20,9 +20,10 @@ from warmroute.routing.cost import (
     saturation_weights,
     slots_excess,
 )
-from warmroute.routing.load import FEW, Book, Fleet, LoadConstants
+from warmroute.routing.load import FEW, Book, Fleet
 
 NOW = 1000.0
+CONSTANTS = routing_constants().load
 
 
 def book(name: str = "a", **state: float) -> Book:
@@ -38,7 +39,7 @@ def book(name: str = "a", **state: float) -> Book:
                 kv_usage=state.get("kv", 0.0),
                 max_num_seqs=int(state["seqs"]) if "seqs" in state else None,
             ),
-            LoadConstants(),
+            CONSTANTS,
         )
     return result
 
@@ -71,7 +72,7 @@ def test_columns_equal_the_formula(
     hit_rate: float,
     least_crowd: float,
 ) -> None:
-    constants = LoadConstants()
+    constants = CONSTANTS
     one = book(running=running, waiting=waiting, kv=kv, seqs=seqs)
     one.tau = tau
     one.fill, one.hit_rate = fill, hit_rate
@@ -119,7 +120,7 @@ def test_columns_equal_the_formula(
 def test_the_worked_example() -> None:
     """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests."""
     terms = cost_terms(
-        CostConstants(),
+        CONSTANTS.cost,
         tokens=1000,
         prompt=1000,
         uncached=400,
@@ -153,7 +154,7 @@ def test_where_everybody_queues_waiting_counts_less() -> None:
 def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> None:
     def balance(tokens: float, running: float, delay_weight: float = 1.0) -> float:
         terms = cost_terms(
-            CostConstants(),
+            CONSTANTS.cost,
             tokens=tokens,
             prompt=prefill_work(tokens),
             uncached=0,
@@ -170,7 +171,7 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
     assert balance(4000, 8) == 4000
     assert balance(8192, 8) == balance(100_000, 8) == BALANCE_TOKENS
     assert balance(4000, 0) == 0
-    assert balance_weight(CostConstants(), 5, 0.0) == balance_weight(CostConstants(), 5, 1.0) / 2
+    assert balance_weight(CONSTANTS.cost, 5, 0.0) == balance_weight(CONSTANTS.cost, 5, 1.0) / 2
 
 
 def test_those_who_wait_are_a_crowd_where_queues_are() -> None:
@@ -179,7 +180,7 @@ def test_those_who_wait_are_a_crowd_where_queues_are() -> None:
 
 
 def test_what_nobody_asks_for_again_may_be_evicted() -> None:
-    constants = CostConstants()
+    constants = CONSTANTS.cost
     assert eviction_price(constants, 1.0, 1.0) == 1
     assert eviction_price(constants, 1.0, 0.0) == eviction_price(constants, 0.0, 1.0) == 0.05
 
@@ -190,7 +191,7 @@ def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
 
 def test_guards_act_beyond_their_thresholds() -> None:
     terms = cost_terms(
-        CostConstants(),
+        CONSTANTS.cost,
         tokens=1000,
         prompt=1000,
         uncached=0,

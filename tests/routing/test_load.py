@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import exp
 
 import pytest
+from factories import routing_constants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,12 +18,12 @@ from warmroute.routing.load import (
     UNKNOWN_WORK,
     Book,
     Fleet,
-    LoadConstants,
     slowness,
 )
-from warmroute.routing.saturation import SaturationLimits, saturated
+from warmroute.routing.saturation import saturated
 
-CONSTANTS = LoadConstants(prefill_rate=1000.0, drain_factor=1.0)
+ROUTING = routing_constants(prefill_rate=1000.0)
+CONSTANTS = ROUTING.load
 
 
 def book_of(name: str, slot: int, now: float = 0.0) -> Book:
@@ -166,10 +167,10 @@ def test_what_was_reported_long_ago_counts_no_more() -> None:
     book, fleet = make()
     book.observe(scrape(0.0, running=50, waiting=9, kv=0.9), CONSTANTS)
     fleet.update(0, 0.0)
-    assert saturated(fleet, SaturationLimits())
+    assert saturated(fleet, ROUTING.saturation)
     fleet.refresh(ASSUMED_DURATION + 1.0)
     assert (fleet.waiting[0], fleet.running[0]) == (0, 0)
-    assert not saturated(fleet, SaturationLimits())
+    assert not saturated(fleet, ROUTING.saturation)
 
 
 def test_work_of_others_is_seen() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 import pytest
+from factories import routing_constants
 
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
@@ -18,8 +19,7 @@ from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
-from warmroute.routing.load import LoadConstants
-from warmroute.routing.router import Decision, Router, RoutingConstants
+from warmroute.routing.router import Decision, Router
 
 
 def prompt(*texts: str, model: str = "m") -> InferenceRequest:
@@ -34,12 +34,12 @@ def state(at: float, **fields: object) -> EngineState:
 class Fixture:
     """A pool of ``size`` endpoints called 0, 1, ... and its router."""
 
-    def __init__(self, size: int, **constants: object) -> None:
+    def __init__(self, size: int, **settings: object) -> None:
         self.pool = Pool()
         self.pool.replace([EndpointSpec("default", str(k), f"10.0.0.{k}", 8000) for k in range(size)], 0.0)
         self.router = Router(
             self.pool,
-            RoutingConstants(**constants),  # type: ignore[arg-type]
+            routing_constants(**settings),
             rng=random.Random(7),
             now=0.0,
         )
@@ -118,7 +118,7 @@ def test_a_burst_of_identical_prompts_wakes_an_idle_fleet() -> None:
 
 def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
     """Two hundred short prompts wait here and two long ones there: nobody runs, so there is no lack of slots."""
-    fixture = Fixture(2, load=LoadConstants(max_num_seqs=100))
+    fixture = Fixture(2, max_num_seqs=100)
     for k in range(200):
         fixture.pick(prompt(f"{k}: {LONG[:400]}"), 0.0, allowed=lambda e: e.spec.name == "0")
     for k in range(2):
@@ -168,7 +168,7 @@ def test_a_new_conversation_goes_where_the_cache_has_room(turns: int) -> None:
 
     But if nothing in that cache was ever asked for again, it may go: then the system prompt is worth more.
     """
-    fixture = Fixture(2, load=LoadConstants(cache_tokens=20_000), cache_headroom=1.0)
+    fixture = Fixture(2, cache_tokens=20_000, cache_headroom=1.0)
     system = "Be kind. " * 40
     holder = fixture.pick(prompt(system), 0.0)
     for k in range(1, 4):
@@ -282,7 +282,7 @@ def test_an_adapter_goes_where_it_is_loaded_unless_that_is_dear() -> None:
 
 
 def test_default_is_prefix_blind() -> None:
-    fixture = Fixture(4, strategy="DEFAULT")
+    fixture = Fixture(4, routing_strategy="DEFAULT")
     chosen = set()
     for k in range(4):
         fixture.scrape(10.0 * k)
@@ -291,20 +291,20 @@ def test_default_is_prefix_blind() -> None:
 
 
 def test_the_simple_strategies() -> None:
-    fixture = Fixture(3, strategy="ROUND_ROBIN")
+    fixture = Fixture(3, routing_strategy="ROUND_ROBIN")
     assert [fixture.pick(prompt(LONG), 0.0) for _ in range(6)] == ["0", "1", "2", "0", "1", "2"]
-    fixture = Fixture(3, strategy="LEAST_REQUEST")
+    fixture = Fixture(3, routing_strategy="LEAST_REQUEST")
     fixture.scrape(0.0)
     fixture.pool.observed(fixture.endpoint("0"), state(0.0, running=2), 0.0)
     assert Counter(fixture.pick(prompt(LONG), 0.0) for _ in range(4)) == Counter({"1": 2, "2": 2})
-    fixture = Fixture(3, strategy="random")
+    fixture = Fixture(3, routing_strategy="random")
     assert min(Counter(fixture.pick(prompt(LONG), 0.0) for _ in range(300)).values()) > 60
 
 
 def test_a_strategy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("MOST_CACHED", f"{__name__}:most_cached", strategies.ENTRY_POINT_GROUP)
     monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])
-    fixture = Fixture(3, strategy="most_cached")
+    fixture = Fixture(3, routing_strategy="most_cached")
     holder = fixture.pick(prompt(LONG), 0.0)
     assert {fixture.pick(prompt(LONG), 0.0) for _ in range(50)} == {holder}
 
@@ -323,13 +323,13 @@ def test_a_strategy_that_gives_nonsense_is_an_error(
     monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])
     monkeypatch.setitem(globals(), "nonsense", lambda request, candidates: values)
     with pytest.raises(ValueError, match=said):
-        Fixture(3, strategy="nonsense").pick(prompt(LONG), 0.0)
+        Fixture(3, routing_strategy="nonsense").pick(prompt(LONG), 0.0)
 
 
 def test_an_unknown_strategy_is_refused_and_the_old_one_stays() -> None:
     fixture = Fixture(2)
     with pytest.raises(ConfigurationError, match="PREFIX_CACHE, DEFAULT"):
-        fixture.router.apply(RoutingConstants(strategy="NOPE"), 0.0)
+        fixture.router.apply(routing_constants(routing_strategy="NOPE"), 0.0)
     assert fixture.router.strategy == "PREFIX_CACHE"
 
 

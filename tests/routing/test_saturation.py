@@ -5,21 +5,21 @@ from __future__ import annotations
 import random
 
 import pytest
+from factories import routing_constants
 
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
-from warmroute.routing.router import Decision, Router, RoutingConstants
-from warmroute.routing.saturation import SaturationLimits
+from warmroute.routing.router import Decision, Router
 
 SHEDDABLE = InferenceRequest("m", parts=(PromptPart(b"x" * 4000, 4000),), weight=4000, sheddable=True)
 
 
-def router_over(*states: tuple[int, float] | None, limits: SaturationLimits | None = None) -> Router:
+def router_over(*states: tuple[int, float] | None, **settings: float) -> Router:
     """A router over endpoints with these waiting requests and KV usages; None: never scraped."""
     pool = Pool()
-    router = Router(pool, RoutingConstants(saturation=limits or SaturationLimits()), rng=random.Random(1), now=0.0)
+    router = Router(pool, routing_constants(**settings), rng=random.Random(1), now=0.0)
     pool.replace([EndpointSpec("ns", str(i), f"10.0.0.{i}", 8000) for i in range(len(states))], 0.0)
     for endpoint, state in zip(pool.endpoints.values(), states, strict=True):
         if state is not None:
@@ -46,9 +46,9 @@ def test_one_endpoint_with_room_is_enough(states: list[tuple[int, float] | None]
 
 
 def test_the_limits_are_settings() -> None:
-    loose = SaturationLimits(waiting=10, kv_usage=0.95)
-    assert isinstance(router_over((10, 0.95), limits=loose).pick(SHEDDABLE, 0.0), Decision)
-    assert isinstance(router_over((11, 0.0), limits=loose).pick(SHEDDABLE, 0.0), Rejection)
+    loose = {"saturation_queue_depth": 10, "saturation_kv_usage": 0.95}
+    assert isinstance(router_over((10, 0.95), **loose).pick(SHEDDABLE, 0.0), Decision)
+    assert isinstance(router_over((11, 0.0), **loose).pick(SHEDDABLE, 0.0), Rejection)
 
 
 def test_a_burst_is_seen_before_any_scrape_and_passes() -> None:

@@ -9,11 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from factories import routing_constants
 
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
-from warmroute.routing.router import Decision, Router, RoutingConstants
+from warmroute.routing.router import Decision, Router
 
 DOC = Path(__file__).parents[2] / "docs" / "strategies.md"
 
@@ -37,7 +38,7 @@ def test_the_example_is_found_by_its_entry_point_and_decides(tmp_path: Path, mon
     pool = Pool()
     labels = [{"tier": "slow"}, {"tier": "fast"}, {}]
     pool.replace([EndpointSpec("d", str(k), f"10.0.0.{k}", 8000, one) for k, one in enumerate(labels)], 0.0)
-    router = Router(pool, RoutingConstants(strategy="PREMIUM_FIRST"), rng=random.Random(1), now=0.0)
+    router = Router(pool, routing_constants(routing_strategy="PREMIUM_FIRST"), rng=random.Random(1), now=0.0)
 
     def chosen(model: str, k: int) -> str:
         data = f"{model} {k} ".encode() * 50

@@ -77,15 +77,15 @@ HIT_WINDOW = 0.25
 class CostConstants:
     """The constants of the cost; the settings ``cost_*`` say what each means."""
 
-    eviction: float = 1.0
-    waiting: float = 1.0
-    running: float = 0.15
-    decode: float = 20.0
-    balance: float = 1.0
-    slots: float = 1.0
-    kv: float = 20.0
-    adapter: float = 2000.0
-    stale: float = 1000.0
+    eviction: float
+    waiting: float
+    running: float
+    decode: float
+    balance: float
+    slots: float
+    kv: float
+    adapter: float
+    stale: float
 
 
 @dataclass(frozen=True, slots=True)

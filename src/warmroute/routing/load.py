@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp, inf
 from statistics import median
 from typing import NamedTuple
@@ -87,13 +87,13 @@ UNKNOWN_MAX_ADAPTERS = 4
 class LoadConstants:
     """How the books are kept; the settings of the same names say what each means."""
 
-    cost: CostConstants = field(default_factory=CostConstants)
-    drain_factor: float = 1.0
-    queue_slack: int = 2
-    prefill_rate: float = 5_000.0
-    max_num_seqs: int = 256
-    cache_tokens: int = 500_000
-    staleness_threshold: float = 5.0
+    cost: CostConstants
+    drain_factor: float
+    queue_slack: int
+    prefill_rate: float
+    max_num_seqs: int
+    cache_tokens: int
+    staleness_threshold: float
 
     def capacity_tokens(self, endpoint: Endpoint) -> int:
         """Tokens that the endpoint's KV cache holds, as it tells or as is assumed."""

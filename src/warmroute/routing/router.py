@@ -9,7 +9,7 @@ import logging
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any
 
@@ -44,15 +44,15 @@ SLOWNESS_INTERVAL = 1.0
 class RoutingConstants:
     """What the router is told at start and when hot settings change; the settings of the same names say what each means."""
 
-    load: LoadConstants = field(default_factory=LoadConstants)
-    saturation: SaturationLimits = field(default_factory=SaturationLimits)
-    strategy: str = "PREFIX_CACHE"
-    max_endpoints: int = 1
-    prefix_match_threshold: float = 0.5
-    bytes_per_token: float = 4.0
-    cache_headroom: float = 1.25
-    index_limit: int = 2_000_000
-    remembered_decisions: int = 100
+    load: LoadConstants
+    saturation: SaturationLimits
+    strategy: str
+    max_endpoints: int
+    prefix_match_threshold: float
+    bytes_per_token: float
+    cache_headroom: float
+    index_limit: int
+    remembered_decisions: int
 
 
 @dataclass(slots=True)

@@ -9,11 +9,11 @@ from warmroute.routing.load import Fleet
 
 @dataclass(frozen=True, slots=True)
 class SaturationLimits:
-    """Up to where an endpoint has room; the defaults are those of upstream's saturation detector."""
+    """Up to where an endpoint has room; see the settings ``saturation_*``."""
 
-    waiting: int = 5
+    waiting: int
     """Requests waiting for their first token."""
-    kv_usage: float = 0.8
+    kv_usage: float
     """KV-cache blocks in use, 0 to 1."""
 
 

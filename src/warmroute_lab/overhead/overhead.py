@@ -24,6 +24,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from warmroute.picker import routing_constants
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import Chain, build
@@ -31,7 +32,8 @@ from warmroute.prefix.index import PrefixIndex
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection
-from warmroute.routing.router import Router, RoutingConstants
+from warmroute.routing.router import Router
+from warmroute.settings import Settings
 from warmroute.standalone.bootstrap import ProxyConfig
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
@@ -377,7 +379,7 @@ def match_and_insert(rounds: int) -> Figure:
 def pick(rounds: int, rng: random.Random) -> Figure:
     """``Router.pick`` of a small chat, whose system prompt all of a hundred endpoints hold. It has no floor."""
     pool = Pool()
-    router = Router(pool, RoutingConstants(), rng=rng, now=0.0)
+    router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
     pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
     chats = Chats(SMALL)
     clock = count()

@@ -18,7 +18,7 @@ from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.settings import Settings
 from warmroute.standalone.child import Child
-from warmroute_lab.overhead.overhead import cpu_seconds
+from warmroute_lab.overhead.machine import cpu_seconds
 
 ENGINES = 100
 SECONDS = 6.0

@@ -12,7 +12,7 @@ from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute_lab import plot
 from warmroute_lab.replay import comparison
-from warmroute_lab.replay.replay import Outcome, Sample
+from warmroute_lab.replay.outcome import Outcome, Sample
 
 
 def outcome(strategy: str, *loads: tuple[int, ...], speedup: float = 0.5) -> Outcome:

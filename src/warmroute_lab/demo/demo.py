@@ -8,37 +8,31 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import yaml
 from rich.console import Console
 
-from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import Picking, ProxyConfig, bootstrap, to_yaml
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
-from warmroute.standalone.ports import free_range, require_free
+from warmroute_lab.demo.options import HOST, DemoOptions
 from warmroute_lab.demo.rounds import MODEL, ROUND1, ROUND2
 from warmroute_lab.json_file import require_place, write
 from warmroute_lab.load.chat_client import Answer, ChatClient
-from warmroute_lab.load.multi_round import Summary, Workload, run_with_progress, table
-from warmroute_lab.simulator.profile import DEFAULT_PROFILE, profile_named
-
-HOST = "127.0.0.1"
+from warmroute_lab.load.multi_round import run_with_progress
+from warmroute_lab.load.summary import Summary, table
+from warmroute_lab.load.workload import Workload
 
 LOG_MARK = "Do prefix-aware routing!"
 """What the picker logs when it sends a request to an engine that holds most of its prompt."""
-
 BUDGET = 0.6
 """The mean TTFT through the picker is meant to be at most this share of that without it."""
-
 LOAD = Workload(
     num_users=10,
     num_rounds=6,
@@ -49,94 +43,6 @@ LOAD = Workload(
     model=MODEL,
 )
 """The multi-round load: every user asks all rounds once. The contexts are long because the default engine's GPU is fast."""
-
-
-PORT_FLAGS = {
-    "port": "--port",
-    "plain_port": "--plain-port",
-    "admin_port": "--admin-port",
-    "epp_port": "--epp-port",
-    "epp_health_port": "--epp-health-port",
-    "metrics_port": "--metrics-port",
-}
-"""The flags of the ports that stand alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
-    """Where everything listens (port 0: any free one) and what the engines are."""
-
-    port: int = 8081
-    """Envoy's listener that asks the picker."""
-    plain_port: int = 8080
-    """Envoy's listener that balances by least requests over the same engines."""
-    admin_port: int = 9901
-    """Envoy's admin page."""
-    epp_port: int = 9002
-    epp_health_port: int = 9003
-    metrics_port: int = 9090
-    """The picker's metrics and debug pages."""
-    pods: int = 5
-    pod_port: int = 8000
-    """The first engine's port; the others follow."""
-    profile: str = DEFAULT_PROFILE
-    time_scale: float = 1.0
-    """How much faster than real engines the simulated ones are."""
-
-    def __post_init__(self) -> None:
-        profile_named(self.profile)
-        if self.pods < 1:
-            raise ConfigurationError("--pods must be at least 1")
-        if self.time_scale <= 0:
-            raise ConfigurationError("--time-scale must be more than 0")
-
-    def settled(self) -> DemoOptions:
-        """The same with every port 0 replaced by a free one.
-
-        Raises ConfigurationError if a wanted port is taken or wanted twice.
-        """
-        for name, flag in PORT_FLAGS.items():
-            require_free(HOST, getattr(self, name), flag)
-        missing = [name for name in PORT_FLAGS if getattr(self, name) == 0]
-        free = free_range(len(missing) + self.pods)
-        first = self.pod_port or free + len(missing)
-        for i in range(self.pods):
-            require_free(HOST, first + i, f"engine {i} (--pod-port)")
-        found: dict[str, Any] = {name: free + i for i, name in enumerate(missing)}
-        settled = replace(self, pod_port=first, **found)
-        ports = [*(getattr(settled, name) for name in PORT_FLAGS), *range(first, first + self.pods)]
-        if twice := [port for port in ports if ports.count(port) > 1]:
-            raise ConfigurationError(f"port {twice[0]} is wanted twice")
-        return settled
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """``address:port`` of the engines."""
-        return tuple(f"{HOST}:{self.pod_port + i}" for i in range(self.pods))
-
-    @property
-    def pod_names(self) -> tuple[str, ...]:
-        """The names by which the engines answer."""
-        return tuple(f"qwen-{i}" if self.pods > 1 else "qwen" for i in range(self.pods))
-
-    def proxy_config(self, picking: Picking = Picking.OVERRIDE_HOST) -> ProxyConfig:
-        """What Envoy does in the demo."""
-        return ProxyConfig(
-            epp=(f"{HOST}:{self.epp_port}",),
-            endpoints=self.targets,
-            port=self.port,
-            plain_port=self.plain_port,
-            admin_port=self.admin_port,
-            picking=picking,
-        )
-
-    def endpoints_document(self) -> str:
-        """The picker's ``--endpoints-file``."""
-        entries = [
-            {"name": name, "namespace": "demo", "address": HOST, "port": self.pod_port + i}
-            for i, name in enumerate(self.pod_names)
-        ]
-        return yaml.safe_dump({"endpoints": entries}, sort_keys=False)
 
 
 class Demo:
@@ -391,50 +297,3 @@ async def _show_running(demo: Demo, *, once: bool, load: bool, json_file: Path |
     if not once:
         demo.print_what_to_try()
         await asyncio.Event().wait()
-
-
-def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
-    """Write what one needs to run Envoy oneself; nothing is started.
-
-    Raises ConfigurationError if they cannot be written, one is there already, or a port is 0.
-    """
-    if zero := [flag for name, flag in PORT_FLAGS.items() if getattr(options, name) == 0]:
-        raise ConfigurationError(f"a configuration to keep needs a port for {zero[0]}")
-    start = (
-        f"  warmroute serve --endpoints-file endpoints.yaml --grpc-port {options.epp_port} --secure-serving=false \\\n"
-        "      --routing-strategy PREFIX_CACHE\n"
-        "  envoy -c {file}        (Envoy 1.40; Warmroute's extra `standalone` brings one)\n"
-        f"Port {options.port} asks the picker, port {options.plain_port} balances by least requests over the same engines.\n"
-        "Destination headers that clients send are removed: only the picker says where a request goes."
-    )
-    override_host = (
-        "Envoy before an endpoint picker, picking by override_host: the picked endpoint if it is one of those below, else\n"
-        "least requests. Fail-open: while the picker does not answer, requests are balanced without it.\n\n"
-        "Put your engines into endpoints.yaml and into load_assignment of both pools below, then:\n"
-    )
-    original_dst = (
-        "Envoy before an endpoint picker, picking by ORIGINAL_DST: Envoy connects to the address that the picker names, so\n"
-        "only the picker needs to know the engines. Without the picker there is nowhere to go (503).\n\n"
-        "Put your engines into endpoints.yaml (and into plain_pool below, if you want the plain port), then:\n"
-    )
-    files = {
-        "endpoints.yaml": "# The engines, for warmroute serve --endpoints-file; changes are picked up while it runs.\n"
-        + options.endpoints_document()
-    }
-    for name, picking, text in (
-        ("envoy-override-host.yaml", Picking.OVERRIDE_HOST, override_host),
-        ("envoy-original-dst.yaml", Picking.ORIGINAL_DST, original_dst),
-    ):
-        config = bootstrap(options.proxy_config(picking))
-        files[name] = to_yaml(config, text + start.replace("{file}", name))
-    if there := [name for name in files if (directory / name).exists()]:
-        raise ConfigurationError(
-            f"{directory / there[0]} is there already and stays as it is: choose another directory"
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (directory / name).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write to {directory}: {error.strerror}") from error
-    return [directory / name for name in files]

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import platform
 import random
 import sys
-import time
-import tracemalloc
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,63 +18,31 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from warmroute.picker import routing_constants
-from warmroute.pool.endpoint import EndpointSpec
-from warmroute.pool.pool import Pool
-from warmroute.prefix.chain import Chain, build
-from warmroute.prefix.index import PrefixIndex
-from warmroute.request.inference import InferenceRequest
-from warmroute.request.parse import parse
-from warmroute.request.rejections import Rejection
-from warmroute.routing.router import Router
-from warmroute.settings import Settings
 from warmroute.standalone.bootstrap import ProxyConfig
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.ports import free_port, free_range
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
-from warmroute_lab.overhead.picker_load import PATH, Chats, ExtProcLoad, GatewayLoad, Load
-
-SMALL, LARGE = 2_400, 400_000
-"""Bytes of the two chats: a short question, and about 100,000 tokens."""
-FEW, MANY = 5, 100
-"""Endpoints of the two pools."""
-
-CPU_BUDGET = {SMALL: 1.4, LARGE: 1.5}
-"""CPU of a request, times that of the bare server; for the large chat that server decodes the JSON too."""
-LATENCY_BUDGET = 0.3e-3
-MATCH_BUDGET = 150e-6
-PICK_BUDGET = 40e-6
-IDLE_BUDGET = 0.05
-MEMORY_BUDGET = 40e6
-CHECKPOINT_BUDGET = 200.0
-
-WORKERS = 8
-"""Requests in flight where CPU is measured."""
+from warmroute_lab.overhead.in_process import index_memory, match_and_insert, pick
+from warmroute_lab.overhead.machine import cpu_seconds, machine, resident_bytes
+from warmroute_lab.overhead.options import (
+    CPU_BUDGET,
+    FEW,
+    IDLE_BUDGET,
+    LARGE,
+    LATENCY_BUDGET,
+    MANY,
+    MEMORY_BUDGET,
+    SMALL,
+    WORKERS,
+    CostOptions,
+)
+from warmroute_lab.overhead.picker_load import Chats, ExtProcLoad, GatewayLoad, Load
 
 # What scraping costs is a figure of its own, so the pickers that serve requests do not scrape meanwhile.
 _NO_SCRAPING = ("--idle-metrics-interval=3600", "--refresh-metrics-interval=3600", "--metrics-staleness-threshold=3600")
 _EVERY_SECOND = ("--idle-metrics-interval=1", "--refresh-metrics-interval=1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostOptions:
-    """How much to measure."""
-
-    rounds: int = 9
-    """Rounds of each comparison; in each, every contender is measured once, in turn."""
-    small_requests: int = 400
-    """Small chats that one contender gets in one round."""
-    large_requests: int = 80
-    idle_seconds: float = 20.0
-    index_checkpoints: int = 200_000
-    """Checkpoints, over all endpoints, put into the index to weigh it."""
-    gateway: bool = True
-    """Measure through a real Envoy too."""
-
-
-QUICK = CostOptions(rounds=5, small_requests=150, large_requests=30, idle_seconds=5.0, index_checkpoints=100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +55,6 @@ class _Contender:
     gateway: Load | None
     chats: dict[int, Chats]
     """By size; they go on from one comparison to the next, so that no prompt comes twice."""
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, all its threads, to the nanosecond: the clock that ``clock_getcpuclockid`` gives on Linux."""
-    return time.clock_gettime(~pid << 3 | 2)
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def bench(options: CostOptions, console: Console) -> list[Figure]:
@@ -133,19 +84,6 @@ async def bench(options: CostOptions, console: Console) -> list[Figure]:
 def plain(figures: Sequence[Figure]) -> dict[str, Any]:
     """The figures and the machine, for JSON."""
     return {"machine": machine(), "figures": [figure.plain() for figure in figures]}
-
-
-def machine() -> str:
-    """On what it was measured."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{os.cpu_count()} x {names[0] if names else platform.machine()}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}"
-    )
 
 
 class _Run:
@@ -334,111 +272,3 @@ class _Run:
             order = [*order[1:], order[0]]
             self._advance()
         return result
-
-
-# ---------------------------------------------------------------- without processes
-
-
-def _parsed(chats: Chats) -> InferenceRequest:
-    request = parse(PATH, "application/json", chats.next())
-    assert not isinstance(request, Rejection)
-    return request
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = perf_counter()
-    work()
-    return perf_counter() - began
-
-
-def match_and_insert(rounds: int) -> Figure:
-    """Hash a 400 KB prompt, match it where all of a hundred endpoints hold some of it, insert it at one of them."""
-    chats = Chats(LARGE)
-    index = PrefixIndex()
-    slots = [index.open(10**7) for _ in range(MANY)]
-    candidates = sum(1 << slot for slot in slots)
-    for slot in slots:
-        request = _parsed(chats)
-        index.insert(slot, build(request.seed, request.parts))
-    turns = count()
-
-    def ours(request: InferenceRequest) -> None:
-        chain = build(request.seed, request.parts)
-        index.match(chain, candidates)
-        index.insert(slots[next(turns) % MANY], chain)
-
-    hashing, all_of_it = [], []
-    for _ in range(rounds):
-        requests = [_parsed(chats) for _ in range(40)]
-        hashing.append(median(_timed(lambda r=request: build(r.seed, r.parts)) for request in requests))  # type: ignore[misc]
-        all_of_it.append(median(_timed(lambda r=request: ours(r)) for request in requests))  # type: ignore[misc]
-    what = f"hash, match and insert, {LARGE / 1000:g} KB, {MANY} endpoints (floor: hash)"
-    return of_rounds(what, "s", Against.VALUE, MATCH_BUDGET, floor=hashing, ours=all_of_it)
-
-
-def pick(rounds: int, rng: random.Random) -> Figure:
-    """``Router.pick`` of a small chat, whose system prompt all of a hundred endpoints hold. It has no floor."""
-    pool = Pool()
-    router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
-    pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
-    chats = Chats(SMALL)
-    clock = count()
-
-    def once(request: InferenceRequest) -> None:
-        router.pick(request, next(clock) * 2e-3)
-
-    for _ in range(2 * MANY):
-        once(_parsed(chats))
-    seconds = []
-    for _ in range(rounds):
-        requests = [_parsed(chats) for _ in range(200)]
-        seconds.append(median(_timed(lambda r=request: once(r)) for request in requests))  # type: ignore[misc]
-    return Figure(
-        what=f"pick over {MANY} endpoints, all of which hold the system prompt",
-        unit="s",
-        ours=median(seconds),
-        result=median(seconds),
-        spread=(min(seconds), max(seconds)),
-        budget=PICK_BUDGET,
-        against=Against.VALUE,
-    )
-
-
-def index_memory(checkpoints: int, *, shared: bool) -> Figure:
-    """Bytes of the index for each checkpoint and endpoint that holds it, every one held by one endpoint or by all."""
-    length = 250
-    chains = checkpoints // length
-    hashes = random.Random(1)
-
-    def chain() -> Chain:
-        return Chain(
-            [hashes.getrandbits(64) for _ in range(length)], range(1600, 1600 * (length + 1), 1600), 1600 * length
-        )
-
-    gc.collect()
-    tracemalloc.start()
-    try:
-        index = PrefixIndex(limit=10 * checkpoints)
-        slots = [index.open(10**12) for _ in range(MANY)]
-        before, _ = tracemalloc.get_traced_memory()
-        if shared:
-            for _ in range(chains // MANY):
-                one = chain()
-                for slot in slots:
-                    index.insert(slot, one)
-        else:
-            for k in range(chains):
-                index.insert(slots[k % MANY], chain())
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    held = sum(index.held(slot)[0] for slot in slots)
-    size = (after - before) / held
-    return Figure(
-        what=f"index, per checkpoint and endpoint, held by {f'all {MANY}' if shared else 'one each'}",
-        unit="bytes",
-        ours=size,
-        result=size,
-        budget=CHECKPOINT_BUDGET,
-        against=Against.VALUE,
-    )

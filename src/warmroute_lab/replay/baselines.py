@@ -14,7 +14,7 @@ from statistics import fmean, pstdev
 
 from warmroute.pool.endpoint import EngineState
 from warmroute_lab.replay.held import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
-from warmroute_lab.replay.picker import Picker
+from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.trace import BYTES_PER_TOKEN, TracedRequest
 from warmroute_lab.simulator.blocks import hash_segments
 
@@ -26,7 +26,7 @@ class _UnderWay:
     waits: bool = True
 
 
-class Baseline(Picker):
+class Baseline(Policy):
     """Keeps the books that proxies keep: requests on each pod, and the prefill tokens of those without a first token."""
 
     def __init__(self, rng: random.Random) -> None:

@@ -19,8 +19,9 @@ from warmroute.settings import Settings
 from warmroute_lab import json_file, plot
 from warmroute_lab.replay import scenarios
 from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
-from warmroute_lab.replay.replay import Outcome, Replay
-from warmroute_lab.replay.strategy import picker_factory
+from warmroute_lab.replay.outcome import Outcome
+from warmroute_lab.replay.replay import Replay
+from warmroute_lab.replay.strategy import policy_factory
 from warmroute_lab.replay.trace import Trace, read
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
@@ -93,7 +94,7 @@ def _must_fit(trace: Trace, fleet: Fleet) -> None:
 def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
     """Replay the plan with every strategy at every speedup; progress is shown where there is a terminal."""
     trace, fleet = plan.load()
-    factories = {name: picker_factory(name, settings) for name in plan.strategies}
+    factories = {name: policy_factory(name, settings) for name in plan.strategies}
     full = saturation(trace, fleet.profiles)
     speedups = plan.speedups or [load * full for load in LOADS]
     if min(speedups) <= 0:

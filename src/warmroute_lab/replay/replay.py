@@ -13,7 +13,6 @@ from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import count
 from math import ceil, inf
-from statistics import fmean, pstdev
 
 from warmroute.engines.decode import DecodeRate
 from warmroute.engines.first_tokens import FirstTokens
@@ -21,9 +20,9 @@ from warmroute.engines.prefill import PrefillRate
 from warmroute.engines.scraper import BACKOFF, JITTER, TICK
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EngineState
-from warmroute_lab.load.multi_round import Distribution
 from warmroute_lab.replay.fleet import DOWN, Fleet
-from warmroute_lab.replay.picker import Picker
+from warmroute_lab.replay.outcome import Outcome, Sample
+from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.trace import Trace
 from warmroute_lab.simulator.engine import Engine, Output, Request
 
@@ -33,9 +32,7 @@ RETRY_DELAY = 0.1
 """Seconds after which a request is sent again whose engine died or refused it."""
 SAMPLE_INTERVAL = 1.0
 """Seconds between two looks at the load of the pods."""
-
 _UNANSWERED = _UNSENT = -1.0
-
 Progress = Callable[[int], None]
 """Hears how many requests are answered."""
 
@@ -82,7 +79,7 @@ class _Watch:
     """One picker's dialogue with one pod's metrics page."""
 
     pod: _Pod
-    picker: Picker
+    picker: Policy
     prefill: PrefillRate = field(default_factory=PrefillRate)
     decode: DecodeRate = field(default_factory=DecodeRate)
     first_tokens: FirstTokens = field(default_factory=FirstTokens)
@@ -93,58 +90,6 @@ class _Watch:
     """The page that is on its way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The load of the pods at one time: requests on each."""
-
-    at: float
-    requests: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a replay measured. Times are in seconds; lists have one entry for each request, in the order of the trace."""
-
-    strategy: str
-    scenario: str
-    speedup: float
-    ttft: list[float]
-    e2e: list[float]
-    pods: list[int]
-    prompt_tokens: int
-    cached_tokens: int
-    retries: int
-    samples: list[Sample]
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the prompt tokens that was in the chosen engine's cache."""
-        return self.cached_tokens / self.prompt_tokens
-
-    @property
-    def imbalance(self) -> float:
-        """How unevenly requests lay on the pods: their standard deviation over their mean, both averaged over time."""
-        mean = sum(fmean(sample.requests) for sample in self.samples)
-        return sum(pstdev(sample.requests) for sample in self.samples) / mean if mean else 0.0
-
-    def figures(self) -> dict[str, str | float]:
-        """The figures for tables and JSON; seconds and fractions."""
-        ttft = Distribution.of(self.ttft)
-        return {
-            "strategy": self.strategy,
-            "scenario": self.scenario,
-            "speedup": self.speedup,
-            "requests": len(self.ttft),
-            "ttft_mean": ttft.mean,
-            "ttft_p50": ttft.p50,
-            "ttft_p90": ttft.p90,
-            "ttft_p99": ttft.p99,
-            "e2e_mean": fmean(self.e2e),
-            "hit_rate": self.hit_rate,
-            "imbalance": self.imbalance,
-        }
-
-
 class Replay:
     """One trace, one fleet, one strategy."""
 
@@ -152,17 +97,17 @@ class Replay:
         self,
         trace: Trace,
         fleet: Fleet,
-        new_picker: Callable[[random.Random], Picker],
+        new_policy: Callable[[random.Random], Policy],
         *,
         strategy: str,
         speedup: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """``new_picker`` makes one picker; it is called for each of the fleet's."""
+        """``new_policy`` makes one picker; it is called for each of the fleet's."""
         self._trace, self._fleet, self._speedup = trace, fleet, speedup
         self._strategy = strategy
         self._rng = random.Random(seed)
-        self._pickers = [new_picker(random.Random(f"{seed}/{i}")) for i in range(fleet.pickers)]
+        self._pickers = [new_policy(random.Random(f"{seed}/{i}")) for i in range(fleet.pickers)]
         self._pods: list[_Pod] = []
         self._events: list[tuple[float, _Event, int, int]] = []
         self._order = count()
@@ -236,7 +181,7 @@ class Replay:
     def _add(self, at: float, kind: _Event, number: int) -> None:
         heappush(self._events, (at, kind, next(self._order), number))
 
-    def _picker_of(self, request: int) -> Picker:
+    def _picker_of(self, request: int) -> Policy:
         return self._pickers[request % len(self._pickers)]
 
     # ---------------------------------------------------------------- requests

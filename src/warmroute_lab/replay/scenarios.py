@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from warmroute.errors import ConfigurationError
-from warmroute_lab.load.multi_round import Workload
+from warmroute_lab.load.workload import Workload
 from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
 from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, sorted_by_time
 from warmroute_lab.simulator.blocks import Segment

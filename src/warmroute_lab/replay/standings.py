@@ -33,7 +33,7 @@ from warmroute_lab.replay.comparison import LOADS, Plan
 from warmroute_lab.replay.fleet import saturation
 from warmroute_lab.replay.replay import Replay
 from warmroute_lab.replay.scenarios import SCENARIOS
-from warmroute_lab.replay.strategy import picker_factory
+from warmroute_lab.replay.strategy import policy_factory
 
 LOG_INTERVAL = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -110,7 +110,7 @@ def run(
     Raises ConfigurationError, and before the long work wherever it can be known before.
     """
     for name in options.strategies:
-        picker_factory(name, settings)
+        policy_factory(name, settings)
     json_file.require_place(output)
     known = others(against, options) if against is not None else []
     if len({*options.strategies, *(result.strategy for result in known)}) < 2:
@@ -165,7 +165,7 @@ def _replay(drawn: Drawn, strategy: str, pods: int, requests: int | None, settin
     (scenario, load), seed = drawn
     trace, fleet = Plan(source=scenario, strategies=(strategy,), pods=pods, seed=seed, requests=requests).load()
     speedup = load * saturation(trace, fleet.profiles)
-    factory = picker_factory(strategy, settings)
+    factory = policy_factory(strategy, settings)
     figures = Replay(trace, fleet, factory, strategy=strategy, speedup=speedup, seed=seed).run().figures()
     del figures["speedup"]
     return Result(**{**figures, "load": load, "seed": seed, "pods": pods})  # type: ignore[arg-type]

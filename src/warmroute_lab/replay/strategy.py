@@ -10,7 +10,7 @@ from warmroute.picker import routing_constants
 from warmroute.routing import strategies
 from warmroute.settings import Settings
 from warmroute_lab.replay.baselines import BASELINES
-from warmroute_lab.replay.picker import Picker, RouterPicker
+from warmroute_lab.replay.policy import Policy, RouterPolicy
 
 DEFAULT_STRATEGIES = ("PREFIX_CACHE", "LEAST_REQUEST", "ROUND_ROBIN")
 ALL = "all"
@@ -23,7 +23,7 @@ def names(given: list[str]) -> list[str]:
     return list(dict.fromkeys(spelt)) or list(DEFAULT_STRATEGIES)
 
 
-def picker_factory(name: str, settings: Settings) -> Callable[[random.Random], Picker]:
+def policy_factory(name: str, settings: Settings) -> Callable[[random.Random], Policy]:
     """Makes pickers of that strategy; the server's own run with ``settings``.
 
     Raises ConfigurationError that lists the strategies there are.
@@ -36,7 +36,7 @@ def picker_factory(name: str, settings: Settings) -> Callable[[random.Random], P
         raise ConfigurationError(f"{error}; baselines: {', '.join(BASELINES)}") from error
     constants = routing_constants(settings.model_copy(update={"routing_strategy": name, "debug_decisions": 0}))
 
-    def make(rng: random.Random) -> Picker:
-        return RouterPicker(constants, settings, rng=rng)
+    def make(rng: random.Random) -> Policy:
+        return RouterPolicy(constants, settings, rng=rng)
 
     return make

@@ -20,7 +20,7 @@ from pathlib import Path
 from warmroute.errors import ConfigurationError
 from warmroute.prefix.chain import Chain, build
 from warmroute.request.inference import InferenceRequest, PromptPart
-from warmroute_lab.load.multi_round import read_conversations
+from warmroute_lab.load.conversations import read_conversations
 from warmroute_lab.simulator.blocks import Segment, hash_segments
 
 PIECE = 512

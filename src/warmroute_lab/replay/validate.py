@@ -19,7 +19,7 @@ from rich.table import Table
 
 from warmroute.errors import ConfigurationError
 from warmroute_lab import json_file, plot
-from warmroute_lab.load.multi_round import Distribution
+from warmroute_lab.load.distribution import Distribution
 from warmroute_lab.simulator.blocks import Segment, hash_segments
 from warmroute_lab.simulator.engine import Engine, Request
 from warmroute_lab.simulator.profile import PROFILES, Profile, profile_named

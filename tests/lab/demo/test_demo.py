@@ -19,7 +19,9 @@ from warmroute.errors import ConfigurationError
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.ports import free_port, require_free
-from warmroute_lab.demo.demo import Demo, DemoOptions, write_config
+from warmroute_lab.demo.config_files import write_config
+from warmroute_lab.demo.demo import Demo
+from warmroute_lab.demo.options import DemoOptions
 
 PORTS = ("port", "plain_port", "admin_port", "epp_port", "epp_health_port", "metrics_port", "pod_port")
 ANY_PORTS = dict.fromkeys(PORTS, 0)

@@ -12,9 +12,13 @@ from aiohttp import web
 from rich.console import Console
 
 from warmroute.errors import ConfigurationError
-from warmroute_lab.load import multi_round
+from warmroute_lab.load import multi_round, users
 from warmroute_lab.load.chat_client import Answer
-from warmroute_lab.load.multi_round import Distribution, Record, Run, Summary, Turn, Workload
+from warmroute_lab.load.conversations import Turn, read_conversations
+from warmroute_lab.load.distribution import Distribution
+from warmroute_lab.load.summary import Summary
+from warmroute_lab.load.users import Record, Run
+from warmroute_lab.load.workload import Workload
 
 SEED = Workload(num_users=8, num_rounds=15, qps=0.1, answer_len=100, seconds=600)
 """The options of the seed's benchmark."""
@@ -98,7 +102,7 @@ def test_recorded_conversations_give_questions_and_lengths(tmp_path):
         {"from": "human", "value": "two?"},
     ]
     file.write_text(json.dumps([{"conversations": []}, {"id": "a", "conversations": entry}]))
-    conversations = multi_round.read_conversations(file)
+    conversations = read_conversations(file)
     assert conversations == ((Turn("one?", 3), Turn("two?")),)
     assert isinstance(conversations[0][0].answer_tokens, int)
     workload = Workload(conversations=conversations, answer_len=2)
@@ -112,7 +116,7 @@ def test_another_file_is_refused(text, tmp_path):
     file = tmp_path / "file"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=str(file)):
-        multi_round.read_conversations(file)
+        read_conversations(file)
 
 
 # ---------------------------------------------------------------- figures
@@ -226,7 +230,7 @@ QUICK = Workload(num_users=2, num_rounds=3, qps=200, shared_system_prompt=2, use
 async def test_a_conversation_grows_by_the_real_answers():
     engine = FakeEngine()
     async with engine as url:
-        result = await multi_round.run(QUICK, url)
+        result = await users.run(QUICK, url)
     assert len(result.records) == QUICK.planned_requests == 6
     assert result.on_the_fly == 0
     by_length = sorted(len(request["messages"]) for request in engine.requests)
@@ -247,7 +251,7 @@ async def test_a_conversation_grows_by_the_real_answers():
 async def test_a_failed_request_ends_no_conversation():
     engine = FakeEngine(failing=frozenset({0, 1}))
     async with engine as url:
-        result = await multi_round.run(QUICK, url)
+        result = await users.run(QUICK, url)
     assert [record.answer.complete for record in result.records].count(False) == 2
     # The first round failed, so the opening is said in the second.
     assert all("system prompt" in request["messages"][0]["content"] for request in engine.requests)
@@ -257,7 +261,7 @@ async def test_a_failed_request_ends_no_conversation():
 async def test_a_run_with_a_time_ends_by_itself():
     engine = FakeEngine()
     async with engine as url:
-        result = await multi_round.run(Workload(num_users=2, num_rounds=2, qps=50, seconds=0.3), url)
+        result = await users.run(Workload(num_users=2, num_rounds=2, qps=50, seconds=0.3), url)
     assert 5 <= len(result.records) <= 40
     assert result.on_the_fly == 0
 

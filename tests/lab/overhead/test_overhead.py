@@ -23,7 +23,7 @@ from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection
 from warmroute.standalone.child import Child
 from warmroute.standalone.ports import free_port
-from warmroute_lab.overhead import overhead as cost
+from warmroute_lab.overhead import in_process, machine, options, overhead
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
 from warmroute_lab.overhead.picker_load import PATH, Chats, ExtProcLoad, Load, LoadError
 
@@ -79,7 +79,7 @@ def _shared(one: bytes, other: bytes) -> int:
 
 
 def test_chats_have_one_size_and_come_in_pairs_that_share_all_but_the_question() -> None:
-    for size in (cost.SMALL, cost.LARGE):
+    for size in (options.SMALL, options.LARGE):
         chats = Chats(size)
         bodies = [chats.next() for _ in range(4)]
         assert {len(body) for body in bodies} == {len(bodies[0])}
@@ -111,29 +111,31 @@ class _Flaky(Load):
 
 async def test_one_failed_request_fails_the_run() -> None:
     async with _Flaky() as load:
-        assert len(await load.run(Chats(cost.SMALL), 2, workers=2)) == 2
+        assert len(await load.run(Chats(options.SMALL), 2, workers=2)) == 2
         with pytest.raises(LoadError, match="gone"):
-            await load.run(Chats(cost.SMALL), 10, workers=2)
+            await load.run(Chats(options.SMALL), 10, workers=2)
 
 
 def test_cpu_and_memory_of_a_process_are_what_the_process_itself_sees() -> None:
     before = time.process_time()
-    seen = cost.cpu_seconds(os.getpid())
+    seen = machine.cpu_seconds(os.getpid())
     assert before <= seen <= time.process_time()
     held = bytearray(50_000_000)
     held[::4096] = b"x" * len(held[::4096])
-    assert cost.resident_bytes(os.getpid()) > 50_000_000
+    assert machine.resident_bytes(os.getpid()) > 50_000_000
 
 
 def test_figures_that_need_no_process() -> None:
     for figure in (
-        cost.match_and_insert(rounds=1),
-        cost.pick(rounds=1, rng=random.Random(1)),
-        cost.index_memory(5_000, shared=False),
-        cost.index_memory(50_000, shared=True),
+        in_process.match_and_insert(rounds=1),
+        in_process.pick(rounds=1, rng=random.Random(1)),
+        in_process.index_memory(5_000, shared=False),
+        in_process.index_memory(50_000, shared=True),
     ):
         assert figure.result > 0
-    assert 8 < cost.index_memory(50_000, shared=True).result < cost.index_memory(50_000, shared=False).result
+    assert (
+        8 < in_process.index_memory(50_000, shared=True).result < in_process.index_memory(50_000, shared=False).result
+    )
 
 
 @asynccontextmanager
@@ -154,16 +156,16 @@ async def _bare(directory: Path, *flags: str) -> AsyncIterator[str]:
 
 async def test_the_bare_picker_answers_and_tells_when_a_body_is_no_json(tmp_path: Path) -> None:
     async with _bare(tmp_path, "--decode") as target, ExtProcLoad(target, connections=2) as load:
-        assert len(await load.run(Chats(cost.SMALL), 5, workers=2)) == 5
+        assert len(await load.run(Chats(options.SMALL), 5, workers=2)) == 5
         with pytest.raises(grpc.aio.AioRpcError):
             await load.request(0, b"{")
 
 
 @pytest.mark.slow
 def test_a_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = cost.CostOptions(rounds=1, small_requests=8, large_requests=4, idle_seconds=0.2, index_checkpoints=25_000)
-    monkeypatch.setattr(cost, "QUICK", tiny)
-    file = tmp_path / "cost.json"
+    tiny = options.CostOptions(rounds=1, small_requests=8, large_requests=4, idle_seconds=0.2, index_checkpoints=25_000)
+    monkeypatch.setattr(options, "QUICK", tiny)
+    file = tmp_path / "overhead.json"
     result = CliRunner().invoke(cli.app, ["bench", "cost", "--quick", "--json", str(file)])
     assert result.exit_code == 0, result.output
     assert "budget" in result.output
@@ -180,7 +182,7 @@ def test_a_run_that_cannot_be_made_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     async def broken(*_: object) -> list[Figure]:
         raise LoadError("the picker did not answer")
 
-    monkeypatch.setattr(cost, "bench", broken)
+    monkeypatch.setattr(overhead, "bench", broken)
     result = CliRunner().invoke(cli.app, ["bench", "cost", "--quick"])
     assert result.exit_code == 1
     assert "did not answer" in result.output

@@ -15,9 +15,10 @@ from warmroute.settings import Settings
 from warmroute_lab.replay import comparison, scenarios
 from warmroute_lab.replay.baselines import RoundRobin
 from warmroute_lab.replay.fleet import DOWN, Fleet, PodEvent, profile, saturation
-from warmroute_lab.replay.picker import Picker, RouterPicker
-from warmroute_lab.replay.replay import Outcome, Replay, Sample
-from warmroute_lab.replay.strategy import names, picker_factory
+from warmroute_lab.replay.outcome import Outcome, Sample
+from warmroute_lab.replay.policy import Policy, RouterPolicy
+from warmroute_lab.replay.replay import Replay
+from warmroute_lab.replay.strategy import names, policy_factory
 from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, read, sorted_by_time
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
@@ -25,7 +26,7 @@ MOONCAKE = Path(__file__).parents[4] / "shared" / "traces" / "mooncake_conversat
 SMALL = profile(f"{DEFAULT_PROFILE}/8")
 
 
-class Follow(Picker):
+class Follow(Policy):
     """Chooses what it is told, and remembers what it hears."""
 
     def __init__(self, *choices: int) -> None:
@@ -55,7 +56,7 @@ class Follow(Picker):
         return [at for kind, _, at in self.heard if kind == what]
 
 
-def run(requests: list[TracedRequest], picker: Picker, fleet: Fleet | None = None, speedup: float = 1.0) -> Outcome:
+def run(requests: list[TracedRequest], picker: Policy, fleet: Fleet | None = None, speedup: float = 1.0) -> Outcome:
     fleet = fleet or Fleet((SMALL, SMALL))
     return Replay(Trace("test", requests), fleet, lambda rng: picker, strategy="test", speedup=speedup).run()
 
@@ -122,11 +123,11 @@ def test_a_request_that_nobody_can_take_waits_from_its_first_sending() -> None:
 
 def test_the_router_learns_the_length_of_a_token_from_what_engines_count() -> None:
     trace, fleet = scenarios.build("bursts", seed=1, pods=4, requests=1500)
-    made: list[RouterPicker] = []
+    made: list[RouterPolicy] = []
 
-    def make(rng: random.Random) -> Picker:
-        picker = picker_factory("PREFIX_CACHE", Settings(bytes_per_token=3.0))(rng)
-        assert isinstance(picker, RouterPicker)
+    def make(rng: random.Random) -> Policy:
+        picker = policy_factory("PREFIX_CACHE", Settings(bytes_per_token=3.0))(rng)
+        assert isinstance(picker, RouterPolicy)
         made.append(picker)
         return picker
 
@@ -164,11 +165,11 @@ def test_pickers_share_the_requests() -> None:
     requests = [TracedRequest(float(at), Identities().text(50), 5) for at in range(9)]
     made: list[Follow] = []
 
-    def new_picker(rng: random.Random) -> Picker:
+    def new_policy(rng: random.Random) -> Policy:
         made.append(Follow(0))
         return made[-1]
 
-    Replay(Trace("test", requests), Fleet((SMALL,), pickers=3), new_picker, strategy="test").run()
+    Replay(Trace("test", requests), Fleet((SMALL,), pickers=3), new_policy, strategy="test").run()
     assert [[number for kind, number, _ in picker.heard if kind == "choose"] for picker in made] == [
         [0, 3, 6],
         [1, 4, 7],
@@ -180,7 +181,7 @@ def test_the_router_learns_from_scrapes_and_routes_to_the_warm_pod() -> None:
     identities = Identities()
     texts = [identities.text(3000) for _ in range(4)]
     requests = [TracedRequest(turn * 5 + i, text, 20) for turn in range(3) for i, text in enumerate(texts)]
-    factory = picker_factory("PREFIX_CACHE", Settings())
+    factory = policy_factory("PREFIX_CACHE", Settings())
     outcome = Replay(Trace("t", requests), Fleet((SMALL,) * 4), factory, strategy="PREFIX_CACHE").run()
     assert outcome.pods[:4] == outcome.pods[4:8] == outcome.pods[8:]
     assert len(set(outcome.pods)) == 4
@@ -189,7 +190,7 @@ def test_the_router_learns_from_scrapes_and_routes_to_the_warm_pod() -> None:
 def test_the_same_seed_gives_the_same_figures() -> None:
     def once() -> dict[str, str | float]:
         trace, fleet = scenarios.build("restart", seed=5, pods=4, requests=150)
-        factory = picker_factory("PREFIX_CACHE", Settings())
+        factory = policy_factory("PREFIX_CACHE", Settings())
         return Replay(trace, fleet, factory, strategy="PREFIX_CACHE", speedup=0.8, seed=5).run().figures()
 
     assert once() == once()
@@ -338,7 +339,7 @@ def test_names() -> None:
     assert names(["llm-d", "all"])[:2] == ["llm-d", "PREFIX_CACHE"]
     assert len(names(["all", "all"])) == 12
     with pytest.raises(ConfigurationError, match="lmetric"):
-        picker_factory("nothing", Settings())
+        policy_factory("nothing", Settings())
 
 
 def test_the_command(tmp_path: Path) -> None:

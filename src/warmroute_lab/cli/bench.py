@@ -1,7 +1,4 @@
-"""The laboratory's commands: ``warmroute bench``, ``warmroute simulate`` and ``warmroute demo``.
-
-They hook into the command line by the entry-point group ``warmroute.commands``. Each imports what it needs when it runs.
-"""
+"""``warmroute bench``: what routing gains and what it costs."""
 
 from __future__ import annotations
 
@@ -12,25 +9,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from warmroute.errors import ConfigurationError, WarmrouteError
+from warmroute.errors import WarmrouteError
 from warmroute.settings import load
+from warmroute_lab.cli import command_line
 
-
-def _app(**options: Any) -> typer.Typer:
-    return typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        **options,
-    )
-
-
-# ---------------------------------------------------------------- bench: what routing gains and costs
-
-
-bench = _app(help="Measure what routing gains and what it costs.", no_args_is_help=True)
-simulate = _app()
-demo = _app()
+app = command_line(help="Measure what routing gains and what it costs.", no_args_is_help=True)
 
 
 class _BareShareGPT(TyperCommand):
@@ -45,8 +28,8 @@ class _BareShareGPT(TyperCommand):
         return super().parse_args(ctx, complete)
 
 
-@bench.command("multi-round", cls=_BareShareGPT)
-def multi_round(
+@app.command("multi-round", cls=_BareShareGPT)
+def run_multi_round(
     *,
     base_url: Annotated[str, typer.Option(help="OpenAI-compatible server.")] = "http://127.0.0.1:8081/v1",
     compare: Annotated[str, typer.Option(help="Second base URL: run both in turn and print the ratio.")] = "",
@@ -78,12 +61,14 @@ def multi_round(
 
     from rich.console import Console
 
-    from warmroute_lab.load import multi_round as load
+    from warmroute_lab.load import multi_round
+    from warmroute_lab.load.conversations import read_conversations
+    from warmroute_lab.load.workload import Workload
 
     console = Console()
     if sharegpt == "":
         console.print("--sharegpt without a file: the questions are synthetic text.")
-    workload = load.Workload(
+    workload = Workload(
         num_users=num_users,
         num_rounds=num_rounds,
         qps=qps,
@@ -93,10 +78,10 @@ def multi_round(
         model=model,
         seconds=time,
         init_user_id=init_user_id,
-        conversations=load.read_conversations(Path(sharegpt)) if sharegpt else (),
+        conversations=read_conversations(Path(sharegpt)) if sharegpt else (),
     )
     answered = asyncio.run(
-        load.bench(
+        multi_round.bench(
             workload,
             base_url,
             console,
@@ -110,7 +95,7 @@ def multi_round(
         raise typer.Exit(1)
 
 
-@bench.command("validate")
+@app.command("validate")
 def bench_validate(
     files: Annotated[list[Path], typer.Argument(help="Measured traces, JSONL.")],
     profile: Annotated[str, typer.Option(help="Simulated engine; else what the file's name tells.")] = "",
@@ -126,7 +111,7 @@ def bench_validate(
         raise typer.Exit(1)
 
 
-@bench.command("cost")
+@app.command("cost")
 def bench_cost(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: under a minute.")] = False,
@@ -140,20 +125,21 @@ def bench_cost(
     from rich.console import Console
 
     from warmroute_lab import json_file
-    from warmroute_lab.overhead import overhead as cost
+    from warmroute_lab.overhead import overhead
+    from warmroute_lab.overhead.options import QUICK, CostOptions
 
     json_file.require_place(output)
-    options = replace(cost.QUICK if quick else cost.CostOptions(), gateway=gateway)
+    options = replace(QUICK if quick else CostOptions(), gateway=gateway)
     try:
-        figures = asyncio.run(cost.bench(options, Console()))
+        figures = asyncio.run(overhead.bench(options, Console()))
     except (WarmrouteError, OSError) as error:
         typer.echo(f"warmroute: {error}", err=True)
         raise typer.Exit(1) from error
     if output is not None:
-        json_file.write(output, cost.plain(figures))
+        json_file.write(output, overhead.plain(figures))
 
 
-@bench.command()
+@app.command()
 def replay(
     source: Annotated[
         str,
@@ -222,7 +208,7 @@ def replay(
         comparison.draw(picture, outcomes)
 
 
-@bench.command()
+@app.command()
 def standings(
     *,
     strategy: Annotated[
@@ -262,117 +248,3 @@ def standings(
         jobs=jobs or os.cpu_count() or 1,
     )
     every.run(options, load({}, environ=os.environ), Console(), against=against, output=json_file)
-
-
-@simulate.command("simulate")
-def run_simulate(
-    *,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many engines, on consecutive ports.")] = 1,
-    name: Annotated[str, typer.Option(help="Sent as x-simulator-name; numbered from 0 with --count.")] = "simulator",
-    model: Annotated[str, typer.Option(help="Model name that is served.")] = "Qwen/Qwen2.5-7B-Instruct",
-    profile: Annotated[str, typer.Option(help="Engine, model and GPU; a wrong name lists those there are.")] = "",
-    time_scale: Annotated[float, typer.Option(help="2.0: twice as fast as the real one.")] = 1.0,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests run at once.")] = None,
-    num_gpu_blocks: Annotated[int | None, typer.Option(help="Size of the KV cache in blocks.")] = None,
-    max_loras: Annotated[int | None, typer.Option(help="Most LoRA adapters in one batch.")] = None,
-    lora_modules: Annotated[list[str] | None, typer.Option(help="LoRA adapter as NAME=PATH; repeatable.")] = None,
-    fail_rate: Annotated[float, typer.Option(help="Share of requests answered with 500.")] = 0.0,
-    stall_rate: Annotated[float, typer.Option(help="Share of requests never answered.")] = 0.0,
-    reset_rate: Annotated[float, typer.Option(help="Share of connections reset.")] = 0.0,
-    slow_start: Annotated[float, typer.Option(min=0, help="Seconds of 503 after the start.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of faults and host noise.")] = 0,
-) -> None:
-    """Run a vLLM stand-in: its HTTP surface, scheduling, cache and speed, without a GPU."""
-    import uvloop
-
-    from warmroute_lab.simulator.profile import DEFAULT_PROFILE
-    from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer
-    from warmroute_lab.simulator.server import simulate as run
-
-    if bare := [module for module in lora_modules or () if "=" not in module]:
-        raise ConfigurationError(f"--lora-modules must be NAME=PATH; given: {bare[0]!r}")
-    options = [
-        SimulatorOptions(
-            host=host,
-            port=port + number if port else 0,
-            name=f"{name}-{number}" if count > 1 else name,
-            model=model,
-            profile=profile or DEFAULT_PROFILE,
-            time_scale=time_scale,
-            max_num_seqs=max_num_seqs,
-            num_gpu_blocks=num_gpu_blocks,
-            max_loras=max_loras,
-            lora_modules=tuple(module.partition("=")[0] for module in lora_modules or ()),
-            slow_start=slow_start,
-            faults=Faults(fail_rate, stall_rate, reset_rate),
-            seed=seed + number,
-        )
-        for number in range(count)
-    ]
-
-    def announce(server: SimulatorServer) -> None:
-        typer.echo(f"{server.options.name} listens on {server.url}")
-
-    uvloop.run(run(options, announce))
-
-
-# ---------------------------------------------------------------- demo: everything on one machine
-
-
-@demo.command("demo")
-def run_demo(
-    *,
-    once: Annotated[bool, typer.Option("--once", help="End after the figures.")] = False,
-    load: Annotated[
-        bool, typer.Option("--load/--no-load", help="Compare the ports under load, or leave the engines to you.")
-    ] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    config_directory: Annotated[
-        Path | None, typer.Option("--write-config", help="Only write Envoy's configurations to this directory.")
-    ] = None,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Envoy, through the picker. Ports: 0 takes any free one.")
-    ] = 8081,
-    plain_port: Annotated[int, typer.Option(min=0, max=65535, help="Envoy, plain least requests.")] = 8080,
-    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Envoy's admin page.")] = 9901,
-    epp_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's ext_proc service.")] = 9002,
-    epp_health_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's health service.")] = 9003,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's metrics and debug pages.")] = 9090,
-    pods: Annotated[int, typer.Option(min=1, max=100, help="Simulated engines.")] = 5,
-    pod_port: Annotated[int, typer.Option(min=0, max=65535, help="First engine's port; the others follow.")] = 8000,
-    profile: Annotated[str, typer.Option(help="Engine, model and GPU; a wrong name lists those there are.")] = "",
-    time_scale: Annotated[float, typer.Option(help="2.0: engines twice as fast as real ones.")] = 1.0,
-) -> None:
-    """See a prompt land on the warm replica: a real Envoy, simulated engines and the picker on this machine."""
-    import asyncio
-
-    from rich.console import Console
-
-    from warmroute.standalone.child import ChildError
-    from warmroute_lab.demo import demo as standalone
-    from warmroute_lab.simulator.profile import DEFAULT_PROFILE
-
-    options = standalone.DemoOptions(
-        port=port,
-        plain_port=plain_port,
-        admin_port=admin_port,
-        epp_port=epp_port,
-        epp_health_port=epp_health_port,
-        metrics_port=metrics_port,
-        pods=pods,
-        pod_port=pod_port,
-        profile=profile or DEFAULT_PROFILE,
-        time_scale=time_scale,
-    )
-    if config_directory is not None:
-        for path in standalone.write_config(options, config_directory):
-            typer.echo(path)
-        return
-    try:
-        status = asyncio.run(standalone.run(options, Console(), once=once, load=load, json_file=json_file))
-    except ChildError as error:
-        typer.echo(f"warmroute: {error}", err=True)
-        raise typer.Exit(1) from error
-    raise typer.Exit(status)

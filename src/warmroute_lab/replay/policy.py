@@ -13,7 +13,7 @@ from warmroute.settings import Settings
 from warmroute_lab.replay.trace import TracedRequest
 
 
-class Picker:
+class Policy:
     """Chooses a pod for each request. Pods are numbers; times are seconds of the replay.
 
     It hears what a proxy that forwards the requests and responses would: baselines need it, the router does without.
@@ -52,7 +52,7 @@ class Picker:
         """A look at the pod's metrics; the first one after :meth:`unreachable` comes after :meth:`restarted`."""
 
 
-class RouterPicker(Picker):
+class RouterPolicy(Policy):
     """The server's router, as it is, on a pool that the replay feeds."""
 
     tick = TICK

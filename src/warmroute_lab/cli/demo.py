@@ -1,0 +1,71 @@
+"""``warmroute demo``: Envoy, simulated engines and the picker on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from warmroute_lab.cli import command_line
+
+app = command_line()
+
+
+@app.command()
+def demo(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="End after the figures.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load/--no-load", help="Compare the ports under load, or leave the engines to you.")
+    ] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    config_directory: Annotated[
+        Path | None, typer.Option("--write-config", help="Only write Envoy's configurations to this directory.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Envoy, through the picker. Ports: 0 takes any free one.")
+    ] = 8081,
+    plain_port: Annotated[int, typer.Option(min=0, max=65535, help="Envoy, plain least requests.")] = 8080,
+    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Envoy's admin page.")] = 9901,
+    epp_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's ext_proc service.")] = 9002,
+    epp_health_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's health service.")] = 9003,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's metrics and debug pages.")] = 9090,
+    pods: Annotated[int, typer.Option(min=1, max=100, help="Simulated engines.")] = 5,
+    pod_port: Annotated[int, typer.Option(min=0, max=65535, help="First engine's port; the others follow.")] = 8000,
+    profile: Annotated[str, typer.Option(help="Engine, model and GPU; a wrong name lists those there are.")] = "",
+    time_scale: Annotated[float, typer.Option(help="2.0: engines twice as fast as real ones.")] = 1.0,
+) -> None:
+    """See a prompt land on the warm replica: a real Envoy, simulated engines and the picker on this machine."""
+    import asyncio
+
+    from rich.console import Console
+
+    from warmroute.standalone.child import ChildError
+    from warmroute_lab.demo import demo as running
+    from warmroute_lab.demo.config_files import write_config
+    from warmroute_lab.demo.options import DemoOptions
+    from warmroute_lab.simulator.profile import DEFAULT_PROFILE
+
+    options = DemoOptions(
+        port=port,
+        plain_port=plain_port,
+        admin_port=admin_port,
+        epp_port=epp_port,
+        epp_health_port=epp_health_port,
+        metrics_port=metrics_port,
+        pods=pods,
+        pod_port=pod_port,
+        profile=profile or DEFAULT_PROFILE,
+        time_scale=time_scale,
+    )
+    if config_directory is not None:
+        for path in write_config(options, config_directory):
+            typer.echo(path)
+        return
+    try:
+        status = asyncio.run(running.run(options, Console(), once=once, load=load, json_file=json_file))
+    except ChildError as error:
+        typer.echo(f"warmroute: {error}", err=True)
+        raise typer.Exit(1) from error
+    raise typer.Exit(status)

@@ -1,0 +1,134 @@
+"""Benchmarks that need no child process: hash, match, insert, pick, memory of the prefix index."""
+
+from __future__ import annotations
+
+import gc
+import random
+import tracemalloc
+from collections.abc import Callable
+from itertools import count
+from statistics import median
+from time import perf_counter
+
+from warmroute.picker import routing_constants
+from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.pool import Pool
+from warmroute.prefix.chain import Chain, build
+from warmroute.prefix.index import PrefixIndex
+from warmroute.request.inference import InferenceRequest
+from warmroute.request.parse import parse
+from warmroute.request.rejections import Rejection
+from warmroute.routing.router import Router
+from warmroute.settings import Settings
+from warmroute_lab.overhead.figure import Against, Figure, of_rounds
+from warmroute_lab.overhead.options import LARGE, MANY, SMALL
+from warmroute_lab.overhead.picker_load import PATH, Chats
+
+MATCH_BUDGET = 150e-6
+PICK_BUDGET = 40e-6
+CHECKPOINT_BUDGET = 200.0
+
+
+def _parsed(chats: Chats) -> InferenceRequest:
+    request = parse(PATH, "application/json", chats.next())
+    assert not isinstance(request, Rejection)
+    return request
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = perf_counter()
+    work()
+    return perf_counter() - began
+
+
+def match_and_insert(rounds: int) -> Figure:
+    """Hash a 400 KB prompt, match it where all of a hundred endpoints hold some of it, insert it at one of them."""
+    chats = Chats(LARGE)
+    index = PrefixIndex()
+    slots = [index.open(10**7) for _ in range(MANY)]
+    candidates = sum(1 << slot for slot in slots)
+    for slot in slots:
+        request = _parsed(chats)
+        index.insert(slot, build(request.seed, request.parts))
+    turns = count()
+
+    def ours(request: InferenceRequest) -> None:
+        chain = build(request.seed, request.parts)
+        index.match(chain, candidates)
+        index.insert(slots[next(turns) % MANY], chain)
+
+    hashing, all_of_it = [], []
+    for _ in range(rounds):
+        requests = [_parsed(chats) for _ in range(40)]
+        hashing.append(median(_timed(lambda r=request: build(r.seed, r.parts)) for request in requests))  # type: ignore[misc]
+        all_of_it.append(median(_timed(lambda r=request: ours(r)) for request in requests))  # type: ignore[misc]
+    what = f"hash, match and insert, {LARGE / 1000:g} KB, {MANY} endpoints (floor: hash)"
+    return of_rounds(what, "s", Against.VALUE, MATCH_BUDGET, floor=hashing, ours=all_of_it)
+
+
+def pick(rounds: int, rng: random.Random) -> Figure:
+    """``Router.pick`` of a small chat, whose system prompt all of a hundred endpoints hold. It has no floor."""
+    pool = Pool()
+    router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
+    pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
+    chats = Chats(SMALL)
+    clock = count()
+
+    def once(request: InferenceRequest) -> None:
+        router.pick(request, next(clock) * 2e-3)
+
+    for _ in range(2 * MANY):
+        once(_parsed(chats))
+    seconds = []
+    for _ in range(rounds):
+        requests = [_parsed(chats) for _ in range(200)]
+        seconds.append(median(_timed(lambda r=request: once(r)) for request in requests))  # type: ignore[misc]
+    return Figure(
+        what=f"pick over {MANY} endpoints, all of which hold the system prompt",
+        unit="s",
+        ours=median(seconds),
+        result=median(seconds),
+        spread=(min(seconds), max(seconds)),
+        budget=PICK_BUDGET,
+        against=Against.VALUE,
+    )
+
+
+def index_memory(checkpoints: int, *, shared: bool) -> Figure:
+    """Bytes of the index for each checkpoint and endpoint that holds it, every one held by one endpoint or by all."""
+    length = 250
+    chains = checkpoints // length
+    hashes = random.Random(1)
+
+    def chain() -> Chain:
+        return Chain(
+            [hashes.getrandbits(64) for _ in range(length)], range(1600, 1600 * (length + 1), 1600), 1600 * length
+        )
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        index = PrefixIndex(limit=10 * checkpoints)
+        slots = [index.open(10**12) for _ in range(MANY)]
+        before, _ = tracemalloc.get_traced_memory()
+        if shared:
+            for _ in range(chains // MANY):
+                one = chain()
+                for slot in slots:
+                    index.insert(slot, one)
+        else:
+            for k in range(chains):
+                index.insert(slots[k % MANY], chain())
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    held = sum(index.held(slot)[0] for slot in slots)
+    size = (after - before) / held
+    return Figure(
+        what=f"index, per checkpoint and endpoint, held by {f'all {MANY}' if shared else 'one each'}",
+        unit="bytes",
+        ours=size,
+        result=size,
+        budget=CHECKPOINT_BUDGET,
+        against=Against.VALUE,
+    )

@@ -1,0 +1,60 @@
+"""The result of one replay: latencies, cache hits and load of the pods over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from warmroute_lab.load.distribution import Distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The load of the pods at one time: requests on each."""
+
+    at: float
+    requests: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a replay measured. Times are in seconds; lists have one entry for each request, in the order of the trace."""
+
+    strategy: str
+    scenario: str
+    speedup: float
+    ttft: list[float]
+    e2e: list[float]
+    pods: list[int]
+    prompt_tokens: int
+    cached_tokens: int
+    retries: int
+    samples: list[Sample]
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that was in the chosen engine's cache."""
+        return self.cached_tokens / self.prompt_tokens
+
+    @property
+    def imbalance(self) -> float:
+        """How unevenly requests lay on the pods: their standard deviation over their mean, both averaged over time."""
+        mean = sum(fmean(sample.requests) for sample in self.samples)
+        return sum(pstdev(sample.requests) for sample in self.samples) / mean if mean else 0.0
+
+    def figures(self) -> dict[str, str | float]:
+        """The figures for tables and JSON; seconds and fractions."""
+        ttft = Distribution.of(self.ttft)
+        return {
+            "strategy": self.strategy,
+            "scenario": self.scenario,
+            "speedup": self.speedup,
+            "requests": len(self.ttft),
+            "ttft_mean": ttft.mean,
+            "ttft_p50": ttft.p50,
+            "ttft_p90": ttft.p90,
+            "ttft_p99": ttft.p99,
+            "e2e_mean": fmean(self.e2e),
+            "hit_rate": self.hit_rate,
+            "imbalance": self.imbalance,
+        }

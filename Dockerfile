@@ -1,13 +1,19 @@
 # The picker as an image: docker build -t warmroute:0.1.0 .
-FROM python:3.13-slim AS build
+# The digest is that of the multi-platform index of python:3.13-slim (3.13.15, Debian 13).
+FROM python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /source
-COPY pyproject.toml hatch_build.py README.md ./
-COPY protos protos
+# The dependencies first: this layer stays until the lock changes. pip refuses a file whose hash the lock does not have.
+COPY requirements/image.txt requirements/build.txt requirements/
+RUN python -m venv /opt/warmroute \
+ && /opt/warmroute/bin/pip install --require-hashes --requirement requirements/image.txt \
+ && pip install --require-hashes --requirement requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY src/warmroute src/warmroute
-# The protobuf compiler is needed for the build only: pip keeps it in a place of its own and throws it away.
-RUN python -m venv /opt/warmroute && /opt/warmroute/bin/pip install --no-cache-dir '.[kubernetes]'
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
+ && /opt/warmroute/bin/pip install --no-deps --no-index wheels/*.whl
 
-FROM python:3.13-slim
+FROM python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 COPY --from=build /opt/warmroute /opt/warmroute
 # Nothing is written at run time, so the root file system may be read-only.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

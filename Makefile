@@ -1,24 +1,40 @@
-# `make demo` and `make test` do all the set-up: they make .venv and install what they need.
+# `make demo` and `make test` do all the set-up: they make .venv and install the locked versions of what they need.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One line for each package, so that a slow network does not look like a standstill.
+PROGRESS := grep --line-buffered -E '^(Collecting|Installing collected|Successfully)'
+# The versions are the lock's and hatchling builds in place, so pip has nothing to resolve.
+FROM_LOCK := $(PIP) install --progress-bar off --require-hashes --requirement
+EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --editable . --editable lab
+COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
+  --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-fast e2e-kubernetes lint bench clean help
+.PHONY: demo test test-fast e2e-kubernetes lint bench build lock protos clean help
 
-help:  ## what can be made
-	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+help:  ## list these targets
+	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-$(VENV)/.demo: pyproject.toml lab/pyproject.toml hatch_build.py protos/ext_proc.proto
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it or say make PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone]' -e lab
+	@echo "making a virtual environment in $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: requirements/demo.txt pyproject.toml lab/pyproject.toml | $(BIN)/python
+	@echo "installing $$(grep -c '==' $<) packages of $<: half a minute to two minutes the first time"
+	@$(FROM_LOCK) $< | $(PROGRESS)
+	@$(EDITABLE) | $(PROGRESS)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone,kubernetes,dev]' -e 'lab[plot]'
-	@touch $@
+$(VENV)/.dev: requirements/dev.txt pyproject.toml lab/pyproject.toml | $(BIN)/python
+	@echo "installing $$(grep -c '==' $<) packages of $<: one to three minutes the first time"
+	@$(FROM_LOCK) $< | $(PROGRESS)
+	@$(EDITABLE) | $(PROGRESS)
+	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see a prompt land on the warm pod
 	$(BIN)/warmroute demo --once
@@ -37,11 +53,28 @@ bench: $(VENV)/.dev  ## what routing gains and what it costs, in short: under fi
 	$(BIN)/warmroute bench replay shared-prompts --requests 1500
 	$(BIN)/warmroute bench cost --quick
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+build: $(VENV)/.dev  ## sdist and wheel of both distributions, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist lab
+	$(BIN)/twine check --strict dist/*
+
+protos: $(VENV)/.dev  ## compile protos/ to Python, after a change there
+	$(BIN)/python protos/generate.py
+
+lock: | $(BIN)/python  ## resolve requirements/*.txt anew after a change of dependencies; UPGRADE=--upgrade takes the newest versions
+	@test -d $(VENV)/lock || $(BIN)/python -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip --disable-pip-version-check install --quiet uv
+	$(COMPILE) requirements/dev.in --group dev --group build --output-file requirements/dev.txt
+	$(COMPILE) requirements/demo.in --group build --constraints requirements/dev.txt --output-file requirements/demo.txt
+	$(COMPILE) requirements/image.in --constraints requirements/dev.txt --output-file requirements/image.txt
+	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+
+clean:  ## remove the environment, caches and built files
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

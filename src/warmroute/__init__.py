@@ -1,5 +1,4 @@
 """Warmroute: an endpoint picker for LLM inference behind Envoy."""
 
-from importlib.metadata import version
-
-__version__ = version("warmroute")
+__version__ = "0.1.0"
+"""The version of both distributions and of the image; written here only."""

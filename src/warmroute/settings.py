@@ -136,7 +136,14 @@ class Settings(BaseSettings):
         ge=0,
     )
     max_body_bytes: int = setting(
-        64 << 20, "Largest request body; larger ones get 413. The gRPC receive limit follows it.", group="Server", ge=1
+        32 << 20, "Largest request body; larger ones get 413. The gRPC receive limit follows it.", group="Server", ge=1
+    )
+    max_json_values: int = setting(
+        1 << 20,
+        "Most values in a JSON body, an object or a list counting as 4; bodies with more get 413 before they are decoded. "
+        "Each takes up to 56 bytes of memory.",
+        group="Server",
+        ge=1000,
     )
     body_timeout: float = setting(
         60.0, "Seconds within which a request's body must be complete; later ones get 408.", group="Server", gt=0

@@ -55,7 +55,7 @@ class ServerOptions:
     grpc_health_port: int = 9003
     secure_serving: bool = True
     cert_path: Path | None = None
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = 32 << 20
     body_timeout: float = 60.0
     max_streams: int = 20_000
 

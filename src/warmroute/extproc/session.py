@@ -85,7 +85,8 @@ class Router(Protocol):
 class SessionRules:
     """What the session is told by the settings of the same names."""
 
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = 32 << 20
+    max_json_values: int = 1 << 20
     observe_responses: bool = False
     enable_conformance_headers: bool = False
     disable_endpoint_subset_filter: bool = False
@@ -331,6 +332,7 @@ class Session:
             known.get("content-type", ""),
             body,
             truncated=truncated,
+            max_values=self._rules.max_json_values,
             model=known.get(headers.MODEL_NAME, ""),
         )
         if isinstance(request, Rejection):

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
+from warmroute.request.limits import MAX_JSON_VALUES, count_values
 from warmroute.request.prompt import Prompt, ends_in_media, seed
-from warmroute.request.rejections import Rejection, malformed
+from warmroute.request.rejections import Rejection, malformed, too_many_values
 from warmroute.request.truncated import close_json
 
 MAX_MODEL_LENGTH = 1024
@@ -22,7 +23,13 @@ Reading = int | None | Rejection
 
 
 def parse(
-    path: str, content_type: str, body: bytes, *, truncated: bool = False, model: str = ""
+    path: str,
+    content_type: str,
+    body: bytes,
+    *,
+    truncated: bool = False,
+    model: str = "",
+    max_values: int = MAX_JSON_VALUES,
 ) -> InferenceRequest | Rejection:
     """The inference request that ``body`` is, sent to ``path`` (a query string and a prefix are allowed).
 
@@ -35,6 +42,8 @@ def parse(
     route = _find_route(path)
     if route is None or not _is_json(content_type):
         return NO_PROMPT
+    if count_values(body, max_values) > max_values:
+        return NO_PROMPT if truncated else too_many_values(max_values)
     document = _decode(close_json(body) if truncated else body)
     if type(document) is not dict:
         if truncated:

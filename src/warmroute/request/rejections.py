@@ -43,6 +43,12 @@ def body_too_large(limit: int) -> Rejection:
     return Rejection(413, "invalid_request_error", f"The request body is larger than {limit} bytes.", "body-too-large")
 
 
+def too_many_values(limit: int) -> Rejection:
+    """413: the JSON body has more than ``limit`` values."""
+    message = f"The request body has more than {limit} JSON values (an object or a list counts as 4)."
+    return Rejection(413, "invalid_request_error", message, "too-many-values")
+
+
 def shed(message: str, *, retry_after: int = 1) -> Rejection:
     """429: the pool is saturated and the request may be dropped."""
     return Rejection(429, "rate_limit_error", message, "saturated", retry_after=retry_after)
@@ -51,6 +57,11 @@ def shed(message: str, *, retry_after: int = 1) -> Rejection:
 def no_endpoint(message: str, *, reason: str = "no-endpoints", retry_after: int = 1) -> Rejection:
     """503: nothing to route to."""
     return Rejection(503, "service_unavailable", message, reason, retry_after=retry_after)
+
+
+def overloaded(message: str, *, retry_after: int = 1) -> Rejection:
+    """503: the picker has no memory left for another request body."""
+    return Rejection(503, "service_unavailable", message, "overloaded", retry_after=retry_after)
 
 
 _ANTHROPIC_TYPES = {

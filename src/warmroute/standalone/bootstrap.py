@@ -136,7 +136,7 @@ class ProxyConfig:
     """Sent with every request as the subset to choose from: a list, or one comma-separated string as gateways write it."""
 
     connection_buffer_bytes: int = 1 << 20
-    request_body_buffer_bytes: int = 64 << 20
+    request_body_buffer_bytes: int = 32 << 20
     """Largest body in BUFFERED mode; Envoy answers 413 to larger ones."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,106 @@
+"""What reading a body costs is known before it is decoded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmroute.request import limits
+from warmroute.request.inference import InferenceRequest
+from warmroute.request.limits import CONTAINER_VALUES, LONG_BODY, MAX_JSON_VALUES, count_values, memory_needed
+from warmroute.request.parse import parse
+from warmroute.request.rejections import too_many_values
+
+JSON = "application/json"
+CHAT = "/v1/chat/completions"
+
+texts = st.text('a"\\,[{é\x00😀', max_size=6)
+values = st.recursive(
+    st.none() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=30,
+)
+
+
+def values_in(document: Any) -> int:
+    """An object or a list is CONTAINER_VALUES, and each of its members but one is 1."""
+    if not isinstance(document, list | dict):
+        return 0
+    members = list(document.values()) if isinstance(document, dict) else document
+    return CONTAINER_VALUES + max(len(members) - 1, 0) + sum(map(values_in, members))
+
+
+@settings(deadline=None)
+@given(values, st.booleans(), st.integers(0, 60), st.integers(1, 9))
+def test_values_are_counted_outside_strings(document: Any, ascii_only: bool, limit: int, chunk: int) -> None:
+    body = json.dumps(document, ensure_ascii=ascii_only).encode()
+    exact = values_in(document)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "_CHUNK", chunk)
+        counted = count_values(body, limit)
+    assert (counted > limit) == (exact > limit)
+    assert counted > limit or counted >= exact
+
+
+@given(st.binary(max_size=80), st.integers(0, 60))
+def test_no_bytes_raise(body: bytes, limit: int) -> None:
+    assert count_values(body, limit) >= 0
+    assert memory_needed(body, limit) >= 0
+
+
+def chat(extra: str, size: int) -> bytes:
+    return f'{{"model":"m","messages":[],"x":[{",".join([extra] * (size // (len(extra) + 1)))}]}}'.encode()
+
+
+@pytest.mark.parametrize("member", ["{}", "[]", '{"":0}', "[[1]]", "[" * 900 + "]" * 900, "0", '""'])
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_body_of_many_values_is_refused_before_it_is_decoded(
+    member: str, truncated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmroute.request.parse._decode", None)  # not called
+    parsed = parse(CHAT, JSON, chat(member, 4_000_000), truncated=truncated)
+    assert parsed == (InferenceRequest() if truncated else too_many_values(MAX_JSON_VALUES))
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    body = b'{"model":"m","messages":[0,0,{}]}'  # three containers and three commas
+    assert isinstance(parse(CHAT, JSON, body, max_values=15), InferenceRequest)
+    assert parse(CHAT, JSON, body, max_values=14) == too_many_values(14)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "m", "prompt": list(range(1_000_000))}),
+        ("/v1/embeddings", {"model": "m", "input": ["a short text, of some words"] * 50_000}),
+        ("/v1/embeddings", {"model": "m", "input": [[1, 2, 3]] * 50_000}),
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": '{"code": [1, 2], "x": "\\"}"},' * 100_000}]}),
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}] * 20_000}),
+        (
+            CHAT,
+            {
+                "model": "m",
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "data:" + "A" * 25_000_000}}],
+                    }
+                ],
+            },
+        ),
+    ],
+    ids=["token ids", "texts", "lists of token ids", "code", "long history", "image"],
+)
+def test_large_honest_bodies_are_read(path: str, body: object) -> None:
+    parsed = parse(path, JSON, json.dumps(body).encode())
+    assert isinstance(parsed, InferenceRequest)
+    assert parsed.parts
+
+
+def test_only_small_bodies_are_read_on_the_event_loop() -> None:
+    assert not limits.takes_long(b" " * (LONG_BODY - 1))
+    assert limits.takes_long(b" " * LONG_BODY)

@@ -1,1 +1,1 @@
-"""Makes the packages beside this file (kubernetes_fixture) importable for all tests."""
+"""Settings for all tests."""

@@ -5,7 +5,8 @@ import copy
 import jsonschema
 import kubernetes_validate
 import pytest
-from manifests import (
+
+from tests.deploy.manifests import (
     DEPLOY,
     SAMPLES,
     custom_resource_definitions,

@@ -4,9 +4,9 @@ import re
 import subprocess
 
 import pytest
-from manifests import DEPLOY, ROOT, SAMPLES, label, overlay, pick, read_documents, render, validate
-from test_overlays import granted, settings_of
 
+from tests.deploy.manifests import DEPLOY, ROOT, SAMPLES, label, overlay, pick, read_documents, render, validate
+from tests.deploy.test_overlays import granted, settings_of
 from warmroute.settings import Settings
 
 DOC = ROOT / "docs" / "kubernetes.md"

@@ -5,9 +5,20 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import DEPLOY, OVERLAYS, PICKER, SAMPLES, label, overlay, pick, read_documents, validate, with_components
 from typer.testing import CliRunner
 
+from tests.deploy.manifests import (
+    DEPLOY,
+    OVERLAYS,
+    PICKER,
+    SAMPLES,
+    label,
+    overlay,
+    pick,
+    read_documents,
+    validate,
+    with_components,
+)
 from warmroute import cli
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.settings import Settings

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import overlay, pick
 
+from tests.deploy.manifests import overlay, pick
 from warmroute.settings import Settings
 from warmroute.standalone.bootstrap import Picking, ProxyConfig, bootstrap, to_yaml
 from warmroute.standalone.envoy import envoy_path

@@ -6,7 +6,7 @@ A test starts the parts that it needs, in the order in which they depend on one 
         async with backends(3) as pods, scripted_picker(script) as epp, envoy(pods, epp, response_headers=True) as proxy:
             answer = await exchange(proxy.url, body=b"{}")
 
-``backends``, ``scripted_picker``, ``warmroute_serve`` and ``exchange`` are in the package ``envoy_fixture`` beside this one.
+``backends``, ``scripted_picker``, ``warmroute_serve`` and ``exchange`` are in ``tests.fixtures.envoy``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from envoy_fixture.backends import Backend
 
+from tests.fixtures.envoy.backends import Backend
 from warmroute.standalone.bootstrap import ProxyConfig
 from warmroute.standalone.envoy import EnvoyProcess
 

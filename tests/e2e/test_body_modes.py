@@ -9,11 +9,11 @@ import socket
 from typing import Any
 
 import pytest
-from envoy_fixture import NO_RETRIES
-from envoy_fixture.apps import eventually, picker_app, target
-from envoy_fixture.backends import backends
-from envoy_fixture.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
 
+from tests.fixtures.envoy import NO_RETRIES
+from tests.fixtures.envoy.apps import eventually, picker_app, target
+from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
 from warmroute.standalone.bootstrap import BodyMode, Picking
 
 NONE, STREAMED, BUFFERED, PARTIAL, DUPLEX = (

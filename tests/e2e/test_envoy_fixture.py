@@ -6,10 +6,10 @@ import json
 
 import grpc
 import pytest
-from envoy_fixture.backends import backends
-from envoy_fixture.http1 import connect, encode, exchange, read_message
-from envoy_fixture.pickers import scripted_picker, warmroute_serve
 
+from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.http1 import connect, encode, exchange, read_message
+from tests.fixtures.envoy.pickers import scripted_picker, warmroute_serve
 from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.extproc.headers import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
 from warmroute.standalone.bootstrap import Picking, endpoint_discovery, to_yaml

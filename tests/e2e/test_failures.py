@@ -9,12 +9,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from envoy_fixture import NO_RETRIES
-from envoy_fixture.apps import eventually, picker_app, target
-from envoy_fixture.backends import backends
-from envoy_fixture.http1 import Message, exchange
-from envoy_fixture.pickers import endpoints_document, warmroute_serve
 
+from tests.fixtures.envoy import NO_RETRIES
+from tests.fixtures.envoy.apps import eventually, picker_app, target
+from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.http1 import Message, exchange
+from tests.fixtures.envoy.pickers import endpoints_document, warmroute_serve
 from warmroute.extproc.headers import DESTINATION
 from warmroute.standalone.bootstrap import BodyMode, Picking
 from warmroute.standalone.envoy import EnvoyProcess

@@ -17,12 +17,12 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from envoy_fixture.apps import eventually
-from envoy_fixture.http1 import exchange
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kubernetes_fixture.clusters import Cluster, EmulatedCluster, cluster
-from kubernetes_fixture.objects import MODEL, POOL, annotated, changed, pod
 
+from tests.fixtures.envoy.apps import eventually
+from tests.fixtures.envoy.http1 import exchange
+from tests.fixtures.kubernetes.clusters import Cluster, EmulatedCluster, cluster
+from tests.fixtures.kubernetes.objects import MODEL, POOL, annotated, changed, pod
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import Picking
 from warmroute.standalone.child import Child

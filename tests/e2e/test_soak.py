@@ -15,9 +15,9 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from envoy_fixture.backends import backends
-from envoy_fixture.pickers import warmroute_serve
 
+from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.pickers import warmroute_serve
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BodySendMode,

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recordings import engine_recording
 from warmroute.engines.dialects import DIALECTS, SGLANG, TRITON_TENSORRT_LLM, TRTLLM_SERVE, VLLM
 from warmroute.engines.probe import Again, Probe, StatusError
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import EngineState
-
-ENGINE_RECORDINGS = Path(__file__).parents[3] / "shared" / "engine"
-
-
-def recording(name: str) -> bytes:
-    path = ENGINE_RECORDINGS / name
-    if not path.exists():
-        pytest.skip(f"the recording of a real engine is not here: {name}")
-    return path.read_bytes()
 
 
 def vllm_page(
@@ -62,7 +53,7 @@ def read(probe: Probe, body: bytes, at: float = 0.0) -> EngineState:
 
 
 def test_a_real_vllm_page() -> None:
-    state = read(Probe(VLLM, "/metrics"), recording("vllm-0.26-metrics.txt"), 5.0)
+    state = read(Probe(VLLM, "/metrics"), engine_recording("vllm-0.26-metrics.txt"), 5.0)
     assert state == EngineState(
         observed_at=5.0,
         running=0,
@@ -79,7 +70,7 @@ def test_a_real_vllm_page() -> None:
 
 
 def test_a_real_filtered_vllm_page() -> None:
-    body = json.loads(recording("vllm-0.26-responses.json"))["filtered_metrics"]["slash"].encode()
+    body = json.loads(engine_recording("vllm-0.26-responses.json"))["filtered_metrics"]["slash"].encode()
     state = read(Probe(VLLM, "/metrics"), body)
     assert (state.running, state.waiting, state.kv_usage) == (0, 0, 0.0)
 

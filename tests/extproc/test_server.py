@@ -17,9 +17,9 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from factories import routing_constants
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.factories import routing_constants
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import tls
 from warmroute.extproc.ext_proc_pb2 import (

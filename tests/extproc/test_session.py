@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from factories import routing_constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.factories import routing_constants
 from warmroute.errors import ProtocolError
 from warmroute.extproc import replies
 from warmroute.extproc.ext_proc_pb2 import (

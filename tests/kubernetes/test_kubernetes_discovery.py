@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from kubernetes_fixture.api_server import ApiServer, api_server
-from kubernetes_fixture.objects import MODEL, POOL, POOL_REF, X, annotated, changed, pod
 
+from tests.fixtures.kubernetes.api_server import ApiServer, api_server
+from tests.fixtures.kubernetes.objects import MODEL, POOL, POOL_REF, X, annotated, changed, pod
 from warmroute.errors import ConfigurationError
 from warmroute.kubernetes import informer as watch_module
 from warmroute.kubernetes.api import Cluster

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from kubernetes_fixture.api_server import ApiServer, api_server
-
+from tests.fixtures.kubernetes.api_server import ApiServer, api_server
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.lease import LeaderElection, own_identity, own_namespace
 

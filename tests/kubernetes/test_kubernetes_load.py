@@ -9,9 +9,9 @@ import random
 import time
 
 import pytest
-from factories import routing_constants
-from kubernetes_fixture.traffic import changing_pods, restless_pod
 
+from tests.factories import routing_constants
+from tests.fixtures.kubernetes.traffic import changing_pods, restless_pod
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.discovery import KubernetesDiscovery
 from warmroute.pool.endpoint import Endpoint

@@ -6,8 +6,8 @@ import itertools
 from typing import Any
 
 import pytest
-from kubernetes_fixture.objects import MODEL, POOL, POOL_REF, X, changed, pod
 
+from tests.fixtures.kubernetes.objects import MODEL, POOL, POOL_REF, X, changed, pod
 from warmroute.kubernetes.inference_pool import read_pool
 from warmroute.kubernetes.models import models_of, priorities_of, read_model, read_objective, read_rewrite
 from warmroute.kubernetes.pods import read_pod

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.recordings import walk_through_commands
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
@@ -20,7 +21,6 @@ from warmroute.request.rejections import Rejection
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
-SEED = Path(__file__).parents[3] / "shared" / "reference" / "seed.txt"
 
 
 def request(path: str, body: object, **options: Any) -> InferenceRequest:
@@ -61,9 +61,7 @@ def test_chat() -> None:
 
 
 def test_the_second_turn_of_the_documented_conversation_matches_by_0_54(tmp_path: Path) -> None:
-    if not SEED.exists():
-        pytest.skip("the document with the two requests is not here")
-    commands = [line for line in SEED.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("echo '{")]
+    commands = walk_through_commands()
     assert len(commands) == 2
     for command in commands:
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)

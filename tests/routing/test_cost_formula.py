@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from factories import routing_constants
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.factories import routing_constants
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.work import prefill_work
 from warmroute.routing.cost import (

@@ -7,10 +7,10 @@ from dataclasses import replace
 from math import exp
 
 import pytest
-from factories import routing_constants
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.factories import routing_constants
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.routing.load import (
     ASSUMED_DURATION,

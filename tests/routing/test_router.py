@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 import pytest
-from factories import routing_constants
 
+from tests.factories import routing_constants
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool

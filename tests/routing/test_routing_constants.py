@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
-from factories import routing_constants
 
+from tests.factories import routing_constants
 from warmroute.routing.cost import CostConstants
 
 CONSTANTS = {f"cost_{field.name}": f"load.cost.{field.name}" for field in fields(CostConstants)} | {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from factories import routing_constants
 
+from tests.factories import routing_constants
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart

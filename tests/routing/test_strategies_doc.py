@@ -9,8 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from factories import routing_constants
 
+from tests.factories import routing_constants
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart

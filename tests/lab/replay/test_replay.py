@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.recordings import mooncake_trace
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
@@ -22,7 +23,6 @@ from warmroute_lab.replay.strategy import names, policy_factory
 from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, read, sorted_by_time
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
-MOONCAKE = Path(__file__).parents[4] / "shared" / "traces" / "mooncake_conversation.jsonl"
 SMALL = profile(f"{DEFAULT_PROFILE}/8")
 
 
@@ -242,17 +242,17 @@ def test_a_fleet_is_checked() -> None:
 # ---------------------------------------------------------------- traces and scenarios
 
 
-def test_mooncakes_trace() -> None:
-    if not MOONCAKE.exists():
-        pytest.skip(f"the trace {MOONCAKE} is not there")
-    trace = read(MOONCAKE, seed=1, limit=500)
-    assert len(trace.requests) == 500
+def test_mooncakes_trace(tmp_path: Path) -> None:
+    file = tmp_path / "mooncake_conversation.jsonl"
+    file.write_text(mooncake_trace())
+    trace = read(file, seed=1, limit=400)
+    assert len(trace.requests) == 400
     first = trace.requests[0]
     assert sum(tokens for _, tokens in first.prompt) == first.prompt_tokens
     assert all(tokens == 512 for _, tokens in first.prompt[:-1])
     times = [request.at for request in trace.requests]
     assert times == sorted(times)
-    assert len(set(times)) == 500  # spread over the three seconds to which the file rounds
+    assert len(set(times)) == 400  # spread over the three seconds to which the file rounds
     assert first.inference.weight == 4 * first.prompt_tokens == first.chain.weight
 
 

@@ -9,17 +9,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.recordings import ENGINE, engine_traces
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute_lab.replay import validate
 from warmroute_lab.simulator.profile import PROFILES
 
-MEASURED = Path(__file__).parents[4] / "shared" / "engine"
 LINE = {"t": 0.1, "segs": [[1, 100]], "n": 100, "out": 4, "cached": 0, "ttft": 0.02, "e2e": 0.04}
-
-
-def traces() -> list[Path]:
-    return sorted(MEASURED.glob("*.jsonl"))
 
 
 def measurement(tmp_path: Path, *lines: object, name: str = "graphs.jsonl") -> Path:
@@ -28,10 +24,8 @@ def measurement(tmp_path: Path, *lines: object, name: str = "graphs.jsonl") -> P
     return file
 
 
-@pytest.mark.parametrize("file", traces() or [None], ids=lambda file: file.stem if file else "missing")
-def test_what_was_measured_is_reproduced(file: Path | None) -> None:
-    if file is None:
-        pytest.skip(f"the measurements of a real engine are not here: {MEASURED}")
+@pytest.mark.parametrize("file", engine_traces(), ids=lambda file: file.stem)
+def test_what_was_measured_is_reproduced(file: Path) -> None:
     validation = validate.validate(file)
     assert validation.profile.measured
     outside = [f"{each.what}: {each.error:+.1%}" for each in validation.agreements if not each.within]
@@ -39,9 +33,7 @@ def test_what_was_measured_is_reproduced(file: Path | None) -> None:
 
 
 def test_the_wrong_profile_is_noticed() -> None:
-    file = MEASURED / "h100-qwen2.5-7b-graphs-groups_mid.jsonl"
-    if not file.exists():
-        pytest.skip(f"the measurements of a real engine are not here: {MEASURED}")
+    file = ENGINE / "h100-qwen2.5-7b-graphs-groups_mid.jsonl"
     assert not validate.validate(file, PROFILES["h100-qwen2.5-7b-eager"]).within
 
 

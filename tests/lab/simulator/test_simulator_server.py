@@ -6,16 +6,15 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests.recordings import engine_recording
 from warmroute.errors import ConfigurationError
 from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer, simulate
 
-RECORDED = Path(__file__).parents[4] / "shared" / "engine"
 MODEL = "/model/qwen"
 MESSAGES = [{"role": "user", "content": "Tell me about caches. " * 40}]
 
@@ -46,10 +45,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def recorded() -> dict[str, Any]:
-    file = RECORDED / "vllm-0.26-responses.json"
-    if not file.exists():
-        pytest.skip(f"the recordings of a real engine are not here: {file}")
-    return json.loads(file.read_text())  # type: ignore[no-any-return]
+    return json.loads(engine_recording("vllm-0.26-responses.json"))  # type: ignore[no-any-return]
 
 
 async def ask(
@@ -124,10 +120,7 @@ async def test_errors_are_the_real_ones(start: Start, client: aiohttp.ClientSess
 
 
 async def test_the_metrics_page_is_a_real_one(start: Start, client: aiohttp.ClientSession) -> None:
-    file = RECORDED / "vllm-0.26-metrics.txt"
-    if not file.exists():
-        pytest.skip(f"the recordings of a real engine are not here: {file}")
-    real = file.read_text().splitlines()
+    real = engine_recording("vllm-0.26-metrics.txt").decode().splitlines()
     server = await start()
     await ask(client, server)
     async with client.get(server.url + "/metrics") as response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,8 +12,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from warmroute.cli import app, go_style
+import warmroute
+from warmroute import go_flags
+from warmroute.cli import app
 from warmroute.errors import ConfigurationError
+from warmroute.settings import Settings, extra_of
+from warmroute.settings_sources import mistyped_variables
 
 NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-")]
 
@@ -39,11 +45,11 @@ NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-",
     ],
 )
 def test_flags_are_understood_as_go_programs_take_them(arguments: list[str], understood: list[str]) -> None:
-    assert go_style(arguments) == (understood, [])
+    assert go_flags.translated(arguments) == (understood, [])
 
 
 def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> None:
-    flags, warnings = go_style(
+    flags, warnings = go_flags.translated(
         [
             "-configFile",
             "/x",
@@ -109,3 +115,61 @@ def test_an_adapter_of_a_simulator_needs_a_path() -> None:
     result = CliRunner().invoke(app, ["simulate", "--lora-modules", "a=/a", "--lora-modules", "b"])
     assert isinstance(result.exception, ConfigurationError)
     assert "--lora-modules must be NAME=PATH; given: 'b'" in str(result.exception)
+
+
+OWN_COMMANDS = ("serve", "settings", "version")
+
+
+def test_the_version_is_an_option_and_a_command() -> None:
+    said = [CliRunner().invoke(app, arguments) for arguments in (["--version"], ["version"])]
+    assert {(done.exit_code, done.stdout) for done in said} == {(0, f"{warmroute.__version__}\n")}
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in OWN_COMMANDS)])
+def test_every_help_has_an_example_that_parses(command: list[str]) -> None:
+    done = CliRunner().invoke(app, [*command, "--help"])
+    example = re.search(r"Example: warmroute ((?:.|\n)+)", done.stdout)
+    assert example is not None
+    words = example[1].split()
+    assert words[0] == (command or ["serve"])[0]
+    flags = [word.split("=")[0] for word in words if word.startswith("--")]
+    assert set(flags) <= {"--" + name.replace("_", "-") for name in Settings.model_fields}
+
+
+def test_the_help_of_serve_lists_the_flags_by_group() -> None:
+    text = CliRunner().invoke(app, ["serve", "--help"]).stdout
+    groups = dict.fromkeys(extra_of(name)["group"] for name in Settings.model_fields)
+    headings = [line.removesuffix(":") for line in text.splitlines() if re.fullmatch(r"[A-Z][\w ]+:", line)]
+    assert headings == ["Options", *groups]
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in text
+
+
+def test_a_mistyped_variable_is_told_at_the_start_and_no_other() -> None:
+    environ = {
+        "WARMROUTE_ROUTING_STRATGEY": "x",
+        "WARMROUTE_GRPC_PORT": "1",
+        "WARMROUTE_SERVICE_HOST": "10.0.0.1",  # Kubernetes sets it for a Service named warmroute
+        "WARMROUTE_PORT_9002_TCP": "tcp://10.0.0.1:9002",
+        "ROUTING_STRATEGY": "x",
+    }
+    assert list(mistyped_variables(environ)) == [
+        "the environment variable 'WARMROUTE_ROUTING_STRATGEY' is unknown and ignored: "
+        "did you mean WARMROUTE_ROUTING_STRATEGY?"
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "warmroute", "serve"],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "did you mean WARMROUTE_ROUTING_STRATEGY?" in done.stderr
+
+
+def test_the_help_of_serve_imports_neither_servers_nor_rich() -> None:
+    code = "import sys; from warmroute.cli import app; app(['serve', '--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert not modules & {"grpc", "aiohttp", "asyncio", "kubernetes", "cryptography", "rich.console", "uvloop"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from warmroute.discovery.file import EndpointEntry, EndpointsFile, ModelEntry, ModelTargetEntry, parse
-from warmroute.settings import documentation
+from warmroute.settings_table import markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -19,7 +19,7 @@ def test_readme_has_every_flag_as_it_is() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     match = re.search(r"<!-- settings: .*? -->\n(.*?)<!-- end of settings -->", text, re.DOTALL)
     assert match is not None
-    assert match[1].strip() == documentation()
+    assert match[1].strip() == markdown()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

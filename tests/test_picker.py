@@ -12,7 +12,8 @@ from warmroute.errors import ConfigurationError
 from warmroute.picker import EndpointPicker, routing_constants, session_rules
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality
-from warmroute.settings import Settings, changed
+from warmroute.settings import Settings
+from warmroute.settings_sources import changed
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from warmroute.durations import seconds
 from warmroute.errors import ConfigurationError
-from warmroute.settings import Settings, changed, load, seconds
+from warmroute.settings import Settings
+from warmroute.settings_sources import changed, load
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
@@ -22,10 +24,10 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("grpc_port: [1", "settings.yaml: line 1: .*expected"),
+        ("grpc_port: [1", "settings.yaml: line 1, column 14: .*expected"),
         ("- grpc_port", "must be a mapping"),
         ("\x00", "settings.yaml: "),
-        ("no_such: 1", "settings.yaml: no_such: there is no such setting"),
+        ("no_such: 1", "settings.yaml: 'no_such': unknown setting"),
         ("grpc_port: many", "settings.yaml: grpc_port: .*valid integer"),
     ],
 )

@@ -19,7 +19,7 @@ from tests.deploy.manifests import (
     validate,
     with_components,
 )
-from warmroute import cli
+from warmroute import cli, go_flags
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.settings import Settings
 
@@ -48,7 +48,7 @@ def settings_of(deployment, monkeypatch) -> Settings:
     """The settings that the picker's container starts with: its arguments through the real command line."""
     received = []
     monkeypatch.setattr("warmroute.picker.serve", received.append)
-    flags, warnings = cli.go_style(container(deployment)["args"])
+    flags, warnings = go_flags.translated(container(deployment)["args"])
     assert not warnings
     CliRunner().invoke(cli.app, ["serve", *flags], catch_exceptions=False, standalone_mode=False)
     (settings,) = received

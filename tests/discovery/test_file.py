@@ -79,12 +79,12 @@ endpoints:
         ("endpoints: [", "line 1, column"),
         ("endpoints:\n\t- a", "line 2"),
         ("endpoints: {}", "line 1, endpoints: Input should be a valid list"),
-        ("endpoints: []\nport: 1", "line 2, port: there is no such key"),
+        ("endpoints: []\nport: 1", "line 2, port: unknown key"),
         (
             "endpoints:\n- {name: a, address: 10.0.0.1, port: 1}\n- {name: b, port: 1}",
             r"line 3, endpoints\[1\].address",
         ),
-        ("endpoints:\n- name: a\n  adress: 10.0.0.1", r"line 3, endpoints\[0\].adress: there is no such key"),
+        ("endpoints:\n- name: a\n  adress: 10.0.0.1", r"line 3, endpoints\[0\].adress: unknown key"),
         (ONE.replace("10.0.0.1", "vllm.local"), "must be an IP address .or localhost.*'vllm.local'"),
         (ONE.replace("10.0.0.1", "10.0.0.1:80"), "must be an IP address"),
         (ONE.replace("8000", "0"), r"endpoints\[0\].port: .*greater than or equal to 1 \(given: 0\)"),
@@ -97,13 +97,19 @@ endpoints:
             r"line 3, models\[0\].targets\[0\].weight",
         ),
         ("endpoints: []\nmodels: [{name: m, criticality: critical}]", "'Critical', 'Standard' or 'Sheddable'"),
-        ("endpoints: []\nmodels: [{name: m}, {name: m}]", r"models\[1\]: m is models\[0\] already"),
-        ("endpoints: []\nendpoints: []", "line 2: the key endpoints is there twice"),
-        (TWO + "  - {name: vllm-0, address: 10.0.0.9, port: 8000}", r"line 9, endpoints\[2\]: default/vllm-0 is"),
-        (TWO + "  - {name: x, address: 10.0.0.1, port: 8000}", r"endpoints\[2\]: 10.0.0.1:8000 is endpoints\[0\]"),
-        ("&a [*a]", "not YAML"),
+        ("endpoints: []\nmodels: [{name: m}, {name: m}]", r"models\[1\]: 'm' repeats models\[0\]"),
+        ("endpoints: []\nendpoints: []", "line 2, column 1: repeated key 'endpoints'"),
+        (
+            TWO + "  - {name: vllm-0, address: 10.0.0.9, port: 8000}",
+            r"line 9, endpoints\[2\]: 'default/vllm-0' repeats",
+        ),
+        (
+            TWO + "  - {name: x, address: 10.0.0.1, port: 8000}",
+            r"endpoints\[2\]: '10.0.0.1:8000' repeats endpoints\[0\]",
+        ),
+        ("&a [*a]", "line 1, column 5: 'a' contains itself"),
         ("? [a]\n: b", "unhashable"),
-        ("endpoints: []\nx: 2026-99-99", "not YAML"),
+        ("endpoints: []\nx: 2026-99-99", "line 2, column 4: unusable value: month must be in 1..12"),
         ("endpoints: [\x00]", "not YAML"),
     ],
 )
@@ -154,7 +160,7 @@ class Watched:
         """Wait until the file was looked at ``count`` times more."""
         read, seen = self.discovery._read, 0
 
-        def counted() -> bytes | OSError:
+        def counted() -> bytes | str:
             nonlocal seen
             seen += 1
             return read()
@@ -196,7 +202,7 @@ def test_loading_fills_the_pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [(None, "No such file"), (b"\xff", "utf-8"), (b"[]", "must be a mapping")]
+    ("content", "complaint"), [(None, "No such file"), (b"\xff", "not UTF-8: byte 0"), (b"[]", "must be a mapping")]
 )
 def test_a_file_that_cannot_be_used_at_the_start_is_an_error(
     tmp_path: Path, content: bytes | None, complaint: str

@@ -1,4 +1,4 @@
-"""Endpoints and models from a file: YAML or JSON, read again whenever it changes."""
+"""Endpoints and models from a YAML or JSON file, reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
+from warmroute.yaml_file import shown, summary
 
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL = 0.25
-"""Seconds between two looks at the file. A change counts once two looks have found the same: it may be half written."""
+"""Seconds between two reads of the file. A change is used once two reads agree, since a file may be half written."""
 
 
 def _address(value: str) -> str:
@@ -31,18 +33,17 @@ def _address(value: str) -> str:
     try:
         return str(ip_address(bare))
     except ValueError:
-        raise ValueError(
-            "must be an IP address (or localhost): Envoy sends requests to the ip:port that it is told"
-        ) from None
+        raise ValueError("must be an IP address (or localhost): Envoy resolves no names here") from None
 
 
 def _text(value: object) -> object:
-    """Names and labels may look like numbers: YAML reads `name: 7` as one."""
+    """Numbers as text: YAML reads the name ``7`` as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-Name = Annotated[Text, Field(min_length=1)]
+Name = Annotated[Text, Field(min_length=1, max_length=253)]
+"""At most as long as a name in Kubernetes."""
 
 
 class _Entry(BaseModel):
@@ -95,32 +96,22 @@ class EndpointsFile(_Entry):
 
 
 def parse(text: str) -> EndpointsFile:
-    """Read a file's text. Raises ConfigurationError that names the line or the entry and what is wrong with it."""
-    try:
-        # JSON is YAML but for tabs between its tokens, and inside its strings it has none.
-        loader = yaml.SafeLoader(text.replace("\t", " ") if text.lstrip().startswith("{") else text)
-        tree = loader.get_single_node()
-        repeated = [*_repeated_keys(tree)]
-        content = loader.construct_document(tree) if tree is not None else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        raise ConfigurationError(f"{where}{error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+    """The file of this text. Raises ConfigurationError that names the line, the entry and the fault."""
+    document = yaml_file.Document(text)
+    tree = document.tree
+    if not isinstance(document.content, dict):
         raise ConfigurationError("must be a mapping with the key `endpoints`")
     try:
-        file = EndpointsFile.model_validate(content)
+        file = EndpointsFile.model_validate(document.content)
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            given = "" if item["type"] in {"missing", "extra_forbidden"} else f" (given: {item['input']!r})"
-            message = "there is no such key" if item["type"] == "extra_forbidden" else item["msg"]
+            given = "" if item["type"] in {"missing", "extra_forbidden"} else f" (given: {shown(item['input'])})"
+            message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             problems.append(f"{_place(tree, item['loc'])}: {message.removeprefix('Value error, ')}{given}")
-        raise ConfigurationError("; ".join(problems)) from error
-    if problems := [*repeated, *_repetitions(file, tree)]:
-        raise ConfigurationError("; ".join(problems))
+        raise ConfigurationError(summary(problems)) from error
+    if problems := [*_repetitions(file, tree)]:
+        raise ConfigurationError(summary(problems))
     return file
 
 
@@ -131,24 +122,10 @@ def _repetitions(file: EndpointsFile, tree: yaml.Node | None) -> Iterator[str]:
     for i, spec in enumerate(file.specs()):
         for seen, key in ((ids, spec.id), (targets, spec.target)):
             if seen.setdefault(key, i) != i:
-                yield f"{_place(tree, ('endpoints', i))}: {key} is endpoints[{seen[key]}] already"
+                yield f"{_place(tree, ('endpoints', i))}: {shown(key)} repeats endpoints[{seen[key]}]"
     for i, model in enumerate(file.models):
         if names.setdefault(model.name, i) != i:
-            yield f"{_place(tree, ('models', i))}: {model.name} is models[{names[model.name]}] already"
-
-
-def _repeated_keys(node: yaml.Node | None) -> Iterator[str]:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    yield f"line {key.start_mark.line + 1}: the key {key.value} is there twice"
-                seen.add(key.value)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated_keys(item)
+            yield f"{_place(tree, ('models', i))}: {shown(model.name)} repeats models[{names[model.name]}]"
 
 
 def _place(node: yaml.Node | None, path: tuple[int | str, ...]) -> str:
@@ -171,8 +148,9 @@ def _place(node: yaml.Node | None, path: tuple[int | str, ...]) -> str:
 class FileDiscovery:
     """Keeps the pool equal to a file.
 
-    ``load`` once at the start, then ``start``. Polling sees every way in which a file can change: written in place,
-    renamed over, or the link switched of a mounted ConfigMap. ``reloaded`` hears whether a change could be used.
+    Call ``load`` once, then ``start``. The file is polled, since it can change in several ways: written in place, replaced
+    by a rename, or by switching the symbolic link of a mounted ConfigMap. ``reloaded`` is called with True after each
+    reload and with False after each failed one.
     """
 
     def __init__(
@@ -191,24 +169,24 @@ class FileDiscovery:
         self._poll_interval = poll_interval
         self._applied: bytes | None = None
         self._refused: bytes | None = None
-        """What is in the file and cannot be used: to find that out once is enough."""
-        self._seen: bytes | OSError | None = None
+        """Content that could not be used; it is parsed only once."""
+        self._seen: bytes | str | None = None
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     def load(self) -> None:
-        """Read the file into the pool. Raises ConfigurationError and leaves the pool as it was."""
+        """Read the file into the pool. Raises ConfigurationError and leaves the pool unchanged."""
         content = self._read()
-        if isinstance(content, OSError):
-            raise ConfigurationError(f"cannot read the endpoints file {self._path}: {content.strerror}")
+        if isinstance(content, str):
+            raise ConfigurationError(content)
         self._apply(content, self._parse(content))
 
     async def start(self) -> None:
-        """Begin to watch the file."""
+        """Start watching the file."""
         self._task = asyncio.create_task(self._watch(), name="endpoints file")
 
     async def stop(self) -> None:
-        """End the watch; safe before :meth:`start` and a second time."""
+        """Stop watching. Safe before :meth:`start` and more than once."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -220,19 +198,20 @@ class FileDiscovery:
             try:
                 await self._look(await asyncio.to_thread(self._read))
             except Exception:
-                logger.exception("the watch of the endpoints file failed and goes on")
+                logger.exception("watching the endpoints file failed; retrying")
 
-    async def _look(self, content: bytes | OSError) -> None:
-        settled, self._seen = _same(content, self._seen), content
+    async def _look(self, content: bytes | str) -> None:
+        """Use the content (or report the error) of one read, if the read before it gave the same."""
+        settled, self._seen = content == self._seen, content
         if not settled:
             return
-        if isinstance(content, OSError):
+        if isinstance(content, str):
             self._refused = None
-            self._report(f"cannot read {self._path}: {content.strerror}")
+            self._report(content)
         elif content == self._applied:
             if self._problem is not None:
                 self._reloaded(True)
-                logger.info("endpoints file is as it was before", extra={"fields": {"file": str(self._path)}})
+                logger.info("endpoints file restored", extra={"fields": {"file": str(self._path)}})
             self._problem = self._refused = None
         elif content != self._refused:
             try:
@@ -246,35 +225,28 @@ class FileDiscovery:
                 self._problem = self._refused = None
                 self._reloaded(True)
                 ready = sum(endpoint.ready for endpoint in self._pool.endpoints.values())
-                logger.info(
-                    "endpoints file read again", extra={"fields": {"file": str(self._path), "endpoints": ready}}
-                )
+                logger.info("endpoints file reloaded", extra={"fields": {"file": str(self._path), "endpoints": ready}})
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
             self._reloaded(False)
-            logger.error("endpoints file not used; the pool stays as it was", extra={"fields": {"error": problem}})
+            logger.error("endpoints file not used; the pool is unchanged", extra={"fields": {"error": problem}})
 
-    def _read(self) -> bytes | OSError:
+    def _read(self) -> bytes | str:
+        """The file's content, or why it cannot be read."""
         try:
-            return self._path.read_bytes()
-        except OSError as error:
-            return error
+            return yaml_file.read(self._path, "endpoints file")
+        except ConfigurationError as error:
+            return str(error)
 
     def _parse(self, content: bytes) -> EndpointsFile:
         try:
-            return parse(content.decode("utf-8-sig"))
-        except (ConfigurationError, UnicodeDecodeError) as error:
+            return parse(yaml_file.decoded(content))
+        except ConfigurationError as error:
             raise ConfigurationError(f"the endpoints file {self._path}: {error}") from error
 
     def _apply(self, content: bytes, file: EndpointsFile) -> None:
         self._pool.replace(file.specs(), self._clock())
         self._pool.models.replace(file.model_table())
         self._applied = content
-
-
-def _same(content: bytes | OSError, other: bytes | OSError | None) -> bool:
-    if isinstance(content, OSError):
-        return isinstance(other, OSError) and content.errno == other.errno
-    return content == other

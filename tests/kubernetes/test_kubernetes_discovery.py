@@ -17,13 +17,13 @@ from warmroute.errors import ConfigurationError
 from warmroute.kubernetes import informer as watch_module
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.discovery import KubernetesDiscovery
-from warmroute.kubernetes.informer import Patience
+from warmroute.kubernetes.informer import Backoff
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 
-QUICK = Patience(first=0.01, most=0.05, missing=0.05, settle=0.3)
+QUICK = Backoff(first=0.01, most=0.05, missing=0.05, settle=0.3)
 V1 = "inference.networking.k8s.io/v1"
 V1_SPEC = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 9000}]}
 V1_POOL = changed(POOL, apiVersion=V1, metadata__annotations=None, spec=V1_SPEC)
@@ -41,7 +41,7 @@ class Restarts(PoolListener):
 class Picker:
     """A pool with its discovery, and the settings as they are in force."""
 
-    def __init__(self, server: ApiServer, kubeconfig: str, **settings: Any) -> None:
+    def __init__(self, server: ApiServer, kubeconfig: str, backoff: Backoff = QUICK, **settings: Any) -> None:
         self.server = server
         self.settings = Settings(**{"pool_name": "vllm-qwen-pool"} | settings)
         self.pool = Pool()
@@ -51,7 +51,7 @@ class Picker:
         cluster = Cluster()
         cluster.find({"KUBECONFIG": kubeconfig})
         self.discovery = KubernetesDiscovery(
-            cluster, self.settings, self.pool, apply=self.apply, reloaded=self.reloads.append, patience=QUICK
+            cluster, self.settings, self.pool, apply=self.apply, reloaded=self.reloads.append, backoff=backoff
         )
 
     def apply(self, settings: Settings) -> None:
@@ -78,7 +78,7 @@ async def picking(server: ApiServer, tmp_path: Any, *, synced: bool = True, **se
         await picker.discovery.stop()
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -424,6 +424,19 @@ async def test_rights_withdrawn_later_change_nothing(tmp_path, caplog):
         await eventually(lambda: len(picker.targets()) == 3)
 
 
+async def test_after_a_restart_of_the_server_403_is_retried_as_any_failure(tmp_path, caplog):
+    """An API server answers 403 until its RBAC caches are filled; an unreadable kind may be retried much less often."""
+    backoff = Backoff(first=0.01, most=0.05, missing=3600)
+    async with cluster_of() as server, picking(server, tmp_path, backoff=backoff) as picker:
+        await server.stop()
+        server.forbidden |= {"pods", f"inferencepools.{X}", f"inferencemodels.{X}"}
+        await server.start()
+        await eventually(lambda: caplog.text.count("may not be read") == 3)
+        server.forbidden.clear()
+        server.apply(pod("c", "10.0.0.3"))
+        await eventually(lambda: len(picker.targets()) == 3)
+
+
 async def test_without_the_right_to_read_pods_it_is_not_ready(tmp_path, caplog):
     async with cluster_of() as server:
         server.forbidden.add("pods")
@@ -453,7 +466,7 @@ async def test_one_object_that_makes_no_sense_harms_no_other(tmp_path, caplog):
 
 
 def test_no_cluster_is_a_clear_error(tmp_path):
-    with pytest.raises(ConfigurationError, match="no cluster to ask"):
+    with pytest.raises(ConfigurationError, match="no cluster found"):
         Cluster().find({"KUBECONFIG": str(tmp_path / "none")})
     settings = Settings(pool_name="p", pool_group="example.com")
     with pytest.raises(ConfigurationError, match="pool-group"):

@@ -1,7 +1,8 @@
 """The Kubernetes API server: requests and watches as plain JSON.
 
-The official client finds the cluster and brings addresses, certificates and tokens (it renews them, too). Its model objects
-are left alone: they cost a hundred times what :mod:`orjson` takes for the same bytes.
+The official client finds the cluster, its certificates and its tokens, and renews them. Its model classes are not used:
+decoding into them takes about 100 times as long as :mod:`orjson` (tests/kubernetes/test_kubernetes_load.py bounds the cost).
+Importing this module raises ConfigurationError if the client is not installed.
 """
 
 from __future__ import annotations
@@ -11,27 +12,30 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 import orjson
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from warmroute.errors import ConfigurationError, WarmrouteError
+from warmroute.kubernetes.objects import Object
+
+try:
+    from kubernetes.aio.client import ApiClient, Configuration
+    from kubernetes.aio.client.exceptions import ApiException
+    from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+except ModuleNotFoundError as error:
+    raise ConfigurationError(
+        "--pool-name needs the Kubernetes client, version 36 or later: pip install 'warmroute[kubernetes]'"
+    ) from error
 
 logger = logging.getLogger(__name__)
-
-Object = dict[str, Any]
-"""A Kubernetes object or list, as JSON has it."""
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 UNREACHABLE = 0
 """Status of an :class:`ApiError` where no answer came."""
 MAX_EVENT_BYTES = 16 << 20
-"""Longest line of a watch; the largest object that Kubernetes stores is about a tenth of it."""
+"""Longest line of a watch. etcd stores objects of at most 1.5 MiB by default."""
 
 
 class ApiError(WarmrouteError):
@@ -43,7 +47,7 @@ class ApiError(WarmrouteError):
 
 
 class Cluster:
-    """One API server. :meth:`find` it once, then ask."""
+    """Client of one API server. Call :meth:`find` before any request."""
 
     def __init__(self) -> None:
         self._client: ApiClient | None = None
@@ -62,7 +66,7 @@ class Cluster:
         paths = environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
         if not any(Path(path).is_file() for path in paths.split(os.pathsep)):
             raise ConfigurationError(
-                f"there is no cluster to ask: not running in a pod, and there is no {paths} (KUBECONFIG); "
+                f"no cluster found: not running in a pod, and there is no {paths} (KUBECONFIG); "
                 "without Kubernetes use --endpoints-file FILE"
             )
         self._kubeconfig = paths
@@ -173,12 +177,12 @@ class Cluster:
         return message
 
     def _tell(self, *, away: bool, error: Exception | None = None) -> None:
-        """Say once that the API server is away, and once that it is back."""
+        """Log once when the API server becomes unreachable, and once when it is back."""
         if away != self._away:
             self._away = away
             if away:
                 logger.warning(
-                    "the API server cannot be reached; going on with what is known",
+                    "the API server cannot be reached; using the last known state",
                     extra={"fields": {"error": repr(error)}},
                 )
             else:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 from warmroute.errors import ConfigurationError
 from warmroute.kubernetes.annotations import AnnotatedSettings
-from warmroute.kubernetes.api import ApiError, Cluster, Object
+from warmroute.kubernetes.api import Cluster
+from warmroute.kubernetes.events import EventReporter
 from warmroute.kubernetes.inference_pool import VERSIONS, X_GROUP, InferencePool, read_pool
-from warmroute.kubernetes.informer import Patience, Resource, T, Watch
+from warmroute.kubernetes.informer import Backoff, Informer, T
 from warmroute.kubernetes.models import models_of, priorities_of, read_model, read_objective, read_rewrite
+from warmroute.kubernetes.objects import Object, Resource
 from warmroute.kubernetes.pods import Pod, endpoint_names, read_pod
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
@@ -31,16 +31,14 @@ MODEL_KINDS = {
     "inferenceobjectives": (X_GROUP, LLM_D_GROUP),
 }
 """What is read about models, and from which API groups: two of the kinds have moved from the one to the other."""
-MAX_WAITING_EVENTS = 16
-"""Kubernetes Events not sent yet; more are dropped: the log has them all."""
 
 
 class KubernetesDiscovery:
     """Keeps a pool equal to an InferencePool of a cluster.
 
     ``apply`` puts changed settings into force (see :class:`~warmroute.kubernetes.annotations.AnnotatedSettings`);
-    ``reloaded`` hears whether annotations could be used. ``load`` and ``start`` before use; each watch is a task that this
-    object owns. The pool counts as synced once every kind is known, and stays so while the API server is away.
+    ``reloaded`` hears whether annotations could be used. Call ``load`` and ``start`` before use; each informer is a task
+    that this object owns. The pool is synced once every kind is known, and stays so while the API server is away.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class KubernetesDiscovery:
         apply: Callable[[Settings], None],
         reloaded: Callable[[bool], None],
         clock: Callable[[], float] = monotonic,
-        patience: Patience | None = None,
+        backoff: Backoff | None = None,
     ) -> None:
         if settings.pool_name is None:
             raise ConfigurationError("--pool-name says which InferencePool to serve")
@@ -65,11 +63,11 @@ class KubernetesDiscovery:
         self._name, self._namespace = settings.pool_name, settings.pool_namespace
         self._reloaded = reloaded
         self._clock = clock
-        self._patience = patience or Patience()
+        self._backoff = backoff or Backoff()
         self._annotated = AnnotatedSettings(settings, apply, self._refuse)
         groups = VERSIONS if settings.pool_group is None else (settings.pool_group,)
         self._pools = [
-            self._watch(
+            self._informer(
                 Resource(group, VERSIONS[group], "inferencepools", self._namespace),
                 read_pool,
                 self._pool_changed,
@@ -81,14 +79,15 @@ class KubernetesDiscovery:
             [Resource(group, X_VERSION, plural, self._namespace) for group in of_kind]
             for plural, of_kind in MODEL_KINDS.items()
         )
-        self._models = [self._watch(resource, read_model, self._models_changed) for resource in models]
-        self._rewrites = [self._watch(resource, read_rewrite, self._models_changed) for resource in rewrites]
-        self._objectives = [self._watch(resource, read_objective, self._objectives_changed) for resource in objectives]
-        self._pods: Watch[Pod] | None = None
+        self._models = [self._informer(resource, read_model, self._models_changed) for resource in models]
+        self._rewrites = [self._informer(resource, read_rewrite, self._models_changed) for resource in rewrites]
+        self._objectives = [
+            self._informer(resource, read_objective, self._objectives_changed) for resource in objectives
+        ]
+        self._pods: Informer[Pod] | None = None
         self._served: InferencePool | None = None
         self._ended: set[asyncio.Task[None]] = set()
-        self._events: asyncio.Queue[Object] = asyncio.Queue(MAX_WAITING_EVENTS)
-        self._reporter: asyncio.Task[None] | None = None
+        self._events = EventReporter(cluster, self._namespace)
 
     def load(self) -> None:
         """Find the cluster. Raises ConfigurationError if there is none to be found."""
@@ -96,45 +95,42 @@ class KubernetesDiscovery:
 
     async def start(self) -> None:
         """Begin to watch."""
-        self._reporter = asyncio.create_task(self._report_events(), name="kubernetes events")
-        for watch in self._named_watches():
-            watch.start()
+        self._events.start()
+        for informer in self._named_informers():
+            informer.start()
 
     async def stop(self) -> None:
         """End every watch; safe before :meth:`start` and a second time."""
-        for watch in self._named_watches():
-            await watch.stop()
+        for informer in self._named_informers():
+            await informer.stop()
         if self._pods is not None:
             await self._pods.stop()
-        reporter, self._reporter = self._reporter, None
-        if reporter is not None:
-            reporter.cancel()
-            self._ended.add(reporter)
+        await self._events.stop()
         await asyncio.gather(*self._ended, return_exceptions=True)
         await self._cluster.close()
 
-    def _named_watches(self) -> Iterator[Watch[Any]]:
+    def _named_informers(self) -> Iterator[Informer[Any]]:
         """All but the one of the pods, which begins when the pool's selector is known."""
         yield from self._pools
         yield from self._models
         yield from self._rewrites
         yield from self._objectives
 
-    def _watch(
+    def _informer(
         self,
         resource: Resource,
         read: Callable[[Object], T],
         changed: Callable[[str | None], None],
         selector: dict[str, str] | None = None,
-    ) -> Watch[T]:
-        return Watch(self._cluster, resource, read, changed, selector=selector or {}, patience=self._patience)
+    ) -> Informer[T]:
+        return Informer(self._cluster, resource, read, changed, selector=selector or {}, backoff=self._backoff)
 
     # ---------------------------------------------------------------- pool
 
     def _pool_changed(self, _name: str | None) -> None:
-        if not all(watch.settled for watch in self._pools):
+        if not all(informer.settled for informer in self._pools):
             return
-        found = [pool for watch in self._pools for pool in watch.objects.values() if not pool.terminating]
+        found = [pool for informer in self._pools for pool in informer.objects.values() if not pool.terminating]
         if not found:
             self._pool_gone()
             return
@@ -174,7 +170,7 @@ class KubernetesDiscovery:
         """The pods of the former selector stay until those of the new one are known."""
         self._end_pods_watch()
         pods = Resource("", "v1", "pods", self._namespace)
-        self._pods = self._watch(pods, read_pod, self._pod_changed, {"labelSelector": pool.label_selector})
+        self._pods = self._informer(pods, read_pod, self._pod_changed, {"labelSelector": pool.label_selector})
         self._pods.start()
 
     def _end_pods_watch(self) -> None:
@@ -208,7 +204,7 @@ class KubernetesDiscovery:
         pods, pool = self._pods, self._served
         if pods is None or pool is None or not pods.listed:
             return
-        if not self._pool.synced and not all(watch.settled for watch in self._named_watches()):
+        if not self._pool.synced and not all(informer.settled for informer in self._named_informers()):
             return
         specs: list[EndpointSpec] = []
         for pod in pods.objects.values():
@@ -218,57 +214,23 @@ class KubernetesDiscovery:
     # ---------------------------------------------------------------- models
 
     def _models_changed(self, name: str | None) -> None:
-        models = (claim for watch in self._models for claim in watch.objects.values())
-        rewrites = (claim for watch in self._rewrites for claim in watch.objects.values())
+        models = (claim for informer in self._models for claim in informer.objects.values())
+        rewrites = (claim for informer in self._rewrites for claim in informer.objects.values())
         self._pool.models.replace(*models_of(self._name, models, rewrites))
         if name is None and not self._pool.synced:
             self._sync()
 
     def _objectives_changed(self, name: str | None) -> None:
-        objectives = (claim for watch in self._objectives for claim in watch.objects.values())
+        objectives = (claim for informer in self._objectives for claim in informer.objects.values())
         self._pool.models.replace_objectives(priorities_of(self._name, objectives))
         if name is None and not self._pool.synced:
             self._sync()
 
-    # ---------------------------------------------------------------- events
+    # ---------------------------------------------------------------- annotations
 
     def _refuse(self, annotation: str, reason: str) -> None:
-        """An annotation cannot be used: say so in the log and on the pool."""
+        """Report an annotation that cannot be used, in the log and as an Event of the pool."""
         logger.warning("annotation not used", extra={"fields": {"annotation": annotation, "error": reason}})
         self._reloaded(False)
-        pool = self._served
-        if pool is None or self._events.full():
-            return
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._events.put_nowait(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"name": f"{pool.name}.{uuid4().hex[:16]}", "namespace": pool.namespace},
-                "involvedObject": {
-                    "apiVersion": pool.api_version,
-                    "kind": "InferencePool",
-                    "namespace": pool.namespace,
-                    "name": pool.name,
-                    "uid": pool.uid,
-                },
-                "type": "Warning",
-                "reason": "AnnotationNotUsed",
-                "message": f"{annotation}: {reason}"[:1024],
-                "source": {"component": "warmroute"},
-                "firstTimestamp": now,
-                "lastTimestamp": now,
-                "count": 1,
-            }
-        )
-
-    async def _report_events(self) -> None:
-        path = Resource("", "v1", "events", self._namespace).path
-        while True:
-            event = await self._events.get()
-            try:
-                await self._cluster.create(path, event)
-            except ApiError as error:  # a courtesy, which not every Role allows
-                logger.debug("event not created", extra={"fields": {"error": str(error)}})
-            except Exception:
-                logger.exception("an event could not be created")
+        if self._served is not None:
+            self._events.warn(self._served, "AnnotationNotUsed", f"{annotation}: {reason}")

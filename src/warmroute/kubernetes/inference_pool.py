@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from warmroute.kubernetes.api import Object
+from warmroute.kubernetes.objects import Object
 
 GA_GROUP = "inference.networking.k8s.io"
 X_GROUP = "inference.networking.x-k8s.io"

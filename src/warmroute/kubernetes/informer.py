@@ -1,8 +1,10 @@
-"""One kind of object, kept equal to what the API server has: list, then watch.
+"""A local copy of the objects of one kind: list, then watch.
 
-What Kubernetes asks of a watcher: go on from the last resource version after a dropped connection (bookmarks keep it young);
-list again when that version is too old (410 Gone); wait and ask again while the server is away, while the kind is not
-installed (404) and while it may not be read (403). The objects that are known stay in use all the while.
+After a dropped connection the watch resumes from the last resource version (bookmarks keep it recent). When that version is
+too old (410 Gone) the kind is listed again. While the API server is unreachable, the kind is not installed (404) or reading
+it is forbidden (403), the informer retries with exponential backoff and its last known objects stay in use.
+
+Rules of a watch: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
 
 from __future__ import annotations
@@ -16,69 +18,49 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster, Object
+from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
+from warmroute.kubernetes.objects import Object, Resource
 
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 200
-"""Objects asked for at once, so that a long list does not hold the event loop: about a megabyte of pods."""
+"""Objects in one page of a list: about 1 MB of pods. Decoding a longer page would hold up the event loop."""
 EVENTS_AT_ONCE = 50
-"""Events handled before others on the event loop get their turn."""
+"""Events handled before the informer yields to the event loop."""
 WATCH_SECONDS = 60
-"""How long one watch lasts: the longest that a connection can be dead without anybody noticing."""
+"""Seconds after which the API server ends a watch. A dead connection is noticed 15 s later at the latest."""
 
 STEADY = 1.0
-"""Seconds that a connection must have lasted for its end not to count as one more failure."""
+"""A watch that lasted this many seconds resets the backoff."""
 
 GONE = 410
 BUSY = frozenset((429, 503))
-"""Statuses that say nothing about the resource version: ask the same again later."""
+"""Statuses after which the watch resumes from the same resource version."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
-    """A kind of object in one namespace, as the API's addresses have it. ``group`` is empty for the core API."""
-
-    group: str
-    version: str
-    plural: str
-    namespace: str
-
-    @property
-    def root(self) -> str:
-        """Path of the API group's version."""
-        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-
-    @property
-    def path(self) -> str:
-        """Path of the collection."""
-        return f"{self.root}/namespaces/{self.namespace}/{self.plural}"
-
-    def __str__(self) -> str:
-        return f"{self.plural}.{self.group}" if self.group else self.plural
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait before asking again, in seconds."""
+class Backoff:
+    """Delays before a retry, in seconds."""
 
     first: float = 0.1
-    """After one failure; twice as long after each further one."""
+    """After one failure; doubles with each further one."""
     most: float = 5.0
+    """Upper bound."""
     missing: float = 15.0
-    """Where the kind is not installed or may not be read."""
+    """Upper bound for a kind that has never been listed and is not installed or forbidden."""
     settle: float = 15.0
-    """How long a kind that the API server fails to list may hold up the start."""
+    """Time after which a kind that the API server fails to list no longer delays the start."""
 
 
-class Watch(Generic[T]):
-    """The objects of one resource by name, each as ``read`` makes of it.
+class Informer(Generic[T]):
+    """The objects of one resource by name, each converted by ``read``.
 
-    ``changed`` is called with the name after an object came, changed or went, and with None after the whole list is new.
-    ``settled`` turns true when it is known for the first time what there is (which may be: nothing that can be read),
-    ``listed`` when the API server has answered with a list.
+    ``read`` raises LookupError, TypeError, ValueError or AttributeError for an object that it does not understand.
+    ``changed`` is called with an object's name after it was added, changed or deleted, and with None after a list replaced
+    all objects. ``listed`` is true once the API server has answered with a list; ``settled`` once the informer has a list or
+    has given up waiting for one.
     """
 
     def __init__(
@@ -89,7 +71,7 @@ class Watch(Generic[T]):
         changed: Callable[[str | None], None],
         *,
         selector: dict[str, str],
-        patience: Patience,
+        backoff: Backoff,
     ) -> None:
         self.resource = resource
         self.objects: dict[str, T] = {}
@@ -99,7 +81,7 @@ class Watch(Generic[T]):
         self._read = read
         self._changed = changed
         self._selector = selector
-        self._patience = patience
+        self._backoff = backoff
         self._version: str | None = None
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -109,7 +91,7 @@ class Watch(Generic[T]):
         self._task = asyncio.create_task(self._run(), name=f"watch {self.resource}")
 
     async def stop(self) -> None:
-        """End it; safe before :meth:`start` and a second time. What is known stays."""
+        """Stop watching; safe before :meth:`start` and when called again. ``objects`` stays."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -117,23 +99,26 @@ class Watch(Generic[T]):
 
     async def _run(self) -> None:
         failures = 0
-        patience = self._patience
+        backoff = self._backoff
         clock = asyncio.get_running_loop().time
-        give_up = clock() + patience.settle
+        give_up = clock() + backoff.settle
         while True:
             began = clock()
-            wait = patience.first  # a server that ends each watch at once must not be asked in a tight loop
+            wait = backoff.first  # not a tight loop if the server ends each watch at once
             try:
                 if self._version is None:
                     await self._list()
                 await self._follow()
             except ApiError as error:
                 failures = 0 if clock() - began >= STEADY else failures
-                wait = min(patience.most, patience.first * 2**failures)
+                # After its restart an API server answers 403 until its RBAC caches are filled: a kind that was listed before
+                # is asked for as often as after any other failure.
+                missing = error.status in {403, 404}
+                most = backoff.missing if missing and not self.listed else backoff.most
+                wait = min(most, backoff.first * 2**failures)
                 failures = min(failures + 1, 16)
-                if error.status in {403, 404}:
+                if missing:
                     await self._missing(error)
-                    wait = patience.missing
                 elif error.status != UNREACHABLE:
                     if error.status not in BUSY:
                         self._version = None
@@ -146,12 +131,12 @@ class Watch(Generic[T]):
                     "a watch failed and is started again", extra={"fields": {"resource": str(self.resource)}}
                 )
                 self._version = None
-                wait = patience.most
+                wait = backoff.most
             else:
                 failures = 0
                 if clock() - began >= STEADY:
                     continue
-            await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # so that a fleet of pickers does not ask in step
+            await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # pickers do not retry in step
 
     async def _list(self) -> None:
         objects: dict[str, T] = {}
@@ -177,7 +162,7 @@ class Watch(Generic[T]):
         self._changed(None)
 
     def _put(self, objects: dict[str, T], item: Object) -> None:
-        """An object that makes no sense harms no other: its former version stays, if there is one."""
+        """Read ``item`` into ``objects``. If ``read`` fails, the object's last good version stays, if there is one."""
         name = item["metadata"]["name"]
         try:
             objects[name] = self._read(item)
@@ -185,7 +170,7 @@ class Watch(Generic[T]):
             if name in self.objects:
                 objects[name] = self.objects[name]
             logger.warning(
-                "an object cannot be understood; it stays as it was",
+                "an object cannot be read; its last version stays in use",
                 extra={"fields": {"resource": str(self.resource), "name": name, "error": repr(error)}},
             )
 
@@ -221,7 +206,7 @@ class Watch(Generic[T]):
         self._version = metadata["resourceVersion"]
 
     async def _missing(self, error: ApiError) -> None:
-        """403 comes before 404: a kind that is not installed may seem forbidden. The API's own listing tells."""
+        """Handle 403 and 404. Without the right to read it, a kind that is not installed is 403 too: discovery decides."""
         installed = error.status == 403 and await self._installed()
         if installed:
             if self._report(logging.WARNING, "may not be read; going on without", error):
@@ -233,7 +218,7 @@ class Watch(Generic[T]):
         self._version = None
 
     def _go_without(self, error: ApiError) -> None:
-        """One kind that the server fails to list, for example by a broken conversion, must not keep the others waiting."""
+        """Stop waiting for a kind that the server fails to list, for example because its conversion webhook is broken."""
         logger.warning("%s cannot be listed; going on without", self.resource, extra={"fields": {"error": str(error)}})
         self._replace(self.objects)
 
@@ -245,7 +230,7 @@ class Watch(Generic[T]):
         return any(entry["name"] == self.resource.plural for entry in known["resources"])
 
     def _report(self, level: int, what: str, error: ApiError) -> bool:
-        """Log what hinders, once until it changes; whether it was news."""
+        """Log a problem unless it was the last one logged. Whether it was logged."""
         if what == self._problem:
             return False
         self._problem = what

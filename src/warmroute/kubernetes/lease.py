@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster, Object
-from warmroute.kubernetes.informer import Resource
+from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
+from warmroute.kubernetes.objects import Object, Resource
 
 logger = logging.getLogger(__name__)
 
 LEASE_DURATION = 15
-"""Seconds without a sign of life after which another one takes the Lease."""
+"""Seconds without a renewal after which another picker takes the Lease."""
 RETRY_INTERVAL = 2.0
-"""Seconds between two looks at the Lease, and between two signs of life."""
+"""Seconds between two reads of the Lease, and between two renewals."""
 RELEASE_TIMEOUT = 3.0
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -41,9 +41,9 @@ def own_identity() -> str:
 class LeaderElection:
     """Holds or awaits one Lease.
 
-    A leader stays so until it sees another holder: while the API server is away nobody can take over, and should this
-    process alone be cut off, two serve for a while, which costs cache hits but no requests. Another holder's time is
-    measured by the own clock, from when its last sign of life was seen.
+    A leader stays leader until it sees another holder. While the API server is away nobody can take over. If only this
+    process is cut off, two pickers serve for a while, which costs cache hits but no requests. Whether another holder's Lease
+    has expired is measured by the own clock, from when its last renewal was seen; clocks of nodes need not agree.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class LeaderElection:
         self._clock = clock
         self._duration = duration
         self._retry_interval = retry_interval
-        self._seen: tuple[object, ...] = ()
-        self._seen_at = 0.0
+        self._renewal: tuple[object, ...] = ()
+        self._renewal_seen_at = 0.0
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to seek the Lease."""
+        """Begin to compete for the Lease."""
         self._task = asyncio.create_task(self._run(), name="leader election")
 
     async def stop(self) -> None:
-        """Stop seeking, and release the Lease so that another one takes over at once. Safe at any time, and again."""
+        """Stop competing, and release the Lease so that another picker takes over at once. Safe to call at any time."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -92,18 +92,18 @@ class LeaderElection:
     async def _run(self) -> None:
         while True:
             try:
-                self._lead(await self._seek())
+                self._lead(await self._acquire())
                 self._problem = None
             except ApiError as error:
                 if error.status not in {UNREACHABLE, 409} and str(error) != self._problem:
                     self._problem = str(error)
-                    logger.warning("the Lease cannot be had", extra={"fields": {"error": str(error)}})
+                    logger.warning("the Lease is unavailable", extra={"fields": {"error": str(error)}})
             except Exception:
                 logger.exception("leader election failed and goes on")
             await asyncio.sleep(self._retry_interval)
 
-    async def _seek(self) -> bool:
-        """Give a sign of life, take the Lease if it is free, or look whose it is. Whether it is ours."""
+    async def _acquire(self) -> bool:
+        """Renew the Lease if it is ours, take it if it is free or expired. Whether it is ours now. Raises ApiError."""
         try:
             lease = await self._cluster.get(self._path)
         except ApiError as error:
@@ -121,11 +121,11 @@ class LeaderElection:
             )
             return True
         spec = lease.get("spec") or {}
-        sign = (spec.get("holderIdentity"), spec.get("renewTime"))
-        if sign != self._seen:
-            self._seen, self._seen_at = sign, self._clock()
+        renewal = (spec.get("holderIdentity"), spec.get("renewTime"))
+        if renewal != self._renewal:
+            self._renewal, self._renewal_seen_at = renewal, self._clock()
         holder = spec.get("holderIdentity")
-        expired = self._clock() - self._seen_at > (spec.get("leaseDurationSeconds") or self._duration)
+        expired = self._clock() - self._renewal_seen_at > (spec.get("leaseDurationSeconds") or self._duration)
         if holder and holder != self._identity and not expired:
             return False
         await self._cluster.update(self._path, lease | {"spec": self._spec(spec)})

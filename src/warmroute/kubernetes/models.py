@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from warmroute.kubernetes.api import Object
+from warmroute.kubernetes.objects import Object
 from warmroute.pool.models import Criticality, Model, ModelTarget
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from warmroute.kubernetes.api import Object
+from warmroute.kubernetes.objects import Object
 from warmroute.pool.endpoint import EndpointSpec
 
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")

@@ -1,0 +1,33 @@
+"""What the Kubernetes API is made of: objects as JSON has them, and the paths of their collections. WITHOUT IO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+"""A Kubernetes object or list, as JSON has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of object in one namespace. ``group`` is empty for the core API."""
+
+    group: str
+    version: str
+    plural: str
+    namespace: str
+
+    @property
+    def root(self) -> str:
+        """Path of the API group's version."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    @property
+    def path(self) -> str:
+        """Path of the collection."""
+        return f"{self.root}/namespaces/{self.namespace}/{self.plural}"
+
+    def __str__(self) -> str:
+        """The name that ``kubectl`` gives it: ``plural.group``."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural

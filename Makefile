@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-fast e2e-kubernetes lint bench build lock protos clean help
+.PHONY: demo test test-unit test-fast e2e-kubernetes lint bench build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,10 +40,13 @@ demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see
 	$(BIN)/warmroute demo --once
 
 test: $(VENV)/.dev lint  ## everything: style, types, imports, all tests
-	$(BIN)/pytest -n 2
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n 2
 
-test-fast: $(VENV)/.dev  ## the tests that take seconds
-	$(BIN)/pytest -n 2 -m "not slow"
+test-unit: $(VENV)/.dev  ## tests in one process without sockets: under ten seconds
+	$(BIN)/pytest -n 2 -m unit
+
+test-fast: $(VENV)/.dev  ## unit and integration tests that take seconds
+	$(BIN)/pytest -n 2 -m "not e2e and not slow"
 
 e2e-kubernetes: $(VENV)/.dev  ## the walk-through against the cluster of KUBECONFIG
 	WARMROUTE_E2E_KUBERNETES=1 $(BIN)/pytest tests/e2e/test_kubernetes.py -k real -rs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,11 @@ def mooncake_trace() -> str:
 def walk_through_commands() -> list[str]:
     """The two shell commands that write round1.txt and round2.txt."""
     return [line for line in WALK_THROUGH.read_text().splitlines() if line.lstrip().startswith("echo '{")]
+
+
+def walk_through_requests() -> list[bytes]:
+    """The two request bodies, as the shell commands write them."""
+    return [" ".join(shlex.split(command)[1:-2]).encode() + b"\n" for command in walk_through_commands()]
 
 
 def walk_through_manifests() -> Iterator[dict[str, Any]]:

@@ -19,6 +19,8 @@ from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings, extra_of
 from warmroute.settings_sources import mistyped_variables
 
+pytestmark = pytest.mark.integration
+
 NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-")]
 
 

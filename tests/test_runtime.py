@@ -11,6 +11,8 @@ import pytest
 
 from warmroute.runtime import GRPC_SETTINGS, MALLOC_SETTINGS, prepare
 
+pytestmark = pytest.mark.integration
+
 
 def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
     cleared = {name: value for name, value in os.environ.items() if name not in {*GRPC_SETTINGS, *MALLOC_SETTINGS}}

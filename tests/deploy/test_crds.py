@@ -18,6 +18,8 @@ from tests.deploy.manifests import (
     walk,
 )
 
+pytestmark = pytest.mark.integration
+
 V1, V1ALPHA2 = "inference.networking.k8s.io/v1", "inference.networking.x-k8s.io/v1alpha2"
 CRDS = {f"{crd['spec']['names']['kind']}-{crd['spec']['group']}": crd for crd in custom_resource_definitions()}
 

@@ -9,6 +9,8 @@ from tests.deploy.manifests import DEPLOY, ROOT, SAMPLES, label, overlay, pick, 
 from tests.deploy.test_overlays import granted, settings_of
 from warmroute.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 DOC = ROOT / "docs" / "kubernetes.md"
 TEXT = DOC.read_text()
 

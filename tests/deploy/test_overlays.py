@@ -23,6 +23,8 @@ from warmroute import cli, go_flags
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 READ = {"get", "list", "watch"}
 GROUPS = ("inference.networking.k8s.io", "inference.networking.x-k8s.io")
 READ_RESOURCES = (

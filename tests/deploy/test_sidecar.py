@@ -11,6 +11,8 @@ from warmroute.settings import Settings
 from warmroute.standalone.bootstrap import Picking, ProxyConfig, bootstrap, to_yaml
 from warmroute.standalone.envoy import envoy_path
 
+pytestmark = pytest.mark.integration
+
 
 def configuration() -> dict[str, Any]:
     (text,) = pick(overlay("sidecar"), "ConfigMap")["data"].values()

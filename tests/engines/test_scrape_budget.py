@@ -20,6 +20,8 @@ from warmroute.settings import Settings
 from warmroute.standalone.child import Child
 from warmroute_lab.overhead.machine import cpu_seconds
 
+pytestmark = pytest.mark.integration
+
 ENGINES = 100
 SECONDS = 6.0
 BUDGET = 15.0

@@ -26,6 +26,8 @@ from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 
 class FakeVllm:
     """Two handlers as in vLLM: ``/metrics`` ignores its query, ``/metrics/`` honours ``name[]``."""

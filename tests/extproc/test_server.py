@@ -39,6 +39,8 @@ from warmroute.pool.pool import Pool
 from warmroute.request.rejections import Rejection
 from warmroute.routing.router import Router
 
+pytestmark = pytest.mark.integration
+
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import routing_constants
@@ -545,7 +545,6 @@ MESSAGES: list[Callable[[Stream], list[ProcessingResponse]]] = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     st.sampled_from([NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED]),
     st.sampled_from([NONE, STREAMED, BUFFERED, FULL_DUPLEX_STREAMED]),

@@ -23,6 +23,8 @@ from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 QUICK = Backoff(first=0.01, most=0.05, missing=0.05, settle=0.3)
 V1 = "inference.networking.k8s.io/v1"
 V1_SPEC = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 9000}]}

@@ -7,9 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import pytest
+
 from tests.fixtures.kubernetes.api_server import ApiServer, api_server
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.lease import LeaderElection, own_identity, own_namespace
+
+pytestmark = pytest.mark.integration
 
 LEASE = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "picker", "namespace": "system"}}
 

@@ -19,6 +19,8 @@ from warmroute.pool.pool import Pool, PoolListener
 from warmroute.routing.router import Router
 from warmroute.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 SECONDS = 4.0
 PAUSE = 0.02
 DECODED = 2

@@ -14,6 +14,8 @@ from warmroute_lab import plot
 from warmroute_lab.replay import comparison
 from warmroute_lab.replay.outcome import Outcome, Sample
 
+pytestmark = pytest.mark.integration
+
 
 def outcome(strategy: str, *loads: tuple[int, ...], speedup: float = 0.5) -> Outcome:
     times = [0.05 * 1.01**i for i in range(500)]

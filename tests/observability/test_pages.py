@@ -14,6 +14,8 @@ from warmroute.observability.metrics import Metrics
 from warmroute.observability.pages import PAGES, Pages
 from warmroute.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 
 def pages(host: str = "127.0.0.1", port: int = 0, **data: Any) -> Pages:
     settings = Settings()

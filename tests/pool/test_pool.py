@@ -156,7 +156,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestPoolMachine.settings = settings(stateful_step_count=30)
 
 
 def test_a_late_listener_hears_of_members_and_their_state() -> None:

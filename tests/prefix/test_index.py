@@ -92,7 +92,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndex = IndexMachine.TestCase
-TestIndex.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestIndex.settings = settings(stateful_step_count=40)
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 300)), max_size=12))

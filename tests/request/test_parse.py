@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.recordings import walk_through_commands
+from tests.recordings import walk_through_requests
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
@@ -60,13 +58,8 @@ def test_chat() -> None:
     assert (parsed.stream, parsed.max_tokens, parsed.priority, parsed.tokens) == (True, 24, 3, None)
 
 
-def test_the_second_turn_of_the_documented_conversation_matches_by_0_54(tmp_path: Path) -> None:
-    commands = walk_through_commands()
-    assert len(commands) == 2
-    for command in commands:
-        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
-    first = request(CHAT, (tmp_path / "round1.txt").read_bytes())
-    second = request(CHAT, (tmp_path / "round2.txt").read_bytes())
+def test_the_second_turn_of_the_documented_conversation_matches_by_0_54() -> None:
+    first, second = (request(CHAT, body) for body in walk_through_requests())
     one, two = build(first.seed, first.parts), build(second.seed, second.parts)
     matched = max(end for key, end in zip(two.hashes, two.ends, strict=True) if key in one.hashes)
     assert matched == second.parts[0].weight == first.weight

@@ -10,6 +10,8 @@ from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import BodyMode, Picking, ProxyConfig, bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.envoy import envoy_path
 
+pytestmark = pytest.mark.integration
+
 ENDPOINTS = ("127.0.0.1:8000", "[::1]:8001")
 
 

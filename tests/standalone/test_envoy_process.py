@@ -11,6 +11,8 @@ from warmroute.standalone.bootstrap import ProxyConfig
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.envoy import EnvoyProcess, envoy_path
 
+pytestmark = pytest.mark.integration
+
 
 def config(**options) -> ProxyConfig:
     return ProxyConfig(epp=("127.0.0.1:1",), endpoints=("127.0.0.1:2",), epp_health_check=False, **options)

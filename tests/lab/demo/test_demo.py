@@ -23,6 +23,8 @@ from warmroute_lab.demo.config_files import write_config
 from warmroute_lab.demo.demo import Demo
 from warmroute_lab.demo.options import DemoOptions
 
+pytestmark = pytest.mark.e2e
+
 PORTS = ("port", "plain_port", "admin_port", "epp_port", "epp_health_port", "metrics_port", "pod_port")
 ANY_PORTS = dict.fromkeys(PORTS, 0)
 

@@ -9,6 +9,8 @@ import pytest
 from tests.recordings import walk_through_commands
 from warmroute_lab.demo.rounds import ROUND1, ROUND2
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(("name", "expected"), [("round1.txt", ROUND1), ("round2.txt", ROUND2)])
 def test_bash_and_curl_send_these_bytes(name, expected, tmp_path):

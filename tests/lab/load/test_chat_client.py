@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from warmroute.errors import ConfigurationError
 from warmroute_lab.load.chat_client import MAX_EVENT_BYTES, ChatClient, EventStream
 
+pytestmark = pytest.mark.integration
+
 line_breaks = st.sampled_from([b"\n", b"\r\n", b"\r"])
 payloads = st.binary(min_size=1, max_size=20).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b"") or b"x")
 

@@ -20,6 +20,8 @@ from warmroute_lab.load.summary import Summary
 from warmroute_lab.load.users import Record, Run
 from warmroute_lab.load.workload import Workload
 
+pytestmark = pytest.mark.integration
+
 SEED = Workload(num_users=8, num_rounds=15, qps=0.1, answer_len=100, seconds=600)
 """The options of the seed's benchmark."""
 

@@ -27,6 +27,8 @@ from warmroute_lab.overhead import in_process, machine, options, overhead
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
 from warmroute_lab.overhead.picker_load import PATH, Chats, ExtProcLoad, Load, LoadError
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     figure = of_rounds("cpu", "s", Against.RATIO, 1.4, floor=[1.0, 10.0, 2.0], ours=[1.2, 13.0, 3.0])

@@ -23,6 +23,8 @@ from warmroute_lab.replay.strategy import names, policy_factory
 from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, read, sorted_by_time
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
+pytestmark = pytest.mark.integration
+
 SMALL = profile(f"{DEFAULT_PROFILE}/8")
 
 

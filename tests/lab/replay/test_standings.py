@@ -24,6 +24,8 @@ from warmroute_lab.replay.comparison import LOADS
 from warmroute_lab.replay.scenarios import SCENARIOS
 from warmroute_lab.replay.standings import Cell, Drawn, Options, Result, Standing
 
+pytestmark = pytest.mark.integration
+
 SMALL = Options(strategies=("PREFIX_CACHE", "round-robin"), seeds=(3,), pods=2, requests=30)
 EXAMPLE = Result("PREFIX_CACHE", "agents", 0.5, 3, 2, 30, 0.2, 0.1, 0.3, 0.4, 2.0, 0.5, 0.1)
 

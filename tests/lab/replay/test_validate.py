@@ -15,6 +15,8 @@ from warmroute.errors import ConfigurationError
 from warmroute_lab.replay import validate
 from warmroute_lab.simulator.profile import PROFILES
 
+pytestmark = pytest.mark.integration
+
 LINE = {"t": 0.1, "segs": [[1, 100]], "n": 100, "out": 4, "cached": 0, "ttft": 0.02, "e2e": 0.04}
 
 

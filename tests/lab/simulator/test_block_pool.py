@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute_lab.simulator.blocks import BlockPool, chain_seed, hash_segments, hash_tokens
@@ -61,7 +61,6 @@ class NaivePool:
 chains = st.sampled_from([(1,), (1, 2), (1, 2, 3), (1, 2, 4), (5, 6, 7, 8), (9,)])
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["start", "start", "end"]), chains, st.integers(0, 3)), max_size=60))
 def test_pool_holds_what_a_naive_pool_holds(operations: list[tuple[str, tuple[int, ...], int]]) -> None:
     """Requests come (look up, take, allocate, register all but ``blank`` blocks) and go, in any order."""

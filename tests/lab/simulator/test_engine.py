@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute_lab.simulator.blocks import chain_seed, hash_segments
@@ -288,7 +288,6 @@ jobs = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
 @given(jobs, st.sampled_from([GRAPHS, EAGER]), st.integers(60, 200))
 def test_nothing_leaks_and_passing_over_steps_changes_nothing(
     work: list[tuple[float, int, int, int, int, str | None, bool]], base: Profile, blocks: int

@@ -15,6 +15,8 @@ from tests.recordings import engine_recording
 from warmroute.errors import ConfigurationError
 from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer, simulate
 
+pytestmark = pytest.mark.integration
+
 MODEL = "/model/qwen"
 MESSAGES = [{"role": "user", "content": "Tell me about caches. " * 40}]
 

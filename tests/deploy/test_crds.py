@@ -1,6 +1,7 @@
 """The CRDs are structural schemas that an API server takes, and judge objects as the published field tables say."""
 
 import copy
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
@@ -30,12 +31,12 @@ STRUCTURAL_KEYWORDS = {
 }  # fmt: skip
 
 
-def schema_of(crd):
+def schema_of(crd: dict[str, Any]) -> Any:
     (version,) = crd["spec"]["versions"]
     return version["schema"]["openAPIV3Schema"]
 
 
-def test_the_kinds_that_the_picker_reads_are_there():
+def test_the_kinds_that_the_picker_reads_are_there() -> None:
     assert {
         (c["spec"]["group"], c["spec"]["versions"][0]["name"], c["spec"]["names"]["kind"]) for c in CRDS.values()
     } == {
@@ -47,12 +48,12 @@ def test_the_kinds_that_the_picker_reads_are_there():
     }
 
 
-def test_kustomize_renders_all_of_them():
+def test_kustomize_renders_all_of_them() -> None:
     assert len(render(DEPLOY / "crds")) == len(CRDS)
 
 
 @pytest.mark.parametrize("crd", CRDS.values(), ids=CRDS)
-def test_the_api_server_takes_it(crd):
+def test_the_api_server_takes_it(crd: dict[str, Any]) -> None:
     kubernetes_validate.validate(crd, kubernetes_validate.latest_version(), strict=True)
     names, group = crd["spec"]["names"], crd["spec"]["group"]
     assert crd["metadata"]["name"] == f"{names['plural']}.{group}"
@@ -65,7 +66,7 @@ def test_the_api_server_takes_it(crd):
 
 
 @pytest.mark.parametrize("crd", CRDS.values(), ids=CRDS)
-def test_its_schema_is_structural(crd):
+def test_its_schema_is_structural(crd: dict[str, Any]) -> None:
     schema = schema_of(crd)
     nodes = dict(walk(schema))
     for path, node in nodes.items():
@@ -83,7 +84,7 @@ def test_its_schema_is_structural(crd):
         assert column["jsonPath"] in nodes or column["jsonPath"] == ".metadata.creationTimestamp"
 
 
-def test_rules_beyond_the_schema():
+def test_rules_beyond_the_schema() -> None:
     """CEL is not evaluated here; this keeps the rules in their places."""
     rules = {
         (name.split("-")[0], path): validation["rule"]
@@ -99,7 +100,7 @@ def test_rules_beyond_the_schema():
     }
 
 
-def test_short_names():
+def test_short_names() -> None:
     names = {name: crd["spec"]["names"].get("shortNames", []) for name, crd in CRDS.items()}
     assert {name: short for name, short in names.items() if short} == {
         "InferencePool-inference.networking.k8s.io": ["infpool"],
@@ -110,7 +111,7 @@ def test_short_names():
 # ---------------------------------------------------------------- objects
 
 
-def instance(api_version, kind, spec):
+def instance(api_version: str, kind: str, spec: dict[str, Any]) -> Any:
     return {"apiVersion": api_version, "kind": kind, "metadata": {"name": "it"}, "spec": spec}
 
 
@@ -146,7 +147,7 @@ REF_V1 = {"name": "epp", "port": {"number": 9002}}
         ),
     ],
 )
-def test_good_objects_pass(api_version, kind, spec):
+def test_good_objects_pass(api_version: str, kind: str, spec: dict[str, Any]) -> None:
     stored(instance(api_version, kind, spec))
 
 
@@ -181,12 +182,12 @@ def test_good_objects_pass(api_version, kind, spec):
         (V1ALPHA2, "InferenceModelRewrite", {**REWRITE, "rules": [{"target": [{"modelRewrite": "b"}]}]}),
     ],
 )
-def test_bad_objects_are_refused(api_version, kind, spec):
+def test_bad_objects_are_refused(api_version: str, kind: str, spec: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         stored(instance(api_version, kind, spec))
 
 
-def test_the_walk_through_pool_and_model_get_their_defaults():
+def test_the_walk_through_pool_and_model_get_their_defaults() -> None:
     pool, model = map(stored, read_documents((SAMPLES / "inference-pool.yaml").read_text()))
     assert pool["spec"]["extensionRef"] == {
         "group": "",
@@ -197,7 +198,7 @@ def test_the_walk_through_pool_and_model_get_their_defaults():
     assert model["spec"]["poolRef"]["group"] == "inference.networking.x-k8s.io"
 
 
-def test_defaults():
+def test_defaults() -> None:
     pool = stored(instance(V1, "InferencePool", {**POOL_V1, "endpointPickerRef": REF_V1}))["spec"]
     assert pool["appProtocol"] == "http"
     assert (pool["endpointPickerRef"]["kind"], pool["endpointPickerRef"]["failureMode"]) == ("Service", "FailClose")

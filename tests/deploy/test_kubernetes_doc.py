@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ def printed_by(command: str) -> list[str]:
     return [line.strip() for line in output.splitlines()]
 
 
-def created(documents) -> list[str]:
+def created(documents: list[dict[str, Any]]) -> list[str]:
     """What ``kubectl apply`` prints of new objects."""
     lines = []
     for document in documents:
@@ -32,18 +34,18 @@ def created(documents) -> list[str]:
 
 
 @pytest.mark.parametrize("directory", ["crds", "overlays/envoy-gateway"])
-def test_what_apply_k_prints(directory):
+def test_what_apply_k_prints(directory: Path) -> None:
     assert printed_by(f"kubectl apply -k deploy/{directory}") == created(render(DEPLOY / directory))
 
 
 @pytest.mark.parametrize("name", ["vllm-service.yaml", "inference-pool.yaml"])
-def test_what_apply_f_prints(name):
+def test_what_apply_f_prints(name: str) -> None:
     assert printed_by(f"kubectl apply -f deploy/samples/{name}") == created(
         read_documents((SAMPLES / name).read_text())
     )
 
 
-def test_paths_and_links_lead_somewhere():
+def test_paths_and_links_lead_somewhere() -> None:
     paths = set(re.findall(r"\b(deploy/(?:base|beside-pool|components|crds|overlays|samples)[\w./-]*)\b", TEXT))
     assert len(paths) > 10
     for path in paths:
@@ -54,7 +56,7 @@ def test_paths_and_links_lead_somewhere():
         assert (DEPLOY / component / "kustomization.yaml").exists(), component
 
 
-def test_flags_and_environment_names_are_settings():
+def test_flags_and_environment_names_are_settings() -> None:
     flags = set(re.findall(r"`--([a-z][a-z-]+)", TEXT))
     assert {"pool-name", "max-body-bytes", "drain-timeout"} <= flags
     assert {flag.replace("-", "_") for flag in flags} <= set(Settings.model_fields)
@@ -62,7 +64,7 @@ def test_flags_and_environment_names_are_settings():
         assert name.lower() in Settings.model_fields
 
 
-def test_restarts_are_described_with_their_flags_and_times():
+def test_restarts_are_described_with_their_flags_and_times() -> None:
     (paragraph,) = re.findall(r"^\* \*\*Restarts\.\*\*.*?(?=^\* \*\*)", TEXT, re.MULTILINE | re.DOTALL)
     flags = {"drain-timeout", "drain-quiet", "observe-responses", "ha-enable-leader-election", "cert-path"}
     assert set(re.findall(r"`--([a-z-]+)`", paragraph)) == flags
@@ -79,7 +81,7 @@ def test_restarts_are_described_with_their_flags_and_times():
     assert "sets 120 s" in paragraph
 
 
-def another_pool(directory, *components):
+def another_pool(directory: Path, *components: Any) -> Any:
     """The example's objects, rendered beside deploy/ in ``directory``."""
     (example,) = re.findall(r"```yaml\n# llama/kustomization.yaml:[^\n]*\n(.*?)```", TEXT, re.DOTALL)
     (directory / "deploy").symlink_to(DEPLOY)
@@ -89,7 +91,7 @@ def another_pool(directory, *components):
     return render(directory / "llama")
 
 
-def test_the_example_of_another_pool(tmp_path, monkeypatch):
+def test_the_example_of_another_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = another_pool(tmp_path)
     for document in documents:
         validate(document)
@@ -114,7 +116,7 @@ def test_the_example_of_another_pool(tmp_path, monkeypatch):
     }
 
 
-def test_the_components_go_with_the_example_of_another_pool(tmp_path):
+def test_the_components_go_with_the_example_of_another_pool(tmp_path: Path) -> None:
     documents = another_pool(tmp_path, "high-availability", "pod-monitor")
     for document in documents:
         validate(document)
@@ -130,7 +132,9 @@ def test_the_components_go_with_the_example_of_another_pool(tmp_path):
         assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
-def test_the_example_of_another_pool_works_behind_plain_envoy_gateway(tmp_path, monkeypatch):
+def test_the_example_of_another_pool_works_behind_plain_envoy_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     documents = another_pool(tmp_path)
     settings, theirs = (
         settings_of(pick(found, "Deployment"), monkeypatch) for found in (documents, overlay("envoy-gateway"))
@@ -166,5 +170,5 @@ def test_the_example_of_another_pool_works_behind_plain_envoy_gateway(tmp_path, 
     assert (grant["from"][0]["namespace"], grant["to"][0]["name"]) == ("models", asked["name"])
 
 
-def is_grant(document):
+def is_grant(document: Any) -> Any:
     return document["kind"] == "ReferenceGrant"

@@ -1,6 +1,7 @@
 """Every overlay renders, validates, and its parts fit one another and the real command line."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,12 +42,12 @@ POOL_NAMESPACE = "default"
 every_overlay = pytest.mark.parametrize("name", OVERLAYS)
 
 
-def container(deployment, name="epp") -> dict[str, Any]:
+def container(deployment: dict[str, Any], name: str = "epp") -> dict[str, Any]:
     (found,) = [c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == name]
     return found
 
 
-def settings_of(deployment, monkeypatch) -> Settings:
+def settings_of(deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings that the picker's container starts with: its arguments through the real command line."""
     received = []
     monkeypatch.setattr("warmroute.picker.serve", received.append)
@@ -57,7 +58,7 @@ def settings_of(deployment, monkeypatch) -> Settings:
     return settings
 
 
-def named_ports(deployment) -> dict[str, int]:
+def named_ports(deployment: dict[str, Any]) -> dict[str, int]:
     return {
         port["name"]: port["containerPort"]
         for c in deployment["spec"]["template"]["spec"]["containers"]
@@ -65,25 +66,25 @@ def named_ports(deployment) -> dict[str, int]:
     }
 
 
-def pool_of_the_walk_through():
+def pool_of_the_walk_through() -> Any:
     return pick(read_documents((SAMPLES / "inference-pool.yaml").read_text()), "InferencePool")
 
 
 # ---------------------------------------------------------------- all of them
 
 
-def test_the_overlays_are_there():
+def test_the_overlays_are_there() -> None:
     assert OVERLAYS == ("ack", "envoy-ai-gateway", "envoy-gateway", "sidecar")
 
 
 @every_overlay
-def test_every_document_validates(name):
+def test_every_document_validates(name: str) -> None:
     for document in overlay(name):
         validate(document)
 
 
 @pytest.mark.parametrize("base", ["base", "overlays/ack", "overlays/envoy-ai-gateway", "overlays/envoy-gateway"])
-def test_components_go_with_it(base, tmp_path):
+def test_components_go_with_it(base: Any, tmp_path: Path) -> None:
     documents = with_components(base, ("high-availability", "pod-monitor"), tmp_path)
     for document in documents:
         validate(document)
@@ -103,7 +104,7 @@ def test_components_go_with_it(base, tmp_path):
 
 
 @every_overlay
-def test_every_port_of_the_pod_can_be_reached_by_whom_it_is_for(name):
+def test_every_port_of_the_pod_can_be_reached_by_whom_it_is_for(name: str) -> None:
     documents = overlay(name)
     opened = {p["port"] for rule in pick(documents, "NetworkPolicy")["spec"]["ingress"] for p in rule["ports"]}
     deployment = pick(documents, "Deployment")
@@ -114,7 +115,7 @@ def test_every_port_of_the_pod_can_be_reached_by_whom_it_is_for(name):
 
 
 @every_overlay
-def test_the_arguments_are_those_of_the_command_line(name, monkeypatch):
+def test_the_arguments_are_those_of_the_command_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = pick(overlay(name), "Deployment")
     settings = settings_of(deployment, monkeypatch)
     assert (settings.pool_name, settings.pool_namespace) == ("vllm-qwen-pool", POOL_NAMESPACE)
@@ -134,18 +135,18 @@ def test_the_arguments_are_those_of_the_command_line(name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "secure"), [("ack", True), ("envoy-ai-gateway", True), ("envoy-gateway", False), ("sidecar", False)]
 )
-def test_tls_where_the_gateway_speaks_it(name, secure, monkeypatch):
+def test_tls_where_the_gateway_speaks_it(name: str, secure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_of(pick(overlay(name), "Deployment"), monkeypatch).secure_serving is secure
 
 
-def test_leader_election_is_a_setting(tmp_path, monkeypatch):
+def test_leader_election_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = with_components("base", ("high-availability",), tmp_path)
     settings = settings_of(pick(documents, "Deployment"), monkeypatch)
     assert settings.ha_enable_leader_election is True
 
 
 @every_overlay
-def test_pods_are_restricted(name):
+def test_pods_are_restricted(name: str) -> None:
     pod = pick(overlay(name), "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
@@ -162,7 +163,7 @@ def test_pods_are_restricted(name):
 
 
 @every_overlay
-def test_selectors_and_ports_meet(name):
+def test_selectors_and_ports_meet(name: str) -> None:
     documents = overlay(name)
     deployment = pick(documents, "Deployment")
     namespace, labels = deployment["metadata"]["namespace"], deployment["spec"]["template"]["metadata"]["labels"]
@@ -183,7 +184,7 @@ def test_selectors_and_ports_meet(name):
 
 
 @every_overlay
-def test_the_picker_may_reach_the_pods_of_the_pool(name):
+def test_the_picker_may_reach_the_pods_of_the_pool(name: str) -> None:
     pool = pool_of_the_walk_through()["spec"]
     to_pods = pick(overlay(name), "NetworkPolicy")["spec"]["egress"][0]
     assert to_pods["to"][0]["podSelector"]["matchLabels"] == pool["selector"]
@@ -194,7 +195,7 @@ def test_the_picker_may_reach_the_pods_of_the_pool(name):
 # ---------------------------------------------------------------- RBAC
 
 
-def granted(documents) -> set[tuple[str, str, str, str]]:
+def granted(documents: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
     """(namespace, API group, resource, verb) that the picker's service account gets; "*" for all namespaces."""
     deployment = pick(documents, "Deployment")
     account = (deployment["metadata"]["namespace"], deployment["spec"]["template"]["spec"]["serviceAccountName"])
@@ -224,21 +225,21 @@ NEEDED = {(POOL_NAMESPACE, group, resource, verb) for group, resource in READ_RE
 
 
 @every_overlay
-def test_the_picker_may_do_what_it_needs_and_nothing_else(name):
+def test_the_picker_may_do_what_it_needs_and_nothing_else(name: str) -> None:
     assert granted(overlay(name)) == NEEDED
 
 
 @pytest.mark.parametrize(
     ("base", "namespace"), [("base", "envoy-gateway-system"), ("overlays/envoy-ai-gateway", "default")]
 )
-def test_leader_election_needs_a_lease_beside_the_picker(base, namespace, tmp_path):
+def test_leader_election_needs_a_lease_beside_the_picker(base: Any, namespace: str, tmp_path: Path) -> None:
     documents = with_components(base, ("high-availability",), tmp_path)
     lease = {(namespace, "coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
     assert granted(documents) == NEEDED | lease
 
 
 @pytest.mark.parametrize("base", ["base", "beside-pool"])
-def test_the_lease_is_the_pickers_where_its_account_has_another_name_and_namespace(base, tmp_path):
+def test_the_lease_is_the_pickers_where_its_account_has_another_name_and_namespace(base: Any, tmp_path: Path) -> None:
     changes = {"namespace": "models", "nameSuffix": "-llama"}
     documents = with_components(base, ("high-availability",), tmp_path, **changes)
     leases = {right for right in granted(documents) if right[2] == "leases"}
@@ -246,7 +247,7 @@ def test_the_lease_is_the_pickers_where_its_account_has_another_name_and_namespa
 
 
 @every_overlay
-def test_only_the_picker_gets_the_token(name):
+def test_only_the_picker_gets_the_token(name: str) -> None:
     documents = overlay(name)
     assert pick(documents, "ServiceAccount")["automountServiceAccountToken"] is False
     pod = pick(documents, "Deployment")["spec"]["template"]["spec"]
@@ -265,7 +266,7 @@ GATEWAY_OVERLAYS = ("envoy-gateway", "envoy-ai-gateway")
 
 
 @pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
-def test_references_of_routes_and_policies_lead_somewhere(name):
+def test_references_of_routes_and_policies_lead_somewhere(name: str) -> None:
     samples = read_documents((SAMPLES / "vllm-service.yaml").read_text())
     documents = overlay(name)
     everything = {(d["kind"], d["metadata"]["name"]): d for d in (*samples, *documents)}
@@ -287,7 +288,7 @@ def test_references_of_routes_and_policies_lead_somewhere(name):
 
 
 @pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
-def test_the_gateway_is_that_of_the_walk_through(name):
+def test_the_gateway_is_that_of_the_walk_through(name: str) -> None:
     theirs = read_documents((SAMPLES / "inference-gateway.yaml").read_text())
     for kind in ("GatewayClass", "Gateway"):
         expected, ours = pick(theirs, kind), pick(overlay(name), kind)
@@ -296,7 +297,7 @@ def test_the_gateway_is_that_of_the_walk_through(name):
 
 
 @pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
-def test_clients_cannot_choose_the_endpoint(name):
+def test_clients_cannot_choose_the_endpoint(name: str) -> None:
     removed = pick(overlay(name), "ClientTrafficPolicy")["spec"]["headers"]["earlyRequestHeaders"]["remove"]
     assert {"x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served"} <= set(removed)
 
@@ -306,13 +307,13 @@ def quantity(text: str) -> int:
     return int(number) << {"Ki": 10, "Mi": 20, "Gi": 30}[unit]
 
 
-def test_envoy_gateway_buffers_what_the_picker_takes(monkeypatch):
+def test_envoy_gateway_buffers_what_the_picker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = overlay("envoy-gateway")
     limit = pick(documents, "ClientTrafficPolicy")["spec"]["connection"]["bufferLimit"]
     assert quantity(limit) == settings_of(pick(documents, "Deployment"), monkeypatch).max_body_bytes
 
 
-def test_envoy_gateway_may_ask_the_picker_in_the_other_namespace():
+def test_envoy_gateway_may_ask_the_picker_in_the_other_namespace() -> None:
     documents = overlay("envoy-gateway")
     policy, grant = pick(documents, "EnvoyExtensionPolicy"), pick(documents, "ReferenceGrant")
     (backend,) = policy["spec"]["extProc"][0]["backendRefs"]
@@ -324,7 +325,7 @@ def test_envoy_gateway_may_ask_the_picker_in_the_other_namespace():
     assert granted_to["name"] == backend["name"]
 
 
-def test_envoy_gateway_knows_the_pods_of_the_pool():
+def test_envoy_gateway_knows_the_pods_of_the_pool() -> None:
     pool = pool_of_the_walk_through()
     service = pick(overlay("envoy-gateway"), "Service", pool["metadata"]["name"])
     assert service["spec"]["clusterIP"] == "None"
@@ -332,7 +333,7 @@ def test_envoy_gateway_knows_the_pods_of_the_pool():
     assert service["spec"]["ports"][0]["targetPort"] == pool["spec"]["targetPortNumber"]
 
 
-def test_envoy_gateway_prefers_our_route_to_that_of_the_walk_through():
+def test_envoy_gateway_prefers_our_route_to_that_of_the_walk_through() -> None:
     """Equal paths: the one whose every match has a method goes first (HTTPRoute's precedence)."""
     theirs = pick(read_documents((SAMPLES / "inference-gateway.yaml").read_text()), "HTTPRoute", "qwen-backend")
     documents = overlay("envoy-gateway")
@@ -344,14 +345,14 @@ def test_envoy_gateway_prefers_our_route_to_that_of_the_walk_through():
     assert not [d for d in documents if d["kind"] == "HTTPRoute" and d["metadata"]["name"] == "qwen-backend"]
 
 
-def test_ack_finds_the_picker_where_the_pool_says():
+def test_ack_finds_the_picker_where_the_pool_says() -> None:
     pool, service = pool_of_the_walk_through(), pick(overlay("ack"), "Service")
     assert service["metadata"]["name"] == pool["spec"]["extensionRef"]["name"]
     assert service["metadata"]["namespace"] == POOL_NAMESPACE
     assert service["spec"]["ports"][0]["port"] == 9002
 
 
-def test_envoy_ai_gateway_finds_the_picker_where_the_pool_says():
+def test_envoy_ai_gateway_finds_the_picker_where_the_pool_says() -> None:
     documents = overlay("envoy-ai-gateway")
     pool = pick(documents, "InferencePool")
     service = pick(documents, "Service", pool["spec"]["endpointPickerRef"]["name"])
@@ -367,13 +368,13 @@ def test_envoy_ai_gateway_finds_the_picker_where_the_pool_says():
     assert f"{resource['group']}/{resource['version']}" == pool["apiVersion"]
 
 
-def test_the_picker_has_the_name_that_the_walk_through_reads_the_log_of():
+def test_the_picker_has_the_name_that_the_walk_through_reads_the_log_of() -> None:
     deployment = pick(overlay("envoy-gateway"), "Deployment")
     assert (deployment["metadata"]["name"], deployment["metadata"]["namespace"]) == (PICKER, "envoy-gateway-system")
 
 
 @every_overlay
-def test_the_image_can_be_set(name):
+def test_the_image_can_be_set(name: str) -> None:
     kustomization = yaml.safe_load((DEPLOY / "overlays" / name / "kustomization.yaml").read_text())
     assert "warmroute" in {image["name"] for image in kustomization["images"]}
     assert container(pick(overlay(name), "Deployment"))["image"] == "warmroute:0.1.0"

@@ -1,6 +1,7 @@
 """The sidecar's Envoy: judged by a real Envoy, and the same as the one that `warmroute demo` configures."""
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,16 +33,16 @@ def expected() -> dict[str, Any]:
     return yaml.safe_load(to_yaml(bootstrap(config)))
 
 
-def by_name(items):
+def by_name(items: Any) -> Any:
     return {item["name"]: item for item in items}
 
 
-def manager(listener):
+def manager(listener: Any) -> Any:
     ((filter_,),) = [chain["filters"] for chain in listener["filter_chains"]]
     return filter_["typed_config"]
 
 
-def without_defaults(tree):
+def without_defaults(tree: Any) -> Any:
     """Drops what says the same as nothing: zero, false, NONE, and what is empty then."""
     if isinstance(tree, dict):
         kept = {key: without_defaults(value) for key, value in tree.items()}
@@ -49,7 +50,7 @@ def without_defaults(tree):
     return [without_defaults(item) for item in tree] if isinstance(tree, list) else tree
 
 
-def test_envoy_accepts_it(tmp_path):
+def test_envoy_accepts_it(tmp_path: Path) -> None:
     (text,) = pick(overlay("sidecar"), "ConfigMap")["data"].values()
     (tmp_path / "envoy.yaml").write_text(text)
     argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", tmp_path / "envoy.yaml"]
@@ -57,7 +58,7 @@ def test_envoy_accepts_it(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_it_is_the_envoy_of_the_demo():
+def test_it_is_the_envoy_of_the_demo() -> None:
     ours, theirs = configuration()["static_resources"], expected()["static_resources"]
     our_manager, their_manager = manager(by_name(ours["listeners"])["picked"]), manager(theirs["listeners"][0])
     assert set(our_manager) - {"codec_type"} == set(their_manager) - {"codec_type"}
@@ -73,13 +74,13 @@ def test_it_is_the_envoy_of_the_demo():
     assert our_picker == their_picker
 
 
-def test_bodies_are_buffered_up_to_what_the_picker_takes():
+def test_bodies_are_buffered_up_to_what_the_picker_takes() -> None:
     routes = manager(by_name(configuration()["static_resources"]["listeners"])["picked"])["route_config"]
     (route,) = routes["virtual_hosts"][0]["routes"]
     assert route["request_body_buffer_limit"] == Settings().max_body_bytes
 
 
-def test_the_containers_use_the_ports_of_the_configuration():
+def test_the_containers_use_the_ports_of_the_configuration() -> None:
     listeners = by_name(configuration()["static_resources"]["listeners"])
     ports = {name: item["address"]["socket_address"]["port_value"] for name, item in listeners.items()}
     (envoy,) = [
@@ -91,12 +92,12 @@ def test_the_containers_use_the_ports_of_the_configuration():
     assert pick(overlay("sidecar"), "Service", "qwen-inference-gateway")["spec"]["ports"][0]["port"] == ports["picked"]
 
 
-def test_the_admin_page_stays_inside():
+def test_the_admin_page_stays_inside() -> None:
     address = configuration()["admin"]["address"]["socket_address"]["address"]
     assert address == "127.0.0.1"
 
 
-def test_a_changed_configuration_starts_new_pods():
+def test_a_changed_configuration_starts_new_pods() -> None:
     config = pick(overlay("sidecar"), "ConfigMap")["metadata"]["name"]
     volumes = pick(overlay("sidecar"), "Deployment")["spec"]["template"]["spec"]["volumes"]
     assert config != "envoy"
@@ -104,6 +105,6 @@ def test_a_changed_configuration_starts_new_pods():
 
 
 @pytest.mark.parametrize("path", ["/ready", "/stats/prometheus"])
-def test_the_status_listener_shows_this_page(path):
+def test_the_status_listener_shows_this_page(path: Any) -> None:
     routes = manager(by_name(configuration()["static_resources"]["listeners"])["status"])["route_config"]
     assert path in {route["match"]["path"] for route in routes["virtual_hosts"][0]["routes"]}

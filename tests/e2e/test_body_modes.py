@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy import NO_RETRIES
 from tests.fixtures.envoy.apps import eventually, picker_app, target
 from tests.fixtures.envoy.backends import backends
@@ -55,7 +57,9 @@ def assert_arrived(answer: Message, body: bytes) -> None:
 
 @pytest.mark.parametrize("picking", list(Picking))
 @pytest.mark.parametrize("mode", list(BodyMode))
-async def test_every_kind_of_request_is_routed_and_arrives_whole(envoy, tmp_path, mode, picking):
+async def test_every_kind_of_request_is_routed_and_arrives_whole(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, picking: Picking
+) -> None:
     bodies = [chat("Hello. " * 20), chat("A longer prompt. " * 20_000), b"x" * 100_000, b""]
     async with (
         backends(3) as pods,
@@ -87,7 +91,7 @@ async def test_every_kind_of_request_is_routed_and_arrives_whole(envoy, tmp_path
 
 
 @pytest.mark.parametrize("mode", SEEING)
-async def test_the_next_turn_goes_to_the_warm_pod(envoy, tmp_path, mode):
+async def test_the_next_turn_goes_to_the_warm_pod(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> None:
     async with (
         backends(4) as pods,
         picker_app([pod.target for pod in pods], tmp_path) as app,
@@ -102,7 +106,7 @@ async def test_the_next_turn_goes_to_the_warm_pod(envoy, tmp_path, mode):
             assert served_by(await exchange(proxy.url, body=json.dumps(turn).encode())) == warm
 
 
-async def test_half_a_prompt_is_enough_in_partial_mode(envoy, tmp_path):
+async def test_half_a_prompt_is_enough_in_partial_mode(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with (
         backends(3) as pods,
         picker_app([pod.target for pod in pods], tmp_path) as app,
@@ -116,7 +120,7 @@ async def test_half_a_prompt_is_enough_in_partial_mode(envoy, tmp_path):
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, PARTIAL, DUPLEX])
-async def test_trailers(envoy, tmp_path, mode):
+async def test_trailers(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> None:
     # Envoy 1.40 sends the body of a FULL_DUPLEX_STREAMED request with trailers twice if its route has a retry policy,
     # whatever the picker answers (docs/envoy.md): no retries here.
     retries = NO_RETRIES if mode is DUPLEX else {}
@@ -135,7 +139,7 @@ async def test_trailers(envoy, tmp_path, mode):
 
 @pytest.mark.parametrize("picking", list(Picking))
 @pytest.mark.parametrize("mode", SEEING)
-async def test_trailers_without_a_body(envoy, tmp_path, mode, picking):
+async def test_trailers_without_a_body(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, picking: Picking) -> None:
     async with (
         backends(3) as pods,
         picker_app([pod.target for pod in pods], tmp_path) as app,
@@ -163,7 +167,9 @@ async def test_trailers_without_a_body(envoy, tmp_path, mode, picking):
 @pytest.mark.parametrize("response", [BodyMode.NONE, BodyMode.BUFFERED, BodyMode.STREAMED, DUPLEX])
 @pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
 @pytest.mark.parametrize("observe", [False, True])
-async def test_responses_pass_unharmed(envoy, tmp_path, mode, response, observe):
+async def test_responses_pass_unharmed(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, response: Any, observe: Any
+) -> None:
     async with (
         backends(2) as pods,
         picker_app([pod.target for pod in pods], tmp_path, observe_responses=observe) as app,
@@ -192,7 +198,7 @@ async def test_responses_pass_unharmed(envoy, tmp_path, mode, response, observe)
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
-async def test_a_model_is_rewritten_on_the_way(envoy, tmp_path, mode):
+async def test_a_model_is_rewritten_on_the_way(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> None:
     models = ', "models": [{"name": "alias", "targets": [{"name": "the-real-model"}]}]'
     async with (
         backends(2) as pods,
@@ -205,7 +211,7 @@ async def test_a_model_is_rewritten_on_the_way(envoy, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", SEEING)
-async def test_bad_input_is_answered_by_the_picker(envoy, tmp_path, mode):
+async def test_bad_input_is_answered_by_the_picker(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> None:
     async with (
         backends(1) as pods,
         picker_app([pod.target for pod in pods], tmp_path, max_body_bytes=300_000, strict_models=True) as app,
@@ -228,7 +234,7 @@ async def test_bad_input_is_answered_by_the_picker(envoy, tmp_path, mode):
 
 
 @pytest.mark.parametrize("hint", [("{0}",), "{0}", "{0},{1}", ("[::1]:1", "{1}"), ()])
-async def test_the_subset_hint(envoy, tmp_path, hint):
+async def test_the_subset_hint(envoy: StartEnvoy, tmp_path: Path, hint: Any) -> None:
     async with backends(3) as pods, picker_app([pod.target for pod in pods], tmp_path) as app:
         names = [pod.target for pod in pods]
         filled = hint.format(*names) if isinstance(hint, str) else tuple(entry.format(*names) for entry in hint)
@@ -243,7 +249,7 @@ async def test_the_subset_hint(envoy, tmp_path, hint):
 
 
 @pytest.mark.parametrize("picking", list(Picking))
-async def test_ipv6(envoy, tmp_path, picking):
+async def test_ipv6(envoy: StartEnvoy, tmp_path: Path, picking: Picking) -> None:
     if not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback address")
     async with backends(2, "::1") as pods, picker_app([pod.target for pod in pods], tmp_path) as app:
@@ -254,7 +260,7 @@ async def test_ipv6(envoy, tmp_path, picking):
             assert received(answer)["headers"]["x-gateway-destination-endpoint"] == only == f"[::1]:{pods[1].port}"
 
 
-async def test_fallbacks_are_tried_in_order_and_the_served_endpoint_is_told(envoy, tmp_path):
+async def test_fallbacks_are_tried_in_order_and_the_served_endpoint_is_told(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with (
         backends(3) as pods,
         picker_app(
@@ -283,7 +289,7 @@ async def test_fallbacks_are_tried_in_order_and_the_served_endpoint_is_told(envo
         assert chosen.headers["x-conformance-test-served-endpoint"] == expected
 
 
-async def test_shadow_mode_is_not_answered(envoy, tmp_path):
+async def test_shadow_mode_is_not_answered(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with (
         backends(2) as pods,
         picker_app([pod.target for pod in pods], tmp_path) as app,
@@ -296,7 +302,9 @@ async def test_shadow_mode_is_not_answered(envoy, tmp_path):
 
 @pytest.mark.parametrize("mode", SEEING)
 @pytest.mark.parametrize("stage", ["in the headers", "in the body", "before the response", "in the response"])
-async def test_a_client_that_goes_away_leaves_nothing_behind(envoy, tmp_path, mode, stage):
+async def test_a_client_that_goes_away_leaves_nothing_behind(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, stage: Any
+) -> None:
     async with (
         backends(1) as pods,
         picker_app([pod.target for pod in pods], tmp_path, observe_responses=True) as app,
@@ -324,7 +332,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(envoy, tmp_path, mo
         assert (await exchange(proxy.url, body=chat("still here"))).status == 200
 
 
-async def test_observed_requests_are_counted_to_their_true_end(envoy, tmp_path):
+async def test_observed_requests_are_counted_to_their_true_end(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with (
         backends(1) as pods,
         picker_app([pod.target for pod in pods], tmp_path, observe_responses=True) as app,

@@ -3,10 +3,13 @@
 import asyncio
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import connect, encode, exchange, read_message
 from tests.fixtures.envoy.pickers import scripted_picker, warmroute_serve
@@ -23,7 +26,7 @@ def destination(target: str) -> pb.HeaderMutation:
     return pb.HeaderMutation(set_headers=[option])
 
 
-def fixed(target: str, seen: list[pb.ProcessingRequest] | None = None):
+def fixed(target: str, seen: list[pb.ProcessingRequest] | None = None) -> Any:
     """A script for BUFFERED requests that picks the same endpoint each time."""
 
     async def script(context: grpc.aio.ServicerContext) -> None:
@@ -42,7 +45,7 @@ def fixed(target: str, seen: list[pb.ProcessingRequest] | None = None):
 
 
 @pytest.mark.parametrize("picking", list(Picking))
-async def test_the_pickers_choice_is_obeyed_and_the_clients_is_not(envoy, picking):
+async def test_the_pickers_choice_is_obeyed_and_the_clients_is_not(envoy: StartEnvoy, picking: Picking) -> None:
     async with (
         backends(3) as pods,
         scripted_picker(fixed(pods[1].target)) as epp,
@@ -58,7 +61,7 @@ async def test_the_pickers_choice_is_obeyed_and_the_clients_is_not(envoy, pickin
         assert (await exchange(proxy.url, "/v1/models", method="GET")).headers["x-backend"] == "pod-1"
 
 
-async def test_the_plain_listener_does_not_ask_and_strips_the_header(envoy):
+async def test_the_plain_listener_does_not_ask_and_strips_the_header(envoy: StartEnvoy) -> None:
     async with backends(2) as pods, envoy(pods, "127.0.0.1:1", epp_health_check=False) as proxy:
         names = [
             (await exchange(proxy.plain_url, headers={DESTINATION: pods[0].target})).headers["x-backend"]
@@ -68,7 +71,7 @@ async def test_the_plain_listener_does_not_ask_and_strips_the_header(envoy):
         assert all(DESTINATION not in request.headers for pod in pods for request in pod.requests)
 
 
-async def test_fail_open_when_the_picker_is_dead_from_the_start(envoy):
+async def test_fail_open_when_the_picker_is_dead_from_the_start(envoy: StartEnvoy) -> None:
     async with backends(1) as pods, envoy(pods, "127.0.0.1:1") as proxy:
         assert (await exchange(proxy.url, body=b"{}")).status == 200
     async with backends(1) as pods, envoy(pods, "127.0.0.1:1", failure_mode_allow=False) as proxy:
@@ -76,7 +79,7 @@ async def test_fail_open_when_the_picker_is_dead_from_the_start(envoy):
 
 
 @pytest.mark.parametrize("hint", [("10.0.0.1:8000", "10.0.0.2:8000"), "10.0.0.1:8000,10.0.0.2", ()])
-async def test_the_subset_hint_reaches_the_picker_as_given(envoy, hint):
+async def test_the_subset_hint_reaches_the_picker_as_given(envoy: StartEnvoy, hint: Any) -> None:
     seen: list[pb.ProcessingRequest] = []
     async with (
         backends(1) as pods,
@@ -88,7 +91,7 @@ async def test_the_subset_hint_reaches_the_picker_as_given(envoy, hint):
     assert (value if isinstance(hint, str) else tuple(value)) == hint
 
 
-async def test_endpoints_from_a_file_follow_a_rename(envoy, tmp_path):
+async def test_endpoints_from_a_file_follow_a_rename(envoy: StartEnvoy, tmp_path: Path) -> None:
     file = tmp_path / "endpoints.yaml"
     async with backends(2) as pods:
         file.write_text(to_yaml(endpoint_discovery([pods[0].target])))
@@ -101,7 +104,7 @@ async def test_endpoints_from_a_file_follow_a_rename(envoy, tmp_path):
             assert (await exchange(proxy.plain_url)).headers["x-backend"] == "pod-1"
 
 
-async def test_backends_stream_hold_and_send_trailers(envoy):
+async def test_backends_stream_hold_and_send_trailers(envoy: StartEnvoy) -> None:
     async with backends(1) as pods, envoy(pods, "127.0.0.1:1", epp_health_check=False) as proxy:
         wishes = {"x-test-sse": "3", "x-test-hold": "body", "x-test-trailers": "x-end"}
         asked = asyncio.create_task(
@@ -117,7 +120,7 @@ async def test_backends_stream_hold_and_send_trailers(envoy):
         assert pods[0].requests[0].trailers == {"x-t": "1"}
 
 
-async def test_one_connection_carries_several_requests(envoy):
+async def test_one_connection_carries_several_requests(envoy: StartEnvoy) -> None:
     async with backends(1) as pods, envoy(pods, "127.0.0.1:1", epp_health_check=False) as proxy:
         reader, writer = await connect(proxy.plain_url)
         for i in range(2):
@@ -128,7 +131,7 @@ async def test_one_connection_carries_several_requests(envoy):
         writer.close()
 
 
-async def test_a_backend_that_stops_refuses_and_comes_back_on_its_port(envoy):
+async def test_a_backend_that_stops_refuses_and_comes_back_on_its_port(envoy: StartEnvoy) -> None:
     async with (
         backends(1) as pods,
         envoy(pods, "127.0.0.1:1", epp_health_check=False, retries=0) as proxy,
@@ -139,7 +142,7 @@ async def test_a_backend_that_stops_refuses_and_comes_back_on_its_port(envoy):
         assert (await exchange(proxy.plain_url)).status == 200
 
 
-async def test_the_shipped_picker_keeps_a_conversation_on_one_backend(envoy, tmp_path):
+async def test_the_shipped_picker_keeps_a_conversation_on_one_backend(envoy: StartEnvoy, tmp_path: Path) -> None:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 4000}]}).encode()
     async with (
         backends(3) as pods,

@@ -7,9 +7,12 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy import NO_RETRIES
 from tests.fixtures.envoy.apps import eventually, picker_app, target
 from tests.fixtures.envoy.backends import backends
@@ -38,14 +41,16 @@ async def fallen_to_zero(proxy: EnvoyProcess, gauge: str) -> None:
             await asyncio.sleep(0.02)
 
 
-def posts(pod) -> int:
+def posts(pod: Any) -> int:
     return sum("POST" in request.start for request in pod.requests)
 
 
 @pytest.mark.parametrize("fail_open", [False, True])
 @pytest.mark.parametrize("mode", [BUFFERED, BodyMode.BUFFERED_PARTIAL, DUPLEX])
 @pytest.mark.parametrize("hold", ["head", "body"])
-async def test_a_killed_picker_harms_no_request_in_flight(envoy, tmp_path, mode, fail_open, hold):
+async def test_a_killed_picker_harms_no_request_in_flight(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, fail_open: bool, hold: float
+) -> None:
     async with (
         backends(2) as pods,
         warmroute_serve([pod.target for pod in pods], tmp_path) as (epp, child),
@@ -72,7 +77,9 @@ async def test_a_killed_picker_harms_no_request_in_flight(envoy, tmp_path, mode,
         (DUPLEX, False, (200, 200)),
     ],
 )
-async def test_observing_responses_makes_the_pickers_death_matter(envoy, tmp_path, mode, response_headers, statuses):
+async def test_observing_responses_makes_the_pickers_death_matter(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, response_headers: Any, statuses: Any
+) -> None:
     """The price of --observe-responses, with fail-close and with fail-open, as docs/envoy.md says."""
     for fail_open, status in zip((False, True), statuses, strict=True):
         async with (
@@ -96,7 +103,9 @@ async def test_observing_responses_makes_the_pickers_death_matter(envoy, tmp_pat
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
-async def test_fail_open_and_fail_close_while_the_picker_is_away_and_back_again(envoy, tmp_path, mode):
+async def test_fail_open_and_fail_close_while_the_picker_is_away_and_back_again(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode
+) -> None:
     async with (
         backends(2) as pods,
         warmroute_serve([pod.target for pod in pods], tmp_path) as (epp, child),
@@ -113,7 +122,7 @@ async def test_fail_open_and_fail_close_while_the_picker_is_away_and_back_again(
             await answered(proxy.url, lambda answer: answer.status == 200 and DESTINATION.encode() in answer.body)
 
 
-async def test_a_hanging_picker_is_envoys_message_timeout(envoy, tmp_path):
+async def test_a_hanging_picker_is_envoys_message_timeout(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with backends(1) as pods, warmroute_serve([pods[0].target], tmp_path) as (epp, child):
         for fail_open, status in ((True, 200), (False, 504)):
             async with envoy(
@@ -127,7 +136,7 @@ async def test_a_hanging_picker_is_envoys_message_timeout(envoy, tmp_path):
                     os.kill(child.pid, signal.SIGCONT)
 
 
-async def test_sigterm_drains(envoy, tmp_path):
+async def test_sigterm_drains(envoy: StartEnvoy, tmp_path: Path) -> None:
     """Requests keep being served between SIGTERM and the moment when Envoy has seen that the picker is not ready."""
     async with (
         backends(1) as pods,
@@ -144,7 +153,7 @@ async def test_sigterm_drains(envoy, tmp_path):
         assert child.returncode == 0
 
 
-async def test_a_picker_that_leaves_in_a_quiet_moment_fails_no_request(envoy, tmp_path):
+async def test_a_picker_that_leaves_in_a_quiet_moment_fails_no_request(envoy: StartEnvoy, tmp_path: Path) -> None:
     """With no stream open at SIGTERM it stays until Envoy's health check has seen it, and the other one takes over."""
     stays = tmp_path / "stays"
     stays.mkdir()
@@ -166,7 +175,9 @@ async def test_a_picker_that_leaves_in_a_quiet_moment_fails_no_request(envoy, tm
 
 
 @pytest.mark.parametrize("picking", list(Picking))
-async def test_a_dead_engine_is_routed_around_and_comes_back(envoy, tmp_path, picking):
+async def test_a_dead_engine_is_routed_around_and_comes_back(
+    envoy: StartEnvoy, tmp_path: Path, picking: Picking
+) -> None:
     async with (
         backends(3) as pods,
         picker_app(
@@ -191,7 +202,7 @@ async def test_a_dead_engine_is_routed_around_and_comes_back(envoy, tmp_path, pi
         assert posts(pods[0]) > before
 
 
-async def test_a_request_whose_engine_has_just_died_is_tried_on_another_one(envoy, tmp_path):
+async def test_a_request_whose_engine_has_just_died_is_tried_on_another_one(envoy: StartEnvoy, tmp_path: Path) -> None:
     slow = {"refresh_metrics_interval": 60.0, "idle_metrics_interval": 60.0}  # the picker goes on naming the dead one
     async with (
         backends(2) as pods,
@@ -206,7 +217,7 @@ async def test_a_request_whose_engine_has_just_died_is_tried_on_another_one(envo
         assert all(endpoint.available for endpoint in app.pool.endpoints.values())
 
 
-async def test_the_endpoints_file_is_followed(envoy, tmp_path):
+async def test_the_endpoints_file_is_followed(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with (
         backends(2) as pods,
         picker_app([pods[0].target], tmp_path) as app,
@@ -226,7 +237,7 @@ async def test_the_endpoints_file_is_followed(envoy, tmp_path):
         assert (await exchange(proxy.url, body=BODY)).headers["x-backend"] == "pod-1"
 
 
-async def test_tls_to_the_picker(envoy, tmp_path):
+async def test_tls_to_the_picker(envoy: StartEnvoy, tmp_path: Path) -> None:
     async with (
         backends(1) as pods,
         picker_app([pods[0].target], tmp_path, secure_serving=True) as app,

@@ -19,6 +19,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy.apps import eventually
 from tests.fixtures.envoy.http1 import exchange
 from tests.fixtures.kubernetes.clusters import Cluster, EmulatedCluster, cluster
@@ -135,7 +136,7 @@ async def becomes(condition: Any, what: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["emulated", "real"])
-async def test_the_walk_through(envoy, tmp_path, monkeypatch, kind):
+async def test_the_walk_through(envoy: StartEnvoy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     async with (
         cluster(kind, tmp_path) as where,
         engines(5) as servers,
@@ -189,7 +190,9 @@ async def test_the_walk_through(envoy, tmp_path, monkeypatch, kind):
         assert (await picker.last_decision())["strategy"] == "PREFIX_CACHE"
 
 
-async def test_requests_do_not_notice_that_the_api_server_dies_and_returns(envoy, tmp_path, monkeypatch):
+async def test_requests_do_not_notice_that_the_api_server_dies_and_returns(
+    envoy: StartEnvoy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with (
         cluster("emulated", tmp_path) as where,
         engines(3) as servers,
@@ -236,7 +239,9 @@ async def test_requests_do_not_notice_that_the_api_server_dies_and_returns(envoy
         assert set(answered) == {"qwen-0", "qwen-1", "qwen-2"}
 
 
-async def test_of_two_pickers_one_is_ready_and_the_other_takes_over(tmp_path, monkeypatch):
+async def test_of_two_pickers_one_is_ready_and_the_other_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with cluster("emulated", tmp_path) as where:
         await where.apply(POOL, pod("a", "127.0.0.1", port=free_port()))
         monkeypatch.setenv("KUBECONFIG", where.kubeconfig)

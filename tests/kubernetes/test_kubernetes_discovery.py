@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def cluster_of(*pods: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ pods
 
 
-async def test_pods_come_change_and_go(tmp_path):
+async def test_pods_come_change_and_go(tmp_path: Path) -> None:
     async with cluster_of() as server, picking(server, tmp_path) as picker:
         assert picker.targets() == ["10.0.0.1:8000", "10.0.0.2:8000"]
         server.apply(pod("c", "10.0.0.3"))
@@ -107,7 +108,7 @@ async def test_pods_come_change_and_go(tmp_path):
         assert server.lists == 8, "each kind is listed once, everything else comes by watch"
 
 
-async def test_flapping_keeps_what_is_known_and_a_new_process_does_not(tmp_path):
+async def test_flapping_keeps_what_is_known_and_a_new_process_does_not(tmp_path: Path) -> None:
     async with cluster_of() as server, picking(server, tmp_path) as picker:
         member = picker.pool.endpoints["default/a"]
 
@@ -132,13 +133,13 @@ async def test_flapping_keeps_what_is_known_and_a_new_process_does_not(tmp_path)
         assert await becomes(pod("a", "10.0.0.9", restarts=1), target="10.0.0.9:8000") == ["default/a"]  # another uid
 
 
-async def test_labels_reach_the_pool(tmp_path):
+async def test_labels_reach_the_pool(tmp_path: Path) -> None:
     labels = {"app": "qwen", "llm-d.ai/engine-type": "sglang"}
     async with cluster_of(pod("a", "10.0.0.1", metadata__labels=labels)) as server, picking(server, tmp_path) as picker:
         assert picker.pool.endpoints["default/a"].engine == "sglang"
 
 
-async def test_a_pool_with_more_pods_than_a_page(tmp_path, monkeypatch):
+async def test_a_pool_with_more_pods_than_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "PAGE_SIZE", 7)
     pods = [pod(f"p{i:02}", f"10.0.0.{i}") for i in range(30)]
     async with cluster_of(*pods) as server, picking(server, tmp_path) as picker:
@@ -148,7 +149,7 @@ async def test_a_pool_with_more_pods_than_a_page(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ pool
 
 
-async def test_selector_and_port_change(tmp_path):
+async def test_selector_and_port_change(tmp_path: Path) -> None:
     blue = pod("blue", "10.0.0.7", metadata__labels={"app": "blue"})
     async with cluster_of(pod("a", "10.0.0.1"), blue) as server, picking(server, tmp_path) as picker:
         server.apply(changed(POOL, spec__targetPortNumber=8001))
@@ -160,14 +161,14 @@ async def test_selector_and_port_change(tmp_path):
 
 
 @pytest.mark.parametrize(("group", "port"), [(None, 9000), ("inference.networking.k8s.io", 9000), (X, 8000)])
-async def test_of_two_pools_the_v1_one_counts_unless_told(tmp_path, group, port):
+async def test_of_two_pools_the_v1_one_counts_unless_told(tmp_path: Path, group: str, port: int) -> None:
     async with cluster_of(pod("a", "10.0.0.1")) as server:
         server.apply(V1_POOL)
         async with picking(server, tmp_path, pool_group=group) as picker:
             assert picker.targets() == [f"10.0.0.1:{port}"]
 
 
-async def test_ranks(tmp_path):
+async def test_ranks(tmp_path: Path) -> None:
     spec = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 8000}, {"number": 8001}]}
     six = pod("a", "2001:db8::1")
     async with api_server(changed(V1_POOL, spec=spec), six) as server, picking(server, tmp_path) as picker:
@@ -177,7 +178,7 @@ async def test_ranks(tmp_path):
         await eventually(lambda: picker.targets() == [])
 
 
-async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_pods_along(tmp_path):
+async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_pods_along(tmp_path: Path) -> None:
     async with api_server(pod("a", "10.0.0.1")) as server, picking(server, tmp_path, synced=False) as picker:
         await eventually(lambda: server.watches >= 6)
         assert not picker.pool.synced
@@ -193,7 +194,7 @@ async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_p
         assert picker.restarts.ids == []
 
 
-async def test_a_pool_that_makes_no_sense_leaves_the_last_one_in_force(tmp_path):
+async def test_a_pool_that_makes_no_sense_leaves_the_last_one_in_force(tmp_path: Path) -> None:
     async with cluster_of(pod("a", "10.0.0.1")) as server, picking(server, tmp_path) as picker:
         server.apply(changed(POOL, spec__selector={}))
         server.apply(pod("b", "10.0.0.2"))
@@ -203,7 +204,7 @@ async def test_a_pool_that_makes_no_sense_leaves_the_last_one_in_force(tmp_path)
 # ------------------------------------------------------------------------------------------------ models
 
 
-async def test_models_follow_and_a_deleted_one_is_succeeded_by_the_next_oldest(tmp_path):
+async def test_models_follow_and_a_deleted_one_is_succeeded_by_the_next_oldest(tmp_path: Path) -> None:
     younger = changed(MODEL, metadata__name="younger", metadata__creationTimestamp="2099-01-01T00:00:00Z")
     younger = changed(younger, spec__criticality="Sheddable", spec__targetModels=[{"name": "v2"}])
     async with cluster_of() as server, picking(server, tmp_path) as picker:
@@ -223,7 +224,7 @@ async def test_models_follow_and_a_deleted_one_is_succeeded_by_the_next_oldest(t
 
 
 @pytest.mark.parametrize("group", [X, "llm-d.ai"])
-async def test_objectives_and_rewrites_of_both_groups(tmp_path, group):
+async def test_objectives_and_rewrites_of_both_groups(tmp_path: Path, group: str) -> None:
     def made(kind: str, name: str, **spec: Any) -> Any:
         head = {"apiVersion": f"{group}/v1alpha2", "kind": kind, "metadata": {"name": name}}
         return head | {"spec": {"poolRef": POOL_REF, **spec}}
@@ -242,7 +243,7 @@ async def test_objectives_and_rewrites_of_both_groups(tmp_path, group):
 # ------------------------------------------------------------------------------------------------ annotations
 
 
-async def test_annotations_change_settings_and_their_removal_restores_the_flags(tmp_path):
+async def test_annotations_change_settings_and_their_removal_restores_the_flags(tmp_path: Path) -> None:
     async with cluster_of() as server, picking(server, tmp_path, cost_waiting=2.0) as picker:
         assert picker.settings.routing_strategy == "PREFIX_CACHE"
         server.apply(annotated(POOL, routing_strategy="RANDOM", COST_WAITING="3.5", WARMROUTE_QUEUE_SLACK="7"))
@@ -261,7 +262,9 @@ async def test_annotations_change_settings_and_their_removal_restores_the_flags(
         assert all(picker.reloads)
 
 
-async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(tmp_path, caplog):
+async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with cluster_of() as server, picking(server, tmp_path) as picker:
         bad = {"routing_strategy": "FASTEST", "cost-waiting": "much", "experimental-use-queueing": "true"}
         with caplog.at_level(logging.WARNING, "warmroute"):
@@ -284,7 +287,7 @@ async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(tmp_p
 # ------------------------------------------------------------------------------------------------ trouble
 
 
-async def test_dropped_connections_and_compacted_history_lose_nothing(tmp_path):
+async def test_dropped_connections_and_compacted_history_lose_nothing(tmp_path: Path) -> None:
     async with cluster_of(pod("a", "10.0.0.1")) as server, picking(server, tmp_path) as picker:
         for i in range(2, 12):
             server.drop_connections()
@@ -299,7 +302,7 @@ async def test_dropped_connections_and_compacted_history_lose_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_whatever_happens_in_whatever_order_the_pool_ends_up_right(tmp_path, seed):
+async def test_whatever_happens_in_whatever_order_the_pool_ends_up_right(tmp_path: Path, seed: Any) -> None:
     chance = random.Random(seed)
     async with cluster_of() as server, picking(server, tmp_path) as picker:
         port = 8000
@@ -334,7 +337,7 @@ async def test_whatever_happens_in_whatever_order_the_pool_ends_up_right(tmp_pat
         await eventually(lambda: picker.targets() == wanted)
 
 
-async def test_bookmarks_spare_the_list_after_a_compaction(tmp_path):
+async def test_bookmarks_spare_the_list_after_a_compaction(tmp_path: Path) -> None:
     async with cluster_of() as server:
         server.bookmark_interval = 0.02
         async with picking(server, tmp_path) as picker:
@@ -352,7 +355,7 @@ async def test_bookmarks_spare_the_list_after_a_compaction(tmp_path):
             assert server.lists == lists
 
 
-async def test_a_server_that_is_away_at_the_start_and_later(tmp_path, caplog):
+async def test_a_server_that_is_away_at_the_start_and_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with cluster_of(pod("a", "10.0.0.1")) as server:
         await server.stop()
         with caplog.at_level(logging.INFO, "warmroute"):
@@ -375,7 +378,9 @@ async def test_a_server_that_is_away_at_the_start_and_later(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("how", ["missing", "forbidden"])
-async def test_kinds_that_are_missing_or_forbidden_are_told_once_and_picked_up_later(tmp_path, caplog, how):
+async def test_kinds_that_are_missing_or_forbidden_are_told_once_and_picked_up_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any
+) -> None:
     async with cluster_of() as server:
         kinds = {f"inferencemodels.{X}", f"inferenceobjectives.{X}", "inferencepools.inference.networking.k8s.io"}
         getattr(server, how).update(kinds)
@@ -391,7 +396,9 @@ async def test_kinds_that_are_missing_or_forbidden_are_told_once_and_picked_up_l
     assert "inferencemodels.inference.networking.x-k8s.io can be read now" in caplog.text
 
 
-async def test_a_kind_that_is_not_installed_may_look_forbidden_but_is_not_called_so(tmp_path, caplog):
+async def test_a_kind_that_is_not_installed_may_look_forbidden_but_is_not_called_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with cluster_of() as server:
         kinds = {f"{plural}.llm-d.ai" for plural in ("inferenceobjectives", "inferencemodelrewrites")}
         server.missing |= kinds
@@ -403,7 +410,9 @@ async def test_a_kind_that_is_not_installed_may_look_forbidden_but_is_not_called
 
 
 @pytest.mark.parametrize("code", [500, 503])
-async def test_one_kind_that_the_server_fails_to_list_does_not_hold_up_the_start(tmp_path, caplog, code):
+async def test_one_kind_that_the_server_fails_to_list_does_not_hold_up_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: Any
+) -> None:
     async with cluster_of() as server:
         server.failing[f"inferencemodels.{X}"] = code
         async with picking(server, tmp_path) as picker:
@@ -413,7 +422,7 @@ async def test_one_kind_that_the_server_fails_to_list_does_not_hold_up_the_start
             await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
 
 
-async def test_rights_withdrawn_later_change_nothing(tmp_path, caplog):
+async def test_rights_withdrawn_later_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with cluster_of() as server, picking(server, tmp_path) as picker:
         server.forbidden |= {"pods", f"inferencepools.{X}", f"inferencemodels.{X}"}
         server.drop_connections()
@@ -426,7 +435,9 @@ async def test_rights_withdrawn_later_change_nothing(tmp_path, caplog):
         await eventually(lambda: len(picker.targets()) == 3)
 
 
-async def test_after_a_restart_of_the_server_403_is_retried_as_any_failure(tmp_path, caplog):
+async def test_after_a_restart_of_the_server_403_is_retried_as_any_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An API server answers 403 until its RBAC caches are filled; an unreadable kind may be retried much less often."""
     backoff = Backoff(first=0.01, most=0.05, missing=3600)
     async with cluster_of() as server, picking(server, tmp_path, backoff=backoff) as picker:
@@ -439,7 +450,7 @@ async def test_after_a_restart_of_the_server_403_is_retried_as_any_failure(tmp_p
         await eventually(lambda: len(picker.targets()) == 3)
 
 
-async def test_without_the_right_to_read_pods_it_is_not_ready(tmp_path, caplog):
+async def test_without_the_right_to_read_pods_it_is_not_ready(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with cluster_of() as server:
         server.forbidden.add("pods")
         async with picking(server, tmp_path, synced=False) as picker:
@@ -449,7 +460,7 @@ async def test_without_the_right_to_read_pods_it_is_not_ready(tmp_path, caplog):
             await eventually(lambda: picker.pool.synced)
 
 
-async def test_wrong_credentials_are_read_again(tmp_path):
+async def test_wrong_credentials_are_read_again(tmp_path: Path) -> None:
     async with cluster_of() as server, picking(server, tmp_path, synced=False, token="expired") as picker:
         await asyncio.sleep(0.1)
         assert not picker.pool.synced
@@ -457,7 +468,7 @@ async def test_wrong_credentials_are_read_again(tmp_path):
         await eventually(lambda: picker.pool.synced)
 
 
-async def test_one_object_that_makes_no_sense_harms_no_other(tmp_path, caplog):
+async def test_one_object_that_makes_no_sense_harms_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     odd = [changed(MODEL, metadata__name="odd", spec=None), pod("odd", "10.0.0.9", status__conditions=[{}])]
     async with api_server(POOL, MODEL, *odd, pod("a", "10.0.0.1")) as server, picking(server, tmp_path) as picker:
         assert picker.targets() == ["10.0.0.1:8000"]
@@ -467,7 +478,7 @@ async def test_one_object_that_makes_no_sense_harms_no_other(tmp_path, caplog):
         await eventually(lambda: len(picker.targets()) == 2)
 
 
-def test_no_cluster_is_a_clear_error(tmp_path):
+def test_no_cluster_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no cluster found"):
         Cluster().find({"KUBECONFIG": str(tmp_path / "none")})
     settings = Settings(pool_name="p", pool_group="example.com")

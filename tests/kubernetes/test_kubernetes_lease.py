@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def holder(server: ApiServer) -> str | None:
     return None if lease is None else lease["spec"]["holderIdentity"]
 
 
-async def test_one_leads_and_a_release_hands_over_at_once(tmp_path):
+async def test_one_leads_and_a_release_hands_over_at_once(tmp_path: Path) -> None:
     async with api_server() as server, AsyncExitStack() as stack:
         first = await stack.enter_async_context(candidate(server, tmp_path, "a", Clock()))
         await eventually(lambda: first.leading)
@@ -73,7 +74,7 @@ async def test_one_leads_and_a_release_hands_over_at_once(tmp_path):
         assert lease["spec"]["leaseDurationSeconds"] == 15
 
 
-async def test_two_that_start_together_do_not_both_lead(tmp_path):
+async def test_two_that_start_together_do_not_both_lead(tmp_path: Path) -> None:
     async with (
         api_server() as server,
         candidate(server, tmp_path, "a", Clock()) as first,
@@ -84,7 +85,7 @@ async def test_two_that_start_together_do_not_both_lead(tmp_path):
         assert [first.leading, second.leading].count(True) == 1
 
 
-async def test_a_holder_that_died_is_succeeded_when_its_lease_expires_by_the_own_clock(tmp_path):
+async def test_a_holder_that_died_is_succeeded_when_its_lease_expires_by_the_own_clock(tmp_path: Path) -> None:
     async with api_server() as server:
         spec = {"holderIdentity": "dead", "leaseDurationSeconds": 30, "renewTime": "1999-01-01T00:00:00.000000Z"}
         server.apply(LEASE | {"spec": spec})
@@ -98,7 +99,7 @@ async def test_a_holder_that_died_is_succeeded_when_its_lease_expires_by_the_own
             await eventually(lambda: election.leading)
 
 
-async def test_a_lease_that_its_holder_renews_is_never_taken_over(tmp_path):
+async def test_a_lease_that_its_holder_renews_is_never_taken_over(tmp_path: Path) -> None:
     def renew(number: int) -> None:
         renewed = f"1999-01-01T00:00:{number:02}.000000Z"
         spec = {"holderIdentity": "a", "leaseDurationSeconds": 15, "renewTime": renewed}
@@ -118,7 +119,7 @@ async def test_a_lease_that_its_holder_renews_is_never_taken_over(tmp_path):
             await eventually(lambda: election.leading)
 
 
-async def test_the_same_pod_after_a_restart_takes_its_own_lease(tmp_path):
+async def test_the_same_pod_after_a_restart_takes_its_own_lease(tmp_path: Path) -> None:
     async with api_server() as server:
         server.apply(LEASE | {"spec": {"holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 4}})
         async with candidate(server, tmp_path, "a", Clock()) as election:
@@ -128,7 +129,7 @@ async def test_the_same_pod_after_a_restart_takes_its_own_lease(tmp_path):
             assert lease["spec"]["leaseTransitions"] == 4
 
 
-async def test_a_leader_stays_so_while_the_server_is_away_and_until_it_sees_another(tmp_path):
+async def test_a_leader_stays_so_while_the_server_is_away_and_until_it_sees_another(tmp_path: Path) -> None:
     async with api_server() as server, candidate(server, tmp_path, "a", Clock()) as election:
         await eventually(lambda: election.leading)
         await server.stop()
@@ -140,7 +141,9 @@ async def test_a_leader_stays_so_while_the_server_is_away_and_until_it_sees_anot
         assert holder(server) == "b"
 
 
-async def test_without_the_right_it_does_not_lead_and_says_so_once(tmp_path, caplog):
+async def test_without_the_right_it_does_not_lead_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with api_server() as server:
         server.forbidden.add("leases.coordination.k8s.io")
         async with candidate(server, tmp_path, "a", Clock()) as election:
@@ -152,7 +155,7 @@ async def test_without_the_right_it_does_not_lead_and_says_so_once(tmp_path, cap
             await eventually(lambda: election.leading)
 
 
-def test_who_and_where(monkeypatch):
+def test_who_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POD_NAME", "epp-1")
     monkeypatch.setenv("POD_NAMESPACE", "system")
     assert (own_identity(), own_namespace("default")) == ("epp-1", "system")

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ class Changes(PoolListener):
 
 
 @pytest.mark.slow
-async def test_following_a_thousand_pods_costs_little_more_than_reading_what_changes(tmp_path):
+async def test_following_a_thousand_pods_costs_little_more_than_reading_what_changes(tmp_path: Path) -> None:
     """Fifty events a second. What decoding a pod's JSON costs is measured between them: processors differ, and are shared.
 
     On an idle one 3 % of a core go to it.

@@ -28,7 +28,7 @@ def uid(item: dict[str, Any], value: str = "u-1") -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ pods
 
 
-def test_a_ready_pod_is_one_endpoint_for_each_target_port():
+def test_a_ready_pod_is_one_endpoint_for_each_target_port() -> None:
     (one,) = endpoints(pod("a", "10.0.0.1"))
     assert (one.id, one.target, dict(one.labels)) == ("default/a", "10.0.0.1:8000", {"app": "qwen"})
     assert [(e.id, e.target) for e in endpoints(pod("a", "10.0.0.1"), 8000, 8001)] == [
@@ -37,7 +37,7 @@ def test_a_ready_pod_is_one_endpoint_for_each_target_port():
     ]
 
 
-def test_ipv6():
+def test_ipv6() -> None:
     assert endpoints(pod("a", "2001:db8::1"))[0].target == "[2001:db8::1]:8000"
 
 
@@ -53,7 +53,7 @@ def test_ipv6():
         {"metadata__deletionTimestamp": "2026-01-01T00:00:00Z"},
     ],
 )
-def test_pods_that_are_not_ready_or_are_going_or_have_no_address_are_none(paths):
+def test_pods_that_are_not_ready_or_are_going_or_have_no_address_are_none(paths: Any) -> None:
     assert endpoints(pod("a", "10.0.0.1", **paths)) == []
 
 
@@ -68,19 +68,19 @@ def test_pods_that_are_not_ready_or_are_going_or_have_no_address_are_none(paths)
         ({"llm-d.ai/active-ports": ""}, []),
     ],
 )
-def test_active_ports_keep_the_ranks_names(annotations, ranks):
+def test_active_ports_keep_the_ranks_names(annotations: Any, ranks: Any) -> None:
     found = endpoints(pod("a", "10.0.0.1", metadata__annotations=annotations), 8000, 8001, 8002)
     assert [e.name for e in found] == [f"a-rank-{rank}" for rank in ranks]
 
 
-def test_the_incarnation_is_the_engines_process():
+def test_the_incarnation_is_the_engines_process() -> None:
     first = endpoints(pod("a", "10.0.0.1"))[0].incarnation
     assert endpoints(pod("a", "10.0.0.1"))[0].incarnation == first
     assert endpoints(pod("a", "10.0.0.1", restarts=1))[0].incarnation != first
     assert next(read_pod(uid(pod("a", "10.0.0.1"), "u-2")).endpoints([8000])).incarnation != first
 
 
-def test_a_sidecars_restart_is_not_the_engines():
+def test_a_sidecars_restart_is_not_the_engines() -> None:
     def with_sidecar(restarts: int, ports: list[dict[str, int]]) -> str:
         item = pod("a", "10.0.0.1")
         item["spec"]["containers"].append({"name": "proxy", "ports": ports})
@@ -102,7 +102,7 @@ def placed(item: dict[str, Any]) -> dict[str, Any]:
     return changed(item, metadata__namespace="default")
 
 
-def test_pools_of_both_groups():
+def test_pools_of_both_groups() -> None:
     old = read_pool(placed(POOL))
     assert (old.label_selector, old.ports) == ("app=qwen", (8000,))
     spec = {"selector": {"matchLabels": {"b": "2", "a": "1"}}, "targetPorts": [{"number": 8000}, {"number": 8001}]}
@@ -111,7 +111,7 @@ def test_pools_of_both_groups():
 
 
 @pytest.mark.parametrize("paths", [{"spec__selector": {}}, {"spec__selector": None}, {"spec": {}}])
-def test_pools_without_selector_are_none(paths):
+def test_pools_without_selector_are_none(paths: Any) -> None:
     with pytest.raises((ValueError, LookupError)):
         read_pool(placed(changed(POOL, **paths)))
 
@@ -124,7 +124,7 @@ def model(name: str = "m", created: str = "2026-01-01T00:00:00Z", **paths: Any) 
     return changed(MODEL, **{**made, "spec__modelName": "chat", "spec__targetModels": [{"name": name}], **paths})
 
 
-def rewrite(name: str, *rules: tuple[list[str], list[dict[str, Any]]], created: str = "2026-01-01T00:00:00Z"):
+def rewrite(name: str, *rules: tuple[list[str], list[dict[str, Any]]], created: str = "2026-01-01T00:00:00Z") -> Any:
     return read_rewrite(
         {
             "metadata": {"name": name, "namespace": "default", "creationTimestamp": created},
@@ -139,7 +139,7 @@ def rewrite(name: str, *rules: tuple[list[str], list[dict[str, Any]]], created: 
     )
 
 
-def test_the_oldest_model_of_a_name_wins_whatever_the_order():
+def test_the_oldest_model_of_a_name_wins_whatever_the_order() -> None:
     items = [
         model("younger", "2026-01-02T00:00:00Z"),
         model("oldest"),
@@ -153,7 +153,7 @@ def test_the_oldest_model_of_a_name_wins_whatever_the_order():
         assert any_model is None
 
 
-def test_weights_and_criticality():
+def test_weights_and_criticality() -> None:
     def only(**paths: Any) -> Model:
         ((found,), _) = models_of(NAME, [read_model(model(**paths))], ())
         return found
@@ -169,7 +169,7 @@ def test_weights_and_criticality():
     assert only(spec__criticality=None).criticality is Criticality.STANDARD
 
 
-def test_an_exact_rewrite_beats_the_model_and_the_model_beats_the_generic_rewrite():
+def test_an_exact_rewrite_beats_the_model_and_the_model_beats_the_generic_rewrite() -> None:
     models = [read_model(model(spec__criticality="Sheddable"))]
     generic = rewrite("g", ([], [{"modelRewrite": "base"}]), created="2020-01-01T00:00:00Z")
     exact = rewrite("e", (["chat", "talk"], [{"modelRewrite": "v1", "weight": 1}, {"modelRewrite": "v2", "weight": 3}]))
@@ -185,7 +185,7 @@ def test_an_exact_rewrite_beats_the_model_and_the_model_beats_the_generic_rewrit
     assert [m.draw(0.0) for m in table] == ["m"]
 
 
-def test_of_rewrites_the_oldest_object_wins_then_the_first_rule():
+def test_of_rewrites_the_oldest_object_wins_then_the_first_rule() -> None:
     young = rewrite("a", (["chat"], [{"modelRewrite": "young"}]), created="2026-01-02T00:00:00Z")
     old = rewrite("b", (["chat"], [{"modelRewrite": "first"}]), (["chat"], [{"modelRewrite": "second"}]))
     generic = rewrite("c", ([], [{"modelRewrite": "x"}]), ([], [{"modelRewrite": "y"}]))
@@ -195,13 +195,13 @@ def test_of_rewrites_the_oldest_object_wins_then_the_first_rule():
     assert any_model.targets == (ModelTarget("x"),)
 
 
-def objective(name: str, priority: int | None, **paths: Any):
+def objective(name: str, priority: int | None, **paths: Any) -> Any:
     spec = {"poolRef": POOL_REF} | ({} if priority is None else {"priority": priority})
     item = {"apiVersion": f"{X}/v1alpha2", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
     return read_objective(changed(item, **paths))
 
 
-def test_objectives():
+def test_objectives() -> None:
     claims = [
         objective("batch", -1),
         objective("plain", None),

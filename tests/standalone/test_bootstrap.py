@@ -2,6 +2,8 @@
 
 import itertools
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.integration
 ENDPOINTS = ("127.0.0.1:8000", "[::1]:8001")
 
 
-def assert_valid(config: ProxyConfig, tmp_path) -> None:
+def assert_valid(config: ProxyConfig, tmp_path: Path) -> None:
     file = tmp_path / "envoy.yaml"
     file.write_text(to_yaml(bootstrap(config), "said before"))
     argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", file]
@@ -24,7 +26,9 @@ def assert_valid(config: ProxyConfig, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("request_mode", "picking"), list(itertools.product(BodyMode, Picking)))
-def test_envoy_accepts_every_body_mode_with_every_way_of_picking(request_mode, picking, tmp_path):
+def test_envoy_accepts_every_body_mode_with_every_way_of_picking(
+    request_mode: Any, picking: Picking, tmp_path: Path
+) -> None:
     for response_mode in (BodyMode.NONE, BodyMode.BUFFERED, BodyMode.STREAMED, BodyMode.FULL_DUPLEX_STREAMED):
         config = ProxyConfig(
             epp=("127.0.0.1:9002",),
@@ -49,17 +53,17 @@ def test_envoy_accepts_every_body_mode_with_every_way_of_picking(request_mode, p
         {"forwarding_namespaces": (), "receiving_namespaces": ()},
     ],
 )
-def test_envoy_accepts_the_options(options, tmp_path):
+def test_envoy_accepts_the_options(options: Any, tmp_path: Path) -> None:
     assert_valid(ProxyConfig(**{"epp": ("127.0.0.1:9002",), "endpoints": ENDPOINTS, **options}), tmp_path)
 
 
-def test_envoy_accepts_endpoints_from_a_file(tmp_path):
+def test_envoy_accepts_endpoints_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "endpoints.yaml"
     file.write_text(to_yaml(endpoint_discovery(ENDPOINTS)))
     assert_valid(ProxyConfig(epp=("127.0.0.1:9002",), endpoints_file=file), tmp_path)
 
 
-def test_client_sent_destinations_are_removed_on_every_listener():
+def test_client_sent_destinations_are_removed_on_every_listener() -> None:
     tree = bootstrap(ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS)).to_dict()
     listeners = tree["staticResources"]["listeners"]
     assert len(listeners) == 2
@@ -70,7 +74,7 @@ def test_client_sent_destinations_are_removed_on_every_listener():
         assert removed == ["x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served"]
 
 
-def test_a_comment_stays_a_comment():
+def test_a_comment_stays_a_comment() -> None:
     config = ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS)
     text = to_yaml(bootstrap(config), "one: two\n\nthree")
     assert text.startswith("# one: two\n#\n# three\n")
@@ -85,12 +89,12 @@ def test_a_comment_stays_a_comment():
         ({"endpoints": ENDPOINTS, "observability_mode": True}, "observability_mode"),
     ],
 )
-def test_what_envoy_would_refuse_is_refused_with_a_reason(options, word):
+def test_what_envoy_would_refuse_is_refused_with_a_reason(options: Any, word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):
         ProxyConfig(epp=("127.0.0.1:9002",), **options)
 
 
 @pytest.mark.parametrize("target", ["localhost", ":80", "127.0.0.1:http", "127.0.0.1:"])
-def test_an_address_without_a_port_is_a_configuration_error(target):
+def test_an_address_without_a_port_is_a_configuration_error(target: Any) -> None:
     with pytest.raises(ConfigurationError, match="address:port"):
         bootstrap(ProxyConfig(epp=("127.0.0.1:9002",), endpoints=(target,)))

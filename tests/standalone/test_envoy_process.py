@@ -2,6 +2,8 @@
 
 import os
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from warmroute.standalone.envoy import EnvoyProcess, envoy_path
 pytestmark = pytest.mark.integration
 
 
-def config(**options) -> ProxyConfig:
+def config(**options: Any) -> ProxyConfig:
     return ProxyConfig(epp=("127.0.0.1:1",), endpoints=("127.0.0.1:2",), epp_health_check=False, **options)
 
 
@@ -26,7 +28,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path):
+async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path: Path) -> None:
     proxy = EnvoyProcess(config(), tmp_path)
     async with proxy:
         ports = {int(url.rpartition(":")[2]) for url in (proxy.url, proxy.plain_url)}
@@ -43,7 +45,7 @@ async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path):
     assert proxy.child.returncode == 0
 
 
-async def test_two_run_side_by_side(tmp_path):
+async def test_two_run_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     async with EnvoyProcess(config(), tmp_path / "a") as a, EnvoyProcess(config(), tmp_path / "b") as b:
@@ -51,7 +53,7 @@ async def test_two_run_side_by_side(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["port", "plain_port", "admin_port"])
-async def test_a_taken_port_is_an_error_before_envoy_starts(name, tmp_path):
+async def test_a_taken_port_is_an_error_before_envoy_starts(name: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         proxy = EnvoyProcess(config(**{name: port}), tmp_path)
@@ -60,14 +62,14 @@ async def test_a_taken_port_is_an_error_before_envoy_starts(name, tmp_path):
     assert not (tmp_path / "envoy.log").exists()
 
 
-async def test_an_envoy_that_gives_up_shows_the_end_of_its_log(tmp_path):
+async def test_an_envoy_that_gives_up_shows_the_end_of_its_log(tmp_path: Path) -> None:
     proxy = EnvoyProcess(config(endpoints_file=None), tmp_path)
     proxy.child.argv = (*proxy.child.argv, "--no-such-flag")
     with pytest.raises(ChildError, match=r"(?s)ended with status 1.*no-such-flag"):
         await proxy.start()
 
 
-async def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
     child = Child("stubborn", ["sh", "-c", script], tmp_path / "log")
 
@@ -80,12 +82,14 @@ async def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
         assert child.returncode == -9
 
 
-async def test_a_program_that_is_not_there_is_a_child_error(tmp_path):
+async def test_a_program_that_is_not_there_is_a_child_error(tmp_path: Path) -> None:
     with pytest.raises(ChildError, match="cannot be started"):
         await Child("nobody", [str(tmp_path / "nobody")], tmp_path / "log").start()
 
 
-def test_envoy_is_taken_from_the_path_or_its_absence_is_explained(tmp_path, monkeypatch):
+def test_envoy_is_taken_from_the_path_or_its_absence_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert envoy_path().exists()
     monkeypatch.setitem(__import__("sys").modules, "envoy", None)
     monkeypatch.setattr(envoy_module.shutil, "which", lambda name: str(tmp_path / name))

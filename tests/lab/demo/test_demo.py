@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,7 +42,7 @@ def console() -> Console:
 # ---------------------------------------------------------------- options
 
 
-def test_every_port_0_becomes_a_port_of_its_own():
+def test_every_port_0_becomes_a_port_of_its_own() -> None:
     options = DemoOptions(**ANY_PORTS).settled()
     ports = [getattr(options, name) for name in ANY_PORTS if name != "pod_port"]
     ports += [int(target.rpartition(":")[2]) for target in options.targets]
@@ -49,21 +51,21 @@ def test_every_port_0_becomes_a_port_of_its_own():
 
 
 @pytest.mark.parametrize("name", ["port", "epp_health_port", "pod_port"])
-def test_a_taken_port_is_named_with_its_flag(name):
+def test_a_taken_port_is_named_with_its_flag(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} .*--{name.replace('_', '-')}"):
             DemoOptions(**{**ANY_PORTS, name: port}).settled()
 
 
-def test_a_port_wanted_twice_is_refused():
+def test_a_port_wanted_twice_is_refused() -> None:
     port = free_port()
     with pytest.raises(ConfigurationError, match=f"{port} is wanted twice"):
         DemoOptions(**{**ANY_PORTS, "port": port, "metrics_port": port}).settled()
 
 
 @pytest.mark.parametrize("options", [{"pods": 0}, {"time_scale": 0}, {"profile": "abacus"}])
-def test_impossible_engines_are_refused(options):
+def test_impossible_engines_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError):
         DemoOptions(**options)
 
@@ -71,7 +73,7 @@ def test_impossible_engines_are_refused(options):
 # ---------------------------------------------------------------- written configuration
 
 
-def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path):
+def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path: Path) -> None:
     paths = write_config(DemoOptions(pods=2), tmp_path / "new")
     assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]
     endpoints = EndpointsFile.model_validate(yaml.safe_load(paths[0].read_text()))
@@ -85,7 +87,7 @@ def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path
         assert "failure_mode_allow: true" in text
 
 
-def test_nothing_that_is_there_is_overwritten(tmp_path):
+def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "endpoints.yaml").write_text("mine")
     with pytest.raises(ConfigurationError, match="is there already and stays as it is"):
         write_config(DemoOptions(), tmp_path)
@@ -93,7 +95,7 @@ def test_nothing_that_is_there_is_overwritten(tmp_path):
     assert (tmp_path / "endpoints.yaml").read_text() == "mine"
 
 
-def test_a_configuration_to_keep_needs_ports(tmp_path):
+def test_a_configuration_to_keep_needs_ports(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="--epp-port"):
         write_config(DemoOptions(epp_port=0), tmp_path)
 
@@ -101,7 +103,7 @@ def test_a_configuration_to_keep_needs_ports(tmp_path):
 # ---------------------------------------------------------------- whole runs
 
 
-async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path):
+async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path: Path) -> None:
     options = DemoOptions(**ANY_PORTS, pods=2).settled()
     shown = console()
     async with Demo(options, tmp_path, shown) as demo:
@@ -117,7 +119,7 @@ async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path):
         require_free("127.0.0.1", port, "nothing is left")
 
 
-async def test_a_part_that_dies_is_an_error_with_its_last_words(tmp_path):
+async def test_a_part_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
     options = DemoOptions(**ANY_PORTS, pods=1).settled()
     async with Demo(options, tmp_path, console()) as demo:
         death = asyncio.create_task(demo.first_death())
@@ -126,7 +128,7 @@ async def test_a_part_that_dies_is_an_error_with_its_last_words(tmp_path):
             await death
 
 
-async def test_a_part_that_does_not_start_stops_the_others(tmp_path):
+async def test_a_part_that_does_not_start_stops_the_others(tmp_path: Path) -> None:
     options = DemoOptions(**ANY_PORTS, pods=1).settled()
     demo = Demo(options, tmp_path, console())
     demo.picker.argv = (*demo.picker.argv, "--routing-strategy", "NO_SUCH")
@@ -135,7 +137,7 @@ async def test_a_part_that_does_not_start_stops_the_others(tmp_path):
     assert demo.simulators.returncode == 0
 
 
-async def test_sigterm_ends_a_running_demo_in_order(tmp_path):
+async def test_sigterm_ends_a_running_demo_in_order(tmp_path: Path) -> None:
     demo = Child("demo", [sys.executable, "-m", "warmroute", "demo", *any_ports_flags()], tmp_path / "demo.log")
 
     async def loaded() -> bool:
@@ -158,7 +160,7 @@ def a_terminal() -> Iterator[None]:
 
 @pytest.mark.usefixtures("a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed-terminal"])
-async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path, number):
+async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path: Path, number: Any) -> None:
     demo = Child("demo", [sys.executable, "-m", "warmroute", "demo", *any_ports_flags()], tmp_path / "demo.log")
 
     async def half_started() -> bool:
@@ -171,7 +173,7 @@ async def test_a_person_who_leaves_ends_it_in_order_too(tmp_path, number):
             assert await demo.wait() == 0
 
 
-def test_without_its_load_the_engines_saw_the_conversation_only(tmp_path):
+def test_without_its_load_the_engines_saw_the_conversation_only(tmp_path: Path) -> None:
     figures_file = tmp_path / "figures.json"
     argv = [*(sys.executable, "-m", "warmroute", "demo", "--once", "--no-load"), "--json", str(figures_file)]
     done = subprocess.run([*argv, *any_ports_flags()], capture_output=True, text=True, timeout=60, check=False)
@@ -181,7 +183,7 @@ def test_without_its_load_the_engines_saw_the_conversation_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_once_shows_the_gain_and_writes_the_figures(tmp_path):
+def test_once_shows_the_gain_and_writes_the_figures(tmp_path: Path) -> None:
     figures_file = tmp_path / "figures.json"
     argv = [sys.executable, "-m", "warmroute", "demo", "--once", "--json", str(figures_file), *any_ports_flags()]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)

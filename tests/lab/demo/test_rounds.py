@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize(("name", "expected"), [("round1.txt", ROUND1), ("round2.txt", ROUND2)])
-def test_bash_and_curl_send_these_bytes(name, expected, tmp_path):
+def test_bash_and_curl_send_these_bytes(name: str, expected: Any, tmp_path: Path) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash here")
@@ -23,7 +25,7 @@ def test_bash_and_curl_send_these_bytes(name, expected, tmp_path):
     assert sent_by_curl == expected
 
 
-def test_the_second_repeats_the_first_and_goes_on():
+def test_the_second_repeats_the_first_and_goes_on() -> None:
     first, second = json.loads(ROUND1), json.loads(ROUND2)
     assert second["messages"][:1] == first["messages"]
     assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user", "assistant", "user"]

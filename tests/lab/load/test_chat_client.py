@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,7 +19,7 @@ payloads = st.binary(min_size=1, max_size=20).map(lambda data: data.replace(b"\n
 
 
 @given(data=st.data(), events=st.lists(st.lists(payloads, min_size=1, max_size=3), max_size=5), line_break=line_breaks)
-def test_events_come_out_the_same_wherever_the_bytes_are_split(data, events, line_break):
+def test_events_come_out_the_same_wherever_the_bytes_are_split(data: Any, events: Any, line_break: Any) -> None:
     stream = b""
     for lines in events:
         stream += b": a comment" + line_break + b"event: x" + line_break
@@ -31,13 +32,13 @@ def test_events_come_out_the_same_wherever_the_bytes_are_split(data, events, lin
     assert found == [b"\n".join(lines) for lines in events]
 
 
-def test_an_endless_event_is_refused():
+def test_an_endless_event_is_refused() -> None:
     parser = EventStream()
     with pytest.raises(ValueError, match="longer than"):
         list(parser.feed(b"data: " + b"x" * MAX_EVENT_BYTES))
 
 
-def chunk(content: str = "", **more) -> bytes:
+def chunk(content: str = "", **more: Any) -> bytes:
     choices = [{"index": 0, "delta": {"content": content}}] if content else []
     return b"data: " + json.dumps({"choices": choices, **more}).encode() + b"\n\n"
 
@@ -59,7 +60,7 @@ class Engine:
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: Any) -> None:
         await self.runner.cleanup()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -76,7 +77,7 @@ class Engine:
 USAGE = {"prompt_tokens": 40, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 32}}
 
 
-async def test_an_answer_with_usage():
+async def test_an_answer_with_usage() -> None:
     engine = Engine(chunk("", usage=None), chunk("Hel"), chunk("lo"), chunk(usage=USAGE) + b"data: [DO", b"NE]\n\n")
     async with engine as url, ChatClient(url, api_key="secret") as client:
         answer = await client.ask(b"{}")
@@ -102,14 +103,14 @@ async def test_an_answer_with_usage():
         (Engine(b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n'), "out of memory"),
     ],
 )
-async def test_what_goes_wrong_is_in_the_answer(engine, word):
+async def test_what_goes_wrong_is_in_the_answer(engine: Any, word: str) -> None:
     async with engine as url, ChatClient(url) as client:
         answer = await client.ask(b"{}")
     assert not answer.complete
     assert re.search(word, answer.error)
 
 
-async def test_a_server_that_is_not_there_is_an_error_of_the_answer():
+async def test_a_server_that_is_not_there_is_an_error_of_the_answer() -> None:
     async with ChatClient("http://127.0.0.1:1/v1") as client:
         answer = await client.ask(b"{}")
     assert answer.status == 0
@@ -126,7 +127,7 @@ async def test_a_server_that_is_not_there_is_an_error_of_the_answer():
         (Engine(b"{}", status=404), "does not say which models there are: .*404.*--model"),
     ],
 )
-async def test_a_server_that_names_no_model(engine, said):
+async def test_a_server_that_names_no_model(engine: Any, said: Any) -> None:
     async with engine as url, ChatClient(url) as client:
         with pytest.raises(ConfigurationError, match=said):
             await client.first_model()

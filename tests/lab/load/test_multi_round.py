@@ -6,6 +6,8 @@ import io
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -29,7 +31,7 @@ SEED = Workload(num_users=8, num_rounds=15, qps=0.1, answer_len=100, seconds=600
 # ---------------------------------------------------------------- shape
 
 
-def test_the_opening_has_the_seeds_words():
+def test_the_opening_has_the_seeds_words() -> None:
     workload = Workload(shared_system_prompt=10, user_history_prompt=20)
     assert workload.opening(3) == (
         "Hi, here's some system prompt: hi hi hi hi hi hi hi hi hi hi."
@@ -37,7 +39,7 @@ def test_the_opening_has_the_seeds_words():
     )
 
 
-def test_the_body_has_the_seeds_keys_in_their_order():
+def test_the_body_has_the_seeds_keys_in_their_order() -> None:
     history = [{"content": "Hi", "role": "user"}]
     assert Workload(answer_len=24).body(1, 0, history) == (
         b'{"max_tokens":24,"messages":[{"content":"Hi","role":"user"}],"model":"/model/qwen","stream":true,'
@@ -45,7 +47,7 @@ def test_the_body_has_the_seeds_keys_in_their_order():
     )
 
 
-def test_the_seeds_load_is_even_from_the_start_and_never_stops():
+def test_the_seeds_load_is_even_from_the_start_and_never_stops() -> None:
     times = sorted(at for at, _, _ in SEED.schedule())
     assert len(times) == SEED.planned_requests
     # 8 users with a gap of 80 s, each replaced when its 15th question is asked: 15/14 of the nominal rate.
@@ -56,7 +58,7 @@ def test_the_seeds_load_is_even_from_the_start_and_never_stops():
     assert times[-1] < 600
 
 
-def test_about_num_users_are_there_at_any_time():
+def test_about_num_users_are_there_at_any_time() -> None:
     spans = {}
     for at, user, _ in SEED.schedule():
         first, last = spans.get(user, (at, at))
@@ -65,7 +67,7 @@ def test_about_num_users_are_there_at_any_time():
         assert 7 <= sum(first <= now <= last + SEED.gap for first, last in spans.values()) <= 9
 
 
-def test_users_that_were_there_before_begin_in_the_middle():
+def test_users_that_were_there_before_begin_in_the_middle() -> None:
     first, *_, last = SEED.visits()
     assert first.first_round == 13
     assert last.first_round == 0
@@ -73,29 +75,29 @@ def test_users_that_were_there_before_begin_in_the_middle():
     assert rounds == sorted(rounds, reverse=True)
 
 
-def test_without_a_time_every_user_asks_everything_once():
+def test_without_a_time_every_user_asks_everything_once() -> None:
     workload = Workload(num_users=3, num_rounds=2, qps=2, init_user_id=10)
     assert sorted(workload.schedule()) == [(0, 11, 0), (0.5, 12, 0), (1, 13, 0), (1.5, 11, 1), (2, 12, 1), (2.5, 13, 1)]
     assert workload.planned_requests == 6
 
 
 @pytest.mark.parametrize("name", ["num_users", "num_rounds", "qps", "answer_len"])
-def test_a_load_of_nothing_is_refused(name):
+def test_a_load_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name.replace("_", "-")):
         Workload(**{name: 0})
 
 
-def test_a_load_of_no_time_is_refused():
+def test_a_load_of_no_time_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="--time must be more than 0"):
         Workload(seconds=-1000)
 
 
-def test_single_questions_keep_the_rate():
+def test_single_questions_keep_the_rate() -> None:
     workload = Workload(num_users=4, num_rounds=1, qps=2, seconds=10)
     assert [at for at, _, _ in workload.schedule()] == [i / 2 for i in range(20)]
 
 
-def test_recorded_conversations_give_questions_and_lengths(tmp_path):
+def test_recorded_conversations_give_questions_and_lengths(tmp_path: Path) -> None:
     file = tmp_path / "sharegpt.json"
     entry = [
         {"from": "gpt", "value": "before the first question", "num_tokens": 9},
@@ -114,7 +116,7 @@ def test_recorded_conversations_give_questions_and_lengths(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "[]", '{"a": 1}', '[{"conversations": [{"from": "human"}]}]'])
-def test_another_file_is_refused(text, tmp_path):
+def test_another_file_is_refused(text: Any, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=str(file)):
@@ -130,7 +132,7 @@ def answered(at: float, ttft: float, duration: float, *, cached: int | None, pod
     return Record(1, 1, answer)
 
 
-def test_the_summarys_arithmetic():
+def test_the_summarys_arithmetic() -> None:
     records = [
         answered(1000.0, 0.2, 1.2, cached=0, pod="b"),
         answered(1001.0, 0.4, 0.9, cached=80, pod="a"),
@@ -150,7 +152,7 @@ def test_the_summarys_arithmetic():
     assert summary.pods == {"a": 1, "b": 2}
 
 
-def test_percentiles_interpolate():
+def test_percentiles_interpolate() -> None:
     assert Distribution.of([]) == Distribution(0, 0, 0, 0)
     assert Distribution.of([3.0]) == Distribution(3, 3, 3, 3)
     values = Distribution.of([float(i) for i in range(100, -1, -1)])
@@ -158,7 +160,7 @@ def test_percentiles_interpolate():
     assert Distribution.of([0.0, 1.0]).p90 == pytest.approx(0.9)
 
 
-def test_the_performance_summary_reads_like_the_seeds():
+def test_the_performance_summary_reads_like_the_seeds() -> None:
     summary = Summary.of(Run(Workload(qps=0.1), [answered(1748231183.5, 0.3669, 2.3669, cached=None)]))
     assert summary.performance_block().splitlines() == [
         "==================== Performance summary ======================",
@@ -181,7 +183,7 @@ def test_the_performance_summary_reads_like_the_seeds():
     ]
 
 
-def test_a_run_without_answers_has_a_summary():
+def test_a_run_without_answers_has_a_summary() -> None:
     summary = Summary.of(Run(Workload(), [Record(1, 1, Answer(sent_at=1.0, error="no"))]))
     assert summary.failed == 1
     assert summary.hit_rate is None
@@ -207,7 +209,7 @@ class FakeEngine:
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: Any) -> None:
         await self.runner.cleanup()
 
     async def models(self, request: web.Request) -> web.Response:
@@ -229,7 +231,7 @@ class FakeEngine:
 QUICK = Workload(num_users=2, num_rounds=3, qps=200, shared_system_prompt=2, user_history_prompt=3)
 
 
-async def test_a_conversation_grows_by_the_real_answers():
+async def test_a_conversation_grows_by_the_real_answers() -> None:
     engine = FakeEngine()
     async with engine as url:
         result = await users.run(QUICK, url)
@@ -250,7 +252,7 @@ async def test_a_conversation_grows_by_the_real_answers():
             assert longer[len(shorter)]["content"] in answers
 
 
-async def test_a_failed_request_ends_no_conversation():
+async def test_a_failed_request_ends_no_conversation() -> None:
     engine = FakeEngine(failing=frozenset({0, 1}))
     async with engine as url:
         result = await users.run(QUICK, url)
@@ -260,7 +262,7 @@ async def test_a_failed_request_ends_no_conversation():
     assert max(len(request["messages"]) for request in engine.requests) == 3
 
 
-async def test_a_run_with_a_time_ends_by_itself():
+async def test_a_run_with_a_time_ends_by_itself() -> None:
     engine = FakeEngine()
     async with engine as url:
         result = await users.run(Workload(num_users=2, num_rounds=2, qps=50, seconds=0.3), url)
@@ -268,7 +270,7 @@ async def test_a_run_with_a_time_ends_by_itself():
     assert result.on_the_fly == 0
 
 
-async def test_the_command_compares_and_writes_a_line_a_request(tmp_path):
+async def test_the_command_compares_and_writes_a_line_a_request(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     output = tmp_path / "requests.csv"
     plain, picked = FakeEngine(), FakeEngine()
@@ -284,7 +286,7 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path):
     assert not {row["user_id"] for row in rows[:6]} & {row["user_id"] for row in rows[6:]}
 
 
-async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_path):
+async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     output = tmp_path / "requests.csv"
     slow = replace(QUICK, num_rounds=50, qps=20)
@@ -301,7 +303,7 @@ async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_pa
     assert 4 <= len(output.read_text().splitlines()) - 1 <= len(engine.requests)
 
 
-async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path):
+async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path: Path) -> None:
     engine = FakeEngine()
     async with engine as url:
         with pytest.raises(ConfigurationError, match="there is no directory for"):
@@ -309,12 +311,12 @@ async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path):
     assert not engine.requests
 
 
-async def test_a_base_url_without_a_scheme_is_told():
+async def test_a_base_url_without_a_scheme_is_told() -> None:
     with pytest.raises(ConfigurationError, match="begins with http:// or https://"):
         await multi_round.bench(QUICK, "127.0.0.1:8000/v1", Console(quiet=True))
 
 
-async def test_without_a_model_the_servers_first_is_asked_for():
+async def test_without_a_model_the_servers_first_is_asked_for() -> None:
     first, second = FakeEngine(), FakeEngine()
     async with first as a, second as b:
         await multi_round.bench(replace(QUICK, model=""), a, Console(quiet=True), compare=b)
@@ -323,7 +325,7 @@ async def test_without_a_model_the_servers_first_is_asked_for():
     assert {request["model"] for request in second.requests} == {"first"}
 
 
-async def test_the_command_says_when_nothing_was_answered():
+async def test_the_command_says_when_nothing_was_answered() -> None:
     console = Console(file=io.StringIO(), width=100)
     assert not await multi_round.bench(QUICK, "http://127.0.0.1:1/v1", console)
     assert "6 requests failed; the first: " in console.file.getvalue()

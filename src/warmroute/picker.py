@@ -25,8 +25,9 @@ from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection
 from warmroute.routing.cost import CostConstants
-from warmroute.routing.load import LoadConstants
-from warmroute.routing.router import Decision, Router, RoutingConstants
+from warmroute.routing.decision import Decision
+from warmroute.routing.endpoint_load import LoadConstants
+from warmroute.routing.router import Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
 from warmroute.settings import Settings
 
@@ -278,7 +279,7 @@ class EndpointPicker:
         now: float,
         *,
         request_id: str = "",
-        allowed: Callable[[Endpoint], bool] | None = None,
+        allowed: frozenset[str] | None = None,
     ) -> Decision | Rejection:
         """:meth:`Router.pick`, timed."""
         began = perf_counter()
@@ -331,16 +332,16 @@ class EndpointPicker:
 
     def _readings(self) -> Iterator[EndpointReading]:
         now = monotonic()
-        for book in self.router.books:
-            waiting, running, pending = self.router.load_of(book, now)
-            checkpoints, tokens = self.router.held(book)
+        for load in self.router.loads:
+            waiting, running, pending = self.router.load_of(load, now)
+            checkpoints, tokens = self.router.held(load)
             yield EndpointReading(
-                endpoint=book.endpoint,
+                endpoint=load.endpoint,
                 waiting=waiting,
                 running=running,
                 pending_tokens=pending,
-                slowness=book.tau,
-                prefill_rate=self.router.speed_of(book),
+                slowness=load.slowness,
+                prefill_rate=self.router.speed_of(load),
                 checkpoints=checkpoints,
                 index_tokens=tokens,
             )

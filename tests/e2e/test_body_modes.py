@@ -194,7 +194,7 @@ async def test_responses_pass_unharmed(
         for _ in range(5):
             await asyncio.gather(*(one(k) for k in range(10)))
         await eventually(lambda: app.server.open_streams == 0, "all streams closed")
-        assert all(book.in_flight == 0 for book in app.router.books)
+        assert all(load.open_responses == 0 for load in app.router.loads)
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
@@ -327,7 +327,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
         await writer.drain()
         writer.transport.abort()
         await eventually(lambda: app.server.open_streams == 0, "all streams closed")
-        assert all(book.in_flight == 0 for book in app.router.books)
+        assert all(load.open_responses == 0 for load in app.router.loads)
         pods[0].release.set()
         assert (await exchange(proxy.url, body=chat("still here"))).status == 200
 
@@ -338,13 +338,13 @@ async def test_observed_requests_are_counted_to_their_true_end(envoy: StartEnvoy
         picker_app([pod.target for pod in pods], tmp_path, observe_responses=True) as app,
         envoy(pods, target(app)) as proxy,
     ):
-        (book,) = app.router.books
+        (load,) = app.router.loads
         request = asyncio.create_task(
             exchange(proxy.url, body=chat("hi"), headers={"x-test-hold": "body", "x-test-sse": "2"})
         )
-        await eventually(lambda: book.in_flight == 1, "counted")
+        await eventually(lambda: load.open_responses == 1, "counted")
         await asyncio.sleep(0.2)
-        assert book.in_flight == 1
+        assert load.open_responses == 1
         pods[0].release.set()
         await request
-        await eventually(lambda: book.in_flight == 0, "released at the end")
+        await eventually(lambda: load.open_responses == 0, "released at the end")

@@ -476,15 +476,15 @@ def test_observed_requests_are_counted_until_they_end() -> None:
     stream.headers()
     stream.body()
     assert stream.session.decision is not None
-    book = stream.session.decision.book
-    assert (stream.session.closed, book.in_flight) == (False, 1)
+    load = stream.session.decision.load
+    assert (stream.session.closed, load.open_responses) == (False, 1)
     message = ProcessingRequest(response_headers=HttpHeaders())
     message.response_headers.headers.headers.add(key=":status", raw_value=b"500")
     stream.send(message)
     assert stream.session.response_status == 500
     stream.session.finish(1.0)
     stream.session.finish(2.0)
-    assert book.in_flight == 0
+    assert load.open_responses == 0
 
 
 def test_an_answer_of_the_proxys_own_is_no_response_of_an_engine() -> None:
@@ -570,4 +570,4 @@ def test_every_order_is_answered_or_a_named_error(
     assert stream.session.answered == bool(picks + immediates)
     stream.session.finish(1.0)
     assert stream.session.closed
-    assert all(book.in_flight == 0 for book in stream.router.books)
+    assert all(load.open_responses == 0 for load in stream.router.loads)

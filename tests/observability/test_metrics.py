@@ -20,8 +20,8 @@ from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, build
 from warmroute.request.inference import PromptPart
 from warmroute.request.rejections import malformed, no_endpoint, unknown_model
-from warmroute.routing.load import Book
-from warmroute.routing.router import Decision
+from warmroute.routing.decision import Decision
+from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.settings import Settings
 
 NOW = 100.0
@@ -59,7 +59,7 @@ class World:
 
     def decision(self, name: str = "a", *, prompt: float = 100, cached: float = 54, reason: str = "warm") -> Decision:
         return Decision(
-            book=Book(self.endpoint(name), 0, NOW),
+            load=EndpointLoad(self.endpoint(name), 0, NOW),
             targets="10.0.0.1:8000",
             strategy="PREFIX_CACHE",
             reason=reason,

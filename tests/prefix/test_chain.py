@@ -28,7 +28,7 @@ def test_an_extended_prompt_keeps_every_checkpoint(seed: bytes, head: list[Promp
 def test_ends_grow_to_the_weight_and_every_part_ends_at_a_checkpoint(parts: list[PromptPart]) -> None:
     chain = chains.build(b"", parts)
     assert list(chain.ends) == sorted(set(chain.ends))
-    assert chain.weight == sum(p.weight for p in parts)
+    assert chain.prompt_bytes == sum(p.weight for p in parts)
     position = 0
     for part in parts:
         position += part.weight
@@ -72,4 +72,4 @@ def test_short_messages_and_long_ones_share_the_same_positions() -> None:
 def test_an_absurd_number_of_parts_is_bounded() -> None:
     chain = chains.build(b"", [text(b"x")] * 20_000)
     assert len(chain.hashes) == len(chain.ends) == chains.MAX_CHECKPOINTS
-    assert chain.weight == 20_000
+    assert chain.prompt_bytes == 20_000

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from warmroute.prefix import chain as chains
 from warmroute.prefix.chain import Chain
-from warmroute.prefix.index import PrefixIndex, slots_of
+from warmroute.prefix.index import PrefixIndex, holders_of
 from warmroute.request.inference import PromptPart
 
 
@@ -21,7 +21,7 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Each slot of the model is a list of (prefix, weight) pairs in order of use, evicted from the front."""
+    """Each holder of the model is a list of (prefix, weight) pairs in order of use, evicted from the front."""
 
     @initialize()
     def start(self) -> None:
@@ -31,17 +31,17 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(capacity=st.integers(1, 400))
     def open(self, capacity: int) -> None:
-        slot = self.index.open(capacity)
-        assert slot not in self.model
-        self.model[slot] = []
-        self.capacity[slot] = capacity
+        holder = self.index.open(capacity)
+        assert holder not in self.model
+        self.model[holder] = []
+        self.capacity[holder] = capacity
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.model)))
-        self.index.close(slot)
-        del self.model[slot]
+        holder = data.draw(st.sampled_from(sorted(self.model)))
+        self.index.close(holder)
+        del self.model[holder]
 
     @rule(budget=st.integers(1, 20))
     def sweep(self, budget: int) -> None:
@@ -50,45 +50,45 @@ class IndexMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model)
     @rule(data=st.data(), capacity=st.integers(1, 400))
     def resize(self, data: st.DataObject, capacity: int) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.model)))
-        self.index.resize(slot, capacity)
-        self.capacity[slot] = capacity
+        holder = data.draw(st.sampled_from(sorted(self.model)))
+        self.index.resize(holder, capacity)
+        self.capacity[holder] = capacity
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), words=prompts)
     def insert(self, data: st.DataObject, words: tuple[int, ...]) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.model)))
-        self.index.insert(slot, chain_of(words))
-        held = self.model[slot]
+        holder = data.draw(st.sampled_from(sorted(self.model)))
+        self.index.insert(holder, chain_of(words))
+        held = self.model[holder]
         for k in range(len(words), 0, -1):
             entry = (words[:k], 8 + words[k - 1])
             if entry in held:
                 held.remove(entry)
             held.append(entry)
-        while held and sum(weight for _, weight in held) > self.capacity[slot]:
+        while held and sum(weight for _, weight in held) > self.capacity[holder]:
             held.pop(0)
 
     @rule(data=st.data(), words=prompts)
     def match(self, data: st.DataObject, words: tuple[int, ...]) -> None:
-        slots = data.draw(st.sets(st.sampled_from(sorted(self.model)))) if self.model else set()
-        groups = self.index.match(chain_of(words), sum(1 << slot for slot in slots))
+        holders = data.draw(st.sets(st.sampled_from(sorted(self.model)))) if self.model else set()
+        groups = self.index.match(chain_of(words), sum(1 << holder for holder in holders))
         depths = [depth for _, depth in groups]
         assert depths == sorted(set(depths))
-        found = {slot: depth for mask, depth in groups for slot in slots_of(mask)}
-        for slot in slots:
-            held = {prefix for prefix, _ in self.model[slot]}
+        found = {holder: depth for mask, depth in groups for holder in holders_of(mask)}
+        for holder in holders:
+            held = {prefix for prefix, _ in self.model[holder]}
             expected = 0
             while expected < len(words) and words[: expected + 1] in held:
                 expected += 1
-            assert found.pop(slot, 0) == expected
+            assert found.pop(holder, 0) == expected
         assert not found
 
     @invariant()
-    def holds_the_same(self) -> None:
-        for slot, held in getattr(self, "model", {}).items():
-            assert self.index.held(slot) == (len(held), sum(weight for _, weight in held))
+    def holds_what_the_model_holds(self) -> None:
+        for holder, held in getattr(self, "model", {}).items():
+            assert self.index.held(holder) == (len(held), sum(weight for _, weight in held))
             prefixes = {prefix for prefix, _ in held}
-            assert all(len(p) == 1 or p[:-1] in prefixes for p in prefixes), "a slot must be closed under prefixes"
+            assert all(len(p) == 1 or p[:-1] in prefixes for p in prefixes), "a holder must be closed under prefixes"
 
 
 TestIndex = IndexMachine.TestCase
@@ -99,47 +99,47 @@ TestIndex.settings = settings(stateful_step_count=40)
 def test_gallop_finds_every_depth(held: list[tuple[int, int]]) -> None:
     chain = chain_of(tuple(k % 3 for k in range(300)))
     index = PrefixIndex()
-    slots = [index.open(1 << 30) for _ in range(8)]
-    deepest = dict.fromkeys(slots, 0)
-    for slot, depth in held:
-        index.insert(slot, Chain(chain.hashes[:depth], chain.ends[:depth], chain.ends[depth - 1]))
-        deepest[slot] = max(deepest[slot], depth)
+    holders = [index.open(1 << 30) for _ in range(8)]
+    deepest = dict.fromkeys(holders, 0)
+    for holder, depth in held:
+        index.insert(holder, Chain(chain.hashes[:depth], chain.ends[:depth], chain.ends[depth - 1]))
+        deepest[holder] = max(deepest[holder], depth)
     groups = index.match(chain, (1 << 8) - 1)
-    assert {s: d for mask, d in groups for s in slots_of(mask)} == {s: d for s, d in deepest.items() if d}
+    assert {s: d for mask, d in groups for s in holders_of(mask)} == {s: d for s, d in deepest.items() if d}
 
 
-def test_the_limit_is_shared_among_the_slots() -> None:
+def test_the_limit_is_shared_among_the_holders() -> None:
     index = PrefixIndex(limit=1000)
-    slots = [index.open(1 << 40) for _ in range(4)]
+    holders = [index.open(1 << 40) for _ in range(4)]
     for k in range(300):
-        for slot in slots:
-            index.insert(slot, chain_of((k % 3, slot % 3, (k // 3) % 3, k % 7 % 3, k % 5 % 3)))
-            index.insert(slot, chains.build(str((k, slot)).encode(), [PromptPart(bytes(500), 500)]))
-    assert all(index.held(slot)[0] <= 250 for slot in slots)
+        for holder in holders:
+            index.insert(holder, chain_of((k % 3, holder % 3, (k // 3) % 3, k % 7 % 3, k % 5 % 3)))
+            index.insert(holder, chains.build(str((k, holder)).encode(), [PromptPart(bytes(500), 500)]))
+    assert all(index.held(holder)[0] <= 250 for holder in holders)
     assert len(index) <= 1000
 
 
-def test_a_closed_slot_is_forgotten_at_once_and_its_memory_returned() -> None:
+def test_a_closed_holder_is_forgotten_at_once_and_its_memory_returned() -> None:
     index = PrefixIndex()
-    slot = index.open(1 << 30)
+    holder = index.open(1 << 30)
     chain = chain_of((0, 1, 2) * 50)
-    index.insert(slot, chain)
-    index.close(slot)
+    index.insert(holder, chain)
+    index.close(holder)
     fresh = index.open(1 << 30)
-    assert fresh != slot
+    assert fresh != holder
     assert index.match(chain, 1 << fresh) == []
     while index.sweep(10):
         pass
     assert len(index) == 0
-    assert index.open(1) == slot
+    assert index.open(1) == holder
 
 
 def test_a_chain_that_is_used_again_still_loses_its_tail_first() -> None:
     index = PrefixIndex()
-    slot = index.open(1 << 30)
+    holder = index.open(1 << 30)
     chain, other = chain_of((0, 1, 2, 0, 1)), chain_of((2,))
-    index.insert(slot, chain)
-    index.insert(slot, chain)
-    index.resize(slot, chain.ends[1] + other.weight)
-    index.insert(slot, other)
-    assert index.match(chain, 1 << slot) == [(1 << slot, 2)]
+    index.insert(holder, chain)
+    index.insert(holder, chain)
+    index.resize(holder, chain.ends[1] + other.prompt_bytes)
+    index.insert(holder, other)
+    assert index.match(chain, 1 << holder) == [(1 << holder, 2)]

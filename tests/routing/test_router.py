@@ -19,7 +19,8 @@ from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
-from warmroute.routing.router import Decision, Router
+from warmroute.routing.decision import Decision
+from warmroute.routing.router import Router
 
 
 def prompt(*texts: str, model: str = "m") -> InferenceRequest:
@@ -68,6 +69,11 @@ class Fixture:
         decision = self.router.pick(request, now, **options)  # type: ignore[arg-type]
         assert isinstance(decision, Decision)
         return decision.endpoint.spec.name
+
+
+def only(*names: str) -> frozenset[str]:
+    """A subset hint of the endpoints of these names."""
+    return frozenset(f"10.0.0.{name}:8000" for name in names)
 
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 400
@@ -120,13 +126,13 @@ def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
     """Two hundred short prompts wait here and two long ones there: nobody runs, so there is no lack of slots."""
     fixture = Fixture(2, max_num_seqs=100)
     for k in range(200):
-        fixture.pick(prompt(f"{k}: {LONG[:400]}"), 0.0, allowed=lambda e: e.spec.name == "0")
+        fixture.pick(prompt(f"{k}: {LONG[:400]}"), 0.0, allowed=only("0"))
     for k in range(2):
-        fixture.pick(prompt(f"{k}: {LONG * 3}"), 0.0, allowed=lambda e: e.spec.name == "1")
-    fleet = fixture.router._fleet
-    assert fleet is not None
-    assert fleet.waiting == [200, 2]
-    assert fleet.guards == [0, 0]
+        fixture.pick(prompt(f"{k}: {LONG * 3}"), 0.0, allowed=only("1"))
+    waiting = [fixture.router.load_of(load, 0.0)[0] for load in fixture.router.loads]
+    assert waiting == [200, 2]
+    (last, *_) = fixture.router.decisions(0.0)
+    assert [endpoint["terms"]["slots"] for endpoint in last["endpoints"]] == [0]
 
 
 def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
@@ -139,7 +145,7 @@ def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
 def test_nobody_waits_for_the_newest_copy_while_others_have_it_ready() -> None:
     fixture = Fixture(3)
     for holder in "01":
-        fixture.pick(prompt(LONG), 0.0, allowed=lambda e, holder=holder: e.spec.name == holder)
+        fixture.pick(prompt(LONG), 0.0, allowed=only(holder))
     fixture.scrape(10.0, running=12)
     fixture.pool.observed(fixture.endpoint("2"), state(10.0), 10.0)
     assert fixture.pick(prompt(LONG), 10.0) == "2"  # idle: now it computes a copy
@@ -176,7 +182,7 @@ def test_a_new_conversation_goes_where_the_cache_has_room(turns: int) -> None:
             now = 10.0 * k + turn
             fixture.scrape(now)
             said = ["and then?"] * turn
-            fixture.pick(prompt(system, f"{k}: {LONG}", *said), now, allowed=lambda e: e.spec.name == holder)
+            fixture.pick(prompt(system, f"{k}: {LONG}", *said), now, allowed=only(holder))
     fixture.scrape(100.0)
     chosen = fixture.pick(prompt(system, f"new: {LONG}"), 100.0)
     assert (chosen == holder) == (turns == 1)
@@ -241,16 +247,14 @@ def test_no_endpoint_is_a_refusal() -> None:
     rejection = Fixture(0).router.pick(prompt(LONG), 0.0)
     assert isinstance(rejection, Rejection)
     assert (rejection.status, rejection.reason) == (503, "no-endpoints")
-    rejection = Fixture(2).router.pick(prompt(LONG), 0.0, allowed=lambda endpoint: False)
+    rejection = Fixture(2).router.pick(prompt(LONG), 0.0, allowed=frozenset({"10.9.9.9"}))
     assert isinstance(rejection, Rejection)
     assert (rejection.status, rejection.reason) == (503, "empty-subset")
 
 
 def test_a_subset_is_respected_and_booked() -> None:
     fixture = Fixture(4)
-    chosen = Counter(
-        fixture.pick(prompt(f"{k}: {LONG}"), 0.0, allowed=lambda e: e.spec.name in {"1", "3"}) for k in range(10)
-    )
+    chosen = Counter(fixture.pick(prompt(f"{k}: {LONG}"), 0.0, allowed=only("1", "3")) for k in range(10))
     assert chosen == Counter({"1": 5, "3": 5})
     assert fixture.pick(prompt("z" + LONG), 0.0) in {"0", "2"}
 
@@ -367,12 +371,12 @@ def test_the_served_endpoint_takes_over_the_books() -> None:
     fixture.router.opened(decision)
     other = "1" if decision.endpoint.spec.name == "0" else "0"
     fixture.router.served(decision, fixture.endpoint(other).target, 0.1)
-    books = {book.endpoint.spec.name: book for book in fixture.router.books}
-    assert (books[other].in_flight, books["0" if other == "1" else "1"].in_flight) == (1, 0)
+    loads = {load.endpoint.spec.name: load for load in fixture.router.loads}
+    assert (loads[other].open_responses, loads["0" if other == "1" else "1"].open_responses) == (1, 0)
     fixture.scrape(5.0)
-    assert fixture.router.held(books[other])[0] > 0
+    assert fixture.router.held(loads[other])[0] > 0
     fixture.router.finished(decision, 5.0)
-    assert books[other].in_flight == 0
+    assert loads[other].open_responses == 0
 
 
 def test_how_much_of_a_cut_off_prompt_is_held_is_a_share_of_all_of_it() -> None:

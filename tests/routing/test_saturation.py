@@ -11,7 +11,8 @@ from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
-from warmroute.routing.router import Decision, Router
+from warmroute.routing.decision import Decision
+from warmroute.routing.router import Router
 
 SHEDDABLE = InferenceRequest("m", parts=(PromptPart(b"x" * 4000, 4000),), weight=4000, sheddable=True)
 
@@ -61,7 +62,7 @@ def test_a_burst_is_seen_before_any_scrape_and_passes() -> None:
 
 def test_only_the_endpoints_that_may_be_chosen_count() -> None:
     router = router_over((6, 0.0), (0, 0.0))
-    result = router.pick(SHEDDABLE, 0.0, allowed=lambda endpoint: endpoint.id == "ns/0")
+    result = router.pick(SHEDDABLE, 0.0, allowed=frozenset({"10.0.0.0:8000"}))
     assert isinstance(result, Rejection)
     assert result.status == 429
 

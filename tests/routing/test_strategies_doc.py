@@ -14,7 +14,8 @@ from tests.factories import routing_constants
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
-from warmroute.routing.router import Decision, Router
+from warmroute.routing.decision import Decision
+from warmroute.routing.router import Router
 
 DOC = Path(__file__).parents[2] / "docs" / "strategies.md"
 

@@ -43,14 +43,13 @@ from warmroute.extproc.ext_proc_pb2 import (
     Metadata,
     ProcessingRequest,
 )
-from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality, Model
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection, body_too_large, timed_out, unknown_model
 from warmroute.request.rewrite import replace_model
 from warmroute.request.truncated import is_whole
-from warmroute.routing.router import Decision
+from warmroute.routing.decision import Decision
 
 _AT_HEADERS = frozenset((NONE, STREAMED))
 """Body modes in which the endpoint is told in the answer to the headers."""
@@ -67,7 +66,7 @@ class Router(Protocol):
         now: float,
         *,
         request_id: str = "",
-        allowed: Callable[[Endpoint], bool] | None = None,
+        allowed: frozenset[str] | None = None,
     ) -> Decision | Rejection:
         """Choose an endpoint."""
 
@@ -378,7 +377,7 @@ class Session:
             self._router.opened(result)
         return answer(result.targets)
 
-    def _allowed(self) -> Callable[[Endpoint], bool] | None:
+    def _allowed(self) -> frozenset[str] | None:
         if self._rules.enable_conformance_headers and self._headers.get(headers.TEST_SELECTION):
             return subset.members(self._headers[headers.TEST_SELECTION].split(","))
         if self._metadata is None or self._rules.disable_endpoint_subset_filter:

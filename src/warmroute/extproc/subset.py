@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from ipaddress import ip_address
+from collections.abc import Iterable
 
 from warmroute.extproc.ext_proc_pb2 import Metadata
 from warmroute.extproc.headers import SUBSET_KEY, SUBSET_NAMESPACE, number
-from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.endpoint import canonical_address, canonical_target
 
 PORT_DIGITS = 5
 """Longest port that is read as one."""
@@ -24,39 +23,24 @@ def hinted(metadata: Metadata) -> list[str] | None:
     return value.string_value.split(",")
 
 
-def members(entries: Iterable[str]) -> Callable[[Endpoint], bool]:
-    """A test for membership. Entries are ``ip``, ``ip:port``, ``[v6]`` or ``[v6]:port``; without a port every port counts.
+def members(entries: Iterable[str]) -> frozenset[str]:
+    """The hint as :meth:`Router.pick <warmroute.routing.router.Router.pick>` takes it: canonical targets and addresses.
 
-    Entries that are no address allow nothing.
+    Entries are ``ip``, ``ip:port``, ``[v6]`` or ``[v6]:port``; without a port every port counts. Entries that are no address
+    match no endpoint.
     """
-    addresses: set[str] = set()
-    sockets: set[tuple[str, int]] = set()
-    for entry in entries:
-        host, port = _split(entry.strip())
-        if not port:
-            addresses.add(host)
-        elif (known := number(port, digits=PORT_DIGITS)) is not None:
-            sockets.add((host, known))
-
-    def allowed(endpoint: Endpoint) -> bool:
-        address = _canonical(endpoint.spec.address)
-        return address in addresses or (address, endpoint.spec.port) in sockets
-
-    return allowed
+    return frozenset(member for entry in entries if (member := _member(entry.strip())) is not None)
 
 
-def _split(entry: str) -> tuple[str, str]:
+def _member(entry: str) -> str | None:
     host, port = entry, ""
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")
         port = rest.removeprefix(":")
     elif entry.count(":") == 1:
         host, _, port = entry.partition(":")
-    return _canonical(host), port
-
-
-def _canonical(address: str) -> str:
-    try:
-        return str(ip_address(address))
-    except ValueError:
+    address = canonical_address(host)
+    if not port:
         return address
+    known = number(port, digits=PORT_DIGITS)
+    return None if known is None else canonical_target(address, known)

@@ -25,7 +25,7 @@ from warmroute.observability.instruments import BYTES, RATIO, SECONDS, Counter, 
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
-from warmroute.routing.router import Decision
+from warmroute.routing.decision import Decision
 from warmroute.settings import Settings
 
 EndpointState = Literal["ready", "unreachable", "sleeping", "gone"]

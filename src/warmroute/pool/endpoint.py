@@ -1,18 +1,37 @@
-"""One endpoint of the pool: what discovery says of it and what its engine last told."""
+"""One endpoint of the pool: what discovery knows of it and what its engine last reported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import ip_address
+
+ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
+"""Pod labels that name the engine, the newer first."""
+
+
+@lru_cache(maxsize=4096)
+def canonical_address(address: str) -> str:
+    """An IP address as Python writes it (``2001:db8::1``), so that equal addresses are equal strings; any other text as
+    it is."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address
+
+
+def canonical_target(address: str, port: int) -> str:
+    """``address:port`` as Envoy wants it; an IPv6 address in brackets. ``address`` is canonical."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
     """What discovery knows of one endpoint.
 
-    ``address`` is an IPv4 or IPv6 address (no brackets); ``incarnation`` changes when the engine behind the same name is
-    another one (Kubernetes: pod uid and container id) and is empty where nobody can tell.
-    """
+    ``address`` is an IPv4 or IPv6 address (no brackets), made canonical here; ``incarnation`` changes when the engine
+    behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown."""
 
     namespace: str
     name: str
@@ -21,6 +40,9 @@ class EndpointSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     incarnation: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", canonical_address(self.address))
+
     @property
     def id(self) -> str:
         """The identity: ``namespace/name``, unique in a pool."""
@@ -28,15 +50,20 @@ class EndpointSpec:
 
     @property
     def target(self) -> str:
-        """``address:port`` as Envoy wants it; an IPv6 address in brackets."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        """``address:port`` as Envoy wants it; see :func:`canonical_target`."""
+        return canonical_target(self.address, self.port)
+
+    @property
+    def engine(self) -> str:
+        """The engine that the labels name, for example ``vllm``; empty if none does."""
+        return next((self.labels[label] for label in ENGINE_LABELS if label in self.labels), "")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What one scrape of an engine's metrics page told.
+    """What one scrape of an engine's metrics page reported.
 
-    Counters are None where the engine does not export them.
+    Figures are None if the engine does not export them.
     """
 
     observed_at: float
@@ -46,17 +73,17 @@ class EngineState:
     waiting: int
     """Requests queued in the engine."""
     kv_usage: float
-    """KV-cache blocks referenced by requests, 0 to 1. Cached but idle blocks count as free."""
+    """KV cache utilization, 0 to 1: blocks that requests use. Cached but idle blocks count as free."""
     capacity_tokens: int | None = None
     """Tokens that the KV cache holds."""
     max_num_seqs: int | None = None
-    """Most requests that run at once; not on vLLM's page, so inferred or configured."""
+    """Most requests that run at once. vLLM does not export it, so it is inferred or configured."""
     loaded_adapters: frozenset[str] = frozenset()
     """LoRA adapters that are running or waiting on the engine."""
     max_adapters: int = 0
-    """LoRA adapters that fit at once; 0 where unknown or none."""
+    """LoRA adapters that fit at once; 0 if unknown or none."""
     awaiting_first_token: int | None = None
-    """Running and waiting requests that have no token yet; None where the engine's counters do not tell."""
+    """Running and waiting requests without a first token; None if the engine's counters do not show it."""
     first_tokens_total: float | None = None
     """Counter: requests that got their first token."""
     prompt_tokens_total: float | None = None
@@ -68,15 +95,15 @@ class EngineState:
     prefix_hits_total: float | None = None
     """Counter: prompt tokens found in the prefix cache."""
     prefill_rate: float | None = None
-    """Measured speed in prefill tokens per second while busy."""
+    """Measured tokens of prefill work per second while busy."""
     decode_rate: float | None = None
-    """Measured tokens per second of one answer."""
+    """Measured output tokens per second of a request that runs alone."""
     sleeping: bool = False
-    """The engine sleeps; it is chosen only where nobody else is there."""
+    """The engine sleeps; it is chosen only if no endpoint is awake."""
 
 
 class Endpoint:
-    """A member of the pool. Identity is the object; discovery and engines change it through the pool only."""
+    """A member of the pool. Its identity is the object; discovery and scrapes change it through the pool only."""
 
     __slots__ = ("added_at", "engine", "gone_at", "id", "reachable", "spec", "state", "target")
 
@@ -88,19 +115,19 @@ class Endpoint:
         """Name of the engine's metric dialect, for example ``vllm``."""
         self.added_at = now
         self.gone_at: float | None = None
-        """When discovery dropped it; it is kept for a while, so that a flapping pod keeps its cache."""
+        """When discovery dropped it; it is kept for a while, so that a flapping pod keeps its cached prefixes."""
         self.reachable = True
         """False while the engine refuses connections or does not answer."""
         self.state: EngineState | None = None
 
     @property
     def ready(self) -> bool:
-        """Discovery wants traffic on it."""
+        """Whether discovery lists it now."""
         return self.gone_at is None
 
     @property
     def available(self) -> bool:
-        """Ready, answering and awake: what the router prefers to choose from."""
+        """Ready, reachable and awake: the router chooses from these while there are any."""
         return self.ready and self.reachable and not (self.state is not None and self.state.sleeping)
 
     def __repr__(self) -> str:

@@ -10,9 +10,6 @@ from warmroute.pool.models import ModelTable
 RETENTION = 60.0
 """Seconds for which an endpoint that discovery dropped is remembered, so that flapping does not cost its cache."""
 
-ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
-"""Pod labels that name the engine, the newer first."""
-
 
 class PoolListener:
     """Hears of changes, synchronously and in order. Override what matters."""
@@ -65,7 +62,7 @@ class Pool:
     def upsert(self, spec: EndpointSpec, now: float) -> Endpoint:
         """Add a member or bring it up to date; a changed incarnation or address counts as a restart."""
         endpoint = self.endpoints.get(spec.id)
-        engine = next((spec.labels[k] for k in ENGINE_LABELS if k in spec.labels), self.default_engine)
+        engine = spec.engine or self.default_engine
         if endpoint is None:
             endpoint = self.endpoints[spec.id] = Endpoint(spec, engine=engine, now=now)
             for listener in self._listeners:

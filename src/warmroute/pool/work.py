@@ -6,8 +6,8 @@ ATTENTION_SPAN = 32_768
 """Position in a prompt, in tokens, at which a token's attention costs as much as everything else.
 
 Attention takes ``4 * layers * width`` floating-point operations for each pair of tokens, everything else two for each
-parameter and token, so the position is ``parameters / (2 * layers * width)``: 27,700 for Mistral 7B, 30,600 for Llama 3.1
-8B, 53,900 for Llama 3.1 70B (``num_hidden_layers`` and ``hidden_size`` of their config.json).
+parameter and token, so the position is ``parameters / (2 * layers * width)``: 27,700 for Mistral 7B, 30,600 for Llama
+3.1 8B, 53,900 for Llama 3.1 70B (``num_hidden_layers`` and ``hidden_size`` of their config.json).
 """
 
 

@@ -1,13 +1,13 @@
-"""Who holds which chain: the picker's picture of every engine's KV cache.
+"""Which engine holds which chain: the picker's model of every engine's KV cache.
 
-One dictionary maps a checkpoint to a bit mask of the *slots* that hold it, and each slot has its checkpoints in order of
-last use. A slot stands for one incarnation of one engine: when the engine restarts, its slot is closed in O(1) and a new
-one opened; the closed slot's checkpoints are swept out bit by bit afterwards.
+One dictionary maps a checkpoint to a bit mask of the *holders* that have it, and each holder has its checkpoints in
+order of last use. A holder is one incarnation of one engine, by a small number: when the engine restarts, its holder is
+closed in O(1) and a new one opened; the closed holder's checkpoints are swept out bit by bit afterwards.
 
-The invariant that makes matching cheap: a slot that holds a checkpoint holds all those before it on the chain. Insertion
-and eviction keep it, because a chain is inserted (and touched) tail first, so that an ancestor is always used more recently
-than its descendants. That is also the order in which vLLM evicts: the tail of a chain before its head.
-"""
+The invariant that makes matching cheap: who holds a checkpoint holds all those before it on the chain. Insertion and
+eviction keep it, because a chain is inserted (and touched) tail first, so that an ancestor is always used more recently
+than its descendants. vLLM evicts in that order too, the tail of a chain before its head
+(https://docs.vllm.ai/en/latest/design/prefix_caching.html)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _DISTANCES = tuple(range(MAX_STEP + 1))
 
 
 class _Holding:
-    """What one slot holds: checkpoint to distance from the one before it, least recently used first."""
+    """What one holder has: each checkpoint with its distance from the one before it, least recently used first."""
 
-    __slots__ = ("bit", "capacity", "checkpoints", "weight")
+    __slots__ = ("bit", "capacity", "checkpoints", "prompt_bytes")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.capacity = capacity
         self.checkpoints: OrderedDict[int, int] = OrderedDict()
-        self.weight = 0
+        self.prompt_bytes = 0
 
 
 class PrefixIndex:
-    """The index. Weights and capacities are in bytes of prompt.
+    """The index. Capacities are in bytes of prompt.
 
-    ``limit`` bounds the checkpoints held over all slots; it is shared out evenly.
+    ``limit`` bounds the checkpoints of all holders together; it is shared out evenly.
     """
 
     def __init__(self, *, limit: int = 2_000_000) -> None:
@@ -44,34 +44,34 @@ class PrefixIndex:
         self._open: dict[int, _Holding] = {}
         self._closed: list[_Holding] = []
         self._free: list[int] = []
-        self._next_slot = 0
+        self._next_holder = 0
 
     def open(self, capacity: int) -> int:
-        """A new, empty slot for an engine whose cache holds ``capacity`` bytes of prompt. Slots are small integers."""
+        """A new holder, which has nothing, for an engine whose cache holds ``capacity`` bytes of prompt."""
         if self._free:
-            slot = self._free.pop()
+            holder = self._free.pop()
         else:
-            slot = self._next_slot
-            self._next_slot += 1
-        self._open[slot] = _Holding(1 << slot, capacity)
-        return slot
+            holder = self._next_holder
+            self._next_holder += 1
+        self._open[holder] = _Holding(1 << holder, capacity)
+        return holder
 
-    def close(self, slot: int) -> None:
-        """Forget all that the slot holds. O(1): the slot's number is used again only after :meth:`sweep` has passed."""
-        self._closed.append(self._open.pop(slot))
+    def close(self, holder: int) -> None:
+        """Forget all that the holder has. O(1): its number is used again only after :meth:`sweep` has passed."""
+        self._closed.append(self._open.pop(holder))
 
-    def resize(self, slot: int, capacity: int) -> None:
+    def resize(self, holder: int, capacity: int) -> None:
         """The engine's cache holds ``capacity`` bytes of prompt. A smaller one takes effect at the next insertion."""
-        self._open[slot].capacity = capacity
+        self._open[holder].capacity = capacity
 
     def match(self, chain: Chain, candidates: int) -> list[tuple[int, int]]:
         """How far each candidate holds the chain.
 
-        ``candidates`` is a mask of open slots. Returns disjoint groups ``(mask, depth)``, shallowest first: the slots of
-        ``mask`` hold exactly the first ``depth`` checkpoints. Slots that hold none are in no group.
+        ``candidates`` is a mask of open holders. Returns disjoint groups ``(mask, depth)``, shallowest first: the
+        holders in ``mask`` have exactly the first ``depth`` checkpoints. Holders that have none are in no group.
 
         The cost grows with the number of different depths and the logarithm of the chain's length, not with the number
-        of slots: from one depth at which slots drop out to the next, the search gallops and then bisects.
+        of holders: from one depth at which holders drop out to the next, the search gallops and then bisects.
         """
         hashes = chain.hashes
         size = len(hashes)
@@ -83,7 +83,7 @@ class PrefixIndex:
         groups: list[tuple[int, int]] = []
         while live:
             stride = 1
-            low = depth  # all of `live` hold this many
+            low = depth  # all of `live` have this many
             high = size + 1
             while low + stride <= size:
                 if held(hashes[low + stride - 1], 0) & live != live:
@@ -110,9 +110,9 @@ class PrefixIndex:
             depth = low + 1
         return groups
 
-    def insert(self, slot: int, chain: Chain) -> None:
-        """The slot's engine is about to hold the whole chain: add what is new, touch the rest, evict what no longer fits."""
-        holding = self._open[slot]
+    def insert(self, holder: int, chain: Chain) -> None:
+        """The holder's engine will have the whole chain: add what is new, touch the rest, evict what no longer fits."""
+        holding = self._open[holder]
         checkpoints = holding.checkpoints
         hashes, ends = chain.hashes, chain.ends
         masks = self._masks
@@ -123,21 +123,21 @@ class PrefixIndex:
             key = hashes[known]
             distance = ends[known] - ends[known - 1] if known else ends[0]
             checkpoints[key] = _DISTANCES[distance] if distance <= MAX_STEP else distance
-            holding.weight += distance
+            holding.prompt_bytes += distance
             mask = masks.get(key)
             masks[key] = bit if mask is None else mask | bit
         touch = checkpoints.move_to_end
         for key in reversed(hashes[:known]):
             touch(key)
         most = self._limit // len(self._open)
-        if holding.weight > holding.capacity or len(checkpoints) > most:
+        if holding.prompt_bytes > holding.capacity or len(checkpoints) > most:
             self._evict(holding, most)
 
     def _evict(self, holding: _Holding, most: int) -> None:
         checkpoints = holding.checkpoints
-        while checkpoints and (holding.weight > holding.capacity or len(checkpoints) > most):
+        while checkpoints and (holding.prompt_bytes > holding.capacity or len(checkpoints) > most):
             key, distance = checkpoints.popitem(last=False)
-            holding.weight -= distance
+            holding.prompt_bytes -= distance
             self._clear(key, holding.bit)
 
     def _clear(self, key: int, bit: int) -> None:
@@ -148,7 +148,7 @@ class PrefixIndex:
             del self._masks[key]
 
     def sweep(self, budget: int = 1000) -> bool:
-        """Clear up to ``budget`` checkpoints of closed slots. True while some are left."""
+        """Clear up to ``budget`` checkpoints of closed holders. True while some are left."""
         while self._closed and budget > 0:
             holding = self._closed[-1]
             while holding.checkpoints and budget > 0:
@@ -160,23 +160,23 @@ class PrefixIndex:
                 self._free.append(holding.bit.bit_length() - 1)
         return bool(self._closed)
 
-    def held(self, slot: int) -> tuple[int, int]:
-        """Checkpoints and bytes of prompt that the slot holds."""
-        holding = self._open[slot]
-        return len(holding.checkpoints), holding.weight
+    def held(self, holder: int) -> tuple[int, int]:
+        """Checkpoints and bytes of prompt that the holder has."""
+        holding = self._open[holder]
+        return len(holding.checkpoints), holding.prompt_bytes
 
-    def fill(self, slot: int) -> float:
-        """Share of the slot's capacity that is held."""
-        holding = self._open[slot]
-        return holding.weight / holding.capacity
+    def fill(self, holder: int) -> float:
+        """Share of the holder's capacity that is used."""
+        holding = self._open[holder]
+        return holding.prompt_bytes / holding.capacity
 
     def __len__(self) -> int:
-        """Different checkpoints in the index, those of closed slots that are not swept yet included."""
+        """Different checkpoints in the index, those of closed holders that are not swept yet included."""
         return len(self._masks)
 
 
-def slots_of(mask: int) -> Iterator[int]:
-    """The slots of a mask, lowest first."""
+def holders_of(mask: int) -> Iterator[int]:
+    """The holders of a mask, lowest first."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1

@@ -1,14 +1,14 @@
-"""The router: a request and the pool to a decision. No IO; the time is passed in.
+"""The router: from a request and the pool to a decision. WITHOUT IO: the time is passed in.
 
-It listens to the pool, keeps the load books and the prefix index, and books every decision before the next one is made.
-"""
+It listens to the pool, keeps each endpoint's load and the prefix index, and books every decision before the next one is
+made."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any
@@ -17,32 +17,31 @@ from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.pool.work import prefill_work
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
-from warmroute.prefix.index import PrefixIndex, slots_of
+from warmroute.prefix.index import PrefixIndex, holders_of
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
-from warmroute.routing.calibration import UNKNOWN, TokenLength
-from warmroute.routing.cost import (
-    BALANCE_TOKENS,
-    CostConstants,
-    crowd_of,
-    holder_share,
-    saturation_weights,
-)
-from warmroute.routing.load import Book, Fleet, LoadConstants, Row, slowness
+from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
+from warmroute.routing.calibration import UNKNOWN, BytesPerToken
+from warmroute.routing.candidate_table import CandidateTable
+from warmroute.routing.candidates import Candidates
+from warmroute.routing.decision import Decision, DecisionRecord, reason_of
+from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.saturation import SaturationLimits, saturated
+from warmroute.routing.speed import update_slowness
 
 logger = logging.getLogger(__name__)
 
 MAX_KNOWN_ADAPTERS = 1000
 """LoRA adapter names that are remembered as such."""
 SLOWNESS_INTERVAL = 1.0
-"""Seconds between two looks at who is slower than the median."""
+"""Seconds between two updates of the endpoints' slowness."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingConstants:
-    """What the router is told at start and when hot settings change; the settings of the same names say what each means."""
+    """What the router is told at start and when hot settings change; the settings of the same names say what each
+    means."""
 
     load: LoadConstants
     saturation: SaturationLimits
@@ -55,48 +54,21 @@ class RoutingConstants:
     remembered_decisions: int
 
 
-@dataclass(slots=True)
-class Decision:
-    """Where a request goes and why."""
-
-    book: Book
-    targets: str
-    """``ip:port``, or several separated by commas, best first: the value of the destination header."""
-    strategy: str
-    reason: str
-    """``warm``: it holds more of the prompt than the threshold; ``partial``: it holds less; ``spread``: another holds more,
-    but this one is sooner; ``cold``: nobody holds any of it; ``no-prompt``: there was nothing to match."""
-    prompt_tokens: float
-    cached_tokens: float
-    chain: Chain
-    adapter: str
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The chosen endpoint."""
-        return self.book.endpoint
-
-    @property
-    def match_ratio(self) -> float:
-        """Share of the prompt that the endpoint probably holds."""
-        return self.cached_tokens / self.prompt_tokens
-
-
 class Router(PoolListener):
     """Chooses endpoints. One instance serves one pool."""
 
     def __init__(self, pool: Pool, constants: RoutingConstants, *, rng: random.Random, now: float) -> None:
         self._rng = rng
-        self._books: dict[str, Book] = {}
+        self._loads: dict[str, EndpointLoad] = {}
         self._index = PrefixIndex(limit=constants.index_limit)
-        self._token_length = TokenLength(constants.bytes_per_token)
+        self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
         self._known_adapters: OrderedDict[str, None] = OrderedDict()
         self._choices = 0
         self._slowness_due = now
         self._constants = constants
         self._strategy = strategies.find(constants.strategy, rng=rng)
-        self._history: deque[_Record] = deque(maxlen=constants.remembered_decisions)
-        self._fleet: Fleet | None = None
+        self._records: deque[DecisionRecord] = deque(maxlen=constants.remembered_decisions)
+        self._table: CandidateTable | None = None
         pool.subscribe(self, now)
 
     # ---------------------------------------------------------------- settings
@@ -107,63 +79,62 @@ class Router(PoolListener):
         return self._constants.strategy
 
     def apply(self, constants: RoutingConstants, now: float) -> None:
-        """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes nothing."""
+        """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes
+        nothing."""
         strategy = strategies.find(constants.strategy, rng=self._rng)
         self._strategy, self._constants = strategy, constants
-        self._token_length.begin_with(constants.bytes_per_token)
-        self._fleet = None
+        self._bytes_per_token.begin_with(constants.bytes_per_token)
+        self._table = None
 
     # ---------------------------------------------------------------- pool listener
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
-        """Open a book and a slot in the index."""
-        self._books[endpoint.id] = Book(endpoint, self._index.open(self._capacity(endpoint)), now)
-        self._fleet = None
+        """Keep its load, and what it holds in the prefix index."""
+        self._loads[endpoint.id] = EndpointLoad(endpoint, self._index.open(self._capacity(endpoint)), now)
+        self._table = None
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
-        """Close them."""
-        book = self._books.pop(endpoint.id)
-        self._index.close(book.slot)
-        self._token_length.forget(book)
-        self._fleet = None
+        """Forget both."""
+        load = self._loads.pop(endpoint.id)
+        self._index.close(load.holder)
+        self._bytes_per_token.forget(load)
+        self._table = None
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """Another fleet to choose from."""
-        self._fleet = None
+        """It may have become one to choose, or no longer be one."""
+        self._table = None
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
-        """Its cache and its queue are empty."""
-        book = self._books[endpoint.id]
-        self._index.close(book.slot)
-        book.slot = self._index.open(self._capacity(endpoint))
-        book.reset(now)
-        self._token_length.forget(book)
-        self._fleet = None
+        """Its KV cache and its queue are empty."""
+        load = self._loads[endpoint.id]
+        self._index.close(load.holder)
+        load.holder = self._index.open(self._capacity(endpoint))
+        load.reset(now)
+        self._bytes_per_token.forget(load)
+        self._table = None
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
-        """Correct the book by what the engine reports."""
+        """Correct its load by what the engine reports."""
         state = endpoint.state
         if state is None:
             return
-        book = self._books[endpoint.id]
-        book.observe(state, self._constants.load)
-        self._token_length.observe(book, state)
-        self._index.resize(book.slot, self._capacity(endpoint))
+        load = self._loads[endpoint.id]
+        load.observe(state, self._constants.load)
+        self._bytes_per_token.observe(load, state)
+        self._index.resize(load.holder, self._capacity(endpoint))
         for adapter in state.loaded_adapters:
             self._known_adapters[adapter] = None
             if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
                 self._known_adapters.popitem(last=False)
         if now >= self._slowness_due:
             self._slowness_due = now + SLOWNESS_INTERVAL
-            slowness(self._books.values())
-        fleet = self._fleet
-        if fleet is not None and book.slot in fleet.position:
-            fleet.update(fleet.position[book.slot], now)
+            update_slowness(self._loads.values())
+        self._update(load, now)
 
     def _capacity(self, endpoint: Endpoint) -> int:
-        """Bytes of prompt that the endpoint's KV cache holds, erring on the large side."""
+        """Bytes of prompt that the endpoint's KV cache holds, times the headroom."""
         tokens = self._constants.load.capacity_tokens(endpoint)
-        return int(tokens * self._constants.cache_headroom * self._token_length.bytes_per_token)
+        return int(tokens * self._constants.cache_headroom * self._bytes_per_token.estimate)
 
     # ---------------------------------------------------------------- decisions
 
@@ -173,335 +144,212 @@ class Router(PoolListener):
         now: float,
         *,
         request_id: str = "",
-        allowed: Callable[[Endpoint], bool] | None = None,
+        allowed: frozenset[str] | None = None,
     ) -> Decision | Rejection:
         """Choose an endpoint and book the request on it.
 
-        ``allowed`` restricts the choice (the gateway's subset hint). A Rejection if there is nothing to choose from (503) or
-        all that can be chosen is saturated and the request is sheddable (429). An
-        exception can only come from a strategy of somebody's own.
-        """
-        fleet = self._fleet_of(allowed, now)
-        books = fleet.books
-        if not books:
-            if allowed is not None and self._books:
+        ``allowed`` restricts the choice (the gateway's subset hint): canonical targets ``ip:port`` or ``[v6]:port``, or
+        canonical addresses for any port (:func:`~warmroute.pool.endpoint.canonical_address`). Pass the same set for the
+        same hint: its members are remembered.
+
+        Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
+        are saturated (429). Raises only what a custom strategy raises."""
+        table = self._current_table(now)
+        candidates = table.select(allowed)
+        if not candidates.loads:
+            if allowed is not None and self._loads:
                 return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
             return no_endpoint("No endpoint is ready.")
         constants = self._constants
-        if request.sheddable and saturated(fleet, constants.saturation):
+        if request.sheddable and saturated(candidates, constants.saturation):
             return shed("Every endpoint is busy and the request may be refused.")
 
-        weight = request.weight
-        prompt = max(1.0, request.tokens or weight / self._token_length.bytes_per_token)
-        cached, best_match, chain = strategies.NOTHING_CACHED, 0.0, EMPTY_CHAIN
-        if weight and self._strategy.uses_prefix:
+        prompt_bytes = request.weight
+        prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
+        cached, best, chain = NOTHING_CACHED, 0.0, EMPTY_CHAIN
+        if prompt_bytes and self._strategy.uses_prefix:
             chain = build(request.seed, request.parts)
-            cached, best_match = self._match(chain, prompt / weight, prompt, fleet)
-        offer = self._offer(request, fleet, prompt, cached, now)
-        values = self._strategy(offer)
-        k = _lowest(values, books)
-        hit = cached.at(k)
-        decision = Decision(
-            book=books[k],
-            targets=_targets(values, books, k, constants.max_endpoints),
-            strategy=constants.strategy,
-            reason=_reason(weight, hit, best_match, constants.prefix_match_threshold * prompt),
-            prompt_tokens=prompt,
-            cached_tokens=hit,
-            chain=chain,
-            adapter=request.model if offer.adapter_cost is not None else "",
+            cached, best = self._match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates)
+        context = strategies.PickContext(
+            request=request,
+            candidates=candidates,
+            cached=cached,
+            factors=candidates.request_factors(prompt_tokens, cached, now, constants.load.cost),
+            adapter_costs=self._adapter_costs(candidates, request.model),
         )
-        if self._history.maxlen:
-            self._history.append(_Record.of(request_id, decision, offer, values, constants.load.cost))
-        self._assign(decision, request, fleet, k, now)
+        values = self._strategy(context)
+        k = _lowest(values, candidates.loads)
+        cached_tokens = cached.at(k)
+        decision = Decision(
+            load=candidates.loads[k],
+            targets=_targets(values, candidates.loads, k, constants.max_endpoints),
+            strategy=constants.strategy,
+            reason=reason_of(
+                cached_tokens,
+                best=best,
+                threshold=constants.prefix_match_threshold * prompt_tokens,
+                has_prompt=prompt_bytes > 0,
+            ),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            chain=chain,
+            adapter=request.model if context.adapter_costs is not None else "",
+        )
+        if self._records.maxlen:
+            self._records.append(DecisionRecord.of(request_id, decision, context, values, constants.load.cost))
+        self._book(decision, request, now)
         if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
             ratio = f" {decision.match_ratio:.2f} > {constants.prefix_match_threshold:.2f}"
             logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
         return decision
 
-    def _fleet_of(self, allowed: Callable[[Endpoint], bool] | None, now: float) -> Fleet:
-        """What there is to choose from, up to date."""
-        fleet = self._fleet
-        if fleet is None:
-            fleet = self._fleet = self._assemble(now)
-        fleet.refresh(now)
-        return fleet if allowed is None else self._assemble(now, allowed)
-
-    def _offer(
-        self, request: InferenceRequest, fleet: Fleet, prompt: float, cached: strategies.Cached, now: float
-    ) -> strategies.Offer:
-        queue_weight, delay_weight = saturation_weights(fleet.least_waiting())
-        return strategies.Offer(
-            request=request,
-            fleet=fleet,
-            prompt=prompt,
-            cached=cached,
-            adapter_cost=self._adapter_costs(fleet, request.model) if request.model in self._known_adapters else None,
-            queue_weight=queue_weight,
-            delay_weight=delay_weight,
-            balance_weight=fleet.balance_weight(delay_weight),
-            least_crowd=fleet.least_crowd(*cached),
-            now=now,
-        )
+    def _current_table(self, now: float) -> CandidateTable:
+        table = self._table
+        if table is None:
+            ready = [load for load in self._loads.values() if load.endpoint.ready]
+            table = self._table = CandidateTable(ready, self._constants.load, now)
+        table.refresh(now)
+        return table
 
     def _match(
-        self, chain: Chain, tokens_per_byte: float, prompt: float, fleet: Fleet
-    ) -> tuple[strategies.Cached, float]:
-        """What each endpoint of the fleet holds of a prompt of ``prompt`` tokens, and the most that any holds."""
-        rest = fleet.candidates
+        self, chain: Chain, tokens_per_byte: float, prompt_tokens: float, candidates: Candidates
+    ) -> tuple[CachedTokens, float]:
+        """The tokens of the prompt that each candidate holds, and the most that any holds."""
+        members = candidates.members
+        rest = members.mask
         groups = self._index.match(chain, rest)
         if not groups:
-            return strategies.NOTHING_CACHED, 0.0
-        held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt - 1)) for mask, depth in groups]
-        best_match = held[-1][1]
+            return NOTHING_CACHED, 0.0
+        # The last token is always computed: its logits give the first token of the answer.
+        held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt_tokens - 1)) for mask, depth in groups]
+        best = held[-1][1]
         for mask, _ in groups:
             rest &= ~mask
         held.append((rest, 0.0))
-        most, usual = held[0]  # often a system prompt that nearly all hold
+        most, default = held[0]  # often a system prompt that nearly all hold
         for mask, tokens in held:
             if mask.bit_count() > most.bit_count():
-                most, usual = mask, tokens
-        position = fleet.position
-        others = {}
+                most, default = mask, tokens
+        overrides = {}
         for mask, tokens in held:
             if mask != most:
-                for slot in slots_of(mask):
-                    others[position[slot]] = tokens
-        return strategies.Cached(usual, others), best_match
+                for holder in holders_of(mask):
+                    overrides[members.position[holder]] = tokens
+        return CachedTokens(default, overrides), best
 
-    def _assign(self, decision: Decision, request: InferenceRequest, fleet: Fleet, k: int, now: float) -> None:
-        book = decision.book
+    def _book(self, decision: Decision, request: InferenceRequest, now: float) -> None:
+        """Count the request on the chosen endpoint, so that the next decision sees it."""
+        load = decision.load
         self._choices += 1
-        book.last_chosen = self._choices
+        load.last_chosen = self._choices
         work = prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
         constants = self._constants.load
-        book.assign(work, book.drain_rate(constants), now)
-        book.matched(decision.cached_tokens, decision.prompt_tokens, constants)
+        load.assign(work, load.drain_rate(constants), now)
+        load.count_hit(decision.cached_tokens, decision.prompt_tokens, constants)
         if request.weight:  # else engines do not count it among the prompts
-            self._token_length.sent(book, UNKNOWN if request.partial else request.weight)
+            self._bytes_per_token.sent(load, UNKNOWN if request.partial else request.weight)
         if decision.adapter:
-            book.use_adapter(decision.adapter)
+            load.adapters.use(decision.adapter)
         if decision.chain.hashes:
-            self._insert(book, decision.chain)
-        fleet.update(k, now)
-        if fleet is not self._fleet:
-            self._update(book, now)
+            self._insert(load, decision.chain)
+        self._update(load, now)
 
-    def _insert(self, book: Book, chain: Chain) -> None:
-        self._index.insert(book.slot, chain)
-        book.fill = min(1.0, self._index.fill(book.slot) * self._constants.cache_headroom)
+    def _insert(self, load: EndpointLoad, chain: Chain) -> None:
+        self._index.insert(load.holder, chain)
+        load.cache_fill = min(1.0, self._index.fill(load.holder) * self._constants.cache_headroom)
 
-    def _assemble(self, now: float, allowed: Callable[[Endpoint], bool] | None = None) -> Fleet:
-        """The fleet of the (allowed) endpoints that answer; of all that are ready where none does."""
-        ready = [book for book in self._books.values() if book.endpoint.ready]
-        if allowed is not None:
-            ready = [book for book in ready if allowed(book.endpoint)]
-        available = [book for book in ready if book.endpoint.available]
-        return Fleet(available or ready, self._constants.load, now)
-
-    def _adapter_costs(self, fleet: Fleet, adapter: str) -> Sequence[float]:
+    def _adapter_costs(self, candidates: Candidates, model: str) -> Sequence[float] | None:
+        """The cost of loading the adapter on each candidate; None if ``model`` is not known to be an adapter."""
+        if model not in self._known_adapters:
+            return None
         price = self._constants.load.cost.adapter
-        return [0.0 if adapter in book.adapters else price for book in fleet.books]
+        return [0.0 if model in load.adapters else price for load in candidates.loads]
+
+    def _update(self, load: EndpointLoad, now: float) -> None:
+        if self._table is not None:
+            self._table.update(load, now)
 
     # ---------------------------------------------------------------- responses (observed only)
 
     def opened(self, decision: Decision) -> None:
         """The end of this request will be reported with :meth:`finished`."""
-        decision.book.in_flight += 1
+        decision.load.open_responses += 1
 
     def finished(self, decision: Decision, now: float) -> None:
         """The response has ended or the client has gone."""
-        decision.book.finished(now)
-        self._update(decision.book, now)
+        decision.load.response_ended(now)
+        self._update(decision.load, now)
 
     def served(self, decision: Decision, target: str, now: float) -> None:
-        """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen."""
-        if target == decision.book.endpoint.target:
+        """The gateway reports that ``target`` served the request: after a retry that is another endpoint than
+        chosen."""
+        if target == decision.load.endpoint.target:
             return
-        other = next((book for book in self._books.values() if book.endpoint.target == target), None)
+        other = next((load for load in self._loads.values() if load.endpoint.target == target), None)
         if other is None:
             return
-        decision.book.finished(now)
-        self._update(decision.book, now)
-        decision.book = other
-        other.in_flight += 1
+        decision.load.response_ended(now)
+        self._update(decision.load, now)
+        decision.load = other
+        other.open_responses += 1
         if decision.chain.hashes:
             self._insert(other, decision.chain)
         self._update(other, now)
 
-    def _update(self, book: Book, now: float) -> None:
-        if self._fleet is not None and book.slot in self._fleet.position:
-            self._fleet.update(self._fleet.position[book.slot], now)
-
     # ---------------------------------------------------------------- upkeep and insight
 
     def sweep(self) -> bool:
-        """A slice of the index's clean-up. True while there is more."""
+        """A slice of the prefix index's clean-up. True while there is more."""
         return self._index.sweep()
 
     @property
-    def books(self) -> Iterable[Book]:
-        """The load books, one for each member of the pool."""
-        return self._books.values()
+    def loads(self) -> Iterable[EndpointLoad]:
+        """The load of each member of the pool."""
+        return self._loads.values()
 
     @property
     def bytes_per_token(self) -> float:
         """Prompt bytes for each token, as measured."""
-        return self._token_length.bytes_per_token
+        return self._bytes_per_token.estimate
 
-    def speed_of(self, book: Book) -> float:
-        """Prefill tokens a second that the endpoint is believed to do."""
-        return book.speed(self._constants.load)
+    def speed_of(self, load: EndpointLoad) -> float:
+        """Prefill tokens a second that the endpoint is believed to compute."""
+        return load.speed(self._constants.load)
 
-    def held(self, book: Book) -> tuple[int, float]:
-        """Checkpoints and tokens that the index believes the endpoint to hold."""
-        checkpoints, weight = self._index.held(book.slot)
-        return checkpoints, weight / self._token_length.bytes_per_token
+    def held(self, load: EndpointLoad) -> tuple[int, float]:
+        """Checkpoints and tokens that the prefix index believes the endpoint to hold."""
+        checkpoints, prompt_bytes = self._index.held(load.holder)
+        return checkpoints, prompt_bytes / self._bytes_per_token.estimate
 
-    def load_of(self, book: Book, now: float) -> tuple[float, float, float]:
+    def load_of(self, load: EndpointLoad, now: float) -> tuple[float, float, float]:
         """Waiting requests, running requests and pending prefill tokens, as the next decision would see them."""
-        fleet = self._fleet
-        if fleet is None or book.slot not in fleet.position:
-            fleet = Fleet([book], self._constants.load, now)
-        fleet.refresh(now)
-        k = fleet.position[book.slot]
-        return fleet.waiting[k], fleet.running[k], fleet.pending(k, now) / book.tau
+        table = self._table
+        if table is None or load.holder not in table.all.members.position:
+            table = CandidateTable([load], self._constants.load, now)
+        table.refresh(now)
+        candidates = table.all
+        k = candidates.members.position[load.holder]
+        return candidates.waiting[k], candidates.running[k], candidates.pending(k, now) / load.slowness
 
     def decisions(self, now: float) -> list[dict[str, Any]]:
-        """The last decisions, newest first, each endpoint's cost split into its terms. Never prompt text."""
-        return [record.explain(now) for record in reversed(self._history)]
+        """The last decisions, newest first, each candidate's cost split into its terms. Never prompt text."""
+        return [record.explain(now) for record in reversed(self._records)]
 
 
-def _lowest(values: Sequence[float], books: Sequence[Book]) -> int:
-    """Position of the lowest value; of equal ones the least recently chosen."""
+def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:
+    """Position of the lowest value; of equal ones the least recently chosen endpoint's."""
     lowest = min(values)
     k = values.index(lowest)
     if values.count(lowest) > 1:
-        return min((i for i in range(k, len(values)) if values[i] == lowest), key=lambda i: books[i].last_chosen)
+        return min((i for i in range(k, len(values)) if values[i] == lowest), key=lambda i: loads[i].last_chosen)
     return k
 
 
-def _reason(weight: int, hit: float, best_match: float, much: float) -> str:
-    """Why an endpoint was chosen that holds ``hit`` tokens of the prompt; see :attr:`Decision.reason`."""
-    if not weight:
-        return "no-prompt"
-    if hit > much:
-        return "warm"
-    if hit < best_match:
-        return "spread"
-    return "partial" if hit else "cold"
-
-
-def _targets(values: Sequence[float], books: Sequence[Book], k: int, most: int) -> str:
+def _targets(values: Sequence[float], loads: Sequence[EndpointLoad], k: int, most: int) -> str:
+    """The chosen endpoint's target, then the next best, ``most`` in all."""
     if most == 1:
-        return books[k].endpoint.target
+        return loads[k].endpoint.target
     others = nsmallest(
-        most - 1, (i for i in range(len(books)) if i != k), key=lambda i: (values[i], books[i].last_chosen)
+        most - 1, (i for i in range(len(loads)) if i != k), key=lambda i: (values[i], loads[i].last_chosen)
     )
-    return ",".join(books[i].endpoint.target for i in (k, *others))
-
-
-@dataclass(slots=True)
-class _Record:
-    """A decision as it was: the fleet's rows are kept, and split into terms only when somebody looks.
-
-    Neither the request nor its chain is kept: what a hundred records hold is memory that the next request cannot use again
-    while it is in the processor's caches, and that costs several times what it takes to fill in a record.
-    """
-
-    request_id: str
-    at: float
-    model: str
-    strategy: str
-    reason: str
-    chosen: str
-    targets: str
-    prompt_tokens: float
-    cached_tokens: float
-    constants: CostConstants
-    names: tuple[str, ...]
-    values: list[float]
-    cached: strategies.Cached
-    adapter_cost: Sequence[float] | None
-    queue_weight: float
-    delay_weight: float
-    balance_weight: float
-    queues: bool
-    least_crowd: float
-    rows: list[Row]
-
-    @classmethod
-    def of(
-        cls,
-        request_id: str,
-        decision: Decision,
-        offer: strategies.Offer,
-        values: Sequence[float],
-        constants: CostConstants,
-    ) -> _Record:
-        fleet = offer.fleet
-        return cls(
-            request_id=request_id,
-            at=offer.now,
-            model=offer.request.model,
-            strategy=decision.strategy,
-            reason=decision.reason,
-            chosen=decision.book.endpoint.id,
-            targets=decision.targets,
-            prompt_tokens=decision.prompt_tokens,
-            cached_tokens=decision.cached_tokens,
-            constants=constants,
-            names=fleet.names,
-            values=list(values),
-            cached=offer.cached,
-            adapter_cost=offer.adapter_cost,
-            queue_weight=offer.queue_weight,
-            delay_weight=offer.delay_weight,
-            balance_weight=offer.balance_weight,
-            queues=fleet.queues,
-            least_crowd=offer.least_crowd,
-            rows=fleet.rows[:],
-        )
-
-    def explain(self, now: float) -> dict[str, Any]:
-        cost = self.constants
-        prompt, balanced = prefill_work(self.prompt_tokens), min(self.prompt_tokens, BALANCE_TOKENS)
-        endpoints = []
-        for k, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
-            waiting, running, tau, pending_at_zero, pending_rate, eviction, usage, slot_guard, kv_guard, stale = row
-            cached = self.cached.at(k)
-            uncached, share = prompt - prefill_work(cached), holder_share(self.prompt_tokens, cached)
-            crowd = (1 - share) * crowd_of(waiting, running, queues=self.queues) + share * self.least_crowd
-            terms = {
-                "queue": self.queue_weight * (pending_at_zero - self.at * pending_rate),
-                "prefill": tau * uncached * (1 + eviction),
-                "delay": tau * uncached * (self.delay_weight * cost.waiting * waiting + cost.running * running * usage),
-                "decode": tau * cost.decode * running,
-                "balance": balanced * self.balance_weight * crowd,
-                "slots": prompt * slot_guard,
-                "kv": prompt * kv_guard,
-                "adapter": self.adapter_cost[k] if self.adapter_cost is not None else 0.0,
-                "stale": stale,
-            }
-            endpoints.append(
-                {
-                    "endpoint": name,
-                    "value": self.values[k],
-                    "cached_tokens": round(cached),
-                    "waiting": round(waiting, 1),
-                    "running": round(running, 1),
-                    "terms": {term: round(value, 3) for term, value in terms.items()},
-                }
-            )
-        return {
-            "request": self.request_id,
-            "seconds_ago": round(now - self.at, 3),
-            "model": self.model,
-            "strategy": self.strategy,
-            "reason": self.reason,
-            "chosen": self.chosen,
-            "targets": self.targets,
-            "prompt_tokens": round(self.prompt_tokens),
-            "cached_tokens": round(self.cached_tokens),
-            "endpoints": endpoints,
-        }
+    return ",".join(loads[i].endpoint.target for i in (k, *others))

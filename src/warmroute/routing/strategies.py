@@ -1,6 +1,6 @@
-"""Strategies: how to value the endpoints for a request. The lowest value wins; ties go to the least recently chosen.
+"""Routing strategies: one value for each candidate; the lowest wins, ties go to the least recently chosen endpoint.
 
-A strategy of one's own is a function of the request and the candidates, installed under the entry-point group
+A custom strategy is a function of the request and the candidates, installed under the entry-point group
 ``warmroute.strategies``; docs/strategies.md has a worked example.
 """
 
@@ -10,142 +10,114 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint
 from warmroute.request.inference import InferenceRequest
-from warmroute.routing.load import Fleet
+from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.candidates import Candidates
+from warmroute.routing.cost import RequestFactors
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a strategy of one's own sees of one endpoint. Tokens are estimates unless the client sent token ids."""
+    """One endpoint, as a custom strategy sees it. Tokens are estimates unless the client sent token ids."""
 
     endpoint: Endpoint
     prompt_tokens: float
     """Tokens of the request's prompt."""
     cached_tokens: float
-    """Of these, what the endpoint probably holds in its KV cache."""
+    """Tokens of the prompt that the endpoint probably holds in its KV cache."""
     pending_tokens: float
     """Prefill tokens that it has to compute before this request."""
     waiting: float
     """Requests that wait for their first token."""
     running: float
-    """Requests that have it."""
+    """Requests that have their first token."""
     kv_usage: float
-    """KV-cache blocks in use, 0 to 1."""
+    """KV cache utilization at the last scrape, 0 to 1."""
     cost: float
-    """What PREFIX_CACHE would say, in prefill tokens; for strategies that only change a detail."""
+    """What PREFIX_CACHE would say, in prefill tokens; for strategies that change only a detail."""
 
 
 StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[float]]
 """One number for each candidate, in order; lower is better."""
 
 
-class Cached(NamedTuple):
-    """Matched tokens of a prompt by position in the fleet: what is usual, and where it is another."""
-
-    usual: float
-    others: dict[int, float]
-
-    def at(self, k: int) -> float:
-        """Tokens that the endpoint at position ``k`` holds."""
-        return self.others.get(k, self.usual)
-
-
-NOTHING_CACHED = Cached(0.0, {})
-
-
 @dataclass(slots=True)
-class Offer:
-    """One decision to be made: the request, the fleet and what each endpoint holds of the prompt."""
+class PickContext:
+    """All that a strategy decides by: the request, the candidates and what each holds of the prompt."""
 
     request: InferenceRequest
-    fleet: Fleet
-    prompt: float
-    """Tokens of the prompt, at least 1."""
-    cached: Cached
-    adapter_cost: Sequence[float] | None
-    """Cost of loading the request's adapter at each position; None where no adapter is asked for."""
-    queue_weight: float
-    delay_weight: float
-    balance_weight: float
-    least_crowd: float
-    now: float
+    candidates: Candidates
+    cached: CachedTokens
+    factors: RequestFactors
+    adapter_costs: Sequence[float] | None
+    """Cost of loading the request's LoRA adapter, by position; None if it asks for none."""
 
     def costs(self) -> list[float]:
-        """``J`` of every endpoint (:mod:`warmroute.routing.cost`)."""
-        usual, others = self.cached
-        costs = self.fleet.costs(
-            self.prompt,
-            usual,
-            others,
-            queue_weight=self.queue_weight,
-            delay_weight=self.delay_weight,
-            balance_weight=self.balance_weight,
-            least_crowd=self.least_crowd,
-            now=self.now,
-        )
-        if self.adapter_cost is not None:
-            costs = [cost + load for cost, load in zip(costs, self.adapter_cost, strict=True)]
+        """``J`` of every candidate (:mod:`warmroute.routing.cost`)."""
+        costs = self.candidates.costs(self.factors, self.cached)
+        if self.adapter_costs is not None:
+            costs = [cost + adapter for cost, adapter in zip(costs, self.adapter_costs, strict=True)]
         return costs
 
 
 class Strategy(Protocol):
-    """What the router asks for a decision."""
+    """What the router asks of a strategy."""
 
     uses_prefix: bool
     """Whether prompts are to be hashed and matched."""
 
-    def __call__(self, offer: Offer) -> Sequence[float]:
-        """The value of every endpoint of ``offer.fleet``; lower is better."""
+    def __call__(self, context: PickContext) -> Sequence[float]:
+        """The value of every candidate, by position; lower is better."""
 
 
 class MarginalCost:
-    """The time that the request adds for everybody, the cached prefix counted (PREFIX_CACHE) or not (DEFAULT)."""
+    """The time that the request adds for all requests, cached prefixes counted (PREFIX_CACHE) or not (DEFAULT)."""
 
     def __init__(self, *, uses_prefix: bool) -> None:
         self.uses_prefix = uses_prefix
 
-    def __call__(self, offer: Offer) -> Sequence[float]:
-        return offer.costs()
+    def __call__(self, context: PickContext) -> Sequence[float]:
+        return context.costs()
 
 
 class LeastRequest:
-    """The endpoint with the fewest requests on it."""
+    """The endpoint with the fewest requests in flight."""
 
     uses_prefix = False
 
-    def __call__(self, offer: Offer) -> Sequence[float]:
-        return offer.fleet.total
+    def __call__(self, context: PickContext) -> Sequence[float]:
+        return context.candidates.total
 
 
 class RoundRobin:
-    """Each in turn: all are equal, and ties go to the least recently chosen."""
+    """Each endpoint in turn: all values are equal, and ties go to the least recently chosen."""
 
     uses_prefix = False
 
-    def __call__(self, offer: Offer) -> Sequence[float]:
-        return [0.0] * len(offer.fleet.books)
+    def __call__(self, context: PickContext) -> Sequence[float]:
+        return [0.0] * len(context.candidates)
 
 
 class Random:
-    """Any, evenly."""
+    """A uniformly random endpoint."""
 
     uses_prefix = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def __call__(self, offer: Offer) -> Sequence[float]:
-        return [self._rng.random() for _ in offer.fleet.books]
+    def __call__(self, context: PickContext) -> Sequence[float]:
+        return [self._rng.random() for _ in context.candidates.loads]
 
 
 class Custom:
-    """A strategy function of somebody's own. It may be as slow as its author likes; the built-in ones do not pass here."""
+    """A custom strategy function. It gets one :class:`Candidate` for each endpoint; built-in strategies need none."""
 
     uses_prefix = True
 
@@ -153,22 +125,23 @@ class Custom:
         self._name = name
         self._function = function
 
-    def __call__(self, offer: Offer) -> Sequence[float]:
-        fleet, now = offer.fleet, offer.now
+    def __call__(self, context: PickContext) -> Sequence[float]:
+        """Raises ValueError for a wrong number of values or NaN, and whatever the function raises."""
+        columns, factors = context.candidates, context.factors
         candidates = [
             Candidate(
-                endpoint=book.endpoint,
-                prompt_tokens=offer.prompt,
-                cached_tokens=offer.cached.at(k),
-                pending_tokens=fleet.pending(k, now) / book.tau,
-                waiting=fleet.waiting[k],
-                running=fleet.running[k],
-                kv_usage=book.kv_usage,
+                endpoint=load.endpoint,
+                prompt_tokens=factors.prompt_tokens,
+                cached_tokens=context.cached.at(k),
+                pending_tokens=columns.pending(k, factors.now) / load.slowness,
+                waiting=columns.waiting[k],
+                running=columns.running[k],
+                kv_usage=load.kv_usage,
                 cost=cost,
             )
-            for k, (book, cost) in enumerate(zip(fleet.books, offer.costs(), strict=True))
+            for k, (load, cost) in enumerate(zip(columns.loads, context.costs(), strict=True))
         ]
-        values = self._function(offer.request, candidates)
+        values = self._function(context.request, candidates)
         if len(values) != len(candidates):
             raise ValueError(f"strategy {self._name} gave {len(values)} values for {len(candidates)} candidates")
         if any(value != value for value in values):  # noqa: PLR0124 -- NaN, which no comparison finds
@@ -176,25 +149,31 @@ class Custom:
         return values
 
 
+BUILT_IN: dict[str, Callable[[random.Random], Strategy]] = {
+    "PREFIX_CACHE": lambda rng: MarginalCost(uses_prefix=True),
+    "DEFAULT": lambda rng: MarginalCost(uses_prefix=False),
+    "LEAST_REQUEST": lambda rng: LeastRequest(),
+    "ROUND_ROBIN": lambda rng: RoundRobin(),
+    "RANDOM": Random,
+}
+"""The built-in strategies: factories by name."""
+
+
 def find(name: str, *, rng: random.Random) -> Strategy:
-    """The strategy of that name (upper or lower case). Raises ConfigurationError that lists the known names."""
+    """The strategy of that name (upper or lower case), built-in or installed.
+
+    Raises ConfigurationError if there is none, with the names there are, or if an installed one cannot be loaded.
+    """
     wanted = name.upper()
-    match wanted:
-        case "PREFIX_CACHE" | "DEFAULT":
-            return MarginalCost(uses_prefix=wanted == "PREFIX_CACHE")
-        case "LEAST_REQUEST":
-            return LeastRequest()
-        case "ROUND_ROBIN":
-            return RoundRobin()
-        case "RANDOM":
-            return Random(rng)
+    if wanted in BUILT_IN:
+        return BUILT_IN[wanted](rng)
     installed = {entry.name.upper(): entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if wanted not in installed:
-        known = ["PREFIX_CACHE", "DEFAULT", "LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", *sorted(installed)]
+        known = [*BUILT_IN, *sorted(installed)]
         raise ConfigurationError(f"there is no routing strategy {name!r}; known are {', '.join(known)}")
     try:
         function = installed[wanted].load()
-    except Exception as error:  # somebody else's module: whatever it raises, the name is unusable
+    except Exception as error:  # a module of somebody else: whatever it raises, the name is unusable
         raise ConfigurationError(f"the routing strategy {name!r} cannot be loaded: {error!r}") from error
     if not callable(function):
         raise ConfigurationError(f"the routing strategy {name!r} is not a function")

@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from warmroute.prefix.index import PrefixIndex, slots_of
+from warmroute.prefix.index import PrefixIndex, holders_of
 from warmroute_lab.replay.trace import TracedRequest
 from warmroute_lab.simulator.blocks import Segment
 
@@ -41,9 +41,9 @@ class ExactHoldings:
         chain, tokens = request.chain, request.prompt_tokens
         candidates = sum(1 << self._slots[pod] for pod in pods)
         return {
-            self._pods[slot]: min(chain.ends[depth - 1] * tokens // chain.weight, tokens - 1)
+            self._pods[holder]: min(chain.ends[depth - 1] * tokens // chain.prompt_bytes, tokens - 1)
             for mask, depth in self._index.match(chain, candidates)
-            for slot in slots_of(mask)
+            for holder in holders_of(mask)
         }
 
     def insert(self, pod: int, request: TracedRequest) -> None:
@@ -111,7 +111,7 @@ class SharedTable:
             candidates &= {pod for pod, at in sent.items() if now - at < self._seconds}
             if not candidates:
                 break
-            share = end / request.chain.weight
+            share = end / request.chain.prompt_bytes
             for pod in candidates:
                 matched[pod] = share
         return matched

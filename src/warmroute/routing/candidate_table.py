@@ -1,0 +1,122 @@
+"""The ready endpoints' columns, kept current, and the part of them that a request may go to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import compress
+from math import inf
+
+from warmroute.routing.candidates import Candidates, Members
+from warmroute.routing.cost import endpoint_factors
+from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
+
+STALE_CAP = 60.0
+"""Seconds for which the staleness penalty grows."""
+MOST_SELECTIONS = 256
+"""Subset hints whose members are remembered."""
+
+
+class CandidateTable:
+    """Candidates for one set of ready endpoints. A change of the set, or of who is available, needs a new table.
+
+    An endpoint's figures change only when it is assigned a request, is scraped, or a virtual finish time passes:
+    :meth:`refresh` looks at those alone.
+    """
+
+    __slots__ = (
+        "_constants",
+        "_last_observed",
+        "_next_change",
+        "_selections",
+        "_soonest",
+        "all",
+    )
+
+    def __init__(self, loads: Sequence[EndpointLoad], constants: LoadConstants, now: float) -> None:
+        self.all = Candidates(Members(loads))
+        """Every ready endpoint."""
+        self._constants = constants
+        self._selections: OrderedDict[frozenset[str] | None, tuple[Members, list[bool]] | None] = OrderedDict()
+        self._next_change = [-inf] * len(loads)
+        self._last_observed = max((load.observed_at for load in loads if load.observed_at is not None), default=-inf)
+        self._soonest = -inf
+        """No later than the earliest of ``_next_change``."""
+        self.refresh(now)
+
+    def select(self, allowed: frozenset[str] | None) -> Candidates:
+        """The available endpoints, or all ready ones if none is available; of the ``allowed`` if that is not None.
+
+        ``allowed`` holds canonical targets (``ip:port``, ``[v6]:port``), or addresses for any port. The members of each
+        set are remembered, so that a set that comes again costs no more than a decision without one."""
+        try:
+            selection = self._selections[allowed]
+            self._selections.move_to_end(allowed)
+        except KeyError:
+            selection = self._selections[allowed] = self._selection(allowed)
+            if len(self._selections) > MOST_SELECTIONS:
+                self._selections.popitem(last=False)
+        return self.all if selection is None else self.all.only(*selection)
+
+    def _selection(self, allowed: frozenset[str] | None) -> tuple[Members, list[bool]] | None:
+        """The members to choose from and where they are; None: all."""
+        endpoints = [load.endpoint for load in self.all.loads]
+        ready = [
+            allowed is None or endpoint.target in allowed or endpoint.spec.address in allowed for endpoint in endpoints
+        ]
+        available = [chosen and endpoint.available for chosen, endpoint in zip(ready, endpoints, strict=True)]
+        selected = available if any(available) else ready
+        return None if all(selected) else (Members(list(compress(self.all.loads, selected))), selected)
+
+    def refresh(self, now: float) -> None:
+        """Recompute the figures that have changed by themselves."""
+        if self._soonest > now:
+            return
+        next_change = self._next_change
+        for k in [k for k, due in enumerate(next_change) if due <= now]:
+            self._update(k, now)
+        self._soonest = min(next_change, default=inf)
+
+    def update(self, load: EndpointLoad, now: float) -> None:
+        """Recompute the figures of an endpoint whose load has changed, if it is in the table."""
+        k = self.all.members.position.get(load.holder)
+        if k is not None:
+            self._update(k, now)
+
+    def _update(self, k: int, now: float) -> None:
+        load = self.all.loads[k]
+        constants = self._constants
+        if load.observed_at is not None:
+            self._last_observed = max(self._last_observed, load.observed_at)
+        age = self._age(load, now)
+        estimate = load.estimate(now, age, constants)
+        stale_seconds, until = age - constants.staleness_threshold, estimate.until
+        if stale_seconds < 0:
+            stale_seconds, until = 0.0, min(until, now - stale_seconds)
+        else:
+            stale_seconds, until = min(stale_seconds, STALE_CAP), min(until, now + 1.0)
+        self._next_change[k] = until
+        self._soonest = min(self._soonest, until)
+        factors = endpoint_factors(
+            constants.cost,
+            waiting=estimate.waiting,
+            running=estimate.running,
+            slowness=load.slowness,
+            pending_at_zero=estimate.pending_at_zero,
+            pending_rate=estimate.pending_rate,
+            kv_usage=estimate.kv_usage,
+            cache_fill=load.cache_fill,
+            hit_rate=load.hit_rate,
+            max_num_seqs=load.seqs_limit(constants),
+            stale_seconds=stale_seconds,
+        )
+        self.all.store(k, factors, estimate.total, constants.cost)
+
+    def _age(self, load: EndpointLoad, now: float) -> float:
+        """Seconds since the engine's state was known.
+
+        An engine that has never reported counts as known since it joined, but as no fresher than the freshest report in
+        the pool: else all requests would go to each newcomer while metrics are unavailable."""
+        if load.observed_at is not None:
+            return now - load.observed_at
+        return now - min(load.began_at, self._last_observed) if self._last_observed > -inf else 0.0

@@ -1,0 +1,137 @@
+"""A decision: where a request goes and why; and its record, which can explain the cost of every candidate later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from warmroute.pool.endpoint import Endpoint
+from warmroute.prefix.chain import Chain
+from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.cost import CostConstants, EndpointFactors, RequestFactors, cost_terms
+from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.strategies import PickContext
+
+
+@dataclass(slots=True)
+class Decision:
+    """Where a request goes and why."""
+
+    load: EndpointLoad
+    """The load of the endpoint that the request is booked on."""
+    targets: str
+    """``ip:port``, or several separated by commas, best first: the value of the destination header."""
+    strategy: str
+    reason: str
+    """See :func:`reason_of`."""
+    prompt_tokens: float
+    """At least 1."""
+    cached_tokens: float
+    """Tokens of the prompt that the endpoint probably holds."""
+    chain: Chain
+    adapter: str
+    """The LoRA adapter that the request asks for; empty if none."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The chosen endpoint."""
+        return self.load.endpoint
+
+    @property
+    def match_ratio(self) -> float:
+        """Share of the prompt that the endpoint probably holds."""
+        return self.cached_tokens / self.prompt_tokens
+
+
+def reason_of(cached_tokens: float, *, best: float, threshold: float, has_prompt: bool) -> str:
+    """Why an endpoint was chosen that holds ``cached_tokens`` of the prompt.
+
+    ``warm``: it holds more than ``threshold`` tokens; ``partial``: it holds some; ``spread``: another one holds more
+    (``best``), but this one is cheaper; ``cold``: nobody holds any; ``no-prompt``: there was nothing to match.
+    """
+    if not has_prompt:
+        return "no-prompt"
+    if cached_tokens > threshold:
+        return "warm"
+    if cached_tokens < best:
+        return "spread"
+    return "partial" if cached_tokens else "cold"
+
+
+@dataclass(slots=True)
+class DecisionRecord:
+    """A decision and all that its costs were computed from; they are split into terms only when somebody asks.
+
+    It keeps neither the request nor its chain: a hundred records would hold a hundred prompts in memory.
+    """
+
+    request_id: str
+    model: str
+    strategy: str
+    reason: str
+    chosen: str
+    targets: str
+    cached_tokens: float
+    constants: CostConstants
+    request: RequestFactors
+    names: tuple[str, ...]
+    endpoints: list[EndpointFactors]
+    values: list[float]
+    cached: CachedTokens
+    adapter_costs: Sequence[float] | None
+
+    @classmethod
+    def of(
+        cls,
+        request_id: str,
+        decision: Decision,
+        context: PickContext,
+        values: Sequence[float],
+        constants: CostConstants,
+    ) -> DecisionRecord:
+        """The record of a decision; ``values`` are what the strategy gave, by position."""
+        return cls(
+            request_id=request_id,
+            model=context.request.model,
+            strategy=decision.strategy,
+            reason=decision.reason,
+            chosen=decision.endpoint.id,
+            targets=decision.targets,
+            cached_tokens=decision.cached_tokens,
+            constants=constants,
+            request=context.factors,
+            names=context.candidates.members.names,
+            endpoints=context.candidates.factors[:],
+            values=list(values),
+            cached=context.cached,
+            adapter_costs=context.adapter_costs,
+        )
+
+    def explain(self, now: float) -> dict[str, Any]:
+        """The decision as data for JSON, each candidate's cost split into its terms. Never prompt text."""
+        return {
+            "request": self.request_id,
+            "seconds_ago": round(now - self.request.now, 3),
+            "model": self.model,
+            "strategy": self.strategy,
+            "reason": self.reason,
+            "chosen": self.chosen,
+            "targets": self.targets,
+            "prompt_tokens": round(self.request.prompt_tokens),
+            "cached_tokens": round(self.cached_tokens),
+            "endpoints": [self._explain(k) for k in range(len(self.names))],
+        }
+
+    def _explain(self, k: int) -> dict[str, Any]:
+        endpoint, cached_tokens = self.endpoints[k], self.cached.at(k)
+        adapter = self.adapter_costs[k] if self.adapter_costs is not None else 0.0
+        terms = cost_terms(self.constants, endpoint, self.request, cached_tokens=cached_tokens, adapter=adapter)
+        return {
+            "endpoint": self.names[k],
+            "value": self.values[k],
+            "cached_tokens": round(cached_tokens),
+            "waiting": round(endpoint.waiting, 1),
+            "running": round(endpoint.running, 1),
+            "terms": {term: round(value, 3) for term, value in terms._asdict().items()},
+        }

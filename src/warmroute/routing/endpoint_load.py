@@ -1,0 +1,290 @@
+"""The in-flight load of one endpoint: updated with each decision, corrected by each scrape."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import exp, inf
+from typing import NamedTuple
+
+from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.routing.adapters import LoadedAdapters
+from warmroute.routing.cost import HIT_WINDOW, CostConstants
+from warmroute.routing.departures import DepartureRate
+from warmroute.routing.mean_work import MeanWork
+from warmroute.routing.virtual_queue import ASSUMED_DURATION, VirtualQueue
+
+SEQS_SPARE = 2
+"""If an engine that does not export ``max_num_seqs`` runs more requests than the setting says, its limit is taken to be
+this multiple of the most that were seen running."""
+KV_FULL = 0.95
+"""KV cache utilization from which an engine admits a request only when another one leaves."""
+PREFILL_SHARE = 0.01
+"""If pending prefill is under this share of the expected wait for a sequence slot or KV blocks, the endpoint is limited
+by capacity: that wait counts in place of the pending prefill. Chosen with ``warmroute bench standings``: without it
+full hits pile up on one endpoint with a full cache (scenario full-hits; p99 of a minute on one seed in nine); with 0.1
+the p99 above saturation is a tenth higher on long prompts."""
+FEWEST_FOR_KV_MEAN = 4
+"""Fewest reported requests whose mean KV cache footprint predicts that of one more. With fewer, their number is taken
+to be this."""
+LEAST_UPDATE = 0.02
+"""Seconds between two estimates of how many requests have finished since the last scrape."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConstants:
+    """How loads are estimated; the settings of the same names say what each constant means."""
+
+    cost: CostConstants
+    drain_factor: float
+    queue_slack: int
+    prefill_rate: float
+    max_num_seqs: int
+    cache_tokens: int
+    staleness_threshold: float
+
+    def capacity_tokens(self, endpoint: Endpoint) -> int:
+        """Tokens that the endpoint's KV cache holds: as its engine exports, else as the settings assume."""
+        known = endpoint.state.capacity_tokens if endpoint.state is not None else None
+        return known or self.cache_tokens
+
+
+class LoadEstimate(NamedTuple):
+    """The load of an endpoint at one time. At time ``t`` the pending work is ``pending_at_zero - t * pending_rate``
+    tokens, so that it need not be computed again as time passes."""
+
+    waiting: float
+    """Requests without a first token."""
+    running: float
+    """Requests that have their first token."""
+    total: float
+    """Requests in flight."""
+    pending_at_zero: float
+    pending_rate: float
+    kv_usage: float
+    """KV cache utilization; above 1 if the requests would need more than there is."""
+    until: float
+    """Monotonic seconds until which the estimate holds if nothing is reported or assigned."""
+
+
+class EndpointLoad:
+    """In-flight requests and pending prefill of one endpoint. Times are monotonic seconds, work is in tokens."""
+
+    __slots__ = (
+        "adapters",
+        "began_at",
+        "cache_fill",
+        "decode_rate",
+        "departures",
+        "ended",
+        "endpoint",
+        "hit_rate",
+        "holder",
+        "kv_usage",
+        "last_chosen",
+        "max_num_seqs",
+        "mean_work",
+        "most_running",
+        "observed_at",
+        "open_responses",
+        "pool_rate",
+        "prefill_rate",
+        "queue",
+        "reported_running",
+        "reported_waiting",
+        "sent",
+        "slowness",
+    )
+
+    def __init__(self, endpoint: Endpoint, holder: int, now: float) -> None:
+        self.endpoint = endpoint
+        self.holder = holder
+        """Its number in the prefix index."""
+        self.last_chosen = 0
+        """Serial number of the last decision for it."""
+        self.open_responses = 0
+        """Own requests whose end will be reported; only while responses are observed."""
+        self.prefill_rate: float | None = None
+        """Measured tokens of work a second."""
+        self.pool_rate: float | None = None
+        """Median prefill rate of the pool, used until its own is measured."""
+        self.decode_rate: float | None = None
+        self.slowness = 1.0
+        """Speed ratio: the pool's median speed divided by its own (:mod:`warmroute.routing.speed`)."""
+        self.max_num_seqs: int | None = None
+        self.most_running = 0
+        """Most requests that a scrape has shown running."""
+        self.queue = VirtualQueue()
+        self.mean_work = MeanWork()
+        self.adapters = LoadedAdapters()
+        self.reset(now)
+
+    def reset(self, now: float) -> None:
+        """The engine is a new process: nothing queued, cached or observed. Its measured speed and mean work stay."""
+        self.began_at = now
+        self.queue.clear()
+        self.mean_work.forget_counters()
+        self.adapters.clear()
+        self.departures = DepartureRate()
+        self.sent: deque[float] = deque()
+        """Times of own requests sent since the last scrape."""
+        self.ended: deque[float] = deque()
+        """Times of observed ends of own requests since the last scrape."""
+        self.observed_at: float | None = None
+        self.reported_running = 0
+        self.reported_waiting = 0
+        self.kv_usage = 0.0
+        self.cache_fill = 0.0
+        """Share of its KV cache that holds prompts according to the prefix index: how likely a new token evicts
+        another."""
+        self.hit_rate = 1.0
+        """EWMA of the cached share of the prompts sent to it: how likely somebody asks for what is evicted."""
+
+    # ---------------------------------------------------------------- speed and capacity
+
+    def speed(self, constants: LoadConstants) -> float:
+        """Prefill tokens a second that the endpoint is believed to compute."""
+        return self.prefill_rate or self.pool_rate or constants.prefill_rate
+
+    def drain_rate(self, constants: LoadConstants) -> float:
+        """Tokens of work a second at which the endpoint's virtual queue drains."""
+        return self.speed(constants) * constants.drain_factor
+
+    def seqs_limit(self, constants: LoadConstants) -> int:
+        """Requests that the engine runs at once: as it exports, or as the settings assume unless more were seen."""
+        if self.max_num_seqs is not None:
+            return self.max_num_seqs
+        assumed = constants.max_num_seqs
+        return assumed if self.most_running <= assumed else SEQS_SPARE * self.most_running
+
+    # ---------------------------------------------------------------- what happens
+
+    def assign(self, work: float, rate: float, now: float) -> None:
+        """A request with ``work`` tokens of work goes to the endpoint, whose queue drains at ``rate`` tokens a
+        second."""
+        self.queue.assign(work, rate, now)
+        self.sent.append(now)
+        self.mean_work.assigned(work)
+
+    def count_hit(self, cached_tokens: float, prompt_tokens: float, constants: LoadConstants) -> None:
+        """A prompt goes to the endpoint, which holds ``cached_tokens`` of its ``prompt_tokens``."""
+        window = HIT_WINDOW * constants.capacity_tokens(self.endpoint)
+        self.hit_rate += min(1.0, prompt_tokens / window) * (cached_tokens / prompt_tokens - self.hit_rate)
+
+    def response_ended(self, now: float) -> None:
+        """A request whose response is observed has ended, well or not."""
+        self.open_responses -= 1
+        self.ended.append(now)
+
+    def observe(self, state: EngineState, constants: LoadConstants) -> None:
+        """A scrape: its counts replace what was sent and ended before the page was asked for."""
+        at = state.observed_at
+        sent = len(self.sent)
+        self._forget_until(at)
+        if self.observed_at is not None:
+            self.departures.observe(
+                before=self.reported_running + self.reported_waiting,
+                sent=sent - len(self.sent),
+                after=state.running + state.waiting,
+                seconds=at - self.observed_at,
+            )
+        self.observed_at = at
+        self.reported_running, self.reported_waiting = state.running, state.waiting
+        self.most_running = max(self.most_running, state.running)
+        self.kv_usage = state.kv_usage
+        if state.max_num_seqs is not None:
+            self.max_num_seqs = state.max_num_seqs
+        if state.prefill_rate is not None:
+            self.prefill_rate = state.prefill_rate
+        if state.decode_rate is not None:
+            self.decode_rate = state.decode_rate
+        self.mean_work.observe(state)
+        self._correct_queue(state, self.drain_rate(constants))
+        self.adapters.observe(state.loaded_adapters, state.max_adapters)
+
+    def _correct_queue(self, state: EngineState, rate: float) -> None:
+        at = state.observed_at
+        if state.awaiting_first_token is None:
+            self.queue.correct_by_gauges(
+                at, rate, running=state.running, waiting=state.waiting, sent_since=len(self.sent)
+            )
+        else:
+            self.queue.correct_by_first_tokens(
+                at,
+                rate,
+                awaiting=state.awaiting_first_token,
+                first_tokens=state.first_tokens_total,
+                mean_work=self.mean_work.tokens,
+            )
+
+    def _forget_until(self, at: float) -> None:
+        """Drop requests that were sent or ended by ``at``: they are in what was reported, or too old to count."""
+        for times in (self.sent, self.ended):
+            while times and times[0] <= at:
+                times.popleft()
+
+    # ---------------------------------------------------------------- the estimate
+
+    def estimate(self, now: float, age: float, constants: LoadConstants) -> LoadEstimate:
+        """The load at ``now``: what was reported ``age`` seconds ago, plus what was sent since, less what has probably
+        finished."""
+        rate = self.drain_rate(constants)
+        self._expire(now, rate)
+        queue, sent = self.queue, len(self.sent)
+        waiting, pending_at_zero, pending_rate = self._waiting(rate, sent, constants)
+        reported = self.reported_running + self.reported_waiting
+        total: float = reported + sent
+        gone: float = len(self.ended)
+        until = queue.next_finish
+        if sent:
+            until = min(until, self.sent[0] + ASSUMED_DURATION)
+        leaving = self.departures.per_second
+        if leaving * total:
+            gone = max(gone, (total - sent / 2) * (1 - exp(-leaving * age)))
+            until = min(until, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
+        if self.ended and waiting > (still := max(total - len(self.ended), 0.0)):  # so many ended: no more can wait
+            share = still / waiting
+            pending_at_zero, pending_rate, waiting = pending_at_zero * share, pending_rate * share, still
+        total = max(total - gone, self.open_responses, waiting)
+        running = total - waiting if total > waiting else 0.0
+        kv_usage = (
+            self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0
+        )
+        if kv_usage >= KV_FULL or running >= self.seqs_limit(constants):
+            capacity_wait = self._capacity_wait(waiting, running, rate)
+            prefill_until = (pending_at_zero - PREFILL_SHARE * capacity_wait) / pending_rate if pending_rate else -inf
+            if capacity_wait and prefill_until <= now:
+                pending_at_zero, pending_rate = capacity_wait, 0.0
+            elif capacity_wait:
+                until = min(until, prefill_until)
+        return LoadEstimate(waiting, running, total, pending_at_zero, pending_rate, kv_usage, until)
+
+    def _waiting(self, rate: float, sent: int, constants: LoadConstants) -> tuple[float, float, float]:
+        """Waiting requests, ``pending_at_zero`` and ``pending_rate``, within the bounds that the last scrape sets."""
+        if self.observed_at is None:
+            return self.queue.estimate(rate, at_least=0, at_most=inf, mean_work=0.0)
+        return self.queue.estimate(
+            rate,
+            at_least=self.reported_waiting,
+            at_most=self.reported_waiting + sent + constants.queue_slack,
+            mean_work=self.mean_work.tokens,
+        )
+
+    def _expire(self, now: float, rate: float) -> None:
+        """Computed prompts wait no longer; without a report, each request ends after :data:`ASSUMED_DURATION`."""
+        self.queue.expire(now)
+        past = now - ASSUMED_DURATION
+        sent, ended = self.sent, self.ended
+        if (sent and sent[0] <= past) or (ended and ended[0] <= past):
+            self._forget_until(past)
+        if (self.began_at if self.observed_at is None else self.observed_at) <= past:
+            # Not observed since: what was reported then has ended.
+            self.reported_running = self.reported_waiting = 0
+            self.kv_usage = 0.0
+            self.queue.expire_unobserved(now, rate)
+
+    def _capacity_wait(self, waiting: float, running: float, rate: float) -> float:
+        """The wait for a sequence slot or KV blocks, as tokens that the engine could compute meanwhile: each of those
+        that wait, and one more, needs another request to leave. 0 if scrapes have not shown how fast requests leave."""
+        leaving = self.departures.per_second * running
+        return (waiting + 1) / leaving * rate if leaving else 0.0

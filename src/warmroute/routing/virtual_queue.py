@@ -1,0 +1,239 @@
+"""The virtual queue: prompts sent to one endpoint and not computed yet, by the times at which they should be.
+
+A scraped gauge is old before it arrives, and all requests of one millisecond would see the same idle endpoint. So each
+decision enters the queue at once: a prompt is computed at ``max(now, busy_until) + work / rate``, first come, first
+served. Entries leave when their time has passed, so no entry can stay for ever. Each scrape corrects the queue:
+
+========================  ================================================  ==============================================
+the engine exports        entries kept                                      bounds on the number of entries
+========================  ================================================  ==============================================
+counters of first tokens  the latest assigned, with new finish times from   ``awaiting <= entries <= awaiting + unseen``
+                          the time of the scrape
+gauges only               those whose finish time has not passed            ``waiting <= entries <= waiting + sent since
++
+                                                                            queue_slack``; ``<= running + waiting +
+                                                                            unseen``
+nothing for 30 s          those assigned within the last 30 s               none
+========================  ================================================  ==============================================
+
+``awaiting``: requests on the engine without a first token. ``unseen``: requests sent so shortly before the scrape that
+the engine may not show them yet."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import NamedTuple
+
+ASSUMED_DURATION = 30.0
+"""Seconds after which a request counts as finished if neither a scrape nor its response says otherwise. An
+assumption."""
+LEAST_REMAINING = 0.25
+"""Least share of its work that the first entry has left while it has no token: how far it is, no counter shows."""
+STEP_TOKENS = 8192
+"""Prompt tokens of an engine's longest step (vLLM's default ``max_num_batched_tokens`` for the API server on large
+GPUs). A request shows in the gauges only after the step during which it came."""
+TRANSIT = 0.05
+"""Seconds from a decision until the engine's scheduler has the request. An assumption; it only delays a correction."""
+MOST_ASSIGNED = 1024
+"""Assigned requests that are remembered as possibly without a token."""
+
+
+class Assigned(NamedTuple):
+    """A request that may be without a token: when it was assigned, its work in tokens, when it should be computed."""
+
+    at: float
+    work: float
+    done_at: float
+
+
+class QueueEstimate(NamedTuple):
+    """Waiting requests and their work. At time ``t`` the work is ``pending_at_zero - t * pending_rate`` tokens, so that
+    it need not be computed again as time passes."""
+
+    waiting: float
+    pending_at_zero: float
+    pending_rate: float
+
+
+class _Untracked:
+    """Requests of other clients at the head of the queue: equal work, one after the other. O(1) for any number of
+    them."""
+
+    __slots__ = ("_at", "_count", "_done", "_rate", "_work")
+
+    def __init__(self, count: int, at: float, work: float, rate: float) -> None:
+        self._count = count
+        self._at = at
+        self._work = work
+        self._rate = rate
+        self._done = 0
+
+    def __len__(self) -> int:
+        return self._count - self._done
+
+    def expire(self, now: float) -> None:
+        """Drop those that should be computed by ``now``."""
+        if self._finish(self._count - 1) <= now:
+            self._done = self._count
+        elif now > self._at:
+            done = int((now - self._at) * self._rate / self._work)
+            if self._finish(done) <= now:  # rounding
+                done += 1
+            elif done and self._finish(done - 1) > now:
+                done -= 1
+            self._done = max(self._done, min(done, self._count))
+
+    @property
+    def next_finish(self) -> float:
+        """When the first of those left should be computed."""
+        return self._finish(self._done)
+
+    @property
+    def last_finish(self) -> float:
+        """When the last of them should be computed."""
+        return self._finish(self._count - 1)
+
+    def _finish(self, k: int) -> float:
+        return self._at + (k + 1) * self._work / self._rate
+
+
+class VirtualQueue:
+    """Prompts that one endpoint has to compute. Times are monotonic seconds, work is in tokens, rates in tokens a
+    second."""
+
+    __slots__ = ("_busy_until", "_finish_times", "_first_tokens", "_untracked", "assigned")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """The engine is a new process: nothing is queued."""
+        self.assigned: deque[Assigned] = deque(maxlen=MOST_ASSIGNED)
+        """Requests that may be without a token, oldest first."""
+        self._finish_times: deque[float] = deque()
+        self._untracked: _Untracked | None = None
+        self._busy_until = 0.0
+        self._first_tokens: float | None = None
+        """The engine's counter of first tokens at the last scrape; None if that scrape had none."""
+
+    def __len__(self) -> int:
+        return len(self._finish_times) + (len(self._untracked) if self._untracked is not None else 0)
+
+    @property
+    def counts_first_tokens(self) -> bool:
+        """Whether the last scrape corrected the queue by counters of first tokens."""
+        return self._first_tokens is not None
+
+    @property
+    def next_finish(self) -> float:
+        """When the next entry leaves; infinity if there is none."""
+        if self._untracked is not None:
+            return self._untracked.next_finish
+        return self._finish_times[0] if self._finish_times else inf
+
+    def assign(self, work: float, rate: float, now: float) -> None:
+        """A request of that much work goes to the endpoint, which computes ``rate`` tokens a second."""
+        self._append(work, work / rate, now)
+
+    def expire(self, now: float) -> None:
+        """Drop the entries that should be computed by ``now``."""
+        if self._untracked is not None:
+            self._untracked.expire(now)
+            if len(self._untracked):
+                return
+            self._untracked = None
+        finish_times = self._finish_times
+        while finish_times and finish_times[0] <= now:
+            finish_times.popleft()
+
+    def expire_unobserved(self, now: float, rate: float) -> None:
+        """Drop what was assigned :data:`ASSUMED_DURATION` ago: the engine has reported nothing for that long."""
+        self._drop(now, rate, assigned_by=now - ASSUMED_DURATION, sent_since=0, most=inf, most_forgotten=MOST_ASSIGNED)
+
+    def correct_by_gauges(self, at: float, rate: float, *, running: int, waiting: int, sent_since: int) -> None:
+        """Drop what cannot be on an engine that had these requests at ``at``. ``sent_since``: requests sent after
+        that."""
+        self._first_tokens = None
+        self._drop(
+            at,
+            rate,
+            assigned_by=-inf if waiting else at - ASSUMED_DURATION,
+            sent_since=sent_since,
+            most=running + waiting + self._unseen(at, rate),
+        )
+
+    def correct_by_first_tokens(
+        self, at: float, rate: float, *, awaiting: int, first_tokens: float | None, mean_work: float
+    ) -> None:
+        """Rebuild the queue of an engine that had ``awaiting`` requests without a first token at ``at``.
+
+        First come, first served: those without a token are the latest that were assigned, less one for each first token
+        since the last scrape. If the engine has more than those, they are untracked: other clients sent them, before
+        ours."""
+        known = sum(1 for request in self.assigned if request.at <= at)
+        left = known
+        if self._first_tokens is not None and first_tokens is not None:
+            left -= int(first_tokens - self._first_tokens)
+        self._first_tokens = first_tokens
+        entries = min(max(left, awaiting), awaiting + self._unseen(at, rate))
+        for _ in range(known - entries):
+            self.assigned.popleft()
+        self._rebuild(at, rate, untracked=max(0, entries - known), mean_work=mean_work)
+
+    def estimate(self, rate: float, *, at_least: int, at_most: float, mean_work: float) -> QueueEstimate:
+        """Waiting requests and their work. The bounds are those of the gauges; counters of first tokens need none."""
+        waiting: float = len(self)
+        rate = rate if waiting else 0.0
+        pending_at_zero = self._busy_until * rate
+        if self.counts_first_tokens:
+            return QueueEstimate(waiting, pending_at_zero, rate)
+        if waiting > at_most:  # the endpoint is faster than believed
+            share = at_most / waiting
+            return QueueEstimate(at_most, pending_at_zero * share, rate * share)
+        if waiting < at_least:  # it is slower, or other clients send to it too
+            return QueueEstimate(at_least, pending_at_zero + (at_least - waiting) * mean_work, rate)
+        return QueueEstimate(waiting, pending_at_zero, rate)
+
+    def _unseen(self, at: float, rate: float) -> int:
+        """Requests that the engine may not have shown at ``at`` though they were sent before."""
+        unseen_from = at - TRANSIT - STEP_TOKENS / rate
+        return sum(1 for request in self.assigned if unseen_from < request.at <= at)
+
+    def _drop(
+        self, at: float, rate: float, *, assigned_by: float, sent_since: int, most: float, most_forgotten: int = 0
+    ) -> None:
+        """Drop what is computed at ``at``, what was assigned by ``assigned_by``, and the oldest beyond ``most``.
+
+        Rebuild the queue if that changes it, or if more than ``most_forgotten`` of its entries are not remembered in
+        ``assigned`` any more: then it is so long because the endpoint is faster than believed.
+        """
+        assigned = self.assigned
+        while assigned and assigned[0].done_at <= at:
+            assigned.popleft()
+        self.expire(at)
+        before = len(assigned)
+        while assigned and (len(assigned) - sent_since > most or assigned[0].at <= assigned_by):
+            assigned.popleft()
+        if len(assigned) < before or len(self) > len(assigned) + most_forgotten:
+            self._rebuild(at, rate)
+
+    def _rebuild(self, at: float, rate: float, *, untracked: int = 0, mean_work: float = 0.0) -> None:
+        """New finish times from ``at`` on: untracked requests of ``mean_work`` each, then those in ``assigned``."""
+        assigned = self.assigned
+        self._untracked = _Untracked(untracked, at, mean_work, rate) if untracked else None
+        self._busy_until = self._untracked.last_finish if self._untracked is not None else at
+        self._finish_times, self.assigned = deque(), deque(maxlen=MOST_ASSIGNED)
+        first = not untracked
+        for request in assigned:
+            seconds = request.work / rate
+            if first and request.at <= at:
+                seconds = min(max(request.done_at - at, LEAST_REMAINING * seconds), seconds)
+            first = False
+            self._append(request.work, seconds, request.at)
+
+    def _append(self, work: float, seconds: float, at: float) -> None:
+        start = self._busy_until if self._busy_until > at else at
+        self._busy_until = start + seconds
+        self._finish_times.append(self._busy_until)
+        self.assigned.append(Assigned(at, work, self._busy_until))

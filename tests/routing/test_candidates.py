@@ -1,0 +1,167 @@
+"""The columns of the candidates: what they price, and that they stay current."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.factories import routing_constants
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.candidate_table import CandidateTable
+from warmroute.routing.endpoint_load import EndpointLoad
+
+ROUTING = routing_constants(prefill_rate=1000.0)
+CONSTANTS = ROUTING.load
+
+
+def idle_load(name: str, holder: int, now: float = 0.0) -> EndpointLoad:
+    return EndpointLoad(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), holder, now)
+
+
+def make(now: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
+    load = idle_load("a", 3, now)
+    return load, CandidateTable([load], CONSTANTS, now)
+
+
+def scrape(
+    at: float,
+    *,
+    running: int = 0,
+    waiting: int = 0,
+    kv: float = 0.0,
+    rate: float | None = None,
+    awaiting: int | None = None,
+    first_tokens: float | None = None,
+) -> EngineState:
+    return EngineState(
+        observed_at=at,
+        running=running,
+        waiting=waiting,
+        kv_usage=kv,
+        prefill_rate=rate,
+        awaiting_first_token=awaiting,
+        first_tokens_total=first_tokens,
+    )
+
+
+def assign(load: EndpointLoad, *works: float, at: float = 0.0) -> None:
+    """Requests of that much work go to the endpoint."""
+    for work in works:
+        load.assign(work, load.drain_rate(CONSTANTS), at)
+
+
+def stale(table: CandidateTable) -> list[float]:
+    """The staleness penalty of each endpoint."""
+    return [factors.stale for factors in table.all.factors]
+
+
+def test_more_than_its_share_of_the_requests_is_dear() -> None:
+    (busy, _), (idle, _) = make(), make()
+    busy.observe(scrape(1.0, running=6), CONSTANTS)
+    idle.observe(scrape(1.0), CONSTANTS)
+    idle.holder = 4
+    table = CandidateTable([busy, idle], CONSTANTS, 1.0)
+
+    def difference(cached_tokens: float) -> float:
+        cached = CachedTokens(cached_tokens, {})
+        request = table.all.request_factors(1000.0, cached, 1.0, CONSTANTS.cost)
+        assert request.balance_weight == 1 / (3 + 3)
+        costs = table.all.costs(request, cached)
+        return costs[0] - costs[1]
+
+    assert difference(0) == pytest.approx(1000 * 6 / 6 + 6 * 20)
+    assert difference(1000) == pytest.approx(1000 * 6 / 6 / 4 + 6 * 20)  # both hold it: no need to copy
+
+
+def test_the_least_in_flight_is_that_of_an_endpoint_that_holds_the_prompt() -> None:
+    loads = [make()[0] for _ in range(4)]
+    for holder, (load, running) in enumerate(zip(loads, (4, 3, 2, 1), strict=True)):
+        load.holder = holder
+        load.observe(scrape(1.0, running=running), CONSTANTS)
+    table = CandidateTable(loads, CONSTANTS, 1.0)
+
+    def least(default: float, overrides: dict[int, float]) -> float:
+        return table.all.least_in_flight(CachedTokens(default, overrides))
+
+    assert least(0, {}) == 0  # nobody
+    assert least(100, {}) == 1
+    assert least(100, {3: 91}) == 1  # nearly as much
+    assert least(100, {3: 50}) == 2
+    assert least(100, {0: 1000, 1: 950}) == 3
+
+
+def test_staleness_costs_more_with_age_and_is_bounded() -> None:
+    load, table = make()
+    load.observe(scrape(0.0), CONSTANTS)
+    seen = []
+    for now in (0.0, 4.9, 6.0, 10.0, 1000.0, 2000.0):
+        table.refresh(now)
+        seen.append(table.all.factors[0].stale)
+    assert seen[0] == seen[1] == 0
+    assert 0 < seen[2] < seen[3] < seen[4] == seen[5]
+
+
+def test_a_newcomer_is_known_no_better_than_the_others() -> None:
+    loads = [idle_load("a", 0), idle_load("b", 1)]
+    newcomer = idle_load("c", 2, 100.0)
+    table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
+    assert stale(table) == [0, 0, 0], "nobody has ever told"
+    for load in loads:
+        load.observe(scrape(10.0), CONSTANTS)  # and then no metrics could be had any more
+    table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
+    assert table.all.factors[0].stale == table.all.factors[1].stale == table.all.factors[2].stale > 0
+    loads[0].observe(scrape(100.0), CONSTANTS)
+    table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
+    assert table.all.factors[0].stale == table.all.factors[2].stale == 0 < table.all.factors[1].stale
+    table.refresh(111.0)
+    assert table.all.factors[0].stale == table.all.factors[2].stale > 0
+    newcomer.reset(111.0)
+    loads[0].observe(scrape(111.0), CONSTANTS)
+    assert CandidateTable([*loads, newcomer], CONSTANTS, 111.0).all.factors[2].stale == 0, (
+        "a new process has not had the time"
+    )
+
+
+def test_a_newcomer_is_known_better_once_the_others_are() -> None:
+    loads = [idle_load("a", 0), idle_load("b", 1)]
+    loads[0].observe(scrape(0.0), CONSTANTS)
+    table = CandidateTable(loads, CONSTANTS, 100.0)
+    assert table.all.factors[1].stale > 0
+    loads[0].observe(scrape(100.0), CONSTANTS)
+    table.update(loads[0], 100.0)
+    loads[1].reset(100.0)
+    table.update(loads[1], 100.0)
+    assert stale(table) == [0, 0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.floats(1, 1e5)) | st.tuples(st.none(), st.floats(0.001, 40)),
+        max_size=40,
+    )
+)
+def test_a_refreshed_table_equals_a_new_one(events: list[tuple[int | None, float]]) -> None:
+    """Of four endpoints, whichever queue has moved by the time of a decision."""
+    loads = [make()[0] for _ in range(4)]
+    for holder, load in enumerate(loads):
+        load.holder = holder
+    table = CandidateTable(loads, CONSTANTS, 0.0)
+    now = 0.0
+    for k, value in events:
+        if k is None:
+            now += value
+        else:
+            assign(loads[k], value, at=now)
+            table.update(loads[k], now)
+        table.refresh(now)
+        fresh = CandidateTable(loads, CONSTANTS, now)
+        assert (table.all.waiting, table.all.total, table.all.in_flight) == (
+            fresh.all.waiting,
+            fresh.all.total,
+            fresh.all.in_flight,
+        )
+        assert table.all.least_waiting == min(fresh.all.waiting)
+        for position in range(4):
+            assert table.all.pending(position, now) == pytest.approx(fresh.all.pending(position, now), abs=1e-6)

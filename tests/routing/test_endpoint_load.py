@@ -1,0 +1,479 @@
+"""The loads: what a scrape corrects, and that nothing sticks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import exp
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.factories import routing_constants
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.routing.candidate_table import CandidateTable
+from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.mean_work import UNKNOWN_WORK
+from warmroute.routing.saturation import saturated
+from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED
+
+ROUTING = routing_constants(prefill_rate=1000.0)
+CONSTANTS = ROUTING.load
+
+
+def idle_load(name: str, holder: int, now: float = 0.0) -> EndpointLoad:
+    return EndpointLoad(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), holder, now)
+
+
+def make(now: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
+    load = idle_load("a", 3, now)
+    return load, CandidateTable([load], CONSTANTS, now)
+
+
+def scrape(
+    at: float,
+    *,
+    running: int = 0,
+    waiting: int = 0,
+    kv: float = 0.0,
+    rate: float | None = None,
+    awaiting: int | None = None,
+    first_tokens: float | None = None,
+) -> EngineState:
+    return EngineState(
+        observed_at=at,
+        running=running,
+        waiting=waiting,
+        kv_usage=kv,
+        prefill_rate=rate,
+        awaiting_first_token=awaiting,
+        first_tokens_total=first_tokens,
+    )
+
+
+def assign(load: EndpointLoad, *works: float, at: float = 0.0) -> None:
+    """Requests of that much work go to the endpoint."""
+    for work in works:
+        load.assign(work, load.drain_rate(CONSTANTS), at)
+
+
+def counting(*works: float, first_tokens: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
+    """An endpoint whose engine counts first tokens: idle at 0, and then given requests of that much work."""
+    load, table = make()
+    load.observe(scrape(0.0, awaiting=0, first_tokens=first_tokens), CONSTANTS)
+    assign(load, *works)
+    return load, table
+
+
+def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
+    load, table = make()
+    assign(load, 2000)
+    assign(load, 1000)
+    table.update(load, 0.0)
+    assert (table.all.waiting[0], table.all.pending(0, 0.0)) == (2, 3000)
+    table.refresh(1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(2000)
+    table.refresh(2.5)
+    assert (table.all.waiting[0], table.all.pending(0, 2.5)) == (1, pytest.approx(500))
+    table.refresh(3.0)
+    assert (table.all.waiting[0], table.all.pending(0, 3.0)) == (0, 0)
+
+
+def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
+    load, table = make()
+    assign(load, *[1000] * 10)
+    load.observe(scrape(0.5, running=10), CONSTANTS)
+    table.update(load, 0.5)
+    assert table.all.waiting[0] == CONSTANTS.queue_slack
+    assert table.all.pending(0, 0.5) == pytest.approx(9500 * CONSTANTS.queue_slack / 10)
+
+
+def test_a_prompt_that_an_engine_without_counters_has_refused_is_forgotten() -> None:
+    load, table = make()
+    assign(load, 100_000.0)
+    waiting = {}
+    for tick in range(1, 60):
+        at = tick / 2
+        load.observe(scrape(at), CONSTANTS)
+        table.update(load, at)
+        waiting[at] = table.all.waiting[0]
+    assert waiting[0.5] == 1, "the engine may not have seen it yet"
+    assert waiting[10.0] == 0
+    assert table.all.pending(0, 29.5) == 0
+
+
+def test_a_prompt_that_a_busy_engine_without_counters_has_refused_is_forgotten_in_the_end() -> None:
+    load, table = make()
+    assign(load, 1_000_000.0)
+    for tick in range(1, 80):
+        load.observe(scrape(tick / 2, running=10), CONSTANTS)
+        table.update(load, tick / 2)
+        assert table.all.waiting[0] == (1 if tick / 2 < ASSUMED_DURATION else 0)
+
+
+def test_no_more_is_queued_than_is_remembered() -> None:
+    load, table = make()
+    assign(load, *[1000.0] * (2 * MOST_ASSIGNED))
+    load.observe(scrape(20.0, running=2 * MOST_ASSIGNED), CONSTANTS)
+    table.update(load, 20.0)
+    assert len(load.queue) == MOST_ASSIGNED
+
+
+def test_the_queue_of_an_engine_without_counters_that_is_faster_than_believed_stays_short() -> None:
+    load, table = make()
+    load.observe(scrape(0.0, rate=20_000.0), CONSTANTS)
+    for tick in range(1, 3000):
+        at = tick / 100
+        assign(load, 2000.0, at=at)  # ten times what it is believed to do
+        if tick % 10 == 9:
+            load.observe(scrape(at, running=3), CONSTANTS)
+        table.update(load, at)
+        assert table.all.waiting[0] <= CONSTANTS.queue_slack + 10
+        assert len(load.queue) <= 3 + 46 + 10, "what runs, what it may not have seen yet, and what was sent since"
+    load.observe(scrape(40.0), CONSTANTS)
+    table.update(load, 40.0)
+    assert (table.all.waiting[0], table.all.pending(0, 40.0)) == (0, 0)
+
+
+@pytest.mark.parametrize("per_second", [10, 200])
+def test_a_queue_that_nobody_corrects_is_bounded_and_ends_with_the_load(per_second: int) -> None:
+    load, table = make()
+    for tick in range(100 * per_second):
+        at = tick / per_second
+        assign(load, 1000.0, at=at)  # that many times what it is believed to do
+        table.update(load, at)
+    assert table.all.waiting[0] <= 2 * MOST_ASSIGNED
+    assert table.all.waiting[0] <= ASSUMED_DURATION * per_second + 1
+    table.refresh(100.0 + ASSUMED_DURATION)
+    assert (table.all.waiting[0], table.all.total[0], table.all.pending(0, 130.0)) == (0, 0, 0)
+
+
+def test_a_queue_that_nobody_corrects_drains_as_it_should_beside_what_is_forgotten() -> None:
+    load, table = make()
+    for second in range(70):
+        assign(load, 900.0, at=float(second))
+        table.update(load, second + 0.5)
+        assert (table.all.waiting[0], table.all.pending(0, second + 0.5)) == (1, pytest.approx(400))
+
+
+def test_what_was_reported_long_ago_counts_no_more() -> None:
+    load, table = make()
+    load.observe(scrape(0.0, running=50, waiting=9, kv=0.9), CONSTANTS)
+    table.update(load, 0.0)
+    assert saturated(table.all, ROUTING.saturation)
+    table.refresh(ASSUMED_DURATION + 1.0)
+    assert (table.all.waiting[0], table.all.running[0]) == (0, 0)
+    assert not saturated(table.all, ROUTING.saturation)
+
+
+def test_work_of_others_is_seen() -> None:
+    load, table = make()
+    assign(load, 1000)
+    mean = load.mean_work.tokens
+    load.observe(scrape(5.0, running=1, waiting=4), CONSTANTS)
+    table.update(load, 5.0)
+    assert table.all.waiting[0] == 4
+    assert table.all.pending(0, 5.0) == pytest.approx(4 * mean)
+
+
+def test_a_slower_endpoint_that_counts_first_tokens_keeps_the_latest_in_its_queue() -> None:
+    load, table = counting(1000.0, 2000.0, 3000.0, first_tokens=50)
+    load.observe(scrape(20.0, running=3, awaiting=2, first_tokens=51), CONSTANTS)
+    table.update(load, 20.0)
+    assert table.all.waiting[0] == 2
+    assert table.all.pending(0, 20.0) == pytest.approx(0.25 * 2000 + 3000)  # the second is under way, who knows how far
+    load.observe(scrape(21.0, running=3, awaiting=0, first_tokens=53), CONSTANTS)
+    table.update(load, 21.0)
+    assert (table.all.waiting[0], table.all.pending(0, 21.0)) == (0, 0)
+
+
+def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None:
+    load, table = counting(1000.0, 2000.0, 3000.0)
+    load.observe(scrape(0.5, running=3, awaiting=1, first_tokens=2), CONSTANTS)
+    table.update(load, 0.5)
+    assert table.all.waiting[0] == 1
+    assert table.all.pending(0, 0.5) == pytest.approx(3000)
+
+
+def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
+    load, table = counting()
+    assign(load, 1000.0, at=0.9)
+    load.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)  # on its way, or come during a step
+    assign(load, 500.0, at=1.1)
+    table.update(load, 1.1)
+    assert (table.all.waiting[0], table.all.total[0]) == (2, 2)
+    load.observe(scrape(20.0, awaiting=0, first_tokens=0), CONSTANTS)  # they never came to the engine
+    table.update(load, 20.0)
+    assert table.all.waiting[0] == 0
+
+
+def test_the_first_page_of_an_engine_has_not_seen_the_latest_either() -> None:
+    load, table = make()
+    assign(load, *[1000.0] * 5, at=0.97)
+    load.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)
+    table.update(load, 1.0)
+    assert (table.all.waiting[0], table.all.total[0]) == (5, 5)
+
+
+def test_waiting_requests_of_others_are_counted_first() -> None:
+    load, table = make()
+    load.mean_work.tokens = 700.0
+    assign(load, 1000.0)
+    mean = load.mean_work.tokens
+    load.observe(scrape(0.1, running=1, waiting=2, awaiting=3, first_tokens=9), CONSTANTS)
+    table.update(load, 0.1)
+    assert table.all.waiting[0] == 3
+    assert table.all.pending(0, 0.1) == pytest.approx(2 * mean + 1000)
+
+
+def test_an_engine_that_stops_counting_first_tokens_is_bounded_by_its_gauges() -> None:
+    load, table = counting(*[1000.0] * 10)
+    load.observe(scrape(0.5, running=10), CONSTANTS)
+    table.update(load, 0.5)
+    assert table.all.waiting[0] == CONSTANTS.queue_slack
+
+
+def test_a_counter_of_first_tokens_alone_does_not_lift_the_bounds() -> None:
+    """Without the requests that finished it does not tell how many wait."""
+    load, table = make()
+    assign(load, *[1000] * 10)
+    load.observe(scrape(0.5, running=10, first_tokens=7), CONSTANTS)
+    table.update(load, 0.5)
+    assert table.all.waiting[0] == CONSTANTS.queue_slack
+
+
+def test_the_memory_of_a_load_is_bounded() -> None:
+    load, _ = make()
+    for _ in range(2 * MOST_ASSIGNED):
+        load.assign(1.0, 1000.0, 0.0)
+    assert len(load.queue.assigned) == MOST_ASSIGNED
+
+
+def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
+    load, table = make()
+    assign(load, 10, at=1.0)
+    assign(load, 10, at=2.0)
+    load.observe(scrape(1.5, running=1), CONSTANTS)
+    table.update(load, 2.0)
+    assert table.all.total[0] == 2
+
+
+def test_without_scrapes_requests_count_for_a_while_only() -> None:
+    load, table = make()
+    assign(load, *[10] * 5)
+    table.update(load, 0.0)
+    assert table.all.total[0] == 5
+    table.refresh(ASSUMED_DURATION)
+    assert table.all.total[0] == 0
+
+
+def test_requests_leave_between_scrapes_as_they_did_before() -> None:
+    load, table = make()
+    for second in range(20):  # ten requests, of which two leave and two come each second
+        load.observe(scrape(float(second), running=10), CONSTANTS)
+        for _ in range(2):
+            load.assign(1.0, 1000.0, second + 0.5)
+    assert load.departures.per_second == pytest.approx(0.2, rel=0.05)
+    load.observe(scrape(20.0, running=10), CONSTANTS)
+    table.update(load, 20.0)
+    assert table.all.total[0] == 10
+    table.refresh(21.0)
+    assert table.all.total[0] == pytest.approx(10 * exp(-0.2), rel=0.03)
+    table.refresh(24.0)
+    assert table.all.total[0] == pytest.approx(10 * exp(-0.8), rel=0.1)
+
+
+def test_observed_responses_are_not_guessed_away() -> None:
+    load, table = make()
+    for second in range(20):
+        load.observe(scrape(float(second), running=10), CONSTANTS)
+        for _ in range(2):
+            load.assign(1.0, 1000.0, second + 0.5)
+    load.open_responses = 10
+    table.update(load, 23.0)
+    assert table.all.total[0] == 10
+
+
+def test_the_kv_cache_fills_between_scrapes() -> None:
+    load, table = make()
+    load.observe(scrape(1.0, running=8, kv=0.8), CONSTANTS)
+    table.update(load, 1.0)
+    assert table.all.factors[0].kv_guard == 0
+    for _ in range(2):
+        load.assign(100.0, 1000.0, 1.1)
+    table.update(load, 1.1)
+    assert table.all.factors[0].kv_guard == pytest.approx(20 * (0.8 + 2 * 0.1 - 0.85))
+
+
+def leaving(each_second: int, *, kv: float, running: int = 100) -> tuple[EndpointLoad, CandidateTable]:
+    """An endpoint of whose requests so many leave each second in all, as two scrapes have shown."""
+    load, table = make()
+    load.observe(scrape(0.0, running=running, kv=kv), CONSTANTS)
+    assign(load, *[1.0] * each_second, at=0.1)
+    load.observe(scrape(1.0, running=running, kv=kv), CONSTANTS)
+    table.update(load, 1.0)
+    return load, table
+
+
+def test_who_waits_for_room_in_a_full_cache_waits_until_others_leave() -> None:
+    _, table = leaving(10, kv=0.9)
+    assert table.all.pending(0, 1.0) < 1
+    load, table = leaving(10, kv=0.96)
+    assert table.all.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave, at ten a second"
+    load.observe(scrape(1.1, running=100, waiting=9, kv=0.96), CONSTANTS)
+    table.update(load, 1.1)
+    assert table.all.pending(0, 1.1) == pytest.approx(1000 * 10 / 10, rel=0.3)
+    assert table.all.pending(0, 1.5) == table.all.pending(0, 1.1), "it does not drain by itself"
+
+
+def test_who_waits_for_prefill_in_a_full_cache_waits_for_that() -> None:
+    load, table = leaving(10, kv=0.96)
+    assign(load, 50_000, at=1.0)
+    table.update(load, 1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(50_000, rel=0.01)
+    assert table.all.pending(0, 2.0) == pytest.approx(49_000, rel=0.01)
+
+
+def test_whose_prefill_is_nearly_done_in_a_full_cache_waits_for_room() -> None:
+    load, table = leaving(1, kv=1.0)
+    assign(load, 300, at=1.0)
+    table.update(load, 1.0)
+    table.refresh(1.2)
+    assert table.all.pending(0, 1.2) == pytest.approx(100, rel=0.01)
+    table.refresh(1.29)  # less than a hundredth of the wait for room is left of it, before anything else happens
+    assert table.all.pending(0, 1.29) == pytest.approx(2000, rel=0.1), "two must leave, at one a second"
+
+
+def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
+    _, table = leaving(10, kv=0.1, running=CONSTANTS.max_num_seqs)
+    assert table.all.pending(0, 1.0) > 50
+
+
+def test_slots_that_were_seen_in_use_are_there() -> None:
+    load, table = make()
+    load.observe(scrape(1.0, running=256), CONSTANTS)
+    table.update(load, 1.0)
+    assert table.all.factors[0].slots_guard == pytest.approx(257 - 0.95 * 256)
+    load.observe(scrape(2.0, running=300), CONSTANTS)
+    table.update(load, 2.0)
+    assert table.all.factors[0].slots_guard == 0
+    load.observe(scrape(3.0, running=600), CONSTANTS)
+    load.max_num_seqs = 512
+    table.update(load, 3.0)
+    assert table.all.factors[0].slots_guard == pytest.approx(601 - 0.95 * 512)  # what the page tells needs no guess
+
+
+def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:
+    load, table = make()
+    state = scrape(1.0, running=10, waiting=40, awaiting=45, first_tokens=1000)
+    load.observe(replace(state, prefix_queries_total=3e6, prefix_hits_total=1e6), CONSTANTS)
+    table.update(load, 1.0)
+    assert (table.all.waiting[0], table.all.running[0]) == (45, 5)
+    assert table.all.pending(0, 1.0) == pytest.approx(45 * 2000)
+    later = scrape(2.0, running=10, waiting=40, awaiting=45, first_tokens=1010)
+    load.observe(replace(later, prefix_queries_total=3e6 + 12_000, prefix_hits_total=1e6 + 2_000), CONSTANTS)
+    assert load.mean_work.tokens == 1000, "what they have to compute now counts, not what they had"
+    assign(load, 8000, at=2.0)
+    assert load.mean_work.tokens == 1000, "ours is in the engine's counters, too"
+
+
+def test_what_others_have_to_compute_is_guessed_where_nothing_tells() -> None:
+    load, table = make()
+    load.observe(scrape(1.0, running=10, waiting=4, awaiting=4, first_tokens=10), CONSTANTS)
+    table.update(load, 1.0)
+    assert table.all.waiting[0] == 4
+    assert table.all.pending(0, 1.0) == pytest.approx(4 * UNKNOWN_WORK)
+
+
+def test_observed_ends_count_at_once() -> None:
+    load, table = make()
+    load.observe(scrape(0.0, running=4), CONSTANTS)
+    load.open_responses = 2
+    load.response_ended(0.5)
+    table.update(load, 0.5)
+    assert table.all.total[0] == 3
+
+
+def test_requests_that_were_seen_to_end_do_not_wait() -> None:
+    load, table = make()
+    load.observe(scrape(0.0), CONSTANTS)
+    for _ in range(4):
+        assign(load, 1000, at=0.1)
+        load.open_responses += 1
+    table.update(load, 0.1)
+    assert table.all.waiting[0] > 1
+    for _ in range(3):
+        load.response_ended(0.2)
+    table.update(load, 0.2)
+    assert (table.all.waiting[0], table.all.total[0]) == (1, 1)
+    load.response_ended(0.3)
+    table.update(load, 0.3)
+    assert (table.all.waiting[0], table.all.total[0], table.all.pending(0, 0.3)) == (0, 0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["send", "serve", "wait", "scrape"]), st.floats(0.01, 5.0)), max_size=60))
+def test_the_queue_is_what_a_first_come_first_served_engine_has(events: list[tuple[str, float]]) -> None:
+    """Whatever its speed: after each scrape the load's queue is the engine's."""
+    load, table = counting()
+    now, served = 0.0, 0
+    queue: list[float] = []
+    for kind, value in events:
+        if kind == "send":
+            queue.append(1000 * value)
+            assign(load, 1000 * value, at=now)
+        elif kind == "serve" and queue:
+            queue.pop(0)
+            served += 1
+        elif kind == "wait":
+            now += value
+        elif kind == "scrape":
+            now += 0.01
+            state = scrape(now, running=min(1, len(queue)), waiting=max(0, len(queue) - 1), first_tokens=served)
+            load.observe(replace(state, awaiting_first_token=len(queue)), CONSTANTS)
+            table.update(load, now)
+            assert table.all.waiting[0] == len(queue)
+            assert 0.24 * sum(queue[:1]) + sum(queue[1:]) <= table.all.pending(0, now) + 1e-6
+            assert table.all.pending(0, now) <= sum(queue) + 1e-6
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.floats(1, 1e5)),
+            st.tuples(st.just("scrape"), st.integers(0, 20)),
+            st.tuples(st.just("wait"), st.floats(0.001, 60)),
+        ),
+        max_size=40,
+    )
+)
+def test_loads_stay_sane_and_empty_themselves(events: list[tuple[str, float]]) -> None:
+    load, table = make()
+    now = 0.0
+    for kind, value in events:
+        if kind == "send":
+            assign(load, value, at=now)
+            table.update(load, now)
+        elif kind == "scrape":
+            load.observe(scrape(now, running=int(value), waiting=int(value) // 2), CONSTANTS)
+            table.update(load, now)
+        else:
+            now += value
+            table.refresh(now)
+        assert table.all.waiting[0] >= 0
+        assert table.all.total[0] >= 0
+        assert table.all.pending(0, now) >= -1e-6
+    load.observe(scrape(now), CONSTANTS)
+    now += 1e6
+    table.refresh(now)
+    assert (table.all.waiting[0], table.all.total[0]) == (0, 0)
+    assert table.all.pending(0, now) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_full_engine_whose_requests_were_not_seen_to_leave_is_believed_to_do_its_prefill() -> None:
+    load, table = make()
+    load.observe(scrape(0.0, running=10, kv=1.0), CONSTANTS)
+    assign(load, 1000)
+    table.update(load, 0.0)
+    assert table.all.pending(0, 0.5) == pytest.approx(500)
+    table.refresh(1.5)
+    assert table.all.pending(0, 1.5) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from warmroute.engines.decode import DOUBLED_AT, DecodeRate
+from warmroute.engines.rates import DOUBLED_AT, DecodeRate
 
 
 def measure(rate: DecodeRate, *, at_once: float, token_seconds: float, began: float = 0.0, windows: int = 20) -> None:

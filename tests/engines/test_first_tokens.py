@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.engines.first_tokens import FirstTokens
+from warmroute.engines.rates import FirstTokens
 
 
 def test_what_is_being_prefilled_awaits_its_first_token_too() -> None:

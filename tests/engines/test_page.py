@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from warmroute.engines.dialects import Capacity, Series
-from warmroute.engines.page import Page
+from warmroute.engines.page import MOST_LINES, MOST_SAMPLE_BYTES, Page
 from warmroute.errors import ScrapeError
 
+MOST = 1e6
 NAMES = ["m", "m_total", "vllm:m", "vllm:m_by_reason", "m_"]
 LABEL_VALUES = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
     ["}", '"', "\\", "\\n", 'a="b",', "x\ny", "m 1"]
@@ -54,7 +55,7 @@ def test_garbage_is_a_scrape_error_or_nothing(text: bytes) -> None:
         try:
             page = Page(body)
             page.figures(Series("m", where=(("a", "b"),), label="c"))
-            page.total((Series("m"),))
+            page.total((Series("m"),), MOST)
         except ScrapeError:
             pass
 
@@ -88,10 +89,11 @@ def test_time_is_linear_whatever_the_line_holds(filler: bytes) -> None:
         best = math.inf
         for _ in range(3):
             began = time.perf_counter()
-            try:
-                [sample.labels for sample in Page(text).samples("m")]
-            except ScrapeError:
-                pass
+            for body in (text, text + b"} 1"):
+                try:
+                    [sample.labels for sample in Page(body).samples("m")]
+                except ScrapeError:
+                    pass
             best = min(best, time.perf_counter() - began)
         return best
 
@@ -102,15 +104,42 @@ def test_figures_are_picked_by_labels_as_prometheus_does() -> None:
     page = Page(b'm{kind="a",priority=""} 1\nm{kind="a",priority="7"} 2\nm{kind="a"} 4\nm{kind="b"} 8\n')
     assert page.figures(Series("m", where=(("kind", "a"), ("priority", "")))) == [1.0, 4.0]
     assert page.figures(Series("m", label="priority")) == [7.0]
-    assert page.total((Series("absent"), Series("m"))) == 15.0
-    assert page.total((Series("absent"),)) is None
-    assert page.mean((Series("m", where=(("kind", "a"),)),)) == pytest.approx(7 / 3)
+    assert page.total((Series("absent"), Series("m")), MOST) == 15.0
+    assert page.total((Series("absent"),), MOST) is None
+    assert page.share((Series("m", where=(("kind", "a"),)),)) == 1
+
+
+def test_figures_out_of_bounds_do_not_count() -> None:
+    page = Page(b'm{e="0"} -1\nm{e="1"} 3\nm{e="2"} 1e308\nm{e="3"} 1e308\nsum{e="0"} 6e5\nsum{e="1"} 6e5\n')
+    assert page.total((Series("m"),), MOST) == 3.0
+    assert page.total((Series("sum"),), MOST) is None
+    assert page.share((Series("m"),)) == pytest.approx(3 / 4)
+
+
+def test_a_share_is_clamped_rank_by_rank() -> None:
+    assert Page(b'm{e="0"} 0.5\nm{e="1"} 7\n').share((Series("m"),)) == pytest.approx(0.75)
+    assert Page(b"m -0.5\n").share((Series("m"),)) == 0.0
+
+
+def test_a_page_of_too_many_lines_is_refused() -> None:
+    Page(b"x 1\n" * MOST_LINES)
+    with pytest.raises(ScrapeError, match="lines"):
+        Page(b"x 1\n" * (MOST_LINES + 1))
+
+
+def test_series_beyond_the_parse_budget_are_absent_and_the_others_are_read() -> None:
+    page = Page(b'long{a="' + b"x" * MOST_SAMPLE_BYTES + b'"} 1\nmany 1\n' + b"few 2\n" * 3)
+    assert page.samples("long") == []
+    assert [sample.value for sample in page.samples("few")] == [2.0] * 3
+    page = Page(b"many 1\n" * 19_000 + b"n" * 40 + b" 1\n")
+    assert len(page.samples("many")) == 19_000
+    assert len(page.samples("n" * 40)) == 1
 
 
 def test_figures_that_are_not_finite_do_not_count() -> None:
     page = Page(b'm{e="0"} NaN\nm{e="1"} 3\nn NaN\n')
-    assert page.total((Series("m"),)) == 3.0
-    assert page.total((Series("n"),)) is None
+    assert page.total((Series("m"),), MOST) == 3.0
+    assert page.total((Series("n"),), MOST) is None
 
 
 def test_capacity_adds_up_over_ranks_and_falls_back() -> None:
@@ -119,8 +148,8 @@ def test_capacity_adds_up_over_ranks_and_falls_back() -> None:
         Capacity(Series("info", label="blocks"), size=Series("info", label="block_size")),
     )
     told = b'info{engine="0",tokens="100",blocks="5",block_size="16"} 1\ninfo{engine="1",tokens="120"} 1\n'
-    assert Page(told).tokens(capacity) == 220
+    assert Page(told).tokens(capacity, MOST) == 220
     counted = b'info{engine="0",tokens="None",blocks="5",block_size="16"} 1\ninfo{blocks="6",block_size="16"} 1\n'
-    assert Page(counted).tokens(capacity) == 176
-    assert Page(b'info{blocks="5"} 1\n').tokens(capacity) is None
-    assert Page(b"").tokens(capacity) is None
+    assert Page(counted).tokens(capacity, MOST) == 176
+    assert Page(b'info{blocks="5"} 1\n').tokens(capacity, MOST) is None
+    assert Page(b"").tokens(capacity, MOST) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from warmroute.engines.prefill import PrefillRate
+from warmroute.engines.rates import PrefillRate
 from warmroute.pool.work import prefill_work
 
 REQUESTS = 1000

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.recordings import engine_recording
-from warmroute.engines.dialects import DIALECTS, SGLANG, TRITON_TENSORRT_LLM, TRTLLM_SERVE, VLLM
+from warmroute.engines.dialects import (
+    DIALECTS,
+    SGLANG,
+    TRITON_TENSORRT_LLM,
+    TRTLLM_SERVE,
+    VLLM,
+    AdapterInfo,
+    Capacity,
+    Dialect,
+    Series,
+)
+from warmroute.engines.figures import MOST_ADAPTERS, MOST_COUNTED, MOST_REQUESTS, MOST_TOKENS
 from warmroute.engines.probe import Again, Probe, StatusError
+from warmroute.engines.rates import FASTEST, SLOWEST
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import EngineState
 
@@ -214,7 +227,164 @@ def test_any_answer_is_a_state_a_retry_or_a_scrape_error(engine: str, status: in
                 pass
 
 
+ABSURD = st.sampled_from(
+    ["1e308", "-1e308", "1e999", "NaN", "-1", "1e7", "1e9", "1e15", "9007199254740992", "1e-308", "0", "9" * 400]
+)
+FIGURES = ABSURD | st.floats().map(str) | st.integers(0, 200).map(str) | st.text(max_size=3)
+
+
+@st.composite
+def hostile_pages(draw: st.DrawFn, dialect: Dialect) -> bytes:
+    """A page with all names of the dialect, with figures of any size as values and in the labels that are read."""
+    names = sorted({*dialect.changing_names(), *dialect.constant_names()})
+    labels = st.sampled_from(
+        [
+            "",
+            '{engine="0"}',
+            '{source="local_compute",mode="prefill_compute",request_type="waiting",kv_cache_block_type="max"}',
+            '{sleep_state="awake",request_type="scheduled",kv_cache_block_type="fraction"}',
+        ]
+    )
+    lines = []
+    for name in names:
+        lines += [f"{name}{draw(labels)} {draw(FIGURES)}" for _ in range(draw(st.integers(0, 2)))]
+    told = ("kv_cache_size_tokens", "num_gpu_blocks", "block_size", "num_pages", "page_size", "max_lora")
+    texts = {label: draw(FIGURES) for label in told}
+    told_text = ",".join(f'{label}="{text}"' for label, text in texts.items() if '"' not in text and "\\" not in text)
+    lines += [f"{name}{{{told_text}}} 1" for name in names if "config_info" in name or "lora" in name]
+    lines.append(draw(st.text(max_size=20)))
+    for series in (*dialect.waiting, *dialect.running):
+        where = ",".join(f'{label}="{value}"' for label, value in series.where)
+        lines.append(f"{series.name}{{{where}}} {draw(st.integers(0, 300))}")
+    return "\n".join(lines).encode(errors="replace")
+
+
+def within_bounds(state: EngineState) -> None:
+    assert 0 <= state.running <= MOST_REQUESTS
+    assert 0 <= state.waiting <= MOST_REQUESTS
+    assert 0 <= state.kv_usage <= 1
+    assert state.capacity_tokens is None or 1 <= state.capacity_tokens <= MOST_TOKENS
+    assert state.max_num_seqs is None or 1 <= state.max_num_seqs <= MOST_REQUESTS
+    assert len(state.loaded_adapters) <= MOST_ADAPTERS
+    assert 0 <= state.max_adapters <= MOST_ADAPTERS
+    if state.awaiting_first_token is not None:
+        assert state.waiting <= state.awaiting_first_token <= state.running + state.waiting
+    for counter in (
+        state.first_tokens_total,
+        state.prompt_tokens_total,
+        state.prompt_requests_total,
+        state.prefix_queries_total,
+        state.prefix_hits_total,
+    ):
+        assert counter is None or 0 <= counter <= MOST_COUNTED
+    for rate in (state.prefill_rate, state.decode_rate):
+        assert rate is None or SLOWEST <= rate <= FASTEST
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data(), st.sampled_from([*DIALECTS]))
+def test_any_sequence_of_pages_gives_states_within_bounds_or_scrape_errors(data: st.DataObject, engine: str) -> None:
+    dialect = DIALECTS[engine]
+    probe = Probe(dialect, dialect.path)
+    at = 0.0
+    for body in data.draw(st.lists(hostile_pages(dialect), max_size=5)):
+        at += data.draw(st.sampled_from([0.0, 0.1, 2.0]))
+        for _ in range(2):
+            try:
+                answer = probe.answer(200, body, at)
+            except ScrapeError:
+                continue
+            if isinstance(answer, EngineState):
+                within_bounds(answer)
+
+
+@pytest.mark.parametrize("figure", ["1e7", "1e308", "-1", "NaN", "+Inf", "100001"])
+@pytest.mark.parametrize("name", ["running", "waiting"])
+def test_a_page_without_a_usable_number_of_requests_is_refused(name: str, figure: str) -> None:
+    probe = Probe(VLLM, "/metrics")
+    seen(probe)
+    other = {"running": "waiting", "waiting": "running"}[name]
+    page = f"vllm:num_requests_{name} {figure}\nvllm:num_requests_{other} 1\n".encode()
+    assert probe.answer(200, page, 1.0) is Again.UNFILTERED
+    with pytest.raises(ScrapeError, match=f"{name} requests"):
+        probe.answer(200, page, 1.0)
+
+
+def test_figures_out_of_bounds_count_as_unknown() -> None:
+    page = (
+        "vllm:num_requests_running 1\nvllm:num_requests_waiting 100000\nvllm:kv_cache_usage_perc 1e308\n"
+        'vllm:cache_config_info{kv_cache_size_tokens="1e10",num_gpu_blocks="1e308",block_size="1e308"} 1\n'
+        "vllm:request_prompt_tokens_sum 1e308\nvllm:request_prompt_tokens_count -1\n"
+        "vllm:prefix_cache_queries_total 9007199254740992\n"
+        'vllm:lora_requests_info{max_lora="1025",running_lora_adapters="a"} 1\n'
+    )
+    assert read(Probe(VLLM, "/metrics"), page.encode()) == EngineState(
+        observed_at=0.0,
+        running=1,
+        waiting=100_000,
+        kv_usage=1.0,
+        prefix_queries_total=2.0**53,
+        loaded_adapters=frozenset("a"),
+    )
+
+
+def test_more_adapters_than_an_engine_can_have_are_unknown() -> None:
+    lora = 'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{}"}} 1'
+    for count, known in ((MOST_ADAPTERS, MOST_ADAPTERS), (MOST_ADAPTERS + 1, 0)):
+        page = vllm_page(extra=lora.format(",".join(map(str, range(count)))))
+        assert len(read(Probe(VLLM, "/metrics"), page).loaded_adapters) == known
+
+
+def test_an_adapter_limit_of_thousands_of_digits_is_unknown() -> None:
+    page = vllm_page(extra=f'vllm:lora_requests_info{{max_lora="{"9" * 5000}",running_lora_adapters="a"}} 1')
+    assert read(Probe(VLLM, "/metrics"), page).max_adapters == 0
+
+
+def test_a_page_that_is_refused_leaves_the_estimators_as_they_were() -> None:
+    counters = (
+        'vllm:inter_token_latency_seconds_count{{engine="0"}} {}\nvllm:inter_token_latency_seconds_sum{{engine="0"}} {}\n'
+        "vllm:request_prompt_tokens_count {}"
+    )
+
+    def page(i: int) -> bytes:
+        extra = counters.format(i * 160, i * 8.0, i * 40)
+        return vllm_page(waiting=4, running=16, computed=i * 4_000, extra=extra)
+
+    def rates(*, refused: bool) -> tuple[float | None, float | None]:
+        probe = Probe(VLLM, "/metrics")
+        for i in range(12):
+            state = read(probe, page(i), i * 0.5)
+            if refused:
+                bad = page(i + 1000).replace(b'waiting{engine="0",model_name="m"} 4', b"waiting 1e300")
+                bad += b'vllm:lora_requests_info{max_lora="4 1\n'
+                for _ in range(2):
+                    try:
+                        assert probe.answer(200, bad, i * 0.5 + 0.1) is Again.UNFILTERED
+                    except ScrapeError:
+                        pass
+        return state.prefill_rate, state.decode_rate
+
+    assert None not in rates(refused=False)
+    assert rates(refused=True) == rates(refused=False)
+
+
 # ---------------------------------------------------------------- what to ask
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values())
+def test_every_series_of_a_dialect_is_asked_for(dialect: Dialect) -> None:
+    """Walks the values themselves, so a figure that the derived lists leave out is found."""
+
+    def names(value: object) -> set[str]:
+        if isinstance(value, Series | AdapterInfo):
+            return {value.name}
+        if isinstance(value, Capacity):
+            return names(value.count) | names(value.size)
+        return set().union(*map(names, value)) if isinstance(value, tuple) else set()
+
+    every = set().union(*(names(getattr(dialect, field.name)) for field in fields(dialect)))
+    assert every | {"process_start_time_seconds"} == {*dialect.changing_names(), *dialect.constant_names()}
+    assert names(dialect.capacity) | names(dialect.max_num_seqs) == {*dialect.constant_names()}
 
 
 def test_constants_are_asked_for_once() -> None:
@@ -271,6 +441,14 @@ def test_a_later_start_time_is_another_process() -> None:
     assert probe.answer(200, vllm_page(start=1000.01, computed=60), 1.0) is Again.RESTARTED
     assert "vllm:cache_config_info" in names_asked(probe), "the constants may differ"
     assert read(probe, vllm_page(start=1000.01, computed=60), 1.0).capacity_tokens == 16_000
+
+
+def test_an_earlier_start_time_is_not_another_process() -> None:
+    probe = Probe(VLLM, "/metrics")
+    seen(probe, start=1000.0, computed=50)
+    seen(probe, start=999.0, computed=60)
+    probe.lost()
+    seen(probe, start=998.0, computed=60)
 
 
 def test_a_counter_that_goes_back_is_another_process() -> None:

@@ -1,25 +1,35 @@
-"""The engines' metric names, as data: what each calls the figures that Warmroute reads.
+"""The metric names of each engine, as data.
 
-Sources: the model server protocol of the Gateway API inference extension (queue, running, KV cache, block counts, LoRA)
-and the engines' own pages for the rest.
+Sources:
+
+* vLLM: https://docs.vllm.ai/en/latest/usage/metrics.html and ``vllm/v1/metrics/loggers.py``, at 0.26. The names with
+  ``gpu_`` and ``vllm:time_per_output_token_seconds`` are those of older releases.
+* SGLang: https://docs.sglang.ai/references/production_metrics.html and ``python/sglang/srt/metrics/collector.py``.
+* trtllm-serve: ``tensorrt_llm/metrics/collector.py`` of https://github.com/NVIDIA/TensorRT-LLM; it serves JSON on
+  ``/metrics`` and Prometheus' format on ``/prometheus/metrics``.
+* Triton with TensorRT-LLM: https://github.com/triton-inference-server/tensorrtllm_backend, "Triton Metrics".
+* Queue, running, KV cache, block counts and LoRA: the model server protocol of the Gateway API inference extension,
+  https://github.com/kubernetes-sigs/gateway-api-inference-extension/tree/main/docs/proposals/003-model-server-protocol.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
 
 PROCESS_START_TIME = "process_start_time_seconds"
-"""Exported by every Prometheus client that runs in one process; absent in multi-process mode."""
+"""Exported by every Prometheus client library in a single process; absent in multi-process mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
     """Where one figure stands on a metrics page.
 
-    ``where`` lists the label values that a sample must have; as in Prometheus, an empty value also matches an absent
-    label. The figure is the sample's value, or the content of its label ``label``. Of samples that differ in the labels
-    ``replicas`` only, the largest counts: they say the same of the same requests.
+    ``where`` lists the label values that a sample must have; as in Prometheus, an empty value also matches an absent label.
+    The figure is the value of the sample, or the content of its label ``label``. Samples that differ only in the labels
+    ``replicas`` report one figure several times: the largest counts.
     """
 
     name: str
@@ -27,109 +37,124 @@ class Series:
     label: str | None = None
     replicas: tuple[str, ...] = ()
 
+    def names(self) -> tuple[str, ...]:
+        """Sample names to ask for."""
+        return (self.name,)
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """KV-cache size: ``count`` blocks of ``size`` tokens; without ``size`` the count is in tokens already."""
+    """KV-cache size: ``count`` blocks of ``size`` tokens; without ``size`` the count is in tokens."""
 
     count: Series
     size: Series | None = None
 
+    def names(self) -> tuple[str, ...]:
+        """Sample names to ask for."""
+        return (self.count.name,) if self.size is None else (self.count.name, self.size.name)
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A series whose labels name the LoRA adapters in use; its value is the time of the label set's last use."""
+    """A series whose labels list the LoRA adapters in use; its value is the Unix time of the label set's last use."""
 
     name: str
     running: str
     waiting: str
     limit: str
 
+    def names(self) -> tuple[str, ...]:
+        """Sample names to ask for."""
+        return (self.name,)
+
+
+class Kind(Enum):
+    """How a figure changes."""
+
+    GAUGE = "up and down"
+    COUNTER = "up; back to 0 with a new process"
+    CONSTANT = "never while the process lives"
+
+
+def _figure(kind: Kind) -> Any:
+    return field(default=(), metadata={"kind": kind})
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One engine's names. Of several alternatives the first that the page has counts; an empty tuple is "not told"."""
+    """The names of one engine. Of several alternatives the first one on the page counts; empty: not exported.
 
-    waiting: tuple[Series, ...]
+    Each field made by :func:`_figure` is one figure. The names to ask for and the counters are derived from these fields.
+    """
+
+    waiting: tuple[Series, ...] = _figure(Kind.GAUGE)
     """Requests queued. Required."""
-    running: tuple[Series, ...]
+    running: tuple[Series, ...] = _figure(Kind.GAUGE)
     """Requests in execution. Required."""
-    kv_usage: tuple[Series, ...]
-    """Share of the KV cache that requests hold, 0 to 1."""
-    capacity: tuple[Capacity, ...]
-    max_num_seqs: tuple[Series, ...] = ()
-    """Most requests that run at once."""
-    prompt_tokens: tuple[Series, ...] = ()
-    """Counter: prompt tokens, cached ones included."""
-    prompt_requests: tuple[Series, ...] = ()
-    """Counter: the requests that ``prompt_tokens`` counts."""
-    computed_tokens: tuple[Series, ...] = ()
-    """Counter: prompt tokens that were computed, not taken from a cache."""
-    first_tokens: tuple[Series, ...] = ()
-    """Counter: requests that got their first token, counted then, each of which ``prompt_requests`` counts at its end.
-
-    TensorRT-LLM counts them when they end, SGLang some tokens late where the answer is not streamed: neither is of use."""
-    request_computed_tokens: tuple[Series, ...] = ()
-    """Counter: the same, of finished requests."""
-    request_prefill_seconds: tuple[Series, ...] = ()
-    """Counter: time from first step to first token, of the same requests."""
-    later_tokens: tuple[Series, ...] = ()
-    """Counter: tokens generated after the first one of their answer."""
-    later_token_seconds: tuple[Series, ...] = ()
-    """Counter: the time of each of these since the token before it."""
-    prefix_queries: tuple[Series, ...] = ()
-    """Counter: prompt tokens looked up in the prefix cache."""
-    prefix_hits: tuple[Series, ...] = ()
-    """Counter: prompt tokens found in the prefix cache."""
-    awake: tuple[Series, ...] = ()
+    kv_usage: tuple[Series, ...] = _figure(Kind.GAUGE)
+    """KV cache utilization, 0 to 1."""
+    awake: tuple[Series, ...] = _figure(Kind.GAUGE)
     """1 while the engine is awake, 0 while it sleeps."""
-    adapters: AdapterInfo | None = None
+    capacity: tuple[Capacity, ...] = _figure(Kind.CONSTANT)
+    """Size of the KV cache."""
+    max_num_seqs: tuple[Series, ...] = _figure(Kind.CONSTANT)
+    """Most requests that run at once."""
+    prompt_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens of finished requests, cached ones included."""
+    prompt_requests: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Finished requests, those that ``prompt_tokens`` counts."""
+    computed_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens computed rather than taken from a cache, counted as they are computed."""
+    first_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Requests that got their first token, counted at that moment; ``prompt_requests`` counts each of them when it ends.
+
+    vLLM only: TensorRT-LLM counts them when they end, SGLang some tokens late for answers that do not stream."""
+    request_computed_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens computed for finished requests."""
+    request_prefill_seconds: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Seconds from first step to first token, summed over finished requests."""
+    later_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Output tokens after the first one of each answer."""
+    later_token_seconds: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Inter-token latencies in seconds, summed over ``later_tokens``."""
+    prefix_queries: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens found in the prefix cache."""
+    adapters: AdapterInfo | None = field(default=None, metadata={"kind": Kind.GAUGE})
+    """LoRA adapters in use."""
     path: str = "/metrics"
-    """Where the engine serves its page unless the user says otherwise."""
+    """Path of the metrics page unless one is configured."""
 
     def changing_names(self) -> tuple[str, ...]:
         """Sample names that every scrape needs."""
-        return tuple(dict.fromkeys((*self._changing(), PROCESS_START_TIME)))
+        return tuple(dict.fromkeys((*self._names(Kind.GAUGE, Kind.COUNTER), PROCESS_START_TIME)))
 
     def constant_names(self) -> tuple[str, ...]:
-        """Sample names whose figures stay the same for an engine's life."""
-        return tuple(dict.fromkeys(self._constant()))
+        """Sample names of the figures that never change during an engine's life."""
+        return tuple(dict.fromkeys(self._names(Kind.CONSTANT)))
 
-    def _changing(self) -> Iterator[str]:
-        for alternatives in (
-            self.waiting,
-            self.running,
-            self.kv_usage,
-            self.prompt_tokens,
-            self.prompt_requests,
-            self.computed_tokens,
-            self.first_tokens,
-            self.request_computed_tokens,
-            self.request_prefill_seconds,
-            self.later_tokens,
-            self.later_token_seconds,
-            self.prefix_queries,
-            self.prefix_hits,
-            self.awake,
-        ):
-            yield from (series.name for series in alternatives)
-        if self.adapters is not None:
-            yield self.adapters.name
+    def counters(self) -> dict[str, tuple[Series, ...]]:
+        """The counters by field name."""
+        return {name: getattr(self, name) for name in _fields(Kind.COUNTER)}
 
-    def _constant(self) -> Iterator[str]:
-        for capacity in self.capacity:
-            yield capacity.count.name
-            if capacity.size is not None:
-                yield capacity.size.name
-        yield from (series.name for series in self.max_num_seqs)
+    def _names(self, *kinds: Kind) -> Iterator[str]:
+        for name in _fields(*kinds):
+            value = getattr(self, name)
+            for figure in value if isinstance(value, tuple) else filter(None, (value,)):
+                yield from figure.names()
+
+
+def _fields(*kinds: Kind) -> list[str]:
+    return [each.name for each in fields(Dialect) if each.metadata.get("kind") in kinds]
 
 
 _VLLM_CACHE_CONFIG = "vllm:cache_config_info"
 _SGLANG_CACHE_CONFIG = "sglang:cache_config_info"
 _ALL_PRIORITIES = (("priority", ""),)
-"""SGLang repeats some series for each priority; the one without a priority is their total."""
+"""SGLang repeats some series per priority; the one without a priority is the total."""
 _SGLANG_RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
-"""Ranks that work on the same requests: with pipeline parallelism, or all schedulers reporting, each tells of them."""
+"""Labels of ranks that work on one set of requests. With pipeline parallelism each of them exports the figure."""
 _TRITON_REQUESTS = "nv_trt_llm_request_metrics"
 _TRITON_BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
 
@@ -229,6 +254,6 @@ DIALECTS: Mapping[str, Dialect] = {
     "sglang": SGLANG,
     "trtllm-serve": TRTLLM_SERVE,
     "triton-tensorrt-llm": TRITON_TENSORRT_LLM,
-    "trt-llm": TRITON_TENSORRT_LLM,  # what Alibaba Cloud's Kubernetes calls it in the pool's annotation
+    "trt-llm": TRITON_TENSORRT_LLM,  # its name in the pool annotation of Alibaba Cloud's Kubernetes
 }
-"""The dialects by the name that the setting ``model_server_runtime`` and the pods' engine label use."""
+"""The dialects by name, as in the setting ``model_server_runtime`` and the pods' engine label."""

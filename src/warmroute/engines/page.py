@@ -1,62 +1,85 @@
-"""A metrics page in Prometheus' text format, read only where it is needed. WITHOUT IO."""
+"""Parser of Prometheus' text format that reads only the series that are asked for. WITHOUT IO.
+
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/. The work that one page can cause is bounded: in lines,
+and in bytes of the samples that are parsed.
+"""
 
 from __future__ import annotations
 
 import re
 from math import fsum, isfinite, nan
-from typing import NamedTuple
 
 from warmroute.engines.dialects import Capacity, Series
 from warmroute.errors import ScrapeError
 
-_QUOTED = rb'"(?:[^"\\\n]|\\.)*+"'
-_REST_OF_LINE = re.compile(rb"[ \t]*+(?:\{((?:[^\"}\n]|" + _QUOTED + rb")*+)\})?[ \t]*+(\S++)")
-"""Labels, if any, and value. The quantifiers never give back, so the time is linear in the line whatever it holds."""
-_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"((?:[^"\\\n]|\\.)*+)"')
+MOST_LINES = 20_000
+"""Lines of a page; a longer page is refused. vLLM 0.26 serves 500 lines (50 kB); pages of 625 kB were seen."""
+MOST_SAMPLE_BYTES = 256 << 10
+"""Bytes of sample lines that are parsed on one page. A series that would exceed them counts as absent. vLLM's filtered page
+needs 3 kB, 64 data-parallel ranks about 100 kB; hostile labels take up to 0.2 us a byte."""
+
+_NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*+(?=[ \t{])")
+_ESCAPED = rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'
+_REST_OF_LINE = re.compile(rb"[ \t]*+(?:\{((?:[^\"}\n]++|" + _ESCAPED + rb")*+)\})?[ \t]*+(\S++)")
+"""Labels, if any, and value. Possessive quantifiers keep the time linear in the line."""
+_LABEL = re.compile(rb'(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"([^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"')
+"""One label. The look-behind keeps a search in a long run of letters linear."""
 _ESCAPES = re.compile(r"\\(.)")
-_NAME_ENDS = b" \t{"
 
 
-class Sample(NamedTuple):
-    """One line of the page."""
+class Sample:
+    """One sample line: its labels and its value."""
 
-    text: bytes
-    """The labels as the page has them, without the braces."""
-    value: float
+    __slots__ = ("_labels", "text", "value")
+
+    def __init__(self, text: bytes, value: float) -> None:
+        self.text = text
+        """The labels as written on the page, without the braces."""
+        self.value = value
+        self._labels: dict[str, str] | None = None
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels, parsed."""
-        labels = {}
-        for name, raw in _LABEL.findall(self.text):
-            value = raw.decode(errors="replace")
-            if "\\" in value:
-                value = _ESCAPES.sub(lambda match: "\n" if match[1] == "n" else match[1], value)
-            labels[name.decode()] = value
-        return labels
+        """The labels, parsed once."""
+        if self._labels is None:
+            self._labels = {name.decode(): _unescaped(raw) for name, raw in _LABEL.findall(self.text)}
+        return self._labels
 
 
 class Page:
-    """One page. Samples are looked for by name; lines that nobody asks for are not parsed."""
+    """One page. Samples are looked up by name and parsed when they are first asked for."""
 
-    __slots__ = ("_found", "_text")
+    __slots__ = ("_budget", "_lines", "_samples")
 
     def __init__(self, body: bytes) -> None:
-        self._text = b"\n" + body
-        self._found: dict[str, list[Sample]] = {}
+        """Raises ScrapeError if the page has more than :data:`MOST_LINES` lines."""
+        if body.count(b"\n") > MOST_LINES:
+            raise ScrapeError(f"the metrics page has more than {MOST_LINES} lines")
+        self._lines: dict[bytes, list[bytes]] = {}
+        for line in body.split(b"\n"):
+            if match := _NAME.match(line):
+                self._lines.setdefault(match[0], []).append(line)
+        self._samples: dict[str, list[Sample]] = {}
+        self._budget = MOST_SAMPLE_BYTES
 
     def samples(self, name: str) -> list[Sample]:
-        """The samples of exactly that name, in the page's order; none if the page has none.
+        """The samples of exactly that name in the page's order.
 
-        Raises ScrapeError when a line of that name cannot be read.
+        Empty if the page has none, or if they exceed what is left of :data:`MOST_SAMPLE_BYTES`. Raises ScrapeError if a line
+        of that name cannot be parsed.
         """
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = self._find(name)
-        return found
+        samples = self._samples.get(name)
+        if samples is None:
+            lines = self._lines.get(name.encode(), [])
+            size = sum(map(len, lines))
+            if size > self._budget:
+                lines, size = [], 0
+            self._budget -= size
+            samples = self._samples[name] = [_sample(line, name) for line in lines]
+        return samples
 
     def figures(self, series: Series) -> list[float]:
-        """The figures of a series, one for each sample that has one and is no replica of another; only finite ones."""
+        """The finite figures of a series, one for each sample that matches; of replicas the largest."""
         figures: dict[object, float] = {}
         for sample in self.samples(series.name):
             figure = sample.value
@@ -73,58 +96,58 @@ class Page:
                 figures[source] = max(figure, figures.get(source, figure))
         return [*figures.values()]
 
-    def total(self, alternatives: tuple[Series, ...]) -> float | None:
-        """The sum over the samples of the first series that the page has; None without any.
+    def total(self, alternatives: tuple[Series, ...], most: float) -> float | None:
+        """The sum over the samples of the first series on the page. Figures outside ``0..most`` are left out; None if none
+        is left or the sum exceeds ``most``.
 
-        An engine with several data-parallel ranks behind one address exports a sample for each rank. Counts add up: the
-        address is one place to send a request to, and each of its ranks takes a share.
+        An engine with several data-parallel ranks behind one address exports a sample for each rank. Each rank takes a share
+        of the requests sent to the address, so counts add up.
+        """
+        for series in alternatives:
+            if figures := [figure for figure in self.figures(series) if 0 <= figure <= most]:
+                total = fsum(figures)
+                return total if total <= most else None
+        return None
+
+    def share(self, alternatives: tuple[Series, ...]) -> float | None:
+        """The mean over the samples of the first series on the page, each clamped to ``0..1``; None without any.
+
+        For the used share of the ranks' caches, which are of equal size. The engine chooses the rank of a request, so the
+        largest share would not predict where it lands.
         """
         for series in alternatives:
             if figures := self.figures(series):
-                return fsum(figures)
+                return fsum(min(max(figure, 0.0), 1.0) for figure in figures) / len(figures)
         return None
 
-    def mean(self, alternatives: tuple[Series, ...]) -> float | None:
-        """The mean over the samples of the first series that the page has; None without any.
-
-        For shares of the ranks' caches: ranks have caches of equal size, so the mean is the used share of all of them. The
-        largest share would tell nothing of a request's fate, since the engine itself picks the rank.
-        """
-        for series in alternatives:
-            if figures := self.figures(series):
-                return fsum(figures) / len(figures)
-        return None
-
-    def tokens(self, alternatives: tuple[Capacity, ...]) -> int | None:
-        """KV-cache size in tokens over all ranks, by the first way that the page and its labels allow; else None."""
+    def tokens(self, alternatives: tuple[Capacity, ...], most: float) -> int | None:
+        """KV-cache size in tokens over all ranks, from the first alternative that gives one in ``1..most``; else None."""
         for capacity in alternatives:
-            count = fsum(self.figures(capacity.count))
-            size = max(self.figures(capacity.size), default=0.0) if capacity.size is not None else 1.0
-            if isfinite(count * size) and count * size >= 1:
+            count = self.total((capacity.count,), most)
+            size: float | None = 1.0
+            if capacity.size is not None:
+                size = max((f for f in self.figures(capacity.size) if 0 <= f <= most), default=None)
+            if count is not None and size is not None and 1 <= count * size <= most:
                 return int(count * size)
         return None
 
-    def _find(self, name: str) -> list[Sample]:
-        text, line_start = self._text, b"\n" + name.encode()
-        found = []
-        at = text.find(line_start)
-        while at >= 0:
-            end = at + len(line_start)
-            if text[end : end + 1] in _NAME_ENDS and end < len(text):
-                found.append(_sample(text, end, name))
-            at = text.find(line_start, end)
-        return found
 
-
-def _sample(text: bytes, start: int, name: str) -> Sample:
-    match = _REST_OF_LINE.match(text, start)
+def _sample(line: bytes, name: str) -> Sample:
+    match = _REST_OF_LINE.match(line, len(name))
     if match is None:
-        raise ScrapeError(f"a sample of {name} cannot be read")
+        raise ScrapeError(f"a sample of {name} cannot be parsed")
     try:
         value = float(match[2])
     except ValueError:
-        raise ScrapeError(f"a sample of {name} has no number for a value") from None
+        raise ScrapeError(f"the value of a sample of {name} is not a number") from None
     return Sample(match[1] or b"", value)
+
+
+def _unescaped(raw: bytes) -> str:
+    value = raw.decode(errors="replace")
+    if "\\" in value:
+        value = _ESCAPES.sub(lambda match: "\n" if match[1] == "n" else match[1], value)
+    return value
 
 
 def _number(text: str) -> float:

@@ -14,9 +14,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import ceil, inf
 
-from warmroute.engines.decode import DecodeRate
-from warmroute.engines.first_tokens import FirstTokens
-from warmroute.engines.prefill import PrefillRate
+from warmroute.engines.rates import DecodeRate, FirstTokens, PrefillRate
 from warmroute.engines.scraper import BACKOFF, JITTER, TICK
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EngineState

@@ -1,0 +1,178 @@
+"""Estimators of an engine's speeds and of its requests without a token, from its counters. WITHOUT IO.
+
+The speeds are measured over windows. Anything else the engine does in a window lowers the measurement, so each estimate is a
+high percentile of the last windows. Times are in seconds; rates are in tokens per second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import quantiles
+
+from warmroute.pool.work import prefill_work
+
+MEASUREMENTS = 30
+"""Windows of which the 90th percentile is taken."""
+SMOOTHING = 0.2
+"""EWMA weight of the newest percentile."""
+SLOWEST, FASTEST = 1.0, 10_000_000.0
+"""Tokens per second that are believed. 10^7 is far above a node of 8 GPUs (about 400,000 prefill tokens per second with an
+8B model: 8 times the 50,000 of one H100); a measurement above it comes from counters that are wrong."""
+
+PREFILL_WINDOW = 1.0
+"""Shortest window, in seconds of uninterrupted queueing."""
+PREFILL_WINDOW_REQUESTS = 8
+"""Fewest requests in a window. The counter moves by whole prompts: with fewer, one long prompt more or less decides the rate
+of a window, and the percentile would prefer the windows that got one more."""
+LONGEST_GAP = 5.0
+"""Seconds between two observations beyond which the engine may have been idle in between."""
+REQUEST_TOKENS = 4096
+"""Fewest prompt tokens of finished requests in a measurement, so that the fixed cost of a step hardly counts."""
+
+DECODE_WINDOW = 1.0
+"""Shortest window in seconds."""
+DECODE_WINDOW_TOKENS = 256
+"""Fewest tokens in a window."""
+DOUBLED_AT = 64.0
+"""Number of concurrent answers at which a decode step takes twice as long as with one: reading their contexts (a few
+thousand tokens each) then takes as long as reading the weights."""
+
+
+class RateEstimate:
+    """EWMA of the 90th percentile of the last measurements, for measurements that err on the low side."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        """The estimate in tokens per second, within :data:`SLOWEST` and :data:`FASTEST`; None before the first one."""
+        self._rates: deque[float] = deque(maxlen=MEASUREMENTS)
+
+    def add(self, rate: float) -> None:
+        """Take a measurement in tokens per second; one that is negative, not finite or too fast is ignored."""
+        if not 0 <= rate <= FASTEST:
+            return
+        self._rates.append(rate)
+        high = quantiles(self._rates, n=10, method="inclusive")[-1] if len(self._rates) > 1 else rate
+        if high >= SLOWEST:
+            self.rate = high if self.rate is None else self.rate + SMOOTHING * (high - self.rate)
+
+
+class PrefillRate:
+    """Prefill work per second of one engine: the higher of two estimates.
+
+    One measures what a busy engine computes per second; it needs an engine that queues. The other measures the time from the
+    first step to the first token of finished requests; it is too low where many prompts are computed side by side. Both are
+    in tokens of work (:func:`~warmroute.pool.work.prefill_work`), so that long prompts do not make an engine look slow.
+    """
+
+    def __init__(self) -> None:
+        self._busy = RateEstimate()
+        self._requests = RateEstimate()
+        self._start: tuple[float, float, float] | None = None
+        self._last = 0.0
+        self._finished: tuple[float, float, float] | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The estimate; None before the first measurement."""
+        return max((each.rate for each in (self._busy, self._requests) if each.rate is not None), default=None)
+
+    def observe(self, at: float, computed: float, requests: float, waiting: int) -> None:
+        """Counters at time ``at``: prompt tokens ``computed`` for ``requests`` requests; ``waiting`` requests are queued."""
+        interrupted = waiting == 0 or at - self._last > LONGEST_GAP
+        self._last = at
+        if waiting == 0:
+            self._start = None
+            return
+        if self._start is None or interrupted:
+            self._start = (at, computed, requests)
+            return
+        began, computed_before, requests_before = self._start
+        if at - began < PREFILL_WINDOW or requests - requests_before < PREFILL_WINDOW_REQUESTS:
+            return
+        self._start = (at, computed, requests)
+        self._busy.add(_work(computed - computed_before, requests - requests_before) / (at - began))
+
+    def observe_requests(self, computed: float, requests: float, seconds: float) -> None:
+        """Counters of finished requests: prompt tokens ``computed`` for ``requests`` requests, which spent ``seconds`` in
+        prefill."""
+        if self._finished is None or computed < self._finished[0]:
+            self._finished = (computed, requests, seconds)
+            return
+        computed_before, requests_before, seconds_before = self._finished
+        if computed - computed_before >= REQUEST_TOKENS and seconds > seconds_before and requests > requests_before:
+            self._finished = (computed, requests, seconds)
+            work = _work(computed - computed_before, requests - requests_before)
+            self._requests.add(work / (seconds - seconds_before))
+
+    def interrupt(self) -> None:
+        """The counters begin again at 0; the estimate stays."""
+        self._start = self._finished = None
+
+
+class DecodeRate:
+    """Tokens per second of one answer on an otherwise idle engine.
+
+    It tells a slow GPU from a busy one: prefill rates of equal GPUs differ several times with their prompts, decode rates
+    hardly differ at equal concurrency, and the counters show the concurrency.
+    """
+
+    def __init__(self) -> None:
+        self._estimate = RateEstimate()
+        self._start: tuple[float, float, float] | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The estimate; None before the first measurement."""
+        return self._estimate.rate
+
+    def observe(self, at: float, tokens: float, seconds: float) -> None:
+        """Counters at time ``at``: output ``tokens`` after the first of each answer, and the sum of their inter-token
+        latencies in ``seconds``."""
+        if self._start is None or tokens < self._start[1]:
+            self._start = at, tokens, seconds
+            return
+        began, tokens_before, seconds_before = self._start
+        spent = seconds - seconds_before
+        if at - began >= DECODE_WINDOW and tokens - tokens_before >= DECODE_WINDOW_TOKENS and spent > 0:
+            self._start = at, tokens, seconds
+            at_once = spent / (at - began)
+            self._estimate.add((tokens - tokens_before) / spent * (1 + at_once / DOUBLED_AT))
+
+    def interrupt(self) -> None:
+        """The counters begin again at 0; the estimate stays."""
+        self._start = None
+
+
+class FirstTokens:
+    """The number of requests on one engine that have no token yet.
+
+    vLLM's gauge of waiting requests leaves out those in prefill. Two counters include them: a request that got its first
+    token and has not finished is decoding; the rest wait for their first token.
+    """
+
+    def __init__(self) -> None:
+        self._vanished = 0.0
+        """Requests that got a first token and are not counted as finished although they left: their clients disconnected."""
+
+    def awaiting(self, first_tokens: float, finished: float, running: int, waiting: int) -> int:
+        """Requests without a token, in ``waiting..running + waiting``. ``first_tokens`` and ``finished`` are counters.
+
+        A client that disconnects during decoding leaves the difference of the counters too high for good. This is corrected
+        whenever more requests would be decoding than the engine has: at the latest when it is idle.
+        """
+        total = running + waiting
+        decoding = first_tokens - finished - self._vanished
+        if not 0 <= decoding <= total:
+            possible = min(max(decoding, 0), total)
+            self._vanished += decoding - possible
+            decoding = possible
+        return max(waiting, round(total - decoding))
+
+    def interrupt(self) -> None:
+        """The counters begin again at 0."""
+        self._vanished = 0.0
+
+
+def _work(computed: float, requests: float) -> float:
+    """The least prefill work of that many computed tokens: equal prompts, none of their tokens cached."""
+    return requests * prefill_work(computed / requests)

@@ -1,0 +1,65 @@
+"""EngineState from the figures of one page and of those before it. WITHOUT IO."""
+
+from __future__ import annotations
+
+from warmroute.engines.figures import Constants, Figures
+from warmroute.engines.rates import DecodeRate, FirstTokens, PrefillRate
+from warmroute.pool.endpoint import EngineState
+
+
+class StateBuilder:
+    """Builds the states of one engine. It keeps the rate estimators from page to page."""
+
+    def __init__(self) -> None:
+        self._prefill = PrefillRate()
+        self._decode = DecodeRate()
+        self._first_tokens = FirstTokens()
+
+    def interrupt(self) -> None:
+        """The engine is a new process: its counters begin again at 0. Estimated speeds stay."""
+        self._prefill.interrupt()
+        self._decode.interrupt()
+        self._first_tokens.interrupt()
+
+    def build(self, figures: Figures, constants: Constants, at: float) -> EngineState:
+        """The state at monotonic time ``at``. Updates the estimators; figures are within their bounds, so nothing fails."""
+        counters = figures.counters
+        self._measure(figures, at)
+        return EngineState(
+            observed_at=at,
+            running=figures.running,
+            waiting=figures.waiting,
+            awaiting_first_token=self._awaiting_first_token(figures),
+            kv_usage=figures.kv_usage,
+            capacity_tokens=constants.capacity_tokens,
+            max_num_seqs=constants.max_num_seqs,
+            loaded_adapters=figures.adapters,
+            max_adapters=figures.max_adapters,
+            first_tokens_total=counters.get("first_tokens"),
+            prompt_tokens_total=counters.get("prompt_tokens"),
+            prompt_requests_total=counters.get("prompt_requests"),
+            prefix_queries_total=counters.get("prefix_queries"),
+            prefix_hits_total=counters.get("prefix_hits"),
+            prefill_rate=self._prefill.tokens_per_second,
+            decode_rate=self._decode.tokens_per_second,
+            sleeping=figures.sleeping,
+        )
+
+    def _measure(self, figures: Figures, at: float) -> None:
+        counters = figures.counters
+        finished = counters.get("prompt_requests")
+        computed = counters.get("computed_tokens")
+        if finished is not None and computed is not None:
+            self._prefill.observe(at, computed, counters.get("first_tokens", finished), figures.waiting)
+        computed, seconds = counters.get("request_computed_tokens"), counters.get("request_prefill_seconds")
+        if finished is not None and computed is not None and seconds is not None:
+            self._prefill.observe_requests(computed, finished, seconds)
+        tokens, seconds = counters.get("later_tokens"), counters.get("later_token_seconds")
+        if tokens is not None and seconds is not None:
+            self._decode.observe(at, tokens, seconds)
+
+    def _awaiting_first_token(self, figures: Figures) -> int | None:
+        first_tokens, finished = figures.counters.get("first_tokens"), figures.counters.get("prompt_requests")
+        if first_tokens is None or finished is None:
+            return None
+        return self._first_tokens.awaiting(first_tokens, finished, figures.running, figures.waiting)

@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-unit test-fast e2e-kubernetes lint bench build lock protos clean help
+.PHONY: demo test test-unit test-fast test-layer e2e-kubernetes lint bench build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,9 @@ test-unit: $(VENV)/.dev  ## tests in one process without sockets: under ten seco
 
 test-fast: $(VENV)/.dev  ## unit and integration tests that take seconds
 	$(BIN)/pytest -n 2 -m "not e2e and not slow"
+
+test-layer: $(VENV)/.dev  ## the tests of one layer: LAYER=unit, integration or e2e
+	$(BIN)/pytest -n 2 -m "$(LAYER)"
 
 e2e-kubernetes: $(VENV)/.dev  ## the walk-through against the cluster of KUBECONFIG
 	WARMROUTE_E2E_KUBERNETES=1 $(BIN)/pytest tests/e2e/test_kubernetes.py -k real -rs

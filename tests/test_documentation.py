@@ -11,7 +11,7 @@ from warmroute.discovery.file import EndpointEntry, EndpointsFile, ModelEntry, M
 from warmroute.settings_table import markdown
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def test_readme_has_every_flag_as_it_is() -> None:

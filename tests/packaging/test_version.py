@@ -14,6 +14,7 @@ from warmroute import __version__
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     ROOT / "Dockerfile",
+    ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(path for path in (ROOT / "deploy").rglob("*.yaml") if "crds" not in path.parts),
 ]
@@ -30,7 +31,7 @@ def test_the_command_prints_it(arguments: list[str]) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_image_tags_are_this_version(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    tags = re.findall(r"\bwarmroute:(\d[\w.]*)", text) + re.findall(r"newTag: [\"']?(\d[\w.]*)", text)
+    tags = re.findall(r"\bwarmroute(?:-lab)?:(\d[\w.]*)", text) + re.findall(r"newTag: [\"']?(\d[\w.]*)", text)
     assert set(tags) <= {__version__}
 
 

@@ -5,10 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from warmroute import picker
+from warmroute.extproc.server import ServerOptions
+from warmroute.extproc.session import SessionRules
 from warmroute.routing.router import RoutingConstants
 from warmroute.settings import Settings
+
+LOCAL: dict[str, Any] = {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "secure_serving": False}
+"""Settings of a server on loopback, on any free ports, without TLS."""
 
 
 def routing_constants(**settings: Any) -> RoutingConstants:
     """The router's constants as ``settings`` give them, by their names; strategy PREFIX_CACHE unless they name another."""
     return picker.routing_constants(Settings(**{"routing_strategy": "PREFIX_CACHE", **settings}))
+
+
+def session_rules(**settings: Any) -> SessionRules:
+    """A session's rules as ``settings`` give them, by their names."""
+    return picker.session_rules(Settings(**settings))
+
+
+def server_options(**settings: Any) -> ServerOptions:
+    """A server's options as ``settings`` give them, and LOCAL."""
+    return picker.server_options(Settings(**{**LOCAL, **settings}))

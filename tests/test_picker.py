@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import signal
+from dataclasses import fields
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
+import yaml
 
+from tests.factories import LOCAL
 from warmroute.errors import ConfigurationError
-from warmroute.picker import EndpointPicker, routing_constants, session_rules
+from warmroute.picker import EndpointPicker, memory_bound, routing_constants, server_options, session_rules
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality
 from warmroute.settings import Settings
@@ -23,10 +30,15 @@ from warmroute.settings_sources import changed
         ({"pool_name": "", "endpoints_file": ""}, "either --pool-name NAME"),
         ({"endpoints_file": "e.yaml", "pool_name": "p"}, "both given"),
         ({"endpoints_file": "e.yaml", "ha_enable_leader_election": True}, "needs Kubernetes"),
-        ({"pool_name": "p", "pool_group": "example.com"}, "--pool-group must be one of"),
+        pytest.param(  # the Kubernetes client binds a socket when it is imported
+            {"pool_name": "p", "pool_group": "example.com"},
+            "--pool-group must be one of",
+            marks=pytest.mark.integration,
+        ),
+        ({"endpoints_file": "e.yaml", "body_memory": 2**26 - 1}, "--body-memory must be at least twice"),
     ],
 )
-async def test_where_endpoints_come_from_is_said_once(settings: dict[str, object], problem: str) -> None:
+async def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         EndpointPicker(Settings(**settings))
 
@@ -54,6 +66,78 @@ def test_shedding_as_the_parts_are_told() -> None:
     assert session_rules(Settings(shedding="off")).shed_up_to is None
 
 
+OTHER_VALUES = {
+    "host": "127.0.0.2",
+    "grpc_port": 1,
+    "grpc_health_port": 2,
+    "secure_serving": False,
+    "cert_path": Path("/certificates"),
+    "max_body_bytes": 3,
+    "max_json_values": 4000,
+    "body_timeout": 5.0,
+    "max_streams": 6,
+    "observe_responses": True,
+    "enable_conformance_headers": True,
+    "disable_endpoint_subset_filter": True,
+    "strict_models": True,
+}
+"""Of each setting of the server and the sessions, a value that is not the default."""
+
+
+def test_each_setting_reaches_its_part() -> None:
+    reached: dict[str, Any] = {}
+    for part in (server_options(Settings(**OTHER_VALUES)), session_rules(Settings(**OTHER_VALUES))):
+        for field in fields(part):
+            reached.setdefault(field.name, getattr(part, field.name))
+            assert reached[field.name] == getattr(part, field.name)
+    assert reached.pop("shed_up_to") is Criticality.SHEDDABLE
+    assert reached == OTHER_VALUES
+    default = Settings()
+    assert not [name for name, value in OTHER_VALUES.items() if value == getattr(default, name)]
+
+
+def test_the_memory_limit_of_the_manifest_follows_from_the_settings() -> None:
+    manifest = Path(__file__).parents[1] / "deploy" / "base" / "deployment.yaml"
+    (container,) = yaml.safe_load(manifest.read_text(encoding="utf-8"))["spec"]["template"]["spec"]["containers"]
+    assert not [argument for argument in container["args"] if "memory" in argument or "bytes" in argument]
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    assert memory_bound(Settings()) < 0.95 * int(limit.removesuffix("Gi")) * 2**30
+
+
+@pytest.fixture
+def endpoints_file(tmp_path: Path) -> Path:
+    file = tmp_path / "endpoints.yaml"
+    file.write_text("endpoints: []")
+    return file
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_signals_drain_and_a_second_one_ends_the_drain(endpoints_file: Path, number: signal.Signals) -> None:
+    app = EndpointPicker(
+        Settings(endpoints_file=endpoints_file, metrics_port=0, drain_quiet=600, drain_timeout=600, **LOCAL)
+    )
+    running = asyncio.create_task(app.run())
+    try:
+        async with asyncio.timeout(60):
+            while not app.server.grpc_health_port:
+                assert not running.done(), running.exception()
+                await asyncio.sleep(0.01)
+            os.kill(os.getpid(), number)
+            while not (drain := [task for task in asyncio.all_tasks() if task.get_name() == "drain"]):
+                assert not running.done(), running.exception()
+                await asyncio.sleep(0.01)
+            os.kill(os.getpid(), number)
+            await running
+        assert drain[0].done()
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    finally:
+        gc.unfreeze()
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().remove_signal_handler(each)
+
+
 async def test_what_is_reloaded_is_counted(tmp_path: Path) -> None:
     file = tmp_path / "endpoints.yaml"
     file.write_text("endpoints: []")
@@ -73,7 +157,7 @@ async def test_what_is_reloaded_is_counted(tmp_path: Path) -> None:
                     await asyncio.sleep(0.02)
     finally:
         await app.discovery.stop()
-    app.certificate_reloaded(False)
+    app.metrics.reloaded("certificate", ok=False)
     assert (counted("certificate", "error"), counted("certificate", "ok")) == (1, 0)
 
 

@@ -1,4 +1,7 @@
-"""The composition root: builds the parts from the settings, runs them, drains them."""
+"""The composition root: builds the parts from the settings, runs them, drains them.
+
+:meth:`EndpointPicker.run` is the program's life. Each part gets its settings here, once.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,23 @@ import logging
 import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from warmroute.discovery.file import FileDiscovery
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.errors import ConfigurationError
+from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.server import Server, ServerOptions
 from warmroute.extproc.session import Session, SessionRules
 from warmroute.observability import lag, logs
-from warmroute.observability.metrics import EndpointReading, Metrics, StreamFault
+from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.pages import Pages
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
-from warmroute.request.inference import InferenceRequest
-from warmroute.request.rejections import Rejection
+from warmroute.request.limits import LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.routing.cost import CostConstants
-from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import LoadConstants
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
@@ -43,12 +45,16 @@ SWEEP_INTERVAL = 0.01
 """Seconds between two slices of the index's clean-up, so that requests pass between them."""
 RESTART_DELAY = 1.0
 """Seconds before a background task that failed is started again."""
+IDLE_MEMORY = 90 << 20
+"""Bytes of memory of a picker of 100 endpoints before its first request (`warmroute bench cost`: resident memory, idle)."""
+CHECKPOINT_MEMORY = 200
+"""Bytes of memory of a checkpoint in the prefix index (`warmroute bench cost`: index, per checkpoint and endpoint)."""
 SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
 """The setting ``shedding`` as a criticality."""
 
 
 def routing_constants(settings: Settings) -> RoutingConstants:
-    """What the router needs of the settings."""
+    """The router's share of the settings."""
     return RoutingConstants(
         load=LoadConstants(
             cost=CostConstants(
@@ -81,7 +87,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
 
 
 def session_rules(settings: Settings) -> SessionRules:
-    """What a session needs of the settings."""
+    """A session's share of the settings."""
     return SessionRules(
         max_body_bytes=settings.max_body_bytes,
         max_json_values=settings.max_json_values,
@@ -93,8 +99,24 @@ def session_rules(settings: Settings) -> SessionRules:
     )
 
 
+def memory_bound(settings: Settings) -> int:
+    """Bytes of memory that the process takes at most. The limit in deploy/base/deployment.yaml is above it.
+
+    A message of gRPC is held twice while it is decoded, and is at most twice as long as a body may be. Short bodies are read
+    one at a time and are not counted in the budget.
+    """
+    short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values) + TEXT_MEMORY * LONG_BODY
+    return (
+        IDLE_MEMORY
+        + CHECKPOINT_MEMORY * settings.index_limit
+        + settings.body_memory
+        + 2 * settings.max_body_bytes
+        + short_body
+    )
+
+
 def server_options(settings: Settings) -> ServerOptions:
-    """What the server needs of the settings."""
+    """The server's share of the settings."""
     return ServerOptions(
         host=settings.host,
         grpc_port=settings.grpc_port,
@@ -108,9 +130,11 @@ def server_options(settings: Settings) -> ServerOptions:
 
 
 class EndpointPicker:
-    """One endpoint picker. ``run`` reads as its life; ``start`` and ``stop`` are for those who embed it."""
+    """One endpoint picker. ``run`` serves until a signal; programs that embed it call ``start`` and ``stop``."""
 
     def __init__(self, settings: Settings, *, rng: random.Random | None = None) -> None:
+        if settings.body_memory < 2 * settings.max_body_bytes:
+            raise ConfigurationError("--body-memory must be at least twice --max-body-bytes, so that one body is read")
         now = monotonic()
         self.settings = settings
         rng = rng or random.Random()
@@ -120,10 +144,13 @@ class EndpointPicker:
         self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
         self.pool.subscribe(self.metrics, now)
         self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped)
+        self._rules = session_rules(settings)
+        self._budget = BodyBudget(settings.body_memory)
         self.server = Server(
             server_options(settings),
             new_session=self._new_session,
-            observer=self,
+            budget=self._budget,
+            observer=self.metrics,
             ready=lambda: self.pool.synced and (self.election is None or self.election.leading),
             clock=monotonic,
         )
@@ -137,7 +164,6 @@ class EndpointPicker:
         )
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
-        self._rules = session_rules(settings)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
@@ -180,31 +206,21 @@ class EndpointPicker:
     # ---------------------------------------------------------------- life
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then drain and stop. A second signal ends the drain at once."""
-        stop = asyncio.Event()
-        hurry = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+        """Serve until SIGTERM, SIGINT or SIGHUP; then drain and stop. A second signal ends the drain at once."""
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def told() -> None:
+            (hurry if stop.is_set() else stop).set()
+
+        _on_signals(told)
         try:
             await self.start()
             gc.collect()
             gc.freeze()  # what is there now stays: no collection needs to look at it again
             await stop.wait()
-            logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
-            drained = asyncio.ensure_future(self._drain())
-            hurried = asyncio.ensure_future(hurry.wait())
-            await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
-            for waiter in (drained, hurried):
-                waiter.cancel()
+            await self.drain(hurry)
         finally:
             await self.stop()
-
-    async def _drain(self) -> None:
-        """Become unready, and let another picker lead, while open streams end."""
-        resigned = [self.election.stop()] if self.election is not None else []
-        drained = self.server.drain(self.settings.drain_timeout, quiet=self.settings.drain_quiet)
-        await asyncio.gather(drained, *resigned)
 
     async def start(self) -> None:
         """Start every part. Raises ConfigurationError, with nothing left running."""
@@ -234,6 +250,22 @@ class EndpointPicker:
                 }
             },
         )
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Become unready, and let another picker lead, while open streams end. Returns at once when ``hurry`` is set."""
+        logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
+        waits = [asyncio.create_task(self._drained(), name="drain"), asyncio.create_task(hurry.wait(), name="hurry")]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for failure in await asyncio.gather(*waits, return_exceptions=True):
+            if isinstance(failure, Exception):
+                logger.error("drain failed", exc_info=failure)
+
+    async def _drained(self) -> None:
+        resigned = [self.election.stop()] if self.election is not None else []
+        drained = self.server.drain(self.settings.drain_timeout, quiet=self.settings.drain_quiet)
+        await asyncio.gather(drained, *resigned)
 
     async def stop(self) -> None:
         """Stop every part; safe after a failed start."""
@@ -267,63 +299,8 @@ class EndpointPicker:
             more = self.router.sweep()
             await asyncio.sleep(SWEEP_INTERVAL if more else EXPIRE_INTERVAL)
 
-    # ---------------------------------------------------------------- streams
-
     def _new_session(self) -> Session:
-        models = self.pool.models
-        return Session(self, self._rules, models=models.get, objectives=models.objective, chance=self._chance)
-
-    def pick(
-        self,
-        request: InferenceRequest,
-        now: float,
-        *,
-        request_id: str = "",
-        allowed: frozenset[str] | None = None,
-    ) -> Decision | Rejection:
-        """:meth:`Router.pick`, timed."""
-        began = perf_counter()
-        result = self.router.pick(request, now, request_id=request_id, allowed=allowed)
-        self.metrics.picked(perf_counter() - began)
-        return result
-
-    def opened(self, decision: Decision) -> None:
-        """See :meth:`Router.opened`."""
-        self.router.opened(decision)
-
-    def finished(self, decision: Decision, now: float) -> None:
-        """See :meth:`Router.finished`."""
-        self.router.finished(decision, now)
-
-    def served(self, decision: Decision, target: str, now: float) -> None:
-        """See :meth:`Router.served`."""
-        self.router.served(decision, target, now)
-
-    def stream_opened(self) -> None:
-        """See :class:`~warmroute.extproc.server.Observer`."""
-        self.metrics.stream_opened()
-
-    def stream_answered(self, session: Session, seconds: float) -> None:
-        """See :class:`~warmroute.extproc.server.Observer`."""
-        self.metrics.processed(seconds)
-        if session.decision is not None:
-            self.metrics.routed(session.decision, model=session.request.model, body_bytes=session.body_bytes)
-        elif session.rejection is not None:
-            self.metrics.rejected(session.rejection, session.request.model)
-
-    def stream_closed(self, session: Session) -> None:
-        """See :class:`~warmroute.extproc.server.Observer`."""
-        self.metrics.stream_closed()
-        if session.response_status is not None:
-            self.metrics.responded(session.response_status)
-
-    def stream_broken(self, reason: StreamFault) -> None:
-        """See :class:`~warmroute.extproc.server.Observer`."""
-        self.metrics.stream_broken(reason)
-
-    def certificate_reloaded(self, ok: bool) -> None:
-        """See :class:`~warmroute.extproc.server.Observer`."""
-        self.metrics.reloaded("certificate", ok=ok)
+        return Session(self.router, self._rules, models=self.pool.models, budget=self._budget, chance=self._chance)
 
     # ---------------------------------------------------------------- insight
 
@@ -351,8 +328,15 @@ class EndpointPicker:
         return [reading.plain(now) for reading in self._readings()]
 
 
+def _on_signals(told: Callable[[], None]) -> None:
+    """Call ``told`` for each signal that asks the process to end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, told)
+
+
 async def _restarted(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``, which is not supposed to return, again and again."""
+    """Run ``work``, which is meant to run for ever, and start it again whenever it ends or fails."""
     while True:
         try:
             await work()

@@ -152,8 +152,18 @@ class Settings(BaseModel):
         group="Server",
         ge=1000,
     )
+    body_memory: int = setting(
+        320 << 20,
+        "Memory in bytes for large request bodies of all streams together, received and being read. Beyond it requests "
+        "get 503. At least twice --max-body-bytes.",
+        group="Server",
+        ge=1,
+    )
     body_timeout: Seconds = setting(
-        60.0, "Seconds until a request's body must be complete. Later ones get 408.", group="Server", gt=0
+        60.0,
+        "Seconds until a request, its body and trailers included, must be complete. Later ones get 408.",
+        group="Server",
+        gt=0,
     )
     max_streams: int = setting(
         20_000, "Most ext_proc streams open at once. Further ones are refused.", group="Server", ge=1

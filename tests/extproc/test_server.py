@@ -19,12 +19,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.factories import routing_constants
+from tests.factories import routing_constants, server_options, session_rules
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import tls
+from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
+    BUFFERED_PARTIAL,
     FULL_DUPLEX_STREAMED,
+    STREAMED,
     BodySendMode,
     HttpBody,
     HttpHeaders,
@@ -32,11 +35,12 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
-from warmroute.extproc.server import Server, ServerOptions
-from warmroute.extproc.session import Session, SessionRules
+from warmroute.extproc.server import REFUSAL_LOG_INTERVAL, Refusals, Server, ServerOptions
+from warmroute.extproc.session import Session
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.rejections import Rejection
+from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 
 pytestmark = pytest.mark.integration
@@ -52,22 +56,39 @@ class Recorder:
         self.closed = 0
         self.answered: list[Rejection | None] = []
         self.broken: list[str] = []
+        self.refused: list[str] = []
+        self.picks = 0
         self.certificates: list[bool] = []
         self.threads: set[int] = set()
 
     def stream_opened(self) -> None:
         self.opened += 1
 
-    def stream_answered(self, session: Session, seconds: float) -> None:
-        self.answered.append(session.rejection)
+    def stream_refused(self, reason: str) -> None:
+        self.refused.append(reason)
 
-    def stream_closed(self, session: Session) -> None:
+    def stream_closed(self) -> None:
         self.closed += 1
 
     def stream_broken(self, reason: str) -> None:
         self.broken.append(reason)
 
-    def certificate_reloaded(self, ok: bool) -> None:
+    def picked(self, seconds: float) -> None:
+        self.picks += 1
+
+    def processed(self, seconds: float) -> None:
+        pass
+
+    def routed(self, decision: Decision, *, model: str, body_bytes: int) -> None:
+        self.answered.append(None)
+
+    def rejected(self, rejection: Rejection, model: str) -> None:
+        self.answered.append(rejection)
+
+    def responded(self, status: int) -> None:
+        pass
+
+    def reloaded(self, source: str, *, ok: bool) -> None:
         self.certificates.append(ok)
         self.threads.add(threading.get_ident())
 
@@ -75,21 +96,23 @@ class Recorder:
 class Picker:
     """A server with a real router over two endpoints."""
 
-    def __init__(self, options: ServerOptions, **rules: Any) -> None:
+    def __init__(self, options: ServerOptions, budget: int, **rules: Any) -> None:
         self.pool = Pool()
         self.pool.replace([EndpointSpec("default", n, f"10.0.0.{n}", 8000) for n in ("1", "2")], 0.0)
         self.router = Router(self.pool, routing_constants(), rng=random.Random(1), now=0.0)
         self.recorder = Recorder()
+        self.budget = BodyBudget(budget)
         self.ready = True
         self.server = Server(
             options,
             new_session=lambda: Session(
                 self.router,
-                SessionRules(**rules),
-                models=self.pool.models.get,
-                objectives=self.pool.models.objective,
+                session_rules(**rules),
+                models=self.pool.models,
+                budget=self.budget,
                 chance=random.random,
             ),
+            budget=self.budget,
             observer=self.recorder,
             ready=lambda: self.ready,
             clock=time.monotonic,
@@ -101,9 +124,10 @@ class Picker:
 
 
 @asynccontextmanager
-async def serving(*, rules: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Picker]:
-    options = {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "secure_serving": False} | options
-    picker = Picker(ServerOptions(**options), **(rules or {}))
+async def serving(
+    *, rules: dict[str, Any] | None = None, budget: int = 1 << 30, **options: Any
+) -> AsyncIterator[Picker]:
+    picker = Picker(server_options(**options), budget, **(rules or {}))
     await picker.server.start()
     try:
         yield picker
@@ -119,11 +143,13 @@ def stream_on(channel: grpc.aio.Channel) -> Any:
     )()
 
 
-def headers(mode: BodySendMode = BUFFERED, *, eos: bool = False) -> ProcessingRequest:
+def headers(mode: BodySendMode = BUFFERED, *, eos: bool = False, length: int | None = None) -> ProcessingRequest:
     message = ProcessingRequest(
         request_headers=HttpHeaders(end_of_stream=eos), protocol_config=ProtocolConfiguration(request_body_mode=mode)
     )
     message.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/chat/completions")
+    if length is not None:
+        message.request_headers.headers.headers.add(key="content-length", raw_value=str(length).encode())
     return message
 
 
@@ -131,7 +157,7 @@ def body(data: bytes, *, eos: bool = True) -> ProcessingRequest:
     return ProcessingRequest(request_body=HttpBody(body=data, end_of_stream=eos))
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -232,13 +258,142 @@ async def test_garbage_bytes_are_no_harm() -> None:
         assert (await call.read()).HasField("dynamic_metadata")
 
 
-async def test_a_body_that_never_ends_gets_408() -> None:
+@pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL, STREAMED, FULL_DUPLEX_STREAMED])
+async def test_a_body_that_never_ends_gets_408(mode: BodySendMode) -> None:
     async with serving(body_timeout=0.2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
-        await call.write(headers(FULL_DUPLEX_STREAMED))
-        await call.write(body(b"{", eos=False))
-        assert (await call.read()).immediate_response.status.code == 408
+        await call.write(headers(mode))
+        if mode != FULL_DUPLEX_STREAMED:
+            assert (await call.read()).WhichOneof("response") == "request_headers"
+        if mode in (STREAMED, FULL_DUPLEX_STREAMED):
+            await call.write(body(b"{", eos=False))
+        if mode == STREAMED:
+            assert (await call.read()).WhichOneof("response") == "request_body"
+        async with asyncio.timeout(60):
+            assert (await call.read()).immediate_response.status.code == 408
         await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used == 0
+
+
+async def test_a_stream_without_a_message_is_ended() -> None:
+    async with serving(body_timeout=0.2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(ProcessingRequest())  # nothing that this version knows
+        async with asyncio.timeout(60):
+            assert await call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.recorder.answered == []
+
+
+async def test_streams_end_with_unavailable_until_the_pool_is_synced() -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        picker.ready = False
+        assert await stream_on(channel).code() == grpc.StatusCode.UNAVAILABLE
+        assert picker.recorder.refused == ["not-synced"]
+        for ready in (True, False):  # once it was ready it goes on with what it knows
+            picker.ready = ready
+            call = stream_on(channel)
+            await call.write(headers(eos=True))
+            assert (await call.read()).HasField("dynamic_metadata")
+
+
+def long_chat(kilobytes: int) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * kilobytes * 1024}]}).encode()
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+async def test_long_bodies_are_read_off_the_event_loop(mode: BodySendMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    understand = Session.understand
+    monkeypatch.setattr(
+        Session, "understand", lambda session: (threads.append(threading.get_ident()), understand(session))[1]
+    )
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        for size, on_loop in ((1, True), (600, False)):
+            call = stream_on(channel)
+            await call.write(headers(mode))
+            await call.write(body(long_chat(size)))
+            answers = [reply async for reply in call]
+            assert [a for a in answers if a.HasField("dynamic_metadata")]
+            assert (threads.pop() == threading.get_ident()) is on_loop
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used == 0
+        assert picker.recorder.picks == 2
+
+
+async def test_a_stream_that_ends_while_its_body_is_read_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(session: Session) -> None:
+        reading.set()
+        go_on.wait(60)
+
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        monkeypatch.setattr(Session, "understand", slow)
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.write(body(long_chat(600)))
+        await eventually(reading.is_set)
+        other = stream_on(channel)  # others go on meanwhile
+        await other.write(headers(eos=True))
+        monkeypatch.undo()
+        assert (await other.read()).HasField("dynamic_metadata")
+        call.cancel()
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used > 600 * 1024, "the thread still has the body"
+        go_on.set()
+        await eventually(lambda: picker.budget.used == 0)
+        assert picker.recorder.opened == picker.recorder.closed == 2
+        assert picker.recorder.broken == []
+
+
+async def test_a_body_that_is_read_too_long_gets_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(Session, "understand", lambda session: go_on.wait(60))
+    async with serving(body_timeout=0.5) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        await call.write(body(long_chat(600)))
+        async with asyncio.timeout(60):
+            assert (await call.read()).immediate_response.status.code == 408
+        go_on.set()
+        await eventually(lambda: picker.budget.used == 0)
+
+
+async def test_an_error_while_a_long_body_is_read_is_a_500_on_that_stream_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(session: Session) -> None:
+        raise ZeroDivisionError
+
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        monkeypatch.setattr(Session, "understand", broken)
+        call = stream_on(channel)
+        await call.write(headers())
+        await call.read()
+        await call.write(body(long_chat(600)))
+        assert (await call.read()).immediate_response.status.code == 500
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used == 0
+
+
+async def test_bodies_beyond_the_memory_get_503_and_others_pass() -> None:
+    async with serving(budget=8 << 20) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        calls = [stream_on(channel) for _ in range(6)]
+        for call in calls:
+            await call.write(headers(length=2 << 20))
+        replies = [await call.read() for call in calls]
+        codes = [reply.immediate_response.status.code for reply in replies]
+        assert sorted(codes) == [0, 0, 0, 503, 503, 503]
+        small = stream_on(channel)
+        await small.write(headers())
+        await small.write(body(long_chat(1)))
+        assert [reply async for reply in small][-1].HasField("dynamic_metadata")
+        for call in calls:
+            call.cancel()
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used == 0
 
 
 async def test_a_body_over_the_limit_gets_413_not_a_grpc_error() -> None:
@@ -251,14 +406,18 @@ async def test_a_body_over_the_limit_gets_413_not_a_grpc_error() -> None:
         assert (await call.read()).immediate_response.status.code == 413
 
 
-async def test_more_streams_than_allowed_are_refused() -> None:
+async def test_more_streams_than_allowed_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING")
     async with serving(max_streams=2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
         calls = [stream_on(channel) for _ in range(2)]
         for call in calls:
             await call.write(headers())
             await call.read()
-        async with asyncio.timeout(10):
-            assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        for _ in range(5):
+            async with asyncio.timeout(60):
+                assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert picker.recorder.refused == ["max-streams"] * 5
+        assert [record.message for record in caplog.records] == ["streams refused"], "one line for all of them"
         await calls[0].write(body(b"{}"))
         await calls[0].read()
         await calls[0].read()
@@ -268,7 +427,7 @@ async def test_more_streams_than_allowed_are_refused() -> None:
         assert (await call.read()).HasField("dynamic_metadata")
 
 
-async def test_health_is_told_while_no_more_streams_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_health_is_told_while_no_more_streams_are_allowed() -> None:
     async with serving(max_streams=1) as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
         await call.write(headers())
@@ -278,7 +437,13 @@ async def test_health_is_told_while_no_more_streams_are_allowed(caplog: pytest.L
             assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert picker.recorder.opened == 1
         assert picker.server.open_streams == 1
-    assert not caplog.records
+
+
+def test_refused_streams_are_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals()
+    for now in (0.0, 1.0, REFUSAL_LOG_INTERVAL - 0.1, REFUSAL_LOG_INTERVAL, REFUSAL_LOG_INTERVAL + 1):
+        refusals.add("max-streams", now)
+    assert [record.fields["streams"] for record in caplog.records] == [1, 3]  # type: ignore[attr-defined]
 
 
 async def health(port: int, service: str) -> int:

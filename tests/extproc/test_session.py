@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories import routing_constants
+from tests.factories import routing_constants, session_rules
 from warmroute.errors import ProtocolError
-from warmroute.extproc import replies
+from warmroute.extproc import headers, replies
+from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BUFFERED_PARTIAL,
@@ -30,7 +32,8 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
-from warmroute.extproc.session import Session, SessionRules, UnexpectedMessageError
+from warmroute.extproc.session import Session
+from warmroute.extproc.transitions import UnexpectedMessageError
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
@@ -43,22 +46,36 @@ TARGETS = {"10.0.0.0:8000", "10.0.0.1:8000", "[2001:db8::1]:8000"}
 class Stream:
     """A session with a real router over three endpoints, and what it replied."""
 
-    def __init__(self, models: Iterable[Model] = (), **rules: Any) -> None:
+    def __init__(self, models: Iterable[Model] = (), budget: BodyBudget | None = None, **rules: Any) -> None:
         self.pool = Pool()
+        self.budget = budget or BodyBudget(1 << 30)
         addresses = ("10.0.0.0", "10.0.0.1", "2001:db8::1")
         self.pool.replace([EndpointSpec("default", a, a, 8000) for a in addresses], 0.0)
         self.pool.models.replace(models)
         self.router = Router(self.pool, routing_constants(), rng=random.Random(3), now=0.0)
         self.session = Session(
             self.router,
-            SessionRules(**rules),
-            models=self.pool.models.get,
-            objectives=self.pool.models.objective,
+            replace(session_rules(), **rules),
+            models=self.pool.models,
+            budget=self.budget,
             chance=random.Random(1).random,
         )
 
     def send(self, message: ProcessingRequest) -> list[ProcessingResponse]:
-        return [ProcessingResponse.FromString(reply) for reply in self.session.receive(message, 0.0)]
+        session = self.session
+        answers = session.receive(message, 0.0)
+        if session.complete:
+            if session.takes_long:
+                session.measure()
+                session.hold_measured()
+            if session.rejection is None:
+                session.understand()
+            if session.rejection is None:
+                session.pick(0.0)
+            answers += session.reply()
+        if not session.closed:
+            session.release_reply()
+        return [ProcessingResponse.FromString(reply) for reply in answers]
 
     def headers(
         self,
@@ -499,8 +516,16 @@ def test_an_answer_of_the_proxys_own_is_no_response_of_an_engine() -> None:
 def test_messages_that_are_nothing_to_us() -> None:
     stream = Stream()
     assert stream.send(ProcessingRequest()) == []
-    assert stream.send(ProcessingRequest(request_headers=HttpHeaders(), observability_mode=True)) == []
     assert stream.headers() != []
+
+
+def test_a_shadow_run_is_not_answered() -> None:
+    stream = Stream()
+    for message in (ProcessingRequest(request_headers=HttpHeaders()), ProcessingRequest(request_body=HttpBody())):
+        message.observability_mode = True
+        assert stream.send(message) == []
+    assert not stream.session.answered
+    assert not stream.session.awaits_client
 
 
 def test_illegal_orders_are_named() -> None:
@@ -517,18 +542,146 @@ def test_illegal_orders_are_named() -> None:
         stream.body()
 
 
-def test_a_late_body_gets_408_in_full_duplex_only() -> None:
-    stream = Stream()
-    assert stream.session.overdue_matters
+@pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED, STREAMED])
+def test_a_request_that_has_not_ended_has_a_deadline(mode: BodySendMode) -> None:
+    stream = Stream(observe_responses=True)
+    assert stream.session.awaits_client
+    stream.headers(mode)
+    assert stream.session.awaits_client
+    assert rejection([ProcessingResponse.FromString(stream.session.overdue())])[:2] == (408, "body-timeout")
+    for end in (Stream.body, Stream.trailers):
+        stream = Stream(observe_responses=True)
+        stream.headers(mode)
+        end(stream)
+        assert not stream.session.awaits_client
+    stream = Stream(observe_responses=True)
+    stream.headers(mode)
+    stream.send(ProcessingRequest(response_headers=HttpHeaders()))
+    assert not stream.session.awaits_client, "it is answered, and an upgraded connection never ends its body"
+
+
+def test_no_deadline_without_a_body_to_come() -> None:
+    for mode, eos in ((NONE, False), (BUFFERED, True)):
+        stream = Stream(observe_responses=True)
+        stream.headers(mode, eos=eos)
+        assert not stream.session.awaits_client
+
+
+# ------------------------------------------------------------------------------------------------ bounds
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED])
+def test_a_body_as_long_as_the_limit_passes(mode: BodySendMode) -> None:
+    for over in (0, 1):
+        stream = Stream(max_body_bytes=len(CHAT) - over)
+        answers = stream.headers(mode, content_length=str(len(CHAT)))
+        assert kinds(answers)[:1] == (["immediate_response"] if over else kinds(Stream().headers(mode)))
+        stream = Stream(max_body_bytes=len(CHAT) - over)
+        stream.headers(mode)
+        answers = stream.body()
+        assert answers[0].HasField("immediate_response") == bool(over)
+
+
+def test_of_duplicate_headers_the_last_counts() -> None:
+    for names, expected in ((("a", "b"), "b"), (("b", "a"), "a"), (("a", "x" * 5000), "m")):
+        stream = Stream()
+        message = ProcessingRequest(request_headers=HttpHeaders())
+        message.protocol_config.request_body_mode = BUFFERED
+        for key, value in ((":path", "/v1/chat/completions"), *(("x-gateway-model-name-rewrite", n) for n in names)):
+            message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+        stream.send(message)
+        stream.body()
+        assert stream.session.request.model == expected
+
+
+def test_a_request_id_is_short_and_printable() -> None:
+    for sent, kept in (
+        ("r-1", "r-1"),
+        ("x" * 30_000, "x" * 128),
+        ("a\x1b[31m\nb", r"a\x1b[31m\nb"),
+        ("a\x9b31m\u202eb\u2028c\u2066", r"a\x9b31m\u202eb\u2028c\u2066"),
+        ("é東", "é東"),
+    ):
+        stream = Stream()
+        stream.headers(x_request_id=sent)
+        assert stream.session.request_id == kept
+
+
+@given(st.text(), st.integers(0, 50))
+def test_what_is_printable_is_bounded(text: str, length: int) -> None:
+    kept = headers.printable(text, length)
+    assert len(kept) <= length
+    assert kept.isprintable()
+    if text.isprintable() and len(text) <= length:
+        assert kept == text
+
+
+def large(kilobytes: int) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * kilobytes * 1024}]}).encode()
+
+
+def test_chunks_beyond_the_memory_for_bodies_get_503_and_take_nothing() -> None:
+    budget = BodyBudget(300_000)
+    first, second = Stream(budget=budget), Stream(budget=budget)
+    for stream in (first, second):
+        stream.headers(FULL_DUPLEX_STREAMED)
+    first.body(b"x" * 200_000, eos=False)
+    second.body(b"x" * 100_000, eos=False)
+    assert budget.used == 300_000
+    status, reason, sent = rejection(second.body(b"x", eos=False))
+    assert (status, reason, sent["retry-after"]) == (503, "overloaded", "1")
+    assert budget.used == 200_000
+    first.session.finish(1.0)
+    assert budget.used == 0
+
+
+def test_a_returned_body_counts_until_it_is_written() -> None:
+    budget = BodyBudget(1 << 20)
+    stream = Stream(budget=budget, observe_responses=True)
     stream.headers(FULL_DUPLEX_STREAMED)
-    assert stream.session.overdue_matters
-    assert rejection([ProcessingResponse.FromString(stream.session.overdue())])[0] == 408
-    stream = Stream()
-    stream.headers(BUFFERED)
-    assert not stream.session.overdue_matters
-    stream = Stream()
-    stream.send(ProcessingRequest(request_headers=HttpHeaders(), observability_mode=True))
-    assert not stream.session.overdue_matters
+    body = ProcessingRequest(request_body=HttpBody(body=CHAT, end_of_stream=True))
+    stream.session.receive(body, 0.0)
+    stream.session.understand()
+    stream.session.pick(0.0)
+    stream.session.reply()
+    assert budget.used == len(CHAT)
+    stream.session.release_reply()
+    assert (stream.session.closed, budget.used) == (False, 0)
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_large_bodies_that_are_announced_leave_room_for_others(mode: BodySendMode) -> None:
+    budget = BodyBudget(8 << 20)
+    announced = [Stream(budget=budget) for _ in range(4)]
+    answers = [stream.headers(mode, content_length=str(2 << 20)) for stream in announced]
+    assert rejection(answers[3])[:2] == (503, "overloaded")
+    assert [kinds(a) for a in answers[:3]] == [[] if mode == FULL_DUPLEX_STREAMED else ["request_headers"]] * 3
+    assert budget.used == 6 << 20
+    small = Stream(budget=budget)
+    small.headers(mode)
+    assert destination(small.body()[0]) in TARGETS
+    for stream in (*announced, small):
+        stream.session.finish(1.0)
+    assert budget.used == 0
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_reading_a_long_body_takes_memory_of_the_budget(mode: BodySendMode) -> None:
+    body = large(600)
+    for limit, expected in ((100 << 20, None), (1 << 20, (413, "body-too-large"))):
+        stream = Stream(budget=BodyBudget(limit))
+        stream.headers(mode)
+        answers = stream.body(body)
+        if expected is None:
+            assert destination(answers[0]) in TARGETS
+        else:
+            assert rejection(answers)[:2] == expected
+    budget = BodyBudget(100 << 20)
+    assert budget.take(99 << 20)
+    stream = Stream(budget=budget)
+    stream.headers(mode)
+    assert rejection(stream.body(body))[:2] == (503, "overloaded")
+    assert budget.used == 99 << 20
 
 
 MESSAGES: list[Callable[[Stream], list[ProcessingResponse]]] = [
@@ -549,12 +702,13 @@ MESSAGES: list[Callable[[Stream], list[ProcessingResponse]]] = [
     st.sampled_from([NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED]),
     st.sampled_from([NONE, STREAMED, BUFFERED, FULL_DUPLEX_STREAMED]),
     st.booleans(),
+    st.sampled_from([1 << 30, 500]),
     st.lists(st.integers(0, len(MESSAGES) - 1), max_size=10),
 )
 def test_every_order_is_answered_or_a_named_error(
-    mode: BodySendMode, response: BodySendMode, observe: bool, order: list[int]
+    mode: BodySendMode, response: BodySendMode, observe: bool, memory: int, order: list[int]
 ) -> None:
-    stream = Stream(observe_responses=observe)
+    stream = Stream(observe_responses=observe, budget=BodyBudget(memory))
     picks = immediates = 0
     try:
         for answers in (
@@ -571,3 +725,4 @@ def test_every_order_is_answered_or_a_named_error(
     stream.session.finish(1.0)
     assert stream.session.closed
     assert all(load.open_responses == 0 for load in stream.router.loads)
+    assert stream.budget.used == 0

@@ -30,6 +30,10 @@ TEST_ECHO = "x-echo-set-header"
 
 MAX_DIGITS = 18
 """Longest number in a header that is read as one."""
+MAX_REQUEST_ID = 128
+"""Characters of ``x-request-id`` that are kept; it is for logs and debug pages only."""
+MAX_VALUE = 4096
+"""Bytes of any other header's value. A longer one counts as absent: part of a name would be another name."""
 
 _WANTED = frozenset(
     (":path", ":status", "content-type", "content-length", "x-request-id", MODEL_NAME, TEST_SELECTION, *CONSUMED)
@@ -37,16 +41,36 @@ _WANTED = frozenset(
 
 
 def read(headers: HeaderMap) -> dict[str, str]:
-    """The few headers that matter; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``."""
+    """The few headers that matter; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``.
+
+    Values are bounded (:data:`MAX_VALUE`), the request id is :func:`printable`.
+    """
     found = {}
     for header in headers.headers:
         name = header.key  # each look at a field copies it
         if name in _WANTED:
             raw = header.raw_value
-            found[name] = raw.decode("utf-8", "replace") if raw else header.value
+            value = raw.decode("utf-8", "replace") if raw else header.value
+            if name == "x-request-id":
+                found[name] = printable(value, MAX_REQUEST_ID)
+            elif len(value) <= MAX_VALUE:
+                found[name] = value
+            else:
+                found.pop(name, None)  # of duplicates the last counts
     return found
 
 
+def printable(text: str, length: int) -> str:
+    """``text`` cut to ``length`` characters, with escapes in place of control and format characters.
+
+    These are the C0 and C1 controls, bidirectional marks, line separators and all else that is not printable in Unicode: in
+    a log they could forge lines or change what a terminal shows.
+    """
+    if len(text) <= length and text.isprintable():
+        return text
+    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text[:length]])[:length]
+
+
 def number(text: str, *, digits: int = MAX_DIGITS) -> int | None:
-    """A header's value as a number without sign; None if it is none that could be meant, or has more ``digits``."""
+    """A header's value as a number without sign; None if it is not one, or has more than ``digits`` digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None

@@ -1,10 +1,12 @@
-"""The gRPC server: Envoy's streams to sessions, health, TLS, drain. Everything that can be decided is decided elsewhere."""
+"""The gRPC server: Envoy's streams to sessions, health, TLS, drain. What to reply is decided in the session."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,57 +17,100 @@ from google.protobuf.message import DecodeError
 
 from warmroute.errors import ConfigurationError, ProtocolError
 from warmroute.extproc import health, replies
+from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
 from warmroute.extproc.session import Session
+from warmroute.extproc.transitions import State
+from warmroute.request.rejections import Rejection
+from warmroute.routing.decision import Decision
 
 logger = logging.getLogger(__name__)
 
 MESSAGE_OVERHEAD = 1 << 20
 """Bytes that a gRPC message may have beyond the request body: headers, metadata, framing."""
-
 WATCH_INTERVAL = 1.0
 """Seconds between two looks for requests that do not arrive in time."""
+REFUSAL_LOG_INTERVAL = 10.0
+"""Least seconds between two log lines about refused streams."""
+READING_THREADS = 2
+"""Long bodies that are read at once. More would only share the same interpreter lock."""
+
+RefusalReason = Literal["max-streams", "not-synced"]
 
 
 class Observer(Protocol):
-    """Hears what happens on the streams; called synchronously, so it must be quick."""
+    """What the server reports to; :class:`~warmroute.observability.metrics.Metrics` is one. Called on the event loop."""
 
     def stream_opened(self) -> None:
         """Envoy opened a stream."""
 
-    def stream_answered(self, session: Session, seconds: float) -> None:
-        """The session has its decision or its rejection, after ``seconds`` of our own work."""
+    def stream_refused(self, reason: RefusalReason) -> None:
+        """Envoy opened a stream that was ended at once."""
 
-    def stream_closed(self, session: Session) -> None:
+    def stream_closed(self) -> None:
         """The stream has ended, in whatever way."""
 
     def stream_broken(self, reason: Literal["protocol-error", "internal"]) -> None:
-        """The stream ended by a mistake of the proxy's or of ours."""
+        """The stream was ended by an error of the proxy's or of the picker's own."""
 
-    def certificate_reloaded(self, ok: bool) -> None:
-        """The certificate changed; if not ``ok``, it cannot be used, and the former one stays."""
+    def picked(self, seconds: float) -> None:
+        """The router took ``seconds`` to choose an endpoint or to reject."""
+
+    def processed(self, seconds: float) -> None:
+        """A request was answered after ``seconds`` of work."""
+
+    def routed(self, decision: Decision, *, model: str, body_bytes: int) -> None:
+        """A request for ``model`` was given an endpoint."""
+
+    def rejected(self, rejection: Rejection, model: str) -> None:
+        """A request was answered with an error."""
+
+    def responded(self, status: int) -> None:
+        """An engine answered a request with this HTTP status."""
+
+    def reloaded(self, source: Literal["certificate"], *, ok: bool) -> None:
+        """The certificate changed; not ``ok``: it cannot be used, and the former one stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to listen; the settings of the same names say what each means."""
+    """How to listen; :class:`~warmroute.settings.Settings` explains each."""
 
-    host: str = ""
-    grpc_port: int = 9002
-    grpc_health_port: int = 9003
-    secure_serving: bool = True
-    cert_path: Path | None = None
-    max_body_bytes: int = 32 << 20
-    body_timeout: float = 60.0
-    max_streams: int = 20_000
+    host: str
+    grpc_port: int
+    grpc_health_port: int
+    secure_serving: bool
+    cert_path: Path | None
+    max_body_bytes: int
+    body_timeout: float
+    max_streams: int
 
 
 @dataclass(slots=True)
 class _Stream:
     session: Session
     due: float
+    worked: float = 0.0
+    """Seconds spent on its messages."""
+    reported: bool = False
+    """The observer knows how the request was answered."""
     overdue: bool = False
     """Its task is cancelled because the request did not arrive in time."""
+
+
+class Refusals:
+    """Streams refused since the last log line about them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._due = float("-inf")
+
+    def add(self, reason: RefusalReason, now: float) -> None:
+        """Count one, and log if the last line is old enough."""
+        self._count += 1
+        if now >= self._due:
+            logger.warning("streams refused", extra={"fields": {"reason": reason, "streams": self._count}})
+            self._count, self._due = 0, now + REFUSAL_LOG_INTERVAL
 
 
 class Server:
@@ -76,22 +121,29 @@ class Server:
         options: ServerOptions,
         *,
         new_session: Callable[[], Session],
+        budget: BodyBudget,
         observer: Observer,
         ready: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._options = options
+        self._largest_message = options.max_body_bytes + MESSAGE_OVERHEAD
         self._new_session = new_session
+        self._budget = budget
         self._observer = observer
         self._ready = ready
         self._clock = clock
+        self._was_ready = False
+        """The picker has been ready once: from then on it answers every stream."""
         self._draining = False
+        self._refusals = Refusals()
         self._streams: dict[asyncio.Task[Any], _Stream] = {}
         """The open streams by their tasks, oldest first."""
-        self._watch: asyncio.Task[None] | None = None
         self._streams_opened = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._deadlines: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="read-body")
         self._ext_proc: grpc.aio.Server | None = None
         self._health: grpc.aio.Server | None = None
         self.grpc_port = 0
@@ -104,44 +156,19 @@ class Server:
         """Streams that Envoy has open."""
         return len(self._streams)
 
+    # ---------------------------------------------------------------- life
+
     async def start(self) -> None:
         """Listen. Raises ConfigurationError if a port is taken or a certificate cannot be used."""
         options = self._options
-        # Twice the body limit: a body over the limit shall reach the session, which answers 413; gRPC would answer 500.
-        largest = 2 * options.max_body_bytes + MESSAGE_OVERHEAD
-        self._ext_proc = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", min(largest, 2**31 - 1)),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ),
-        )
-        # Stream-unary, though the method is stream-stream and looks so to Envoy: gRPC then sends the last reply and the
-        # status in one batch. Each batch is a trip through its poller: with one less a small request takes a tenth less CPU.
-        process = grpc.stream_unary_rpc_method_handler(self._process, request_deserializer=ProcessingRequest.FromString)
-        self._ext_proc.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(health.EXT_PROC_SERVICE, {"Process": process}),)
-        )
-        health.add(self._ext_proc, self._is_ready)
-        credentials = None
-        if options.secure_serving:
-            from warmroute.extproc import tls  # cryptography takes 8 MB, which are saved behind a sidecar without TLS
-
-            if options.cert_path is None:
-                credentials = tls.self_signed()
-            else:  # which is looked at in a thread of gRPC's; the observer hears of it in its own
-                loop, hear = asyncio.get_running_loop(), self._observer.certificate_reloaded
-                credentials = tls.from_directory(options.cert_path, lambda ok: loop.call_soon_threadsafe(hear, ok))
-        self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", credentials)
+        self._ext_proc = self._ext_proc_service()
+        self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", self._credentials())
         self._health = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         health.add(self._health, self._is_ready)
         self.grpc_health_port = self._bind(self._health, options.grpc_health_port, "--grpc-health-port", None)
         await self._ext_proc.start()
         await self._health.start()
-        self._watch = asyncio.create_task(self._end_overdue_streams(), name="overdue streams")
+        self._deadlines = asyncio.create_task(self._end_overdue_streams(), name="deadlines")
 
     async def drain(self, seconds: float, quiet: float = 0.0) -> None:
         """Be not ready and serve on until no stream was open for ``quiet`` seconds, ``seconds`` at the most.
@@ -157,18 +184,52 @@ class Server:
                     opened = self._streams_opened
                     await asyncio.sleep(quiet)
         except TimeoutError:
-            logger.warning("requests still come or are open", extra={"fields": {"streams": self.open_streams}})
+            logger.warning("drain timeout: streams are cut off", extra={"fields": {"streams": self.open_streams}})
 
     async def stop(self) -> None:
-        """Stop listening and end what is open."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Stop listening and end what is open. Safe to call before ``start`` and again."""
+        if self._deadlines is not None:
+            self._deadlines.cancel()
         for server in (self._ext_proc, self._health):
             if server is not None:
                 await server.stop(grace=0.5)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
-    def _is_ready(self) -> bool:
-        return not self._draining and self._ready()
+    def _ext_proc_service(self) -> grpc.aio.Server:
+        # Twice the largest message: longer ones shall reach the session, which answers 413; gRPC would answer 500.
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", min(2 * self._largest_message, 2**31 - 1)),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ),
+        )
+        # Stream-unary, though the method is stream-stream and looks so to Envoy: gRPC then sends the last reply and the
+        # status in one batch. Each batch is a trip through its poller: with one less a small request takes a tenth less CPU.
+        process = grpc.stream_unary_rpc_method_handler(self._process)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(health.EXT_PROC_SERVICE, {"Process": process}),)
+        )
+        health.add(server, self._is_ready)
+        return server
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        options = self._options
+        if not options.secure_serving:
+            return None
+        from warmroute.extproc import tls  # cryptography takes 8 MB, which are saved behind a sidecar without TLS
+
+        if options.cert_path is None:
+            return tls.self_signed()
+        loop = asyncio.get_running_loop()
+
+        def reloaded(ok: bool) -> None:  # in a thread of gRPC's
+            loop.call_soon_threadsafe(lambda: self._observer.reloaded("certificate", ok=ok))
+
+        return tls.from_directory(options.cert_path, reloaded)
 
     def _bind(self, server: grpc.aio.Server, port: int, flag: str, credentials: grpc.ServerCredentials | None) -> int:
         host = self._options.host
@@ -187,73 +248,177 @@ class Server:
                 return bound
         raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
 
+    def _is_ready(self) -> bool:
+        return not self._draining and self._ready()
+
+    # ---------------------------------------------------------------- streams
+
     async def _process(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """One stream; returns its last reply."""
-        # gRPC's own limit would count health checks, too: Envoy would leave a picker that is merely busy.
-        if len(self._streams) >= self._options.max_streams:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
-        session = self._new_session()
-        observer, clock = self._observer, self._clock
+        await self._admit(context)
         task = asyncio.current_task()
         assert task is not None
-        stream = self._streams[task] = _Stream(session, clock() + self._options.body_timeout)
-        self._streams_opened += 1
-        self._idle.clear()
-        observer.stream_opened()
-        worked = 0.0
-        answered = False
+        stream = self._open(task)
         try:
-            while True:
-                message = await context.read()
-                if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
-                    return replies.NOTHING
-                began = perf_counter()
-                sent = session.receive(message, clock())
-                worked += perf_counter() - began
-                if not answered and session.answered:
-                    answered = True
-                    observer.stream_answered(session, worked)
-                last = sent.pop() if session.closed else None
-                for reply in sent:
-                    await context.write(reply)
-                if last is not None:
-                    return last
+            return await self._exchange(stream, context)
         except (ProtocolError, DecodeError) as error:
-            observer.stream_broken("protocol-error")
-            logger.warning("stream aborted", extra={"fields": {"request": session.request_id, "error": str(error)}})
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return await self._abort(stream, context, str(error))
         except asyncio.CancelledError:
             if not stream.overdue:
                 raise  # the client or the proxy went away
             task.uncancel()
-            last = session.overdue()
-            observer.stream_answered(session, worked)
-            return last
-        except grpc.aio.InternalError:  # the client or the proxy went away while it was being told
+            return await self._late(stream, context)
+        except grpc.aio.InternalError:  # the client or the proxy went away while it was being answered
             return replies.NOTHING
         except Exception:
-            observer.stream_broken("internal")
-            logger.exception("request failed", extra={"fields": {"request": session.request_id}})
-            if session.answered:
-                return replies.NOTHING
-            last = session.failed()
-            observer.stream_answered(session, worked)
-            return last
+            logger.exception("request failed", extra={"fields": {"request": stream.session.request_id}})
+            return self._failed(stream)
         finally:
-            session.finish(clock())
-            del self._streams[task]
-            if not self._streams:
-                self._idle.set()
-            observer.stream_closed(session)
+            self._close(task)
+
+    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """End the stream here if it cannot be served."""
+        if not self._was_ready:
+            if not self._ready():
+                await self._refuse(context, "not-synced", grpc.StatusCode.UNAVAILABLE, "the pool is not synced")
+            self._was_ready = True
+        # gRPC's own limit would count health checks, too: Envoy would leave a picker that is merely busy.
+        if len(self._streams) >= self._options.max_streams:
+            await self._refuse(context, "max-streams", grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
+
+    async def _refuse(
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        reason: RefusalReason,
+        code: grpc.StatusCode,
+        details: str,
+    ) -> None:
+        self._observer.stream_refused(reason)
+        self._refusals.add(reason, self._clock())
+        await context.abort(code, details)
+
+    def _open(self, task: asyncio.Task[Any]) -> _Stream:
+        stream = self._streams[task] = _Stream(self._new_session(), self._clock() + self._options.body_timeout)
+        self._streams_opened += 1
+        self._idle.clear()
+        self._observer.stream_opened()
+        return stream
+
+    def _close(self, task: asyncio.Task[Any]) -> None:
+        session = self._streams.pop(task).session
+        session.finish(self._clock())
+        if not self._streams:
+            self._idle.set()
+        self._observer.stream_closed()
+        if session.response_status is not None:
+            self._observer.responded(session.response_status)
+
+    async def _exchange(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """Messages in, replies out, until the stream ends; returns the last reply."""
+        session = stream.session
+        while True:
+            data = await context.read()
+            if data is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
+                return replies.NOTHING
+            began = perf_counter()
+            answers = self._receive(session, data)
+            del data  # it may be large, and the next one is awaited here
+            if session.complete:
+                answers += await self._answer(session)
+            stream.worked += perf_counter() - began
+            if session.answered and not stream.reported:
+                self._report(stream)
+            last = answers.pop() if session.closed else None
+            for reply in answers:
+                await context.write(reply)
+            if last is not None:
+                return last
+            session.release_reply()
+
+    def _receive(self, session: Session, data: bytes) -> list[bytes]:
+        if len(data) > self._largest_message and not session.answered:
+            return [session.too_large()]
+        return session.receive(ProcessingRequest.FromString(data), self._clock())
+
+    async def _answer(self, session: Session) -> list[bytes]:
+        """Read a complete request, choose its endpoint, and return the replies."""
+        if session.takes_long:
+            await self._in_thread(session, session.measure)
+            session.hold_measured()
+            if session.rejection is None:
+                await self._in_thread(session, session.understand)
+        else:
+            session.understand()
+        if session.rejection is None:
+            began = perf_counter()
+            session.pick(self._clock())
+            self._observer.picked(perf_counter() - began)
+        return session.reply()
+
+    async def _in_thread(self, session: Session, step: Callable[[], None]) -> None:
+        """Run a long step of ``session`` while other streams go on.
+
+        If the stream ends meanwhile, its memory is given back when the thread is done.
+        """
+        work = self._threads.submit(step)
+        try:
+            await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            held = session.hand_over_memory()
+            loop = asyncio.get_running_loop()
+
+            def free(_: Future[None]) -> None:  # in the thread
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._budget.give, held)
+
+            work.add_done_callback(free)
+            raise
+
+    def _report(self, stream: _Stream) -> None:
+        """Tell the observer how the request was answered."""
+        stream.reported = True
+        session, observer = stream.session, self._observer
+        observer.processed(stream.worked)
+        if session.decision is not None:
+            observer.routed(session.decision, model=session.request.model, body_bytes=session.body_bytes)
+        elif session.rejection is not None:
+            observer.rejected(session.rejection, session.request.model)
+
+    # ---------------------------------------------------------------- streams that end otherwise
+
+    async def _abort(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any], error: str) -> bytes:
+        """The peer broke the protocol."""
+        self._observer.stream_broken("protocol-error")
+        logger.warning("stream aborted", extra={"fields": {"request": stream.session.request_id, "error": error}})
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error)
+        return replies.NOTHING
+
+    async def _late(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """The request did not arrive in time: 408 where there is one, else the end of the stream."""
+        if stream.session.state is State.START:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no request arrived in time")
+        last = stream.session.overdue()
+        if not stream.reported:
+            self._report(stream)
+        return last
+
+    def _failed(self, stream: _Stream) -> bytes:
+        """An error of the picker's own: 500 on this stream alone."""
+        self._observer.stream_broken("internal")
+        if stream.session.answered:
+            return replies.NOTHING
+        last = stream.session.failed()
+        self._report(stream)
+        return last
 
     async def _end_overdue_streams(self) -> None:
-        """One watch over all streams: a timeout around each read would cost every request as much as parsing it."""
+        """One task for all deadlines: a timeout around each read would cost every request as much as parsing it."""
         while True:
             await asyncio.sleep(min(WATCH_INTERVAL, self._options.body_timeout))
             now = self._clock()
             for task, stream in self._streams.items():
                 if stream.due > now:
                     break
-                if stream.session.overdue_matters and not stream.overdue:
+                if stream.session.awaits_client and not stream.overdue:
                     stream.overdue = True
                     task.cancel()

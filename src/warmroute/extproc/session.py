@@ -1,143 +1,119 @@
-"""One HTTP request as Envoy tells it: a state machine without IO. A message in, replies out.
+"""The ext_proc stream of one HTTP request, without IO: a message in, replies out.
 
-::
-
-    START --headers--> BODY --end of body--> ANSWERED --response messages--> ANSWERED --> CLOSED
-      |                                         ^
-      +---- no body, or mode NONE/STREAMED -----+
-
-What Envoy waits for depends on the body mode, which it names in its first message:
+Which message may come when, and what is done with it, is the table in :mod:`warmroute.extproc.transitions`; this file
+carries the actions out. What Envoy waits for depends on the body mode that it names in its first message:
 
 =====================  ===============================================================================
-NONE, no body          the endpoint in the answer to the headers
-STREAMED               the same; then each chunk is acknowledged
-BUFFERED               headers acknowledged; the endpoint in the answer to the one body message
-BUFFERED_PARTIAL       the same, of a body that may be cut off
+NONE, no body          the endpoint in the reply to the headers
+STREAMED               likewise; then each chunk is acknowledged
+BUFFERED               headers acknowledged; the endpoint in the reply to the one body message
+BUFFERED_PARTIAL       likewise, of a body that may be cut off
 FULL_DUPLEX_STREAMED   nothing until the body has ended (by flag or by trailers), then headers and the whole body back
 =====================  ===============================================================================
 
-Trailers without a body bring no body message: in the two buffered modes they are answered with the endpoint, as metadata.
+A request is answered in four steps, so that the owner can put the second one in a thread and measure the third::
 
-After the answer the stream is closed, so that a crash of the picker cannot harm the request; but not while Envoy's response
-body is in FULL_DUPLEX_STREAMED (it would be lost), and not if responses are observed.
+    replies = session.receive(message, now)
+    if session.complete:
+        session.understand()        # if session.takes_long, after measure() and hold_measured()
+        session.pick(now)           # unless session.rejection is set by then
+        replies += session.reply()
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, auto
-from functools import partial
-from typing import Protocol
 
-from warmroute.errors import ProtocolError
 from warmroute.extproc import headers, replies, subset
+from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BUFFERED_PARTIAL,
     FULL_DUPLEX_STREAMED,
     NONE,
-    STREAMED,
+    BodySendMode,
     HttpBody,
     HttpHeaders,
     Metadata,
     ProcessingRequest,
 )
-from warmroute.pool.models import Criticality, Model
+from warmroute.extproc.transitions import (
+    AWAITING_CLIENT,
+    MODES,
+    PICKS,
+    Action,
+    State,
+    Transition,
+    next_state,
+    transition,
+)
+from warmroute.pool.models import Criticality, ModelTable
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
+from warmroute.request.limits import memory_needed, takes_long
 from warmroute.request.parse import parse
-from warmroute.request.rejections import Rejection, body_too_large, timed_out, unknown_model
+from warmroute.request.rejections import (
+    Rejection,
+    body_too_large,
+    overloaded,
+    timed_out,
+    too_much_memory,
+    unknown_model,
+)
 from warmroute.request.rewrite import replace_model
 from warmroute.request.truncated import is_whole
 from warmroute.routing.decision import Decision
+from warmroute.routing.router import Router
 
-_AT_HEADERS = frozenset((NONE, STREAMED))
-"""Body modes in which the endpoint is told in the answer to the headers."""
-_AT_BODY = frozenset((BUFFERED, BUFFERED_PARTIAL))
-"""Body modes in which it is told in the answer to the one body message."""
+LARGE_BODY = 1 << 20
+"""Content length in bytes from which memory is reserved before the body comes."""
 
-
-class Router(Protocol):
-    """What a session asks of routing."""
-
-    def pick(
-        self,
-        request: InferenceRequest,
-        now: float,
-        *,
-        request_id: str = "",
-        allowed: frozenset[str] | None = None,
-    ) -> Decision | Rejection:
-        """Choose an endpoint."""
-
-    def opened(self, decision: Decision) -> None:
-        """The end of the request will be reported."""
-
-    def finished(self, decision: Decision, now: float) -> None:
-        """The request has ended."""
-
-    def served(self, decision: Decision, target: str, now: float) -> None:
-        """Which endpoint served it."""
+_INTERNAL_ERROR = Rejection(500, "internal_error", "The endpoint picker failed.", "internal")
+_OVERLOADED = overloaded("The endpoint picker has no memory for another request body now.")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRules:
-    """What the session is told by the settings of the same names."""
+    """The settings that a session goes by; :class:`~warmroute.settings.Settings` explains those of the same names."""
 
-    max_body_bytes: int = 32 << 20
-    max_json_values: int = 1 << 20
-    observe_responses: bool = False
-    enable_conformance_headers: bool = False
-    disable_endpoint_subset_filter: bool = False
-    strict_models: bool = False
-    shed_up_to: Criticality | None = Criticality.SHEDDABLE
-    """Requests up to here are refused while the pool is saturated; None: none is (the setting ``shedding``)."""
-
-
-class State(Enum):
-    """Where in the request the session is."""
-
-    START = auto()
-    BODY = auto()
-    """Headers seen, the body is not complete."""
-    ANSWERED = auto()
-    """The endpoint, or a rejection, is told."""
-    CLOSED = auto()
-    """Nothing more will be answered; the stream is to be ended."""
-
-
-class UnexpectedMessageError(ProtocolError):
-    """A message that cannot come in the session's present state."""
-
-    def __init__(self, kind: str, state: State) -> None:
-        super().__init__(f"{kind} in state {state.name}")
-        self.kind = kind
-        self.state = state
+    max_body_bytes: int
+    max_json_values: int
+    observe_responses: bool
+    enable_conformance_headers: bool
+    disable_endpoint_subset_filter: bool
+    strict_models: bool
+    shed_up_to: Criticality | None
+    """Requests of this criticality and below are rejected while the pool is saturated; None: none (``shedding``)."""
 
 
 class Session:
     """The ext_proc stream of one HTTP request.
 
-    ``receive`` takes each message with the time (monotonic seconds) and gives the serialised replies in order; ``finish``
-    must be called when the stream has ended, however it ended. ``decision``, ``rejection`` and the other attributes tell the
-    owner what happened.
+    ``receive`` takes each message with the time (monotonic seconds) and returns the serialised replies in order; the
+    module's docstring shows the steps that follow when ``complete`` is set. ``finish`` must be called when the stream has
+    ended, however it ended. ``decision``, ``rejection`` and the other attributes say what happened.
     """
 
     __slots__ = (
+        "_body",
+        "_budget",
         "_chance",
         "_chunks",
         "_criticality",
-        "_exact",
         "_headers",
+        "_held",
+        "_in_flight",
         "_metadata",
         "_models",
-        "_objectives",
+        "_needed",
+        "_new_body",
+        "_pending",
         "_request_mode",
         "_response_mode",
         "_router",
         "_rules",
-        "_shadowed",
-        "_tracked",
+        "_stream_ends_with_response",
+        "_truncated",
         "body_bytes",
         "decision",
         "rejection",
@@ -152,24 +128,34 @@ class Session:
         router: Router,
         rules: SessionRules,
         *,
-        models: Callable[[str], Model | None],
-        objectives: Callable[[str], Criticality | None],
+        models: ModelTable,
+        budget: BodyBudget,
         chance: Callable[[], float],
     ) -> None:
         self._router = router
         self._rules = rules
         self._models = models
-        self._objectives = objectives
+        self._budget = budget
         self._chance = chance
         self._headers: dict[str, str] = {}
         self._metadata: Metadata | None = None
-        self._chunks: list[bytes] = []
         self._criticality = Criticality.STANDARD
-        self._request_mode = BUFFERED  # what gateways use that do not tell
-        self._response_mode = NONE
-        self._tracked = False
-        self._exact = False
-        self._shadowed = False
+        self._request_mode: BodySendMode = BUFFERED  # what gateways use that do not name it
+        self._response_mode: BodySendMode = NONE
+        self._chunks: list[bytes] = []
+        self._body = b""
+        self._truncated = False
+        self._new_body: bytes | None = None
+        self._held = 0
+        """Bytes taken from the budget."""
+        self._needed = 0
+        """Bytes that reading the body takes, the body included."""
+        self._pending: Transition | None = None
+        """The transition that answers the request, once all is there that it needs."""
+        self._stream_ends_with_response = False
+        """Envoy keeps the stream open until the response has ended, so that requests in flight can be counted by it."""
+        self._in_flight = False
+        """The router counts the request as in flight until ``finish``."""
         self.state = State.START
         self.body_bytes = 0
         """Bytes of request body received."""
@@ -179,16 +165,26 @@ class Session:
         self.response_status: int | None = None
         """The engine's HTTP status, where the gateway shows responses."""
         self.served: str | None = None
-        """``ip:port`` that served the request, where the gateway tells."""
+        """``ip:port`` that served the request, where the gateway reports it."""
 
     @property
     def request_id(self) -> str:
-        """The gateway's ``x-request-id``."""
+        """The gateway's ``x-request-id``, bounded and without control characters."""
         return self._headers.get("x-request-id", "")
 
     @property
+    def complete(self) -> bool:
+        """All that the answer needs has come: ``understand``, ``pick`` and ``reply`` are to be called."""
+        return self._pending is not None
+
+    @property
+    def takes_long(self) -> bool:
+        """``understand`` takes so long that it must not run on the event loop."""
+        return takes_long(self._body)
+
+    @property
     def answered(self) -> bool:
-        """The decision or the rejection is told."""
+        """There is a decision or a rejection."""
         return self.decision is not None or self.rejection is not None
 
     @property
@@ -197,135 +193,224 @@ class Session:
         return self.state is State.CLOSED
 
     @property
-    def overdue_matters(self) -> bool:
-        """Whether Envoy waits without a timeout of its own, so that the owner must set one."""
-        if self.state is State.START:
-            return not self._shadowed
-        return self.state is State.BODY and self._request_mode == FULL_DUPLEX_STREAMED
+    def awaits_client(self) -> bool:
+        """The client has to send something: the owner sets it a deadline."""
+        return self.state in AWAITING_CLIENT
+
+    # ---------------------------------------------------------------- the stream's life
 
     def receive(self, message: ProcessingRequest, now: float) -> list[bytes]:
         """The replies to one message. Raises :class:`UnexpectedMessageError`; after that the stream is to be aborted."""
-        if message.observability_mode:
-            self._shadowed = True
+        if self.state is State.START:
+            self._begin(message)
+        if self.state is State.SHADOWED:
             return []
         kind = message.WhichOneof("request")
-        if kind is None:  # newer protocol versions send messages that mean nothing to us
+        if kind is None:  # newer protocol versions send messages that this one does not know
             return []
-        if self.state is State.CLOSED:
-            raise UnexpectedMessageError(kind, self.state)
-        if self.state is State.START and message.HasField("protocol_config"):
-            self._request_mode = message.protocol_config.request_body_mode
-            self._response_mode = message.protocol_config.response_body_mode
         if self.decision is None and message.HasField("metadata_context"):
             self._metadata = message.metadata_context
-        match kind:
-            case "request_headers":
-                return self._request_headers(message.request_headers, now)
-            case "request_body":
-                return self._request_body(message.request_body, now)
-            case "request_trailers":
-                return self._request_trailers(now)
-            case _:
-                return [self._response(kind, message, now)]
+        end_of_stream = kind in _WITH_END and getattr(message, kind).end_of_stream
+        step = transition(self.state, self._request_mode, kind, end_of_stream=end_of_stream)
+        rejection = self._take_in(kind, message, step.action)
+        if rejection is not None:
+            return [self._reject(rejection)]
+        if step.action in PICKS:
+            self._pending = step
+            return []
+        self._move(step)
+        return self._acknowledge(step.action, message, now)
+
+    def measure(self) -> None:
+        """Count the memory that reading a long body takes. May run in a thread."""
+        self._needed = len(self._body) + memory_needed(self._body, self._rules.max_json_values)
+
+    def hold_measured(self) -> None:
+        """Take that memory from the budget; sets ``rejection`` where it is not left."""
+        if self._needed > self._budget.limit:
+            self.rejection = too_much_memory()
+        elif not self._hold(self._needed):
+            self.rejection = _OVERLOADED
+
+    def understand(self) -> None:
+        """Read the body and resolve its model: sets ``request``, or ``rejection``. May run in a thread."""
+        if not self._body:
+            return
+        result = self._read_body(self._body)
+        if isinstance(result, Rejection):
+            self.rejection = result
+        else:
+            self._new_body = result
+
+    def pick(self, now: float) -> None:
+        """Choose an endpoint: sets ``decision``, or ``rejection``. Raises what a strategy of the user's own raises."""
+        criticality = self._models.objective(self._first(headers.OBJECTIVES))
+        if criticality is None:
+            criticality = self._criticality
+        shed_up_to = self._rules.shed_up_to
+        if shed_up_to is not None and criticality <= shed_up_to:
+            self.request = self.request._replace(sheddable=True)
+        fairness_id = self._first(headers.FAIRNESS_IDS)
+        if fairness_id:
+            self.request = self.request._replace(fairness_id=fairness_id)
+        result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())
+        if isinstance(result, Rejection):
+            self.rejection = result
+            return
+        self.decision = result
+        if self._rules.observe_responses and self._stream_ends_with_response:
+            self._in_flight = True
+            self._router.opened(result)
+
+    def reply(self) -> list[bytes]:
+        """The replies that answer the complete request."""
+        step = self._pending
+        assert step is not None
+        self._pending = None
+        if self.rejection is not None:
+            return [self._reject(self.rejection)]
+        assert self.decision is not None
+        self._move(step)
+        answers = self._answer(step.action, self.decision.targets)
+        self._body, self._new_body = b"", None
+        return answers
+
+    def release_reply(self) -> None:
+        """All replies are written: give back the memory that a returned body held."""
+        if self._held and self.answered:
+            self._give_back()
 
     def overdue(self) -> bytes:
-        """The answer where the request did not arrive in time."""
+        """The reply to a request that did not come in time."""
         return self._reject(timed_out("The request body did not arrive in time."))
 
+    def too_large(self) -> bytes:
+        """The reply to a message that is longer than any body may be."""
+        return self._reject(body_too_large(self._rules.max_body_bytes))
+
     def failed(self) -> bytes:
-        """The answer where something of ours broke before the request was answered."""
-        return self._reject(Rejection(500, "internal_error", "The endpoint picker failed.", "internal"))
+        """The reply where an error of the picker's own came before the request was answered."""
+        return self._reject(_INTERNAL_ERROR)
 
     def finish(self, now: float) -> None:
         """The stream has ended. Safe to call more than once."""
         self.state = State.CLOSED
-        self._chunks.clear()
-        if self._tracked and self.decision is not None:
-            self._tracked = False
+        self._pending = None
+        self._drop_body()
+        if self._in_flight and self.decision is not None:
+            self._in_flight = False
             self._router.finished(self.decision, now)
 
-    # ---------------------------------------------------------------- request phase
+    def hand_over_memory(self) -> int:
+        """Bytes of the budget that the owner has to give back in place of the session.
 
-    def _request_headers(self, message: HttpHeaders, now: float) -> list[bytes]:
-        if self.state is not State.START:
-            raise UnexpectedMessageError("request_headers", self.state)
+        For a stream that ends while ``understand`` runs in a thread: the memory is free when the thread is done.
+        """
+        held, self._held = self._held, 0
+        return held
+
+    def _begin(self, message: ProcessingRequest) -> None:
+        if message.observability_mode:
+            self.state = State.SHADOWED
+        elif message.HasField("protocol_config"):
+            mode = message.protocol_config.request_body_mode
+            self._request_mode = mode if mode in MODES else BUFFERED
+            self._response_mode = message.protocol_config.response_body_mode
+
+    def _move(self, step: Transition) -> None:
+        rules = self._rules
+        needs_response = (
+            rules.observe_responses or rules.enable_conformance_headers or self._response_mode == FULL_DUPLEX_STREAMED
+        )
+        self.state = next_state(step, needs_response=needs_response)
+
+    def _reject(self, rejection: Rejection) -> bytes:
+        self.rejection = rejection
+        self.state = State.CLOSED
+        self._pending = None
+        self._drop_body()
+        return replies.reject(rejection, self._headers.get(":path", ""))
+
+    # ---------------------------------------------------------------- taking the request in
+
+    def _take_in(self, kind: str, message: ProcessingRequest, action: Action) -> Rejection | None:
+        """Keep what a message of the request phase brings; why the request is rejected, if it is."""
+        if kind == "request_headers":
+            return self._take_headers(message.request_headers, action)
+        if kind == "request_body":
+            return self._take_body(message.request_body, action)
+        if action is Action.PICK_AND_RETURN_ALL:
+            self._join()
+        return None
+
+    def _take_headers(self, message: HttpHeaders, action: Action) -> Rejection | None:
         self._headers = headers.read(message.headers)
-        self.state = State.BODY
+        if action is Action.PICK_AT_HEADERS:
+            return None
         mode = self._request_mode
-        if message.end_of_stream or mode in _AT_HEADERS:
-            answer = self._pick(now, self._in_headers)
-            if message.end_of_stream or mode == NONE:
-                self._close_if_safe()
-            return [answer]
+        self._stream_ends_with_response = mode != FULL_DUPLEX_STREAMED or self._response_mode == FULL_DUPLEX_STREAMED
         length = headers.number(self._headers.get("content-length", ""))
-        if length is not None and length > self._rules.max_body_bytes:
-            return [self._reject(body_too_large(self._rules.max_body_bytes))]
-        self._exact = mode in _AT_BODY or self._response_mode == FULL_DUPLEX_STREAMED
-        return [] if mode == FULL_DUPLEX_STREAMED else [replies.CONTINUE_REQUEST_HEADERS]
+        if length is None:
+            return None
+        if length > self._rules.max_body_bytes:
+            return body_too_large(self._rules.max_body_bytes)
+        if length >= LARGE_BODY:
+            if not self._budget.reserve(length):
+                return _OVERLOADED
+            self._held = length
+        return None
 
-    def _request_body(self, message: HttpBody, now: float) -> list[bytes]:
-        mode = self._request_mode
-        if self.state is State.ANSWERED:
-            # STREAMED acknowledges each chunk. In FULL_DUPLEX_STREAMED some Envoys repeat the end of the stream.
-            if mode == FULL_DUPLEX_STREAMED:
-                return []
-            if message.end_of_stream:
-                self._close_if_safe()
-            return [replies.CONTINUE_REQUEST_BODY]
-        self.state = State.BODY
+    def _take_body(self, message: HttpBody, action: Action) -> Rejection | None:
+        if action is Action.ACKNOWLEDGE_BODY or action is Action.IGNORE:
+            return None
         body = message.body  # each look at the field copies it
         self.body_bytes += len(body)
         if self.body_bytes > self._rules.max_body_bytes:
-            return [self._reject(body_too_large(self._rules.max_body_bytes))]
-        if mode == FULL_DUPLEX_STREAMED:
-            self._chunks.append(body)
-            return self._answer_duplex(now, trailers=False) if message.end_of_stream else []
-        # A body that is followed by trailers does not end the stream either.
-        truncated = mode == BUFFERED_PARTIAL and not message.end_of_stream and not is_whole(body)
-        new_body = self._understand(body, truncated=truncated)
-        if new_body is None:
-            answer = self._pick(now, self._in_body)
-        elif isinstance(new_body, Rejection):
-            answer = self._reject(new_body)
-        else:
-            answer = self._pick(now, partial(self._in_new_body, body=new_body))
-        self._close_if_safe()
-        return [answer]
+            return body_too_large(self._rules.max_body_bytes)
+        if action is Action.PICK_AT_BODY:
+            self._body = body
+            # A body that is followed by trailers does not end the stream either.
+            self._truncated = (
+                self._request_mode == BUFFERED_PARTIAL and not message.end_of_stream and not is_whole(body)
+            )
+            # Short bodies are read at once, so one at a time.
+            return _OVERLOADED if takes_long(body) and not self._hold(len(body)) else None
+        if not self._hold(self.body_bytes):
+            return _OVERLOADED
+        self._chunks.append(body)
+        if action is Action.PICK_AND_RETURN_BODY:
+            self._join()
+        return None
 
-    def _request_trailers(self, now: float) -> list[bytes]:
-        if self.state is State.START:
-            raise UnexpectedMessageError("request_trailers", self.state)
-        answers = []
-        if self.state is State.BODY:
-            if self._request_mode != FULL_DUPLEX_STREAMED:  # there was no body
-                answer = self._pick(now, replies.destination_in_trailers)
-                self._close_if_safe()
-                return [answer]
-            answers = self._answer_duplex(now, trailers=True)
-        if self.rejection is None:
-            answers.append(replies.CONTINUE_REQUEST_TRAILERS)
-        return answers
-
-    def _answer_duplex(self, now: float, *, trailers: bool) -> list[bytes]:
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+    def _join(self) -> None:
+        self._body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
-        new_body = self._understand(body, truncated=False)
-        if isinstance(new_body, Rejection):
-            return [self._reject(new_body)]
-        length = None if new_body is None else len(new_body)
-        answers = [self._pick(now, partial(self._in_headers, content_length=length))]
-        if self.rejection is None:
-            if body or not trailers:  # an empty body before trailers would be an answer to nothing
-                whole = body if new_body is None else new_body
-                answers += replies.streamed_request_body(whole, end_of_stream=not trailers)
-            self._close_if_safe()
-        return answers
 
-    def _understand(self, body: bytes, *, truncated: bool) -> Rejection | bytes | None:
-        """Parse the body and resolve its model: sets ``self.request``; the new body where the model's name changes."""
-        if not body:
-            return None
+    def _hold(self, size: int) -> bool:
+        """Hold ``size`` bytes of the budget in all; False where they are not left."""
+        more = size - self._held
+        if more > 0:
+            if not self._budget.take(more):
+                return False
+            self._held = size
+        return True
+
+    def _drop_body(self) -> None:
+        self._chunks.clear()
+        self._body, self._new_body = b"", None
+        if self._held:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._budget.give(self._held)
+        self._held = 0
+
+    # ---------------------------------------------------------------- reading the request
+
+    def _read_body(self, body: bytes) -> Rejection | bytes | None:
+        """Set ``request``; returns the new body where the model's name changes, or why the request is rejected."""
         known = self._headers
+        truncated = self._truncated
         request = parse(
             known.get(":path", ""),
             known.get("content-type", ""),
@@ -342,7 +427,7 @@ class Session:
         if not request.model:
             return None
         asked = self._first(headers.MODEL_REWRITES) or request.model
-        model = self._models(asked)
+        model = self._models.get(asked)
         if model is None:
             if self._rules.strict_models:
                 return unknown_model(asked)
@@ -357,26 +442,6 @@ class Session:
         self.request = request.with_model(name)
         return replace_model(body, name)
 
-    def _pick(self, now: float, answer: Callable[[str], bytes]) -> bytes:
-        criticality = self._objectives(self._first(headers.OBJECTIVES))
-        if criticality is None:
-            criticality = self._criticality
-        shed_up_to = self._rules.shed_up_to
-        if shed_up_to is not None and criticality <= shed_up_to:
-            self.request = self.request._replace(sheddable=True)
-        fairness_id = self._first(headers.FAIRNESS_IDS)
-        if fairness_id:
-            self.request = self.request._replace(fairness_id=fairness_id)
-        result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())
-        if isinstance(result, Rejection):
-            return self._reject(result)
-        self.decision = result
-        self.state = State.ANSWERED
-        if self._rules.observe_responses and self._exact:
-            self._tracked = True
-            self._router.opened(result)
-        return answer(result.targets)
-
     def _allowed(self) -> frozenset[str] | None:
         if self._rules.enable_conformance_headers and self._headers.get(headers.TEST_SELECTION):
             return subset.members(self._headers[headers.TEST_SELECTION].split(","))
@@ -384,22 +449,6 @@ class Session:
             return None
         entries = subset.hinted(self._metadata)
         return None if entries is None else subset.members(entries)
-
-    def _reject(self, rejection: Rejection) -> bytes:
-        self.rejection = rejection
-        self.state = State.CLOSED
-        self._chunks.clear()
-        return replies.reject(rejection, self._headers.get(":path", ""))
-
-    def _close_if_safe(self) -> None:
-        rules = self._rules
-        if (
-            self.state is State.ANSWERED
-            and self._response_mode != FULL_DUPLEX_STREAMED
-            and not rules.observe_responses
-            and not rules.enable_conformance_headers
-        ):
-            self.state = State.CLOSED
 
     def _first(self, names: tuple[str, ...]) -> str:
         """The first of these request headers that is there and not empty."""
@@ -409,55 +458,68 @@ class Session:
                 return value
         return ""
 
-    def _consumed(self) -> tuple[str, ...]:
+    # ---------------------------------------------------------------- replies
+
+    def _answer(self, action: Action, targets: str) -> list[bytes]:
+        """The replies that name the endpoint."""
         known = self._headers
-        return tuple([name for name in headers.CONSUMED if name in known])
+        consumed = tuple([name for name in headers.CONSUMED if name in known])
+        echo = self._rules.enable_conformance_headers
+        new_body = self._new_body
+        if action is Action.PICK_AT_BODY:
+            if new_body is None:
+                return [replies.destination_in_body(targets, remove=consumed, echo=echo)]
+            return [replies.destination_and_body(targets, new_body, remove=consumed, echo=echo)]
+        if action is Action.PICK_AT_TRAILERS:
+            return [replies.destination_in_trailers(targets)]
+        length = None if new_body is None else len(new_body)
+        answers = [replies.destination_in_headers(targets, content_length=length, remove=consumed, echo=echo)]
+        if action is Action.PICK_AT_HEADERS:
+            return answers
+        body = self._body if new_body is None else new_body
+        trailers = action is Action.PICK_AND_RETURN_ALL
+        if body or not trailers:  # Envoy has no chunk to take an empty body before trailers for
+            answers += replies.streamed_request_body(body, end_of_stream=not trailers)
+        if trailers:
+            answers.append(replies.CONTINUE_REQUEST_TRAILERS)
+        return answers
 
-    def _in_headers(self, targets: str, content_length: int | None = None) -> bytes:
-        return replies.destination_in_headers(
-            targets,
-            content_length=content_length,
-            remove=self._consumed(),
-            echo=self._rules.enable_conformance_headers,
-        )
-
-    def _in_body(self, targets: str) -> bytes:
-        return replies.destination_in_body(
-            targets, remove=self._consumed(), echo=self._rules.enable_conformance_headers
-        )
-
-    def _in_new_body(self, targets: str, body: bytes) -> bytes:
-        return replies.destination_and_body(
-            targets, body, remove=self._consumed(), echo=self._rules.enable_conformance_headers
-        )
-
-    # ---------------------------------------------------------------- response phase
-
-    def _response(self, kind: str, message: ProcessingRequest, now: float) -> bytes:
-        if self.state is not State.ANSWERED:
-            # Envoy's own answers (413, a client that went away) reach us as a response before the request was complete.
-            self.state = State.ANSWERED
-        match kind:
-            case "response_headers":
-                return self._response_headers(message, now)
-            case "response_body":
+    def _acknowledge(self, action: Action, message: ProcessingRequest, now: float) -> list[bytes]:
+        """The replies to a message that does not answer the request."""
+        match action:
+            case Action.ACKNOWLEDGE_HEADERS:
+                return [replies.CONTINUE_REQUEST_HEADERS]
+            case Action.ACKNOWLEDGE_BODY:
+                return [replies.CONTINUE_REQUEST_BODY]
+            case Action.ACKNOWLEDGE_TRAILERS:
+                return [replies.CONTINUE_REQUEST_TRAILERS]
+            case Action.READ_RESPONSE_HEADERS:
+                self._drop_body()
+                return [self._response_headers(message, now)]
+            case Action.PASS_RESPONSE_BODY:
                 body = message.response_body
                 if self._response_mode == FULL_DUPLEX_STREAMED:
-                    return replies.streamed_response_body(body.body, end_of_stream=body.end_of_stream)
-                return replies.CONTINUE_RESPONSE_BODY
+                    return [replies.streamed_response_body(body.body, end_of_stream=body.end_of_stream)]
+                return [replies.CONTINUE_RESPONSE_BODY]
+            case Action.ACKNOWLEDGE_RESPONSE_TRAILERS:
+                return [replies.CONTINUE_RESPONSE_TRAILERS]
             case _:
-                return replies.CONTINUE_RESPONSE_TRAILERS
+                return []
 
     def _response_headers(self, message: ProcessingRequest, now: float) -> bytes:
-        if self.decision is not None:  # else it is Envoy's own answer
+        if self.decision is not None:  # else it is Envoy's own reply
             self.response_status = headers.number(headers.read(message.response_headers.headers).get(":status", ""))
         namespace = message.metadata_context.filter_metadata
         fields = namespace[headers.LB_NAMESPACE].fields if headers.LB_NAMESPACE in namespace else {}
         if headers.SERVED in fields:
             self.served = fields[headers.SERVED].string_value
-            if self._tracked and self.decision is not None:
+            if self._in_flight and self.decision is not None:
                 self._router.served(self.decision, self.served, now)
         if self._rules.enable_conformance_headers:
             missing = "destination endpoint served" if fields else "envoy lb"
             return replies.served_in_headers(self.served or f"fail: missing {missing} metadata")
         return replies.CONTINUE_RESPONSE_HEADERS
+
+
+_WITH_END = frozenset(("request_headers", "request_body"))
+"""Messages whose flag ``end_of_stream`` matters."""

@@ -30,6 +30,7 @@ from warmroute.settings import Settings
 
 EndpointState = Literal["ready", "unreachable", "sleeping", "gone"]
 StreamFault = Literal["protocol-error", "internal"]
+RefusalReason = Literal["max-streams", "not-synced"]
 ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
 
 
@@ -153,11 +154,14 @@ class Metrics(PoolListener, Collector):
         self._errors = Counter(series.REQUEST_ERRORS)
         self._decisions = Counter(series.DECISIONS)
         self._broken = Counter(series.STREAMS_BROKEN)
+        self._refused = Counter(series.STREAMS_REFUSED)
         self._responses = Counter(series.RESPONSES)
         self._reloads = Counter(series.RELOADS)
         # Zeros from the start: Prometheus sees no increase in a series that begins with 1.
         for fault in get_args(StreamFault):
             self._broken.add(fault, amount=0)
+        for reason in get_args(RefusalReason):
+            self._refused.add(reason, amount=0)
         for source, result in product(get_args(ReloadSource), ("ok", "error")):
             self._reloads.add(source, result, amount=0)
         self._prompt_tokens = Counter(series.PROMPT_TOKENS)
@@ -180,6 +184,10 @@ class Metrics(PoolListener, Collector):
     def stream_closed(self) -> None:
         """An ext_proc stream ended, in whatever way."""
         self._streams -= 1
+
+    def stream_refused(self, reason: RefusalReason) -> None:
+        """An ext_proc stream was ended before its first message."""
+        self._refused.add(reason)
 
     def stream_broken(self, reason: StreamFault) -> None:
         """An ext_proc stream was ended by a mistake: the proxy's, or a bug of ours."""
@@ -264,6 +272,7 @@ class Metrics(PoolListener, Collector):
         yield self._errors.collect()
         yield series.STREAMS_IN_FLIGHT.family([((), self._streams)])
         yield self._broken.collect()
+        yield self._refused.collect()
         yield self._responses.collect()
         yield series.STREAMS_LIMIT.family([((), settings.max_streams)])
         yield self._body_bytes.collect()

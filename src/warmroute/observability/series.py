@@ -61,6 +61,14 @@ STREAMS_BROKEN = Series(
     "Streams ended by a mistake: protocol-error: the proxy's; internal: a bug of the picker, its log has the traceback.",
     ("reason",),
 )
+STREAMS_REFUSED = Series(
+    "warmroute_streams_refused_total",
+    "counter",
+    "streams",
+    "Streams ended before their first message: max-streams: --max-streams were open; not-synced: the endpoints are not "
+    "known yet, or another picker leads.",
+    ("reason",),
+)
 RESPONSES = Series(
     "warmroute_responses_total",
     "counter",

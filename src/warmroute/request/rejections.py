@@ -49,6 +49,11 @@ def too_many_values(limit: int) -> Rejection:
     return Rejection(413, "invalid_request_error", message, "too-many-values")
 
 
+def too_much_memory() -> Rejection:
+    """413: reading the body would take more memory than there is for all bodies together."""
+    return Rejection(413, "invalid_request_error", "The request body takes too much memory to read.", "body-too-large")
+
+
 def shed(message: str, *, retry_after: int = 1) -> Rejection:
     """429: the pool is saturated and the request may be dropped."""
     return Rejection(429, "rate_limit_error", message, "saturated", retry_after=retry_after)

@@ -1,1 +1,1 @@
-"""Endpoints, models and settings from a Kubernetes cluster, and the Lease of the active picker."""
+"""Endpoints, models and settings from an InferencePool of a Kubernetes cluster, and leader election."""

@@ -15,9 +15,9 @@ NAMED = {
     "inference.networking.x-k8s.io/routing-strategy": "routing_strategy",
     "inference.networking.x-k8s.io/model-server-runtime": "model_server_runtime",
 }
-"""Annotations with a key of their own, and the setting that each changes."""
+"""Setting by annotation, for the two that have an annotation of their own."""
 ENVIRONMENT = "inference-epp-env.networking.x-k8s.io/"
-"""Before the name of any setting that can change at run time, in any spelling: COST_WAITING, cost-waiting."""
+"""Prefix of annotations for any hot setting. The name may be spelled COST_WAITING or cost-waiting."""
 
 
 def _normal(name: str) -> str:
@@ -33,14 +33,14 @@ def _spellings() -> dict[str, str]:
 
 
 SPELLINGS = _spellings()
-"""Hot settings by every name that they may have in an annotation."""
+"""Hot setting by each accepted spelling."""
 
 
 class AnnotatedSettings:
-    """Settings of the command line, changed by what a pool's annotations say.
+    """The settings of the command line, overridden by a pool's annotations.
 
-    ``apply`` puts settings into force and raises ConfigurationError, with nothing changed, if they cannot be used.
-    ``refuse`` hears of each annotation that cannot be used, with the reason, once until it changes.
+    ``apply`` puts settings into force; if they are invalid it changes nothing and raises ConfigurationError. ``refuse`` is
+    called with the annotation and the reason once for each invalid value.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class AnnotatedSettings:
         self._unknown: set[str] = set()
 
     def update(self, annotations: Mapping[str, str]) -> int:
-        """Follow the annotations as they are now; how many settings changed.
+        """Apply the annotations; returns how many settings changed.
 
-        Each stands alone: one that cannot be used leaves its setting at the last value that could, and one that is gone
-        gives it back the value of its flag.
+        Annotations are independent: an invalid one leaves its setting at the last valid value, a removed one restores the
+        value of the flag.
         """
         given = self._read(annotations)
         changes = 0
@@ -81,7 +81,7 @@ class AnnotatedSettings:
         return changes
 
     def _read(self, annotations: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-        """Annotation and value by the setting that they are for."""
+        """Annotation and value by setting."""
         given: dict[str, tuple[str, str]] = {}
         unknown = set()
         for key in sorted(annotations):
@@ -93,6 +93,6 @@ class AnnotatedSettings:
                     given[name] = (key, annotations[key])
         given |= {name: (key, annotations[key]) for key, name in NAMED.items() if key in annotations}
         for key in sorted(unknown - self._unknown):
-            self._refuse(key, "there is no such setting that can change while the server runs")
+            self._refuse(key, "unknown setting, or one that cannot change while the server runs")
         self._unknown = unknown
         return given

@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 UNREACHABLE = 0
-"""Status of an :class:`ApiError` where no answer came."""
+"""Status of an :class:`ApiError` without an answer."""
 MAX_EVENT_BYTES = 16 << 20
 """Longest line of a watch. etcd stores objects of at most 1.5 MiB by default."""
 
 
 class ApiError(WarmrouteError):
-    """The API server could not be reached (``status`` is :data:`UNREACHABLE`) or answered with an error status."""
+    """The API server did not answer (``status`` is :data:`UNREACHABLE`) or answered with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -56,10 +56,9 @@ class Cluster:
         self._away = False
 
     def find(self, environ: Mapping[str, str] = os.environ) -> None:
-        """Take the in-cluster configuration, else KUBECONFIG, else ~/.kube/config.
+        """Choose the in-cluster configuration, else KUBECONFIG, else ~/.kube/config.
 
-        Only looks where the configuration is: neither it nor the server has to be right yet. Raises ConfigurationError if
-        there is none.
+        Checks only that it exists; it is read with the first request. Raises ConfigurationError if there is none.
         """
         if "KUBERNETES_SERVICE_HOST" in environ:
             return
@@ -84,9 +83,9 @@ class Cluster:
         return await self._exchange("PUT", path, {}, body)
 
     async def watch(self, path: str, seconds: int, **query: str | int) -> AsyncGenerator[list[bytes], None]:
-        """The lines of a watch, in the batches in which they arrive. Ends after ``seconds``, or when the server ends it.
+        """The lines of a watch, in the batches in which they arrive. Ends when the server ends it, by ``seconds``.
 
-        Raises ApiError, also when the connection breaks or nothing has ended it some time after ``seconds``.
+        Raises ApiError, also if the connection breaks or is still open 15 s after ``seconds``.
         """
         limits = aiohttp.ClientTimeout(total=seconds + 15, connect=5)
         query |= {"watch": 1, "allowWatchBookmarks": "true", "timeoutSeconds": seconds}
@@ -104,7 +103,7 @@ class Cluster:
             response.close()
 
     async def close(self) -> None:
-        """Close the connections. Asking again opens new ones."""
+        """Close the connections. A later request opens new ones."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()  # type: ignore[no-untyped-call]
@@ -139,7 +138,7 @@ class Cluster:
             )
             url = f"{url}?{urlencode(query)}" if query else url
             answer = await client.call_api(method, url, headers, body, _request_timeout=limits)
-            if answer.status == 401:  # the credentials may have been renewed where they came from
+            if answer.status == 401:  # the credentials may have been renewed on disk
                 await self._configure(client.configuration)
         except (aiohttp.ClientError, TimeoutError, OSError, ApiException, ConfigException) as error:
             self._tell(away=True, error=error)
@@ -154,7 +153,7 @@ class Cluster:
         async with self._connecting:
             if self._client is None:
                 configuration = Configuration()
-                # As kubectl: many clusters' own certificate authorities lack what the strict mode of Python 3.13 wants.
+                # As kubectl: certificate authorities of many clusters fail the strict checks that Python 3.13 turned on.
                 configuration.disable_strict_ssl_verification = True
                 await self._configure(configuration)
                 self._client = ApiClient(configuration)

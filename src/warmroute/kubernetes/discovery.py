@@ -1,4 +1,4 @@
-"""Endpoints, models and settings from a Kubernetes cluster: one InferencePool and what belongs to it."""
+"""Endpoints, models and settings of one InferencePool of a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MODEL_KINDS = {
     "inferencemodelrewrites": (X_GROUP, LLM_D_GROUP),
     "inferenceobjectives": (X_GROUP, LLM_D_GROUP),
 }
-"""What is read about models, and from which API groups: two of the kinds have moved from the one to the other."""
+"""API groups of each kind about models. Two of the kinds moved from the first group to the second."""
 
 
 class KubernetesDiscovery:
-    """Keeps a pool equal to an InferencePool of a cluster.
+    """Keeps a pool in sync with an InferencePool.
 
     ``apply`` puts changed settings into force (see :class:`~warmroute.kubernetes.annotations.AnnotatedSettings`);
-    ``reloaded`` hears whether annotations could be used. Call ``load`` and ``start`` before use; each informer is a task
-    that this object owns. The pool is synced once every kind is known, and stays so while the API server is away.
+    ``reloaded`` is called with whether annotations were valid. Call ``load`` and ``start`` before use. Each informer is a
+    task that this object owns. The pool is synced once every kind is known, and stays so while the API server is away.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class KubernetesDiscovery:
         backoff: Backoff | None = None,
     ) -> None:
         if settings.pool_name is None:
-            raise ConfigurationError("--pool-name says which InferencePool to serve")
+            raise ConfigurationError("--pool-name is missing: the InferencePool to serve")
         if settings.pool_group not in {None, *VERSIONS}:
             raise ConfigurationError(
                 f"--pool-group must be one of {', '.join(VERSIONS)} (given: {settings.pool_group!r})"
@@ -90,17 +90,17 @@ class KubernetesDiscovery:
         self._events = EventReporter(cluster, self._namespace)
 
     def load(self) -> None:
-        """Find the cluster. Raises ConfigurationError if there is none to be found."""
+        """Find the cluster. Raises ConfigurationError if there is none."""
         self._cluster.find()
 
     async def start(self) -> None:
-        """Begin to watch."""
+        """Start all informers."""
         self._events.start()
         for informer in self._named_informers():
             informer.start()
 
     async def stop(self) -> None:
-        """End every watch; safe before :meth:`start` and a second time."""
+        """Stop all informers; safe before :meth:`start` and when called again."""
         for informer in self._named_informers():
             await informer.stop()
         if self._pods is not None:
@@ -110,7 +110,7 @@ class KubernetesDiscovery:
         await self._cluster.close()
 
     def _named_informers(self) -> Iterator[Informer[Any]]:
-        """All but the one of the pods, which begins when the pool's selector is known."""
+        """All but that of the pods, which starts when the pool's selector is known."""
         yield from self._pools
         yield from self._models
         yield from self._rewrites
@@ -154,7 +154,7 @@ class KubernetesDiscovery:
             self._reloaded(True)
         if before is None or before.selector != pool.selector:
             self._watch_pods(pool)
-        elif changes or before.ports != pool.ports:  # the engines' dialect is among what can have changed
+        elif changes or before.ports != pool.ports:  # the dialect of the engines may have changed
             self._sync()
 
     def _pool_gone(self) -> None:
@@ -167,7 +167,7 @@ class KubernetesDiscovery:
         self._pool.synced = False
 
     def _watch_pods(self, pool: InferencePool) -> None:
-        """The pods of the former selector stay until those of the new one are known."""
+        """Start an informer of the pool's pods. Endpoints of the former selector stay until it has listed them."""
         self._end_pods_watch()
         pods = Resource("", "v1", "pods", self._namespace)
         self._pods = self._informer(pods, read_pod, self._pod_changed, {"labelSelector": pool.label_selector})
@@ -187,7 +187,7 @@ class KubernetesDiscovery:
             self._sync()
             return
         pods, pool = self._pods, self._served
-        if pods is None or pool is None or not pods.listed:  # the last word of a watch with another selector
+        if pods is None or pool is None or not pods.listed:  # a late event of an informer with another selector
             return
         now = self._clock()
         pod = pods.objects.get(name)
@@ -200,7 +200,7 @@ class KubernetesDiscovery:
                 self._pool.remove(endpoint_id, now)
 
     def _sync(self) -> None:
-        """Make the pool's members equal to all pods, unless something is not known yet."""
+        """Replace the pool's endpoints by those of all pods, once every kind is known."""
         pods, pool = self._pods, self._served
         if pods is None or pool is None or not pods.listed:
             return

@@ -1,4 +1,4 @@
-"""InferencePool, of either API group: which pods, which ports, which annotations."""
+"""InferencePool of either API group: selector, ports and annotations. WITHOUT IO."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from warmroute.kubernetes.objects import Object
 GA_GROUP = "inference.networking.k8s.io"
 X_GROUP = "inference.networking.x-k8s.io"
 VERSIONS = {GA_GROUP: "v1", X_GROUP: "v1alpha2"}
-"""The version read of each group; where both have the pool, the first one counts."""
+"""Version read of each API group. If both groups have the pool, the first one is served."""
 
 
 @dataclass(frozen=True, slots=True)
 class InferencePool:
-    """What matters of an InferencePool."""
+    """The fields of an InferencePool that discovery uses."""
 
     api_version: str
     namespace: str
     name: str
     uid: str
     selector: dict[str, str]
-    """Labels that a pod must have, all of them; never empty."""
+    """Labels that a pod must have; never empty."""
     ports: tuple[int, ...]
     annotations: dict[str, str]
     terminating: bool
 
     @property
     def label_selector(self) -> str:
-        """The selector as the API server takes it."""
+        """The selector as the query parameter ``labelSelector``."""
         return ",".join(f"{key}={value}" for key, value in sorted(self.selector.items()))
 
 
 def read_pool(item: Object) -> InferencePool:
-    """A pool from its object. Raises LookupError, TypeError or ValueError for what is none."""
+    """A pool from its object. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     metadata, spec = item["metadata"], item["spec"]
     if item["apiVersion"].startswith(f"{GA_GROUP}/"):
         selector = spec["selector"]["matchLabels"]

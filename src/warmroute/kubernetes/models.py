@@ -1,7 +1,7 @@
-"""InferenceModel, InferenceModelRewrite and InferenceObjective: what they say together.
+"""InferenceModel, InferenceModelRewrite and InferenceObjective: reads them and merges them. WITHOUT IO.
 
-Of several objects for the same model the oldest counts, as upstream has it; of objects of the same second the one whose name
-comes first. Objects of other pools, and those being deleted, count as absent.
+Of several objects for one model the oldest wins, as in the Gateway API inference extension; of objects created in one second
+the first by name. Objects of other pools and objects being deleted are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from warmroute.pool.models import Criticality, Model, ModelTarget
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An object that says something about a pool's models. ``age`` orders claims, the oldest first."""
+    """An object about a pool's models. ``age`` sorts claims, the oldest first: creation time, namespace, name."""
 
     age: tuple[str, str, str]
     pool: str
@@ -35,7 +35,7 @@ class ModelClaim(Claim):
 
 @dataclass(frozen=True, slots=True)
 class RewriteClaim(Claim):
-    """An InferenceModelRewrite: in order, the models that a rule is for (none: any) and what they become."""
+    """An InferenceModelRewrite. Each rule: the models that it matches (none: all models), and the targets."""
 
     rules: tuple[tuple[tuple[str, ...], tuple[ModelTarget, ...]], ...]
 
@@ -49,7 +49,7 @@ class ObjectiveClaim(Claim):
 
 
 def read_model(item: Object) -> ModelClaim:
-    """An InferenceModel. Raises LookupError, TypeError or ValueError for what is none."""
+    """An InferenceModel. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     spec = item["spec"]
     targets = _targets(spec.get("targetModels") or (), "name")
     criticality = Criticality.named(spec.get("criticality") or "Standard")
@@ -57,7 +57,7 @@ def read_model(item: Object) -> ModelClaim:
 
 
 def read_rewrite(item: Object) -> RewriteClaim:
-    """An InferenceModelRewrite. Raises LookupError, TypeError or ValueError for what is none."""
+    """An InferenceModelRewrite. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     rules = []
     for rule in item["spec"]["rules"]:
         names = tuple(match["model"]["value"] for match in rule.get("matches") or ())
@@ -66,7 +66,7 @@ def read_rewrite(item: Object) -> RewriteClaim:
 
 
 def read_objective(item: Object) -> ObjectiveClaim:
-    """An InferenceObjective. Raises LookupError, TypeError or ValueError for what is none."""
+    """An InferenceObjective. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     priority = int(item["spec"].get("priority") or 0)
     return ObjectiveClaim(*_claim(item), name=item["metadata"]["name"], priority=priority)
 
@@ -74,10 +74,10 @@ def read_objective(item: Object) -> ObjectiveClaim:
 def models_of(
     pool: str, models: Iterable[ModelClaim], rewrites: Iterable[RewriteClaim]
 ) -> tuple[list[Model], Model | None]:
-    """The pool's models, and what stands for those that have no entry (a rewrite rule without matches).
+    """The pool's models, and the model that stands for all others (from a rewrite rule without matches), if there is one.
 
-    A rewrite for exactly this model says what its name becomes, else the InferenceModel of that name, else the rule for any
-    model. How critical a model is, only its InferenceModel can say.
+    Targets of a model, by precedence: a rewrite rule that matches its name; its InferenceModel; the rule without matches.
+    Criticality comes from the InferenceModel alone.
     """
     table: dict[str, Model] = {}
     for claim in _oldest_first(pool, models):
@@ -96,7 +96,7 @@ def models_of(
 
 
 def priorities_of(pool: str, objectives: Iterable[ObjectiveClaim]) -> dict[str, int]:
-    """The pool's objectives by name. Of two with one name, in two API groups, the older counts."""
+    """Priority of the pool's objectives by name. If two API groups have an objective of one name, the older wins."""
     priorities: dict[str, int] = {}
     for claim in _oldest_first(pool, objectives):
         priorities.setdefault(claim.name, claim.priority)
@@ -105,13 +105,13 @@ def priorities_of(pool: str, objectives: Iterable[ObjectiveClaim]) -> dict[str, 
 
 def _claim(item: Object) -> tuple[tuple[str, str, str], str]:
     metadata = item["metadata"]
-    # RFC 3339 in UTC, always to the second: as text it sorts as the time does.
+    # RFC 3339 in UTC with whole seconds: sorts as text.
     age = (metadata.get("creationTimestamp") or "", metadata["namespace"], metadata["name"])
     return age, "" if metadata.get("deletionTimestamp") else item["spec"]["poolRef"]["name"]
 
 
 def _targets(items: Sequence[Object], key: str) -> tuple[ModelTarget, ...]:
-    """By weight if any is given, else all alike."""
+    """Targets with their weights; equal weights if none is given."""
     weights = [int(item.get("weight") or 0) for item in items]
     if not any(weights):
         weights = [1] * len(weights)

@@ -1,4 +1,4 @@
-"""Pods: which endpoints one is."""
+"""Pods: reads them and lists the endpoints of each. WITHOUT IO."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from warmroute.kubernetes.objects import Object
 from warmroute.pool.endpoint import EndpointSpec
 
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
-"""Annotations that say which of the pool's ports a pod serves, separated by commas; the newer first."""
+"""Annotations with the ports of the pool that a pod serves, separated by commas; the newer name comes first and wins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as it runs now."""
+    """A container of a pod."""
 
     run: str
-    """Changes with every start of the container."""
+    """Container id and restart count: changes with every start."""
     ports: frozenset[int]
-    """Those that the pod's manifest declares."""
+    """The containerPorts of the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What matters of a pod."""
+    """The fields of a pod that discovery uses."""
 
     namespace: str
     name: str
     uid: str
     address: str
-    """Empty until it has one."""
+    """Pod IP; empty until it is assigned."""
     ready: bool
-    """Condition Ready, and not terminating."""
+    """Condition Ready is True and the pod is not terminating."""
     labels: dict[str, str]
     active_ports: frozenset[int] | None
-    """None: all of the pool's."""
+    """Ports of the pool that the pod serves; None: all."""
     containers: tuple[Container, ...]
 
     def endpoints(self, ports: Sequence[int]) -> Iterator[EndpointSpec]:
-        """One for each of the pool's target ports that the pod serves; none unless it is ready."""
+        """One endpoint for each target port of the pool that the pod serves; none if the pod is not ready."""
         if not self.ready or not self.address:
             return
         for name, port in zip(endpoint_names(self.name, ports), ports, strict=True):
@@ -54,18 +54,18 @@ class Pod:
                 )
 
     def _incarnation(self, port: int) -> str:
-        """Another one once the engine's process is: the container that declares the port; all of them if none does."""
+        """Changes when the engine restarts: from the containers that declare the port, or all if none does."""
         engine = [container for container in self.containers if port in container.ports] or self.containers
         return " ".join((self.uid, *(container.run for container in engine)))
 
 
 def endpoint_names(pod: str, ports: Sequence[int]) -> list[str]:
-    """The names of the endpoints of a pod of that name: its own with one port, ``<pod>-rank-<i>`` with several."""
+    """Names of a pod's endpoints: the pod's name for one port, ``<pod>-rank-<i>`` for several."""
     return [pod] if len(ports) == 1 else [f"{pod}-rank-{rank}" for rank in range(len(ports))]
 
 
 def read_pod(item: Object) -> Pod:
-    """A pod from its object. Raises LookupError, TypeError or ValueError for what is none."""
+    """A pod from its object. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     metadata, status = item["metadata"], item.get("status") or {}
     conditions = status.get("conditions") or ()
     ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

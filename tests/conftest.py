@@ -56,6 +56,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     global _unit_test_runs  # noqa: PLW0603
     _unit_test_runs = any(item.iter_markers("unit"))
     try:
-        return (yield)  # type: ignore[return-value]
+        return (yield)
     finally:
         _unit_test_runs = False

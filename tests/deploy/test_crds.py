@@ -115,8 +115,8 @@ def instance(api_version: str, kind: str, spec: dict[str, Any]) -> Any:
     return {"apiVersion": api_version, "kind": kind, "metadata": {"name": "it"}, "spec": spec}
 
 
-POOL_V1 = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 8000}]}
-POOL_V1ALPHA2 = {"selector": {"app": "qwen"}, "targetPortNumber": 8000, "extensionRef": {"name": "epp"}}
+POOL_V1: dict[str, Any] = {"selector": {"matchLabels": {"app": "qwen"}}, "targetPorts": [{"number": 8000}]}
+POOL_V1ALPHA2: dict[str, Any] = {"selector": {"app": "qwen"}, "targetPortNumber": 8000, "extensionRef": {"name": "epp"}}
 MODEL = {"modelName": "m", "poolRef": {"name": "p"}}
 REWRITE = {"poolRef": {"name": "p"}, "rules": [{"targets": [{"modelRewrite": "b"}]}]}
 MATCH_A = {"model": {"value": "a"}}

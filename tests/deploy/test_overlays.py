@@ -1,6 +1,5 @@
 """Every overlay renders, validates, and its parts fit one another and the real command line."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def container(deployment: dict[str, Any], name: str = "epp") -> dict[str, Any]:
 
 def settings_of(deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings that the picker's container starts with: its arguments through the real command line."""
-    received = []
+    received: list[Settings] = []
     monkeypatch.setattr("warmroute.picker.serve", received.append)
     flags, warnings = go_flags.translated(container(deployment)["args"])
     assert not warnings
@@ -195,7 +194,7 @@ def test_the_picker_may_reach_the_pods_of_the_pool(name: str) -> None:
 # ---------------------------------------------------------------- RBAC
 
 
-def granted(documents: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
+def granted(documents: tuple[dict[str, Any], ...]) -> set[tuple[str, str, str, str]]:
     """(namespace, API group, resource, verb) that the picker's service account gets; "*" for all namespaces."""
     deployment = pick(documents, "Deployment")
     account = (deployment["metadata"]["namespace"], deployment["spec"]["template"]["spec"]["serviceAccountName"])
@@ -303,8 +302,7 @@ def test_clients_cannot_choose_the_endpoint(name: str) -> None:
 
 
 def quantity(text: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", text).groups()
-    return int(number) << {"Ki": 10, "Mi": 20, "Gi": 30}[unit]
+    return int(text[:-2]) << {"Ki": 10, "Mi": 20, "Gi": 30}[text[-2:]]
 
 
 def test_envoy_gateway_buffers_what_the_picker_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,15 @@ def without_defaults(tree: Any) -> Any:
 def test_envoy_accepts_it(tmp_path: Path) -> None:
     (text,) = pick(overlay("sidecar"), "ConfigMap")["data"].values()
     (tmp_path / "envoy.yaml").write_text(text)
-    argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", tmp_path / "envoy.yaml"]
+    argv = [
+        str(envoy_path()),
+        "--mode",
+        "validate",
+        "--log-level",
+        "error",
+        "--config-path",
+        str(tmp_path / "envoy.yaml"),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from warmroute.discovery.file import EndpointsFile, FileDiscovery, parse
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EndpointSpec
-from warmroute.pool.models import Model, ModelTarget
+from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
 
 TWO = """
@@ -49,9 +49,9 @@ models:
   - name: plain
 """
     assert parse(text).model_table() == [
-        Model("chat", (ModelTarget("chat-v1", 9), ModelTarget("chat-v2", 1)), 2),
-        Model("batch", (), 0),
-        Model("plain", (), 1),
+        Model("chat", (ModelTarget("chat-v1", 9), ModelTarget("chat-v2", 1)), Criticality.CRITICAL),
+        Model("batch", (), Criticality.SHEDDABLE),
+        Model("plain", (), Criticality.STANDARD),
     ]
 
 

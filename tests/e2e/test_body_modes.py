@@ -13,9 +13,10 @@ import pytest
 
 from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy import NO_RETRIES
-from tests.fixtures.envoy.apps import eventually, picker_app, target
+from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
+from tests.waiting import eventually
 from warmroute.standalone.bootstrap import BodyMode, Picking
 
 NONE, STREAMED, BUFFERED, PARTIAL, DUPLEX = (

@@ -29,15 +29,16 @@ def destination(target: str) -> pb.HeaderMutation:
 def fixed(target: str, seen: list[pb.ProcessingRequest] | None = None) -> Any:
     """A script for BUFFERED requests that picks the same endpoint each time."""
 
-    async def script(context: grpc.aio.ServicerContext) -> None:
-        while (message := await context.read()) is not grpc.aio.EOF:
+    async def script(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # not in grpc-stubs
             if seen is not None:
                 seen.append(message)
             common = pb.CommonResponse(header_mutation=destination(target))
             if message.WhichOneof("request") == "request_body" or message.request_headers.end_of_stream:
-                kind = "request_body" if message.HasField("request_body") else "request_headers"
-                wrapper = pb.BodyResponse if kind == "request_body" else pb.HeadersResponse
-                await context.write(pb.ProcessingResponse(**{kind: wrapper(response=common)}))
+                if message.HasField("request_body"):
+                    await context.write(pb.ProcessingResponse(request_body=pb.BodyResponse(response=common)))
+                else:
+                    await context.write(pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common)))
                 return
             await context.write(pb.ProcessingResponse(request_headers=pb.HeadersResponse()))
 
@@ -87,7 +88,7 @@ async def test_the_subset_hint_reaches_the_picker_as_given(envoy: StartEnvoy, hi
         envoy(pods, epp, subset_hint=hint) as proxy,
     ):
         await exchange(proxy.url, body=b"{}")
-    value = seen[0].metadata_context.filter_metadata[SUBSET_NAMESPACE][SUBSET_KEY]
+    value: Any = seen[0].metadata_context.filter_metadata[SUBSET_NAMESPACE][SUBSET_KEY]
     assert (value if isinstance(hint, str) else tuple(value)) == hint
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy import NO_RETRIES
-from tests.fixtures.envoy.apps import eventually, picker_app, target
+from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import Message, exchange
 from tests.fixtures.envoy.pickers import endpoints_document, warmroute_serve
+from tests.waiting import eventually
 from warmroute.extproc.headers import DESTINATION
 from warmroute.standalone.bootstrap import BodyMode, Picking
 from warmroute.standalone.envoy import EnvoyProcess
@@ -49,7 +50,7 @@ def posts(pod: Any) -> int:
 @pytest.mark.parametrize("mode", [BUFFERED, BodyMode.BUFFERED_PARTIAL, DUPLEX])
 @pytest.mark.parametrize("hold", ["head", "body"])
 async def test_a_killed_picker_harms_no_request_in_flight(
-    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, fail_open: bool, hold: float
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode, fail_open: bool, hold: str
 ) -> None:
     async with (
         backends(2) as pods,
@@ -95,7 +96,7 @@ async def test_observing_responses_makes_the_pickers_death_matter(
             ) as proxy,
         ):
             request = asyncio.create_task(exchange(proxy.url, body=BODY, headers={"x-test-hold": "head"}))
-            await eventually(lambda pods=pods: posts(pods[0]) == 1, "request in flight")
+            await eventually(lambda pods=pods: posts(pods[0]) == 1, "request in flight")  # type: ignore[misc]
             os.kill(child.pid, signal.SIGKILL)
             await fallen_to_zero(proxy, "cluster.epp.upstream_cx_active")
             pods[0].release.set()
@@ -203,7 +204,7 @@ async def test_a_dead_engine_is_routed_around_and_comes_back(
 
 
 async def test_a_request_whose_engine_has_just_died_is_tried_on_another_one(envoy: StartEnvoy, tmp_path: Path) -> None:
-    slow = {"refresh_metrics_interval": 60.0, "idle_metrics_interval": 60.0}  # the picker goes on naming the dead one
+    slow: dict[str, Any] = {"refresh_metrics_interval": 60.0, "idle_metrics_interval": 60.0}  # the picker goes on naming the dead one
     async with (
         backends(2) as pods,
         picker_app([pod.target for pod in pods], tmp_path, routing_strategy="ROUND_ROBIN", **slow) as app,

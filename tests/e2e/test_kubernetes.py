@@ -20,10 +20,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.e2e.conftest import StartEnvoy
-from tests.fixtures.envoy.apps import eventually
 from tests.fixtures.envoy.http1 import exchange
 from tests.fixtures.kubernetes.clusters import Cluster, EmulatedCluster, cluster
 from tests.fixtures.kubernetes.objects import MODEL, POOL, annotated, changed, pod
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import Picking
 from warmroute.standalone.child import Child
@@ -219,7 +219,7 @@ async def test_requests_do_not_notice_that_the_api_server_dies_and_returns(
             for round_number in range(2):
                 await where.server.stop()
                 before = len(answered)
-                await eventually(lambda before=before: len(answered) > before + 30, "answers while it is away")
+                await eventually(lambda before=before: len(answered) > before + 30, "answers while it is away")  # type: ignore[misc]
                 assert await picker.ready()
                 if round_number == 0:
                     await where.apply(pod_of(servers[2]))

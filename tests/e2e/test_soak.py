@@ -10,7 +10,7 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import grpc
@@ -36,10 +36,14 @@ PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/generate",
 
 def random_message(rng: random.Random) -> ProcessingRequest:
     """Any kind of message, in any mode, with a body that may be anything."""
+
+    def any_mode() -> BodySendMode:
+        return cast(BodySendMode, rng.randrange(7))
+
     message = ProcessingRequest()
     if rng.random() < 0.7:
         message.protocol_config.CopyFrom(
-            ProtocolConfiguration(request_body_mode=rng.randrange(7), response_body_mode=rng.randrange(7))
+            ProtocolConfiguration(request_body_mode=any_mode(), response_body_mode=any_mode())
         )
     kind = rng.choice(["headers", "body", "trailers", "response", "nothing", "body", "headers"])
     if kind == "headers":
@@ -80,7 +84,7 @@ async def misbehave(address: str, rng: random.Random, until: float) -> int:
         async with grpc.aio.insecure_channel(address) as channel:
             for _ in range(rng.randrange(1, 20)):
                 streams += 1
-                raw: Any = channel.stream_stream(METHOD)()
+                raw: Any = channel.stream_stream(METHOD)()  # type: ignore[call-arg]  # grpc-stubs: not optional
                 try:
                     async with asyncio.timeout(5):
                         for _ in range(rng.randrange(5)):
@@ -91,7 +95,7 @@ async def misbehave(address: str, rng: random.Random, until: float) -> int:
                                 await raw.done_writing()
                             case 1:
                                 await raw.done_writing()
-                                while await raw.read() is not grpc.aio.EOF:
+                                while await raw.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]  # not in grpc-stubs
                                     pass
                             case 2:
                                 raw.cancel()
@@ -105,7 +109,8 @@ async def misbehave(address: str, rng: random.Random, until: float) -> int:
 async def picked(address: str) -> str:
     """The endpoint named for an honest request."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.stream_stream(METHOD, request_serializer=ProcessingRequest.SerializeToString)()
+        stream: Any = channel.stream_stream
+        call = stream(METHOD, request_serializer=ProcessingRequest.SerializeToString)()
         mode: BodySendMode = BUFFERED
         start = ProcessingRequest(
             request_headers=HttpHeaders(), protocol_config=ProtocolConfiguration(request_body_mode=mode)

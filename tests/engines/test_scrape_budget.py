@@ -60,14 +60,12 @@ asyncio.run(main())
 @contextmanager
 def engines(count: int) -> Iterator[list[int]]:
     """Busy engines in a process of their own; gives their ports."""
-    process = subprocess.Popen([sys.executable, "-c", ENGINES_PROGRAM, str(count)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        yield [int(port) for port in process.stdout.readline().split()]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", ENGINES_PROGRAM, str(count)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield [int(port) for port in process.stdout.readline().split()]
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow

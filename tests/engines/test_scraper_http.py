@@ -130,7 +130,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
 @asynccontextmanager
 async def scraping(**changes: object) -> AsyncIterator[Scene]:
     settings = Settings(
-        **{  # type: ignore[arg-type]
+        **{
             "refresh_metrics_interval": 0.02,
             "idle_metrics_interval": 0.04,
             "metrics_timeout": 0.3,

@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.factories import routing_constants, server_options, session_rules
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import tls
 from warmroute.extproc.budget import BodyBudget
@@ -135,7 +136,7 @@ async def serving(
         await picker.server.stop()
 
 
-def stream_on(channel: grpc.aio.Channel) -> Any:
+def stream_on(channel: Any) -> Any:
     return channel.stream_stream(
         METHOD,
         request_serializer=ProcessingRequest.SerializeToString,
@@ -157,12 +158,6 @@ def body(data: bytes, *, eos: bool = True) -> ProcessingRequest:
     return ProcessingRequest(request_body=HttpBody(body=data, end_of_stream=eos))
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_request_is_answered_and_the_stream_closed() -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
@@ -171,7 +166,7 @@ async def test_a_request_is_answered_and_the_stream_closed() -> None:
         await call.write(body(b'{"model": "m", "messages": []}'))
         reply = await call.read()
         assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"].startswith("10.0.0.")
-        assert await call.read() is grpc.aio.EOF
+        assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]  # not in grpc-stubs
         assert await call.code() == grpc.StatusCode.OK
         await eventually(lambda: picker.recorder.closed == 1)
         assert picker.recorder.answered == [None]
@@ -248,7 +243,7 @@ async def test_an_error_of_ours_is_a_500_on_that_stream_alone(monkeypatch: pytes
 
 async def test_garbage_bytes_are_no_harm() -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
-        raw: Any = channel.stream_stream(METHOD)()
+        raw: Any = channel.stream_stream(METHOD)()  # type: ignore[call-arg]  # grpc-stubs: not optional
         await raw.write(b"\xff\xfe garbage")
         assert await raw.code() == grpc.StatusCode.INVALID_ARGUMENT
         await eventually(lambda: picker.server.open_streams == 0)

@@ -84,8 +84,8 @@ class Stream:
         eos: bool = False,
         response: BodySendMode = NONE,
         path: str = "/v1/chat/completions",
-        subset: object = None,
-        **more: str,
+        subset: Any = None,
+        **more: Any,
     ) -> list[ProcessingResponse]:
         message = ProcessingRequest(request_headers=HttpHeaders(end_of_stream=eos))
         if mode is not None:
@@ -104,10 +104,15 @@ class Stream:
         return self.send(ProcessingRequest(request_trailers=HttpTrailers()))
 
 
-def hint(value: object) -> Metadata:
+def hint(value: Any) -> Metadata:
     metadata = Metadata()
     metadata.filter_metadata["envoy.lb.subset_hint"].update({"x-gateway-destination-endpoint-subset": value})
     return metadata
+
+
+def named_in_metadata(reply: ProcessingResponse) -> str:
+    metadata: Any = reply.dynamic_metadata
+    return metadata["envoy.lb"]["x-gateway-destination-endpoint"]
 
 
 def destination(reply: ProcessingResponse) -> str:
@@ -119,7 +124,7 @@ def destination(reply: ProcessingResponse) -> str:
     assert not option.header.value
     assert option.append_action == HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
     named = option.header.raw_value.decode()
-    assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == named
+    assert named_in_metadata(reply) == named
     return named
 
 
@@ -238,7 +243,7 @@ def test_trailers_without_a_body_are_answered_with_the_endpoint(mode: BodySendMo
     (reply,) = stream.trailers()
     assert reply.WhichOneof("response") == "request_trailers"
     assert not reply.request_trailers.HasField("header_mutation")
-    assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] in TARGETS
+    assert named_in_metadata(reply) in TARGETS
     assert stream.session.closed
     stream = Stream()
     stream.pool.replace([], 0.0)
@@ -340,13 +345,14 @@ def test_unknown_models_pass_unless_strict() -> None:
 def test_a_header_names_the_model_to_go_on_with_and_is_consumed() -> None:
     for header in ("x_gateway_model_name_rewrite", "x_llm_d_model_name_rewrite"):
         stream = Stream(models=[Model("alias", (ModelTarget("tuned"),), Criticality.CRITICAL)])
-        stream.headers(**{header: "alias"})
+        named: dict[str, Any] = {header: "alias"}
+        stream.headers(**named)
         (answer,) = stream.body()
         common = answer.request_body.response
         assert json.loads(common.body_mutation.body)["model"] == "tuned"
         assert header.replace("_", "-") in common.header_mutation.remove_headers
         stream = Stream()
-        stream.headers(**{header: "plain"})
+        stream.headers(**(named | {header: "plain"}))
         assert json.loads(stream.body()[0].request_body.response.body_mutation.body)["model"] == "plain"
 
 
@@ -381,7 +387,8 @@ def test_who_is_refused_by_a_saturated_pool(
         stream.pool.models.replace_objectives({"batch": -1, "plain": 0, "chat": 7})
         for endpoint in stream.pool.endpoints.values():
             stream.pool.observed(endpoint, EngineState(0.0, running=9, waiting=9 * busy, kv_usage=0.5), 0.0)
-        stream.headers(**({"x_gateway_inference_objective": objective} if objective else {}))
+        named: dict[str, Any] = {"x_gateway_inference_objective": objective} if objective else {}
+        stream.headers(**named)
         answers = stream.body(json.dumps(document).encode())
         if busy and shed_up_to is not None and refused_up_to <= shed_up_to:
             status, reason, error = rejection(answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 from tests.fixtures.kubernetes.api_server import ApiServer, api_server
 from tests.fixtures.kubernetes.objects import MODEL, POOL, POOL_REF, X, annotated, changed, pod
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.kubernetes import informer as watch_module
 from warmroute.kubernetes.api import Cluster
@@ -79,12 +80,6 @@ async def picking(server: ApiServer, tmp_path: Any, *, synced: bool = True, **se
         yield picker
     finally:
         await picker.discovery.stop()
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def cluster_of(*pods: Any) -> Any:
@@ -272,7 +267,7 @@ async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(
             server.apply(annotated(POOL, **bad, QUEUE_SLACK="6"))
             await eventually(lambda: picker.settings.queue_slack == 6)
         assert (picker.settings.routing_strategy, picker.settings.cost_waiting) == ("PREFIX_CACHE", 1.0)
-        told = [r.fields["annotation"] for r in caplog.records if r.message == "annotation not used"]
+        told = [vars(r)["fields"]["annotation"] for r in caplog.records if r.message == "annotation not used"]
         assert sorted(key.rpartition("/")[2] for key in told) == sorted(key.replace("_", "-") for key in bad)
         await eventually(lambda: len(server.all("/api/v1/namespaces/default/events")) == 3)
         events = server.all("/api/v1/namespaces/default/events")

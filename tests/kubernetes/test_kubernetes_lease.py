@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures.kubernetes.api_server import ApiServer, api_server
+from tests.waiting import eventually
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.lease import LeaderElection, own_identity, own_namespace
 
@@ -38,12 +39,6 @@ async def candidate(server: ApiServer, tmp_path: Any, identity: str, clock: Cloc
     finally:
         await election.stop()
         await cluster.close()
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def looked(server: ApiServer) -> None:

@@ -91,7 +91,7 @@ def test_a_sidecars_restart_is_not_the_engines() -> None:
 
     assert with_sidecar(0, []) == with_sidecar(1, [])
     assert with_sidecar(0, [{"containerPort": 8000}]) != with_sidecar(1, [{"containerPort": 8000}])
-    undeclared = {"spec__containers": [{"name": "vllm"}]}
+    undeclared: dict[str, Any] = {"spec__containers": [{"name": "vllm"}]}
     assert endpoints(pod("a", "1.1.1.1", **undeclared)) != endpoints(pod("a", "1.1.1.1", restarts=1, **undeclared))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +28,8 @@ def colours(path: Path) -> dict[tuple[int, int, int], int]:
     from PIL import Image
 
     with Image.open(path) as picture:
-        return {colour: count for count, colour in picture.convert("RGB").getcolors(1 << 20)}
+        counted: Any = picture.convert("RGB").getcolors(1 << 20)
+        return {colour: count for count, colour in counted}
 
 
 def test_a_comparison_is_small_and_keeps_its_colours(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
@@ -334,7 +335,7 @@ def test_two_instances_share_nothing() -> None:
 
 @pytest.mark.parametrize(("encode", "decode"), [(generate_latest, parse), (generate_openmetrics, parse_openmetrics)])
 def test_every_series_of_the_catalogue_is_exported_and_nothing_else(
-    world: World, encode: Callable[[CollectorRegistry], bytes], decode: Callable[..., object]
+    world: World, encode: Callable[[CollectorRegistry], bytes], decode: Callable[..., Any]
 ) -> None:
     exercise(world)
     families = {family.name: family for family in decode(encode(world.metrics.registry).decode())}

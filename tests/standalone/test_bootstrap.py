@@ -20,7 +20,7 @@ ENDPOINTS = ("127.0.0.1:8000", "[::1]:8001")
 def assert_valid(config: ProxyConfig, tmp_path: Path) -> None:
     file = tmp_path / "envoy.yaml"
     file.write_text(to_yaml(bootstrap(config), "said before"))
-    argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", file]
+    argv = [str(envoy_path()), "--mode", "validate", "--log-level", "error", "--config-path", str(file)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
 

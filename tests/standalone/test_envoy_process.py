@@ -1,6 +1,7 @@
 """Start, ports, statistics and end of the real Envoy."""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone import envoy as envoy_module
 from warmroute.standalone.bootstrap import ProxyConfig
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.envoy import EnvoyProcess, envoy_path
@@ -92,8 +92,8 @@ def test_envoy_is_taken_from_the_path_or_its_absence_is_explained(
 ) -> None:
     assert envoy_path().exists()
     monkeypatch.setitem(__import__("sys").modules, "envoy", None)
-    monkeypatch.setattr(envoy_module.shutil, "which", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / name))
     assert envoy_path() == tmp_path / "envoy"
-    monkeypatch.setattr(envoy_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigurationError, match="its extra `standalone`"):
         envoy_path()

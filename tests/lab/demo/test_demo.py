@@ -28,15 +28,15 @@ from warmroute_lab.demo.options import DemoOptions
 pytestmark = pytest.mark.e2e
 
 PORTS = ("port", "plain_port", "admin_port", "epp_port", "epp_health_port", "metrics_port", "pod_port")
-ANY_PORTS = dict.fromkeys(PORTS, 0)
+ANY_PORTS: dict[str, Any] = dict.fromkeys(PORTS, 0)
 
 
 def any_ports_flags() -> list[str]:
     return [f"--{name.replace('_', '-')}=0" for name in ANY_PORTS]
 
 
-def console() -> Console:
-    return Console(file=io.StringIO(), width=120)
+def console(shown: io.StringIO | None = None) -> Console:
+    return Console(file=shown or io.StringIO(), width=120)
 
 
 # ---------------------------------------------------------------- options
@@ -79,7 +79,7 @@ def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path
     endpoints = EndpointsFile.model_validate(yaml.safe_load(paths[0].read_text()))
     assert [(entry.address, entry.port) for entry in endpoints.endpoints] == [("127.0.0.1", 8000), ("127.0.0.1", 8001)]
     for path in paths[1:]:
-        argv = [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", path]
+        argv = [str(envoy_path()), "--mode", "validate", "--log-level", "error", "--config-path", str(path)]
         subprocess.run(argv, check=True, timeout=30, capture_output=True)
         text = path.read_text()
         assert f"envoy -c {path.name}" in text
@@ -105,13 +105,13 @@ def test_a_configuration_to_keep_needs_ports(tmp_path: Path) -> None:
 
 async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path: Path) -> None:
     options = DemoOptions(**ANY_PORTS, pods=2).settled()
-    shown = console()
-    async with Demo(options, tmp_path, shown) as demo:
+    shown = io.StringIO()
+    async with Demo(options, tmp_path, console(shown)) as demo:
         figures = await demo.converse()
         demo.print_what_to_try()
     assert figures["round1_pod"] == figures["round2_pod"]
     assert '"matching ratio": " 0.54 > 0.50"' in figures["log"]
-    text = shown.file.getvalue()
+    text = shown.getvalue()
     assert figures["log"] in text
     assert f"curl -i {demo.base_url}/chat/completions" in text
     assert [child.returncode for child in (demo.envoy.child, demo.picker, demo.simulators)] == [0, 0, 0]

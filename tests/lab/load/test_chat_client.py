@@ -49,7 +49,7 @@ class Engine:
     def __init__(self, *pieces: bytes, status: int = 200, content_type: str = "text/event-stream") -> None:
         self.pieces, self.status, self.content_type = pieces, status, content_type
         self.bodies: list[bytes] = []
-        self.headers = []
+        self.headers: list[Any] = []
 
     async def __aenter__(self) -> str:
         app = web.Application()

@@ -59,7 +59,7 @@ def test_the_seeds_load_is_even_from_the_start_and_never_stops() -> None:
 
 
 def test_about_num_users_are_there_at_any_time() -> None:
-    spans = {}
+    spans: dict[int, tuple[float, float]] = {}
     for at, user, _ in SEED.schedule():
         first, last = spans.get(user, (at, at))
         spans[user] = (min(first, at), max(last, at))
@@ -83,8 +83,9 @@ def test_without_a_time_every_user_asks_everything_once() -> None:
 
 @pytest.mark.parametrize("name", ["num_users", "num_rounds", "qps", "answer_len"])
 def test_a_load_of_nothing_is_refused(name: str) -> None:
+    nothing: dict[str, Any] = {name: 0}
     with pytest.raises(ConfigurationError, match=name.replace("_", "-")):
-        Workload(**{name: 0})
+        Workload(**nothing)
 
 
 def test_a_load_of_no_time_is_refused() -> None:
@@ -198,7 +199,7 @@ class FakeEngine:
 
     def __init__(self, failing: frozenset[int] = frozenset()) -> None:
         self.failing = failing
-        self.requests: list[dict] = []
+        self.requests: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> str:
         app = web.Application()
@@ -271,12 +272,13 @@ async def test_a_run_with_a_time_ends_by_itself() -> None:
 
 
 async def test_the_command_compares_and_writes_a_line_a_request(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=100)
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
     output = tmp_path / "requests.csv"
     plain, picked = FakeEngine(), FakeEngine()
     async with plain as a, picked as b:
         assert await multi_round.bench(QUICK, a, console, compare=b, output=output, log_interval=0)
-    text = console.file.getvalue()
+    text = shown.getvalue()
     assert text.count("Performance summary") == 2
     assert "ratio" in text
     assert "of 6 requests" in text
@@ -287,7 +289,8 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path: Path) 
 
 
 async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=100)
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
     output = tmp_path / "requests.csv"
     slow = replace(QUICK, num_rounds=50, qps=20)
     engine = FakeEngine()
@@ -298,8 +301,8 @@ async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_pa
         bench.cancel()
         with pytest.raises(asyncio.CancelledError):
             await bench
-    assert "Interrupted; what was answered until then:" in console.file.getvalue()
-    assert "TTFT mean" in console.file.getvalue()
+    assert "Interrupted; what was answered until then:" in shown.getvalue()
+    assert "TTFT mean" in shown.getvalue()
     assert 4 <= len(output.read_text().splitlines()) - 1 <= len(engine.requests)
 
 
@@ -326,6 +329,7 @@ async def test_without_a_model_the_servers_first_is_asked_for() -> None:
 
 
 async def test_the_command_says_when_nothing_was_answered() -> None:
-    console = Console(file=io.StringIO(), width=100)
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
     assert not await multi_round.bench(QUICK, "http://127.0.0.1:1/v1", console)
-    assert "6 requests failed; the first: " in console.file.getvalue()
+    assert "6 requests failed; the first: " in shown.getvalue()

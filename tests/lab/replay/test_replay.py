@@ -238,7 +238,7 @@ def test_pod_events_are_checked(text: str) -> None:
 def test_a_fleet_is_checked() -> None:
     for fleet in ({"restarts": (PodEvent(1.0, 2),)}, {"scalings": (PodEvent(1.0, 0),)}, {"pickers": 0}):
         with pytest.raises(ConfigurationError):
-            Fleet((SMALL, SMALL), **fleet)  # type: ignore[arg-type]
+            Fleet((SMALL, SMALL), **fleet)
 
 
 # ---------------------------------------------------------------- traces and scenarios

@@ -120,6 +120,7 @@ def test_the_cache_is_looked_up_at_admission_not_on_arrival() -> None:
     drain(engine)
     assert second.cached_tokens == 1584
     assert second.scheduled_at is not None
+    assert first.scheduled_at is not None
     assert first.finished_at is not None
     assert second.scheduled_at > first.scheduled_at + 0.02
 
@@ -221,6 +222,8 @@ def test_an_adapter_in_use_stays_loaded() -> None:
     again = request("again", [(3, 100)], 2, adapter="a")
     engine.submit(again, 3.0)
     drain(engine)
+    assert long.finished_at is not None
+    assert again.finished_at is not None
     assert long.finished_at > again.finished_at
     assert ttft(again) < ttft(short) - 0.9 * GRAPHS.timing.adapter_load
 

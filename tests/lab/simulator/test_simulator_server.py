@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from tests.recordings import engine_recording
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer, simulate
 
@@ -47,7 +48,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def recorded() -> dict[str, Any]:
-    return json.loads(engine_recording("vllm-0.26-responses.json"))  # type: ignore[no-any-return]
+    return json.loads(engine_recording("vllm-0.26-responses.json"))
 
 
 async def ask(
@@ -91,12 +92,6 @@ def shape(value: Any) -> Any:
 def series_of(line: str) -> str:
     """A sample's name and labels, without the labels' values and its own."""
     return re.sub(r'="[^"]*"', "", line).rpartition(" ")[0]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_answers_have_the_real_shape(
@@ -238,7 +233,7 @@ async def test_a_client_that_leaves_frees_its_blocks(start: Start, client: aioht
     async with client.post(server.url + "/v1/chat/completions", json=body) as response:
         await response.content.readany()
         assert server.engine.running == 1
-    await until(lambda: server.engine.counters.aborted == 1)
+    await eventually(lambda: server.engine.counters.aborted == 1)
     assert server.engine.pending == 0
     assert server.engine.kv_usage == 0
     async with client.get(server.url + "/metrics") as page:
@@ -263,7 +258,7 @@ async def test_the_gauges_follow_the_engine(start: Start, client: aiohttp.Client
     asking = [
         asyncio.create_task(ask(client, server, max_tokens=2000, model=model)) for model in ("adapter", MODEL, MODEL)
     ]
-    await until(lambda: server.engine.running == 1 and server.engine.waiting == 2)
+    await eventually(lambda: server.engine.running == 1 and server.engine.waiting == 2)
     async with client.get(server.url + "/metrics/") as response:
         page = await response.text()
     for task in asking:

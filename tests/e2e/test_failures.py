@@ -204,7 +204,10 @@ async def test_a_dead_engine_is_routed_around_and_comes_back(
 
 
 async def test_a_request_whose_engine_has_just_died_is_tried_on_another_one(envoy: StartEnvoy, tmp_path: Path) -> None:
-    slow: dict[str, Any] = {"refresh_metrics_interval": 60.0, "idle_metrics_interval": 60.0}  # the picker goes on naming the dead one
+    slow: dict[str, Any] = {
+        "refresh_metrics_interval": 60.0,
+        "idle_metrics_interval": 60.0,
+    }  # the picker goes on naming the dead one
     async with (
         backends(2) as pods,
         picker_app([pod.target for pod in pods], tmp_path, routing_strategy="ROUND_ROBIN", **slow) as app,

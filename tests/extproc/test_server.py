@@ -300,9 +300,12 @@ def long_chat(kilobytes: int) -> bytes:
 async def test_long_bodies_are_read_off_the_event_loop(mode: BodySendMode, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     understand = Session.understand
-    monkeypatch.setattr(
-        Session, "understand", lambda session: (threads.append(threading.get_ident()), understand(session))[1]
-    )
+
+    def noted(session: Session) -> Any:
+        threads.append(threading.get_ident())
+        return understand(session)
+
+    monkeypatch.setattr(Session, "understand", noted)
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         for size, on_loop in ((1, True), (600, False)):
             call = stream_on(channel)

@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -142,7 +143,8 @@ async def test_the_product_alone_serves_a_pool(
 async def picked(port: int) -> str:
     """Where a picker sends a chat request."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.stream_stream(
+        stream: Any = channel.stream_stream
+        call = stream(
             METHOD,
             request_serializer=ProcessingRequest.SerializeToString,
             response_deserializer=ProcessingResponse.FromString,

@@ -63,7 +63,7 @@ def test_the_second_turn_of_the_documented_conversation_matches_by_0_54() -> Non
     one, two = build(first.seed, first.parts), build(second.seed, second.parts)
     matched = max(end for key, end in zip(two.hashes, two.ends, strict=True) if key in one.hashes)
     assert matched == second.parts[0].weight == first.weight
-    assert f"{matched / two.weight:.2f}" == "0.54"
+    assert f"{matched / two.prompt_bytes:.2f}" == "0.54"
 
 
 @pytest.mark.parametrize(

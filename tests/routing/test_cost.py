@@ -124,16 +124,18 @@ def test_the_worked_example() -> None:
     endpoint = factors(waiting=2.0, running=10.0, pending_at_zero=2000.0, kv_usage=0.5, cache_fill=0.5, hit_rate=0.4)
     terms = cost_terms(CONSTANTS, endpoint, one, cached_tokens=600)
     uncached = prefill_work(1000) - prefill_work(600)
-    assert terms == CostTerms(
-        queue=1000,
-        prefill=pytest.approx(uncached * (1 + 0.05 + 0.95 * 0.5 * 0.4)),
-        delay=pytest.approx(uncached * (0.5 * 2 + 10 * 0.15 * 0.5)),
-        decode=200,
-        balance=pytest.approx(1000 * 0.75 * 10 * (1 - 0.75 * 0.6) / (3 + 9)),
-        slots=0,
-        kv=0,
-        adapter=0,
-        stale=0,
+    assert terms == pytest.approx(
+        CostTerms(
+            queue=1000,
+            prefill=uncached * (1 + 0.05 + 0.95 * 0.5 * 0.4),
+            delay=uncached * (0.5 * 2 + 10 * 0.15 * 0.5),
+            decode=200,
+            balance=1000 * 0.75 * 10 * (1 - 0.75 * 0.6) / (3 + 9),
+            slots=0,
+            kv=0,
+            adapter=0,
+            stale=0,
+        )
     )
     assert terms.total == pytest.approx(sum(terms))
 

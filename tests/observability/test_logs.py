@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import io
 import json
 import logging
+import os
 import re
 import sys
+import threading
 import tracemalloc
 import warnings
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 import warmroute
-from warmroute.observability import logs
+from warmroute.observability import log_writer, logs
 from warmroute.settings import Settings
 
 PATH = warmroute.__file__.replace("__init__.py", "routing/router.py")
@@ -33,8 +36,17 @@ def _restore_logging() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
+class Log(io.StringIO):
+    """What was logged so far."""
+
+    def getvalue(self) -> str:
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        return super().getvalue()
+
+
 def configured(**settings: str) -> io.StringIO:
-    stream = io.StringIO()
+    stream = Log()
     logs.configure(Settings(**settings), stream=stream)
     return stream
 
@@ -197,27 +209,168 @@ def test_a_level_that_is_off_allocates_nothing() -> None:
         tracemalloc.stop()
 
 
-async def test_in_an_event_loop_lines_wait_for_each_other_but_not_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "PATIENCE", 0.02)
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize(
+    "character",
+    ["\x85", "\x9b", "\u200e", "\u200f", "\u202a", "\u202e", "\u2028", "\u2066", "\u2069", "\x7f", "\ud800"],
+)
+def test_no_text_can_change_what_a_terminal_shows(log_format: str, character: str) -> None:
+    stream = configured(log_format=log_format)
+    logging.getLogger("warmroute.test").warning("a%sb", character, extra={"fields": {"id": character, character: 1}})
+    try:
+        raise ValueError(character)
+    except ValueError:
+        logging.getLogger("warmroute.test").exception("failed")
+    text = stream.getvalue()
+    assert text.replace("\n", "").replace("\t", "").isprintable()
+    first = text.splitlines()[0]
+    assert json.loads(first.split("\t")[-1])["id"] == character
+    assert f"a{character}b".encode("unicode_escape").decode() in first.replace("\\u00", "\\x")
+
+
+def test_letters_of_every_script_stay() -> None:
     stream = configured()
+    logging.getLogger("warmroute.test").warning("Grüße 世界", extra={"fields": {"name": "مرحبا"}})
+    assert 'Grüße 世界\t{"name": "مرحبا"}' in stream.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_line_is_bounded_whatever_a_client_sends(log_format: str) -> None:
+    stream = configured(log_format=log_format)
+    huge = "x" * 1_000_000
+    fields = {"request": huge, "list": [huge], huge: 1}
+    logging.getLogger("warmroute.test").warning("%s", huge, extra={"fields": {"request": huge}})
+    logging.getLogger("warmroute.test").warning("odd", extra={"fields": fields})
+    try:
+        raise ValueError(huge)
+    except ValueError:
+        logging.getLogger("warmroute.test").exception("failed")
+    lines = stream.getvalue().splitlines()
+    assert "... (1000000 characters)" in lines[0]
+    assert max(map(len, lines)) < 40_000
+    if log_format == "json":
+        assert all(json.loads(line) for line in lines)
+
+
+def test_what_waits_to_be_written_keeps_no_request_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Body:
+        pass
+
+    def fail(body: Body) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(log_writer, "BATCH_SECONDS", 3600)
+    body = Body()
+    gone = weakref.ref(body)
+    configured()
+    try:
+        fail(body)
+    except ValueError:
+        logging.getLogger("warmroute.test").info("failed", exc_info=True)
+    del body
+    gc.collect()
+    assert gone() is None
+
+
+# ---------------------------------------------------------------- the writer
+
+
+class Pipe:
+    """A log whose reader does not read."""
+
+    def __init__(self) -> None:
+        self.reader, writer = os.pipe()
+        self.stream = os.fdopen(writer, "w")
+        logs.configure(Settings(), stream=self.stream)
+        self.logger = logging.getLogger("warmroute.test")
+        self.unread = ""
+
+    def fill(self, lines: int) -> None:
+        for number in range(lines):
+            self.logger.info("%d %s", number, "x" * 100)
+
+    def read_until(self, text: str) -> str:
+        """Read on to the end of ``text``."""
+        while text not in self.unread:
+            self.unread += os.read(self.reader, 1 << 20).decode()
+        before, _, self.unread = self.unread.partition(text)
+        return before + text
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.reader)
+    configured()
+    pipe.stream.close()
+
+
+def test_an_unread_pipe_blocks_nobody_and_the_lost_lines_are_told_once(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "FLUSH_SECONDS", 0.05)
+    lines = 3 * log_writer.MOST_WAITING
+    pipe.fill(lines)  # would block for ever
+    dropped = logs.dropped_lines()
+    assert 0 < dropped < lines
+    text = pipe.read_until('log lines dropped\t{"lines": ')
+    text += pipe.read_until("\n")
+    written = [line for line in text.splitlines() if "xxx" in line]
+    assert len(written) == lines - dropped
+    assert f'{{"lines": {dropped}}}' in text
+    pipe.logger.warning("after")
+    assert "dropped" not in pipe.read_until("after")
+    assert logs.dropped_lines() == dropped
+
+
+def test_a_flush_of_an_unread_pipe_ends(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "FLUSH_SECONDS", 0.05)
+    pipe.fill(1000)
+    (handler,) = logs._handlers()
+    assert not handler.writer.flush()
+    drain = threading.Thread(target=pipe.read_until, args=("999 xxx",))
+    drain.start()
+    drain.join(60)
+    monkeypatch.setattr(log_writer, "FLUSH_SECONDS", 60)
+    assert handler.writer.flush()
+
+
+def test_a_pipe_without_a_reader_loses_lines_and_counts_them() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        logs.configure(Settings(), stream=stream)
+        os.close(reader)
+        logging.getLogger("warmroute.test").warning("lost")
+        (handler,) = logs._handlers()
+        assert handler.writer.flush()
+        assert logs.dropped_lines() == 1
+        configured()
+
+
+def test_a_non_blocking_descriptor_takes_all_lines(pipe: Pipe) -> None:
+    os.set_blocking(pipe.stream.fileno(), False)
+    pipe.fill(1500)
+    assert pipe.read_until("\t1499 ").count("xxx\n") == 1499
+
+
+def test_an_ordinary_line_waits_for_others_but_a_warning_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "BATCH_SECONDS", 3600)
+    writes: list[str] = []
+    written = threading.Event()
+
+    class Recorder(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            written.set()
+            return len(text)
+
+    logs.configure(Settings(), stream=Recorder())
     logger = logging.getLogger("warmroute.test")
     logger.info("one")
     logger.info("two")
-    assert not stream.getvalue()
-    async with asyncio.timeout(5):
-        while not stream.getvalue():
-            await asyncio.sleep(0.005)
-    assert [line.split("\t")[3] for line in stream.getvalue().splitlines()] == ["one", "two"]
-    logger.info("three")
-    logger.warning("four")
-    assert [line.split("\t")[3] for line in stream.getvalue().splitlines()] == ["one", "two", "three", "four"]
-
-
-async def test_lines_that_wait_are_bounded_and_written_when_logging_ends() -> None:
-    stream = configured()
-    logger = logging.getLogger("warmroute.test")
-    for number in range(logs.MOST_WAITING + 1):
-        logger.info("%d", number)
-    assert len(stream.getvalue().splitlines()) == logs.MOST_WAITING
-    logs.configure(Settings(), stream=io.StringIO())
-    assert len(stream.getvalue().splitlines()) == logs.MOST_WAITING + 1
+    assert not written.wait(0.05)
+    logger.warning("three")
+    assert written.wait(60)
+    assert [line.split("\t")[3] for line in "".join(writes).splitlines()] == ["one", "two", "three"]
+    assert len(writes) == 1

@@ -6,6 +6,7 @@ One update costs about 0.2 us, a fifth of what prometheus_client's own instrumen
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass
 
 from prometheus_client import Metric
 from prometheus_client.metrics_core import HistogramMetricFamily
@@ -41,13 +42,70 @@ class Counter:
             labels = (OTHER,) * len(labels)
         values[labels] = values.get(labels, 0) + amount
 
-    def __contains__(self, labels: tuple[str, ...]) -> bool:
-        """Whether these label values have been counted under their own name."""
-        return labels in self._values
-
     def collect(self) -> Metric:
         """The values as prometheus_client wants them."""
         return self.series.family(self._values.items())
+
+
+@dataclass(slots=True)
+class _Place:
+    """The count of one label value."""
+
+    used_at: float
+    count: float = 0.0
+
+
+class ClientCounter:
+    """A counter whose one label has values that clients choose. At most ``limit`` values have a place of their own.
+
+    Values without a place are counted as ``other``. A value that was idle for ``idle`` seconds gives up its place when a new
+    one needs it, and its count moves to ``other``: the total stays right. Of several, the one with the lowest count goes,
+    since what moves shows as an increase of ``other``.
+    """
+
+    __slots__ = ("_full_until", "_places", "idle", "limit", "series")
+
+    def __init__(self, series: Series, *, limit: int = 200, idle: float = 600.0) -> None:
+        self.series = series
+        self.limit = limit
+        self.idle = idle
+        self._places: dict[str, _Place] = {}
+        self._full_until = 0.0
+        """Monotonic seconds until which no place can become free."""
+
+    def add(self, value: str, now: float) -> None:
+        """Count one under this value; ``now`` in monotonic seconds."""
+        place = self._places.get(value) or self._admit(value, now)
+        place.used_at = now
+        place.count += 1
+
+    def __contains__(self, value: str) -> bool:
+        """Whether the value has a place of its own."""
+        return value in self._places
+
+    def collect(self) -> Metric:
+        """The values as prometheus_client wants them."""
+        return self.series.family(((value,), place.count) for value, place in self._places.items())
+
+    def _admit(self, value: str, now: float) -> _Place:
+        """A new place for the value, or that of ``other``."""
+        places = self._places
+        if value == OTHER or not _presentable(value) or (len(places) >= self.limit and not self._make_room(now)):
+            return places.get(OTHER) or places.setdefault(OTHER, _Place(now))
+        return places.setdefault(value, _Place(now))
+
+    def _make_room(self, now: float) -> bool:
+        """Give up the place of an idle value. False: none is idle."""
+        if now < self._full_until:
+            return False
+        values = {value: place for value, place in self._places.items() if value != OTHER}
+        idle = [value for value, place in values.items() if now - place.used_at >= self.idle]
+        if not idle:
+            self._full_until = min((place.used_at for place in values.values()), default=now) + self.idle
+            return False
+        least = min(idle, key=lambda value: values[value].count)
+        self._places.setdefault(OTHER, _Place(now)).count += self._places.pop(least).count
+        return True
 
 
 class PrefixCacheTally:

@@ -1,6 +1,6 @@
-"""Log lines: tab-separated for people and grep, or one JSON object a line.
+"""Log lines: tab-separated columns, or one JSON object per line.
 
-Call sites use the standard library alone and pass what belongs to the line as ``fields``::
+Call sites use the standard library and pass the line's fields as ``fields``::
 
     logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
 
@@ -8,87 +8,128 @@ which reads, with tabs between the columns::
 
     2026-11-22T10:00:00Z  INFO  routing/router.py:120  Do prefix-aware routing!  {"request": "7f3", "matching ratio": ...}
 
-On the request path a call site asks ``logger.isEnabledFor`` first, so that a line that is not wanted builds no fields.
+On the request path a call site asks ``logger.isEnabledFor`` first, so that a level that is off builds no fields.
+
+Lines are formatted and written by a thread (:mod:`warmroute.observability.log_writer`): a log pipe that nobody reads
+loses lines, and stops nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal, TextIO
 
 import warmroute
+from warmroute.observability.log_writer import LogWriter
 from warmroute.settings import Settings
 
 PACKAGE = "warmroute"
 
+LONGEST_TEXT = 1024
+"""Characters of a message or of a field; clients choose some of them."""
+LONGEST_TRACEBACK = 16_384
+"""Characters of a traceback; the last ones are kept."""
+LONGEST_FIELDS = 16_384
+"""Characters of all fields as JSON."""
+
 _ROOT = PurePath(warmroute.__file__).parent
-
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: "\\t", 10: "\\n", 13: "\\r"}
-"""Control characters of a message, written out: one record is one line, whatever a client sent."""
-
-PATIENCE = 0.02
-"""Seconds for which a line below WARNING waits for others before they are written together."""
-MOST_WAITING = 1000
-"""Lines that wait at the most."""
+_SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
 
 
 def configure(settings: Settings, *, stream: TextIO | None = None) -> None:
-    """Log to ``stream`` (stderr by default) in ``settings.log_format``, from ``settings.log_level`` on.
+    """Log to ``stream`` (default: stderr) in ``settings.log_format``, from ``settings.log_level`` on.
 
-    Libraries log through the same format, but from WARNING on only. Calling it again replaces what it set up before.
+    Libraries log in the same format, from WARNING on. A second call replaces what the first set up.
     """
-    handler = _Handler(stream)
+    handler = LogHandler(stream)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     root = logging.getLogger()
-    for old in [h for h in root.handlers if isinstance(h, _Handler)]:
+    for old in _handlers():
         root.removeHandler(old)
-        old.flush()
+        old.close()
     root.addHandler(handler)
     logging.captureWarnings(True)
-    # No line of ours tells them, and looking them up is a fifth of what a line costs.
+    # No line has these, and looking them up takes a fifth of the time of a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     set_level(settings.log_level)
 
 
 def set_level(level: Literal["debug", "info", "warning", "error"]) -> None:
-    """Change the least level that is logged."""
+    """Change the lowest level that is logged."""
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger(PACKAGE).setLevel(number)
     logging.getLogger().setLevel(max(number, logging.WARNING))
+
+
+def dropped_lines() -> int:
+    """Lines lost since :func:`configure` because the log could not take them."""
+    return sum(handler.writer.dropped for handler in _handlers())
+
+
+def _handlers() -> list[LogHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
+
+
+class LogHandler(logging.Handler):
+    """Hands records to a :class:`LogWriter`, without references to anything large."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self.writer = LogWriter(self.format, stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record; called with the handler's lock held, so it must not block."""
+        if record.args:
+            record.msg, record.args = _shortened(_message(record)), None
+        if record.exc_info:  # its frames would keep a request's data alive
+            record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
+        fields = _fields(record)
+        if any(type(value) is str and len(value) > LONGEST_TEXT for value in fields.values()):
+            record.fields = {key: _shortened(value) if type(value) is str else value for key, value in fields.items()}
+        self.writer.add(record, urgent=record.levelno >= logging.WARNING)
+
+    def flush(self) -> None:
+        """Wait, for a bounded time, until the lines so far are written."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what waits, for a bounded time, and end the thread."""
+        self.writer.close()
+        super().close()
 
 
 class ConsoleFormatter(logging.Formatter):
     """UTC time, level, caller, message and fields (if any), tab-separated; a traceback on indented lines below."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or several where there is a traceback."""
+        """One line, or several if there is a traceback."""
         columns = [
             _second(int(record.created)) + "Z",
             record.levelname,
             _caller(record),
-            _one_line(_message(record)),
+            _one_line(_shortened(_message(record))),
         ]
         fields = _fields(record)
         if fields:
             columns.append(_json(fields))
         line = "\t".join(columns)
         traceback = _traceback(self, record)
-        return line if traceback is None else line + "".join(f"\n\t{text}" for text in traceback.splitlines())
+        return (
+            line if traceback is None else line + "".join(f"\n\t{_one_line(text)}" for text in traceback.splitlines())
+        )
 
 
 class JsonFormatter(logging.Formatter):
-    """An object with ts (UTC, milliseconds), level, caller, msg, the fields, and traceback where there is one.
+    """An object with ts (UTC, milliseconds), level, caller, msg, the fields, and traceback if there is one.
 
-    A field that is called like one of those keys gets an underscore in front.
+    A field named like one of those keys gets an underscore in front.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -97,54 +138,13 @@ class JsonFormatter(logging.Formatter):
             "ts": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "caller": _caller(record),
-            "msg": _message(record),
+            "msg": _shortened(_message(record)),
         }
         traceback = _traceback(self, record)
         if traceback is not None:
             line["traceback"] = traceback
         line.update({f"_{key}" if key in line else key: value for key, value in _fields(record).items()})
         return _json(line)
-
-
-class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; a stream that is closed, full or broken loses them, and nobody else is bothered.
-
-    In an event loop the lines below WARNING wait for each other for ``PATIENCE`` seconds: to format and write ten together
-    costs little more than to do it with one.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        super().__init__(stream)
-        self._waiting: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take a record; called with the handler's lock held."""
-        self._waiting.append(record)
-        if record.levelno < logging.WARNING:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                pass
-            else:
-                if len(self._waiting) == 1:
-                    loop.call_later(PATIENCE, self.flush)
-                if len(self._waiting) < MOST_WAITING:
-                    return
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what waits."""
-        with self.lock or nullcontext():
-            waiting, self._waiting = self._waiting, []
-            try:
-                self.stream.write("".join([self.format(record) + self.terminator for record in waiting]))
-                super().flush()
-            except Exception:
-                if waiting:
-                    self.handleError(waiting[-1])
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Logging must not fail the caller, and stderr is where a complaint would go."""
 
 
 @lru_cache(maxsize=2)
@@ -170,8 +170,20 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg} {record.args!r}"
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text)} characters)"
+
+
 def _one_line(text: str) -> str:
-    return text if text.isprintable() else text.translate(_ESCAPES)
+    """``text`` without control characters of any kind (C0, C1, bidirectional, line separators): they are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _SHORT_ESCAPES.get(c) or _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
@@ -180,15 +192,22 @@ def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
 
 def _json(value: Mapping[str, Any]) -> str:
     try:
-        return _encode(value)
+        text = _encode(value)
     except (TypeError, ValueError):  # a key that is no string, a cycle, a NaN
-        return json.dumps({str(key): item if isinstance(item, str) else repr(item) for key, item in value.items()})
+        text = _encode({str(key): item if isinstance(item, str) else repr(item) for key, item in value.items()})
+    if len(text) > LONGEST_FIELDS + LONGEST_TRACEBACK:
+        text = _encode({"fields": f"{text[:LONGEST_FIELDS]}... ({len(text)} characters)"})
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] if ord(c) != 0x7F else "\\u007f" for c in text)
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:
     parts = []
     if record.exc_info:
         parts.append(formatter.formatException(record.exc_info))
+    elif record.exc_text:
+        parts.append(record.exc_text)
     if record.stack_info:
         parts.append(formatter.formatStack(record.stack_info))
-    return "\n".join(parts) or None
+    return "\n".join(parts)[-LONGEST_TRACEBACK:] or None

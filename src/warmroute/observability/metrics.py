@@ -20,8 +20,16 @@ from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCol
 from prometheus_client.registry import Collector
 
 from warmroute import __version__
-from warmroute.observability import series
-from warmroute.observability.instruments import BYTES, RATIO, SECONDS, Counter, Histogram, PrefixCacheTally
+from warmroute.observability import logs, series
+from warmroute.observability.instruments import (
+    BYTES,
+    RATIO,
+    SECONDS,
+    ClientCounter,
+    Counter,
+    Histogram,
+    PrefixCacheTally,
+)
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
@@ -150,7 +158,7 @@ class Metrics(PoolListener, Collector):
         self._clock = clock
         self._streams = 0
         self._members: dict[str, _Member] = {}
-        self._requests = Counter(series.REQUESTS)
+        self._requests = ClientCounter(series.REQUESTS)
         self._errors = Counter(series.REQUEST_ERRORS)
         self._decisions = Counter(series.DECISIONS)
         self._broken = Counter(series.STREAMS_BROKEN)
@@ -195,7 +203,7 @@ class Metrics(PoolListener, Collector):
 
     def routed(self, decision: Decision, *, model: str, body_bytes: int) -> None:
         """A request for ``model`` was given an endpoint."""
-        self._requests.add(model)
+        self._requests.add(model, self._clock())
         self._decisions.add(decision.strategy, decision.reason)
         self._body_bytes.observe(body_bytes)
         if decision.chain.hashes:
@@ -208,7 +216,7 @@ class Metrics(PoolListener, Collector):
 
     def rejected(self, rejection: Rejection, model: str = "") -> None:
         """A request was answered with an error. Names of models that were never routed take no room."""
-        self._requests.add(model if not model or (model,) in self._requests else series.OTHER)
+        self._requests.add(model if not model or model in self._requests else series.OTHER, self._clock())
         self._errors.add(rejection.reason, str(rejection.status))
 
     def responded(self, status: int) -> None:
@@ -286,6 +294,7 @@ class Metrics(PoolListener, Collector):
         yield series.INDEX_LIMIT.family([((), settings.index_limit)])
         yield self._lag.collect()
         yield self._reloads.collect()
+        yield series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())])
         yield series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)])
         yield series.BUILD_INFO.family([((__version__, platform.python_version()), 1)])
         yield from _collect_pool(settings.pool_name or "default", readings)

@@ -37,31 +37,47 @@ class Series:
         return family
 
 
+_CATALOGUE: list[Series] = []
+
+
+def _series(
+    name: str,
+    kind: Literal["counter", "gauge", "histogram", "info"],
+    unit: str,
+    meaning: str,
+    labels: tuple[str, ...] = (),
+) -> Series:
+    """Declare a series: it joins the catalogue."""
+    series = Series(name, kind, unit, meaning, labels)
+    _CATALOGUE.append(series)
+    return series
+
+
 # Traffic
-REQUESTS = Series(
+REQUESTS = _series(
     "warmroute_requests_total",
     "counter",
     "requests",
-    "Requests answered, by model; empty: no model named; other: beyond 200 names, or never routed.",
+    "Requests answered, by model; empty: no model named; other: never routed, or no free place among 200 names.",
     ("model",),
 )
-REQUEST_ERRORS = Series(
+REQUEST_ERRORS = _series(
     "warmroute_request_errors_total",
     "counter",
     "requests",
     "Requests answered with an error instead of an endpoint.",
     ("reason", "status"),
 )
-STREAMS_IN_FLIGHT = Series("warmroute_streams_in_flight", "gauge", "streams", "ext_proc streams open now.")
-STREAMS_LIMIT = Series("warmroute_streams_limit", "gauge", "streams", "Most streams open at once (--max-streams).")
-STREAMS_BROKEN = Series(
+STREAMS_IN_FLIGHT = _series("warmroute_streams_in_flight", "gauge", "streams", "ext_proc streams open now.")
+STREAMS_LIMIT = _series("warmroute_streams_limit", "gauge", "streams", "Most streams open at once (--max-streams).")
+STREAMS_BROKEN = _series(
     "warmroute_streams_broken_total",
     "counter",
     "streams",
     "Streams ended by a mistake: protocol-error: the proxy's; internal: a bug of the picker, its log has the traceback.",
     ("reason",),
 )
-STREAMS_REFUSED = Series(
+STREAMS_REFUSED = _series(
     "warmroute_streams_refused_total",
     "counter",
     "streams",
@@ -69,23 +85,23 @@ STREAMS_REFUSED = Series(
     "known yet, or another picker leads.",
     ("reason",),
 )
-RESPONSES = Series(
+RESPONSES = _series(
     "warmroute_responses_total",
     "counter",
     "responses",
     "Responses by HTTP status, as far as the gateway shows them: with --observe-responses, or where they stream through.",
     ("status",),
 )
-BODY_BYTES = Series(
+BODY_BYTES = _series(
     "warmroute_request_body_bytes", "histogram", "bytes", "Size of the request bodies that were routed."
 )
-PROMPT_TOKENS = Series(
+PROMPT_TOKENS = _series(
     "warmroute_prompt_tokens_total",
     "counter",
     "tokens",
     "Tokens of the prompts that were matched, estimated from their bytes.",
 )
-MATCHED_TOKENS = Series(
+MATCHED_TOKENS = _series(
     "warmroute_matched_tokens_total",
     "counter",
     "tokens",
@@ -93,26 +109,26 @@ MATCHED_TOKENS = Series(
 )
 
 # Picks
-DECISIONS = Series(
+DECISIONS = _series(
     "warmroute_decisions_total",
     "counter",
     "requests",
     "Endpoints chosen, by strategy and by what decided.",
     ("strategy", "reason"),
 )
-PICKS = Series(
+PICKS = _series(
     "warmroute_picks_total", "counter", "requests", "Requests sent to the endpoint since it joined.", ("endpoint",)
 )
-MATCH_RATIO = Series(
+MATCH_RATIO = _series(
     "warmroute_match_ratio",
     "histogram",
     "ratio",
     "Share of each prompt that the chosen endpoint held, 0 to 1; only requests whose prompt was matched.",
 )
-PICK_SECONDS = Series(
+PICK_SECONDS = _series(
     "warmroute_pick_seconds", "histogram", "seconds", "Time to match the prompt and to choose the endpoint."
 )
-PROCESSING_SECONDS = Series(
+PROCESSING_SECONDS = _series(
     "warmroute_request_processing_seconds",
     "histogram",
     "seconds",
@@ -120,7 +136,7 @@ PROCESSING_SECONDS = Series(
 )
 
 # Endpoints
-ENDPOINTS = Series(
+ENDPOINTS = _series(
     "warmroute_endpoints",
     "gauge",
     "endpoints",
@@ -128,70 +144,70 @@ ENDPOINTS = Series(
     "sleeping: its engine sleeps; gone: dropped by discovery, remembered for a minute.",
     ("state",),
 )
-WAITING = Series(
+WAITING = _series(
     "warmroute_endpoint_waiting_requests",
     "gauge",
     "requests",
     "Requests waiting for their first token, as the router's books have it.",
     ("endpoint",),
 )
-RUNNING = Series(
+RUNNING = _series(
     "warmroute_endpoint_running_requests",
     "gauge",
     "requests",
     "Requests being decoded, as the router's books have it.",
     ("endpoint",),
 )
-PENDING_TOKENS = Series(
+PENDING_TOKENS = _series(
     "warmroute_endpoint_pending_prefill_tokens",
     "gauge",
     "tokens",
     "Prompt tokens assigned and not prefilled yet, as the router's books have it.",
     ("endpoint",),
 )
-ENGINE_WAITING = Series(
+ENGINE_WAITING = _series(
     "warmroute_endpoint_engine_waiting_requests",
     "gauge",
     "requests",
     "Requests waiting, as the engine's last metrics page told.",
     ("endpoint",),
 )
-ENGINE_RUNNING = Series(
+ENGINE_RUNNING = _series(
     "warmroute_endpoint_engine_running_requests",
     "gauge",
     "requests",
     "Requests running, as the engine's last metrics page told.",
     ("endpoint",),
 )
-KV_USAGE = Series(
+KV_USAGE = _series(
     "warmroute_endpoint_kv_usage_ratio",
     "gauge",
     "ratio",
     "Share of the KV cache that requests reference, 0 to 1, as the engine's last metrics page told.",
     ("endpoint",),
 )
-SLOWNESS = Series(
+SLOWNESS = _series(
     "warmroute_endpoint_slowness_ratio",
     "gauge",
     "ratio",
     "How much slower than the pool's median the endpoint is: the factor tau of the cost.",
     ("endpoint",),
 )
-PREFILL_RATE = Series(
+PREFILL_RATE = _series(
     "warmroute_endpoint_prefill_tokens_per_second",
     "gauge",
     "tokens per second",
     "Prefill speed that the router reckons with.",
     ("endpoint",),
 )
-RESTARTS = Series(
+RESTARTS = _series(
     "warmroute_endpoint_restarts_total",
     "counter",
     "restarts",
     "Times that the engine came back as a new process, its cache lost, since the endpoint joined.",
     ("endpoint",),
 )
-PREFIX_LOOKUPS = Series(
+PREFIX_LOOKUPS = _series(
     "warmroute_endpoint_prefix_lookup_tokens_total",
     "counter",
     "tokens",
@@ -199,7 +215,7 @@ PREFIX_LOOKUPS = Series(
     "does not tell.",
     ("endpoint",),
 )
-PREFIX_HITS = Series(
+PREFIX_HITS = _series(
     "warmroute_endpoint_prefix_hit_tokens_total",
     "counter",
     "tokens",
@@ -209,25 +225,25 @@ PREFIX_HITS = Series(
 )
 
 # Prefix index
-INDEX_CHECKPOINTS = Series(
+INDEX_CHECKPOINTS = _series(
     "warmroute_index_checkpoints", "gauge", "checkpoints", "Checkpoints that the index holds for it.", ("endpoint",)
 )
-INDEX_TOKENS = Series(
+INDEX_TOKENS = _series(
     "warmroute_index_tokens", "gauge", "tokens", "Tokens that the index believes its KV cache to hold.", ("endpoint",)
 )
-INDEX_LIMIT = Series(
+INDEX_LIMIT = _series(
     "warmroute_index_checkpoints_limit", "gauge", "checkpoints", "Most checkpoints over all endpoints (--index-limit)."
 )
 
 # Scrapes of the engines
-SCRAPES = Series(
+SCRAPES = _series(
     "warmroute_scrapes_total",
     "counter",
     "scrapes",
     "Scrapes of the engine's metrics page, by result: ok, or what went wrong.",
     ("endpoint", "result"),
 )
-SCRAPE_AGE = Series(
+SCRAPE_AGE = _series(
     "warmroute_scrape_age_seconds",
     "gauge",
     "seconds",
@@ -236,13 +252,13 @@ SCRAPE_AGE = Series(
 )
 
 # The picker itself
-LOOP_LAG = Series(
+LOOP_LAG = _series(
     "warmroute_event_loop_lag_seconds",
     "histogram",
     "seconds",
     "How late the event loop runs what is due: what any request may have to wait for the others.",
 )
-RELOADS = Series(
+RELOADS = _series(
     "warmroute_config_reloads_total",
     "counter",
     "reloads",
@@ -250,32 +266,38 @@ RELOADS = Series(
     "(ok, error).",
     ("source", "result"),
 )
-SETTINGS_INFO = Series(
+LOG_LINES_DROPPED = _series(
+    "warmroute_log_lines_dropped_total",
+    "counter",
+    "lines",
+    "Log lines lost because the log was not read or not writable.",
+)
+SETTINGS_INFO = _series(
     "warmroute_settings_info",
     "info",
     "1",
     "The settings that matter when reading the other metrics.",
     ("routing_strategy", "prefix_match_threshold", "max_endpoints", "observe_responses"),
 )
-BUILD_INFO = Series("warmroute_build_info", "info", "1", "What is running.", ("version", "python"))
+BUILD_INFO = _series("warmroute_build_info", "info", "1", "What is running.", ("version", "python"))
 
 # Names that dashboards of older endpoint pickers read, where the meaning is the same
-POOL_KV_USAGE = Series(
+POOL_KV_USAGE = _series(
     "inference_pool_average_kv_cache_utilization",
     "gauge",
     "ratio",
     "Mean share of the KV cache in use over the ready endpoints, 0 to 1; absent without any.",
     ("name",),
 )
-POOL_QUEUE_SIZE = Series(
+POOL_QUEUE_SIZE = _series(
     "inference_pool_average_queue_size",
     "gauge",
     "requests",
     "Mean number of requests waiting in the engines over the ready endpoints; absent without any.",
     ("name",),
 )
-POOL_READY = Series("inference_pool_ready_pods", "gauge", "endpoints", "Ready endpoints.", ("name",))
-EXTENSION_INFO = Series("inference_extension_info", "info", "1", "What is running.", ("commit", "build_ref"))
+POOL_READY = _series("inference_pool_ready_pods", "gauge", "endpoints", "Ready endpoints.", ("name",))
+EXTENSION_INFO = _series("inference_extension_info", "info", "1", "What is running.", ("commit", "build_ref"))
 
-CATALOGUE: tuple[Series, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Series))
+CATALOGUE: tuple[Series, ...] = tuple(_CATALOGUE)
 """Every series, in the order of the documentation."""

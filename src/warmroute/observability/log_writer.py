@@ -1,0 +1,135 @@
+"""A thread that writes log records, so that a slow or unread log stops nobody who logs.
+
+A pipe holds 64 KiB (pipe(7)); when nobody reads it, a write blocks for ever. Here only the writer's thread blocks. The
+records that wait are bounded; what comes beyond the bound is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TextIO
+
+BATCH_SECONDS = 0.02
+"""Time that an ordinary record waits for others: to write ten lines together takes little longer than to write one."""
+MOST_WAITING = 2000
+"""Records that wait; further ones are dropped."""
+FLUSH_SECONDS = 1.0
+"""Longest time that a flush waits, also at exit."""
+
+logger = logging.getLogger(__name__)
+
+
+class LogWriter:
+    """Formats records and writes them to ``stream`` (default: stderr) in a thread of its own.
+
+    The thread starts with the first record. It is a daemon: a blocked write does not keep the process from ending.
+    """
+
+    def __init__(self, format_record: Callable[[logging.LogRecord], str], stream: TextIO | None) -> None:
+        self._format = format_record
+        self._stream = sys.stderr if stream is None else stream
+        self._waiting: deque[logging.LogRecord | threading.Event] = deque()
+        """Records, and an event for each flush that waits for the records before it."""
+        self._wake = threading.Event()
+        self._urgent = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._reported = 0
+        self.dropped = 0
+        """Records that were lost: beyond the bound, or refused by the stream."""
+
+    def add(self, record: logging.LogRecord, *, urgent: bool = False) -> None:
+        """Have a record written; an ``urgent`` one at once, with those before it. Never blocks. For one thread at a time."""
+        if len(self._waiting) >= MOST_WAITING or self._closed:
+            self.dropped += 1
+            return
+        self._waiting.append(record)
+        if urgent:
+            self._urgent.set()
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+            self._thread.start()
+
+    def flush(self) -> bool:
+        """Wait until the records so far are written, at most :data:`FLUSH_SECONDS`. False: they are not."""
+        if self._thread is None:
+            return True
+        written = threading.Event()
+        self._waiting.append(written)
+        self._urgent.set()
+        self._wake.set()
+        return written.wait(FLUSH_SECONDS)
+
+    def close(self) -> None:
+        """Flush, and end the thread once it has nothing to write."""
+        self.flush()
+        self._closed = True
+        self._urgent.set()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._closed or self._waiting:
+            self._wake.wait()
+            self._urgent.wait(BATCH_SECONDS)
+            self._urgent.clear()
+            self._wake.clear()
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write the records that wait now, and whether some before them were dropped."""
+        lines: list[str] = []
+        flushes: list[threading.Event] = []
+        dropped = self.dropped
+        for _ in range(len(self._waiting)):
+            item = self._waiting.popleft()
+            if isinstance(item, threading.Event):
+                flushes.append(item)
+            else:
+                lines.append(self._line(item))
+        if dropped > self._reported:
+            lines.append(self._line(_dropped_record(dropped - self._reported)))
+        try:
+            self._write("".join(lines))
+            self._reported = dropped
+        except Exception:  # a closed or broken stream; there is nowhere else to report it
+            self.dropped += len(lines)
+            self._reported = self.dropped
+        for flush in flushes:
+            flush.set()
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self._format(record) + "\n"
+        except Exception as error:
+            return f"a log record of {record.pathname}:{record.lineno} could not be formatted: {error!r}\n"
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, AttributeError):  # not a file: io.StringIO and its like
+            self._stream.write(text)
+            return
+        # Not through the stream: a write that blocks would hold its lock, and the interpreter flushes stderr at exit.
+        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        while rest:
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+            except BlockingIOError:  # somebody made the descriptor non-blocking
+                select.select((), (descriptor,), ())
+
+
+def _dropped_record(count: int) -> logging.LogRecord:
+    fields = {"lines": count}
+    return logger.makeRecord(
+        __name__, logging.WARNING, __file__, 0, "log lines dropped", (), None, "_dropped_record", {"fields": fields}
+    )

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmroute.request import limits
-from warmroute.request.inference import InferenceRequest
+from warmroute.request import limits, structure
+from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.limits import CONTAINER_VALUES, LONG_BODY, MAX_JSON_VALUES, count_values, memory_needed
-from warmroute.request.parse import parse
+from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import too_many_values
 
 JSON = "application/json"
@@ -40,7 +40,7 @@ def test_values_are_counted_outside_strings(document: Any, ascii_only: bool, lim
     body = json.dumps(document, ensure_ascii=ascii_only).encode()
     exact = values_in(document)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "_CHUNK", chunk)
+        patch.setattr(structure, "_CHUNK", chunk)
         counted = count_values(body, limit)
     assert (counted > limit) == (exact > limit)
     assert counted > limit or counted >= exact
@@ -57,13 +57,12 @@ def chat(extra: str, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("member", ["{}", "[]", '{"":0}', "[[1]]", "[" * 900 + "]" * 900, "0", '""'])
-@pytest.mark.parametrize("truncated", [False, True])
-def test_a_body_of_many_values_is_refused_before_it_is_decoded(
-    member: str, truncated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_of_many_values_is_refused_before_it_is_decoded(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warmroute.request.parse._decode", None)  # not called
-    parsed = parse(CHAT, JSON, chat(member, 4_000_000), truncated=truncated)
-    assert parsed == (InferenceRequest() if truncated else too_many_values(MAX_JSON_VALUES))
+    monkeypatch.setattr("warmroute.request.parse.decode_beginning", None)
+    body = chat(member, 4_000_000)
+    assert parse(CHAT, JSON, body) == too_many_values(MAX_JSON_VALUES)
+    assert parse_beginning(CHAT, JSON, body) == NO_PROMPT
 
 
 def test_the_limit_itself_is_allowed() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.recordings import walk_through_requests
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
-from warmroute.request.parse import parse
+from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.prompt import MEDIA_WEIGHT, Prompt
 from warmroute.request.rejections import Rejection
 
@@ -21,8 +21,8 @@ JSON = "application/json"
 CHAT = "/v1/chat/completions"
 
 
-def request(path: str, body: object, **options: Any) -> InferenceRequest:
-    parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode(), **options)
+def request(path: str, body: object) -> InferenceRequest:
+    parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert isinstance(parsed, InferenceRequest), parsed
     assert parsed.weight == sum(part.weight for part in parsed.parts)
     return parsed
@@ -464,7 +464,7 @@ def test_a_models_name_has_a_bound() -> None:
     refused = rejection(CHAT, body)
     assert (refused.status, refused.param) == (400, "model")
     assert "mm" not in refused.message
-    assert request(CHAT, body, truncated=True).model == ""
+    assert parse_beginning(CHAT, JSON, body).model == ""
 
 
 # ---------------------------------------------------------------- odd but legal
@@ -518,7 +518,7 @@ def test_bodies_made_to_keep_us_busy_are_not_taken_apart(inside: str) -> None:
     prompt.messages(json.loads(inside))
     assert len(prompt.parts) < 400 + 1
     assert abs(request(CHAT, body).weight - len(body)) < len(body) // 2
-    parse(CHAT, JSON, body[:-100], truncated=True)
+    parse_beginning(CHAT, JSON, body[:-100])
 
 
 # ---------------------------------------------------------------- properties
@@ -576,8 +576,7 @@ bodies = st.dictionaries(st.sampled_from(MEMBERS), values | st.lists(messages, m
 @example(CHAT, JSON, b"\xff\xfe{\x00}\x00", False)
 @example("/" * 10_000, JSON, b"{}", False)
 def test_no_bytes_raise(path: str, content_type: str, body: bytes, truncated: bool) -> None:
-    parsed = parse(path, content_type, body, truncated=truncated)
-    assert not (truncated and isinstance(parsed, Rejection))
+    (parse_beginning if truncated else parse)(path, content_type, body)
 
 
 @settings(deadline=None)
@@ -585,7 +584,7 @@ def test_no_bytes_raise(path: str, content_type: str, body: bytes, truncated: bo
 def test_no_json_raises(path: str, body: dict[str, Any], model: bool, cut: int) -> None:
     raw = json.dumps({"model": "m", **body} if model else body).encode()
     parse(path, JSON, raw)
-    assert isinstance(parse(path, JSON, raw[:cut], truncated=True), InferenceRequest)
+    parse_beginning(path, JSON, raw[:cut])
 
 
 @pytest.mark.parametrize("depth", [200, 300, 480, 600, 900, 1_000, 1_020])
@@ -604,7 +603,7 @@ def test_no_depth_raises(depth: int, opening: str) -> None:
         + "}"
     )
     assert isinstance(parse(CHAT, JSON, body.encode()), InferenceRequest | Rejection)
-    assert isinstance(parse(CHAT, JSON, body[: len(body) // 2].encode(), truncated=True), InferenceRequest)
+    parse_beginning(CHAT, JSON, body[: len(body) // 2].encode())
 
 
 simple_messages = st.builds(

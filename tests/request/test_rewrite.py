@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmroute.request.rewrite import replace_model
+from warmroute.request.rejections import Rejection
+from warmroute.request.rewrite import MAX_MODELS, replace_model
 
 words = st.sampled_from(["a", "model", '"model"', '"model":"x"', "\\", '\\"', "{[", "}", ",", "é", "mod", ""])
 texts = words | st.lists(words, max_size=3).map("".join)
@@ -51,6 +52,21 @@ members = st.lists(
 )
 def test_replacing(body: bytes, expected: bytes | None) -> None:
     assert replace_model(body, "new") == expected
+
+
+def test_a_body_that_names_its_model_often_is_refused() -> None:
+    member = b'"model":"a"'
+    allowed = b"{" + b",".join([member] * MAX_MODELS) + b"}"
+    assert replace_model(allowed, "new") == allowed.replace(b'"a"', b'"new"')
+    refused = replace_model(b"{" + b",".join([member] * (MAX_MODELS + 1)) + b"}", "new")
+    assert isinstance(refused, Rejection)
+    assert (refused.status, refused.param) == (400, "model")
+
+
+def test_members_of_other_objects_are_no_models_however_many() -> None:
+    inside = b'{"messages":[' + b",".join([b'{"model":"a","s":"}\\"{"}'] * 5_000) + b"],"
+    assert replace_model(inside + b'"model":"b"}', "new") == inside + b'"model":"new"}'
+    assert replace_model(b'{"model":"b",' + inside[1:-1] + b"}", "new") == b'{"model":"new",' + inside[1:-1] + b"}"
 
 
 @settings(deadline=None)

@@ -51,7 +51,7 @@ from warmroute.extproc.transitions import (
 from warmroute.pool.models import Criticality, ModelTable
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.limits import memory_needed, takes_long
-from warmroute.request.parse import parse
+from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import (
     Rejection,
     body_too_large,
@@ -411,18 +411,16 @@ class Session:
         """Set ``request``; returns the new body where the model's name changes, or why the request is rejected."""
         known = self._headers
         truncated = self._truncated
-        request = parse(
-            known.get(":path", ""),
-            known.get("content-type", ""),
-            body,
-            truncated=truncated,
-            max_values=self._rules.max_json_values,
-            model=known.get(headers.MODEL_NAME, ""),
-        )
+        path, content_type, limit = known.get(":path", ""), known.get("content-type", ""), self._rules.max_json_values
+        request: InferenceRequest | Rejection
+        if truncated:
+            named = known.get(headers.MODEL_NAME, "")
+            beginning = parse_beginning(path, content_type, body, model=named, max_values=limit)
+            request = beginning.cut_off(len(body), headers.number(known.get("content-length", "")))
+        else:
+            request = parse(path, content_type, body, max_values=limit)
         if isinstance(request, Rejection):
             return request
-        if truncated:
-            request = request.cut_off(len(body), headers.number(known.get("content-length", "")))
         self.request = request
         if not request.model:
             return None

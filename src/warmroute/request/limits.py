@@ -6,6 +6,8 @@ The values are counted in the text first, at the speed of ``bytes.count``, and a
 
 from __future__ import annotations
 
+from warmroute.request.structure import outside_strings
+
 MAX_JSON_VALUES = 1 << 20
 """Default of ``--max-json-values``: room for a prompt of a million token ids."""
 
@@ -28,8 +30,6 @@ and a body that orjson rejects (NaN, lone surrogates) is decoded to one such str
 
 PLAIN_TEXT_MEMORY = 4
 """As TEXT_MEMORY, of a body in ASCII without Unicode escapes, such as base64: 1 byte a character, and three copies."""
-
-_CHUNK = 1 << 20
 
 
 def count_values(body: bytes, limit: int) -> int:
@@ -69,15 +69,10 @@ def _values(text: bytes) -> int:
 
 
 def _values_outside_strings(body: bytes, limit: int) -> int:
-    """As :func:`count_values`, without what stands inside strings; it stops as soon as there are more than ``limit``."""
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    values = strings = inside = 0
-    for start in range(0, len(body), _CHUNK):
-        pieces = body[start : start + _CHUNK].split(b'"')
-        values += _values(b"".join(pieces[inside::2]))
-        strings += len(pieces) - 1
-        if values > limit or strings > 4 * limit:  # a member has at most two strings, each of two quotes
-            return limit + 1
-        inside ^= (len(pieces) - 1) & 1
+    """As _values, without what stands inside strings; it stops counting above ``limit``."""
+    values = 0
+    for piece in outside_strings(body):
+        values += _values(piece)
+        if values > limit:
+            break
     return values

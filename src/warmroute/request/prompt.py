@@ -93,7 +93,8 @@ _OPENINGS = {role: role.encode() + TEXT for role in ("system", "developer", "use
 # `cache_control` marks where to cache, moves on with every turn, and is never rendered.
 _NOT_FIELDS = frozenset({"content", "cache_control"})
 _RENAMED = {"reasoning_content": "reasoning"}  # one field, two names; engines know both
-_NOTHING: tuple[object, ...] = (None, "", [], {})
+NOTHING: tuple[object, ...] = (None, "", [], {})
+_TOO_DEEP_FOR_ORJSON = "Recursion limit reached"
 # Its text changes with every request; engines drop it.
 _BILLING_BLOCK = "x-anthropic-billing-header"
 
@@ -103,7 +104,7 @@ def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
     if not SEED_FIELDS.isdisjoint(document):
         for name in sorted(SEED_FIELDS.intersection(document)):
             value = _rendered(name, document[name])
-            if value not in _NOTHING:
+            if value not in NOTHING:
                 family += _field(name, value)
     return family + END + encode(model)
 
@@ -124,19 +125,18 @@ def encode(text: str) -> bytes:
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON without white space, in the given order of keys."""
+    """JSON without white space, in the given order of keys. Raises RecursionError beyond 254 levels."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # lone surrogates, more than 254 levels
+    except TypeError as error:
+        if str(error) == _TOO_DEEP_FOR_ORJSON:
+            raise RecursionError from error
+        # lone surrogates, or integers beyond 64 bits
         return encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
 
 
 class Prompt:
-    """A canonical prompt being written.
-
-    With ``cut``, what is written last goes only as far as it has come: no mark that ends it, nothing that might have changed
-    had the rest been there.
-    """
+    """A canonical prompt being written."""
 
     __slots__ = ("_items_left", "_pending", "parts")
 
@@ -145,20 +145,17 @@ class Prompt:
         self._pending: list[bytes] = []
         self._items_left = MAX_ITEMS
 
-    def head(self, document: dict[str, Any]) -> None:
-        """Tools and documents: templates render them before the messages, or with the first."""
-        for name in ("tools", "documents"):
-            value = document.get(name)
-            if value not in _NOTHING:
-                self._add(_field(name, value) + END)
+    def field(self, name: str, value: object) -> None:
+        """A field that templates render before the messages, or with the first: tools, documents."""
+        if value not in NOTHING:
+            self._add(_field(name, value) + END)
 
-    def messages(self, messages: list[Any], *, cut: bool = False) -> None:
-        """The messages of a conversation, one part each (more, if it has images); of the last, if ``cut``, what there is."""
+    def messages(self, messages: list[Any]) -> None:
+        """The messages of a conversation, one part each; more for one that has images."""
         if not self._can_take(messages):
-            if not cut:
-                self._add(JSON + canonical_json(messages))
+            self._add(JSON + canonical_json(messages))
             return
-        for message in messages[:-1] if cut else messages:
+        for message in messages:
             if type(message) is dict and len(message) == 2:  # nearly all: a role and a text
                 role, content = message.get("role"), message.get("content")
                 if type(role) is str and type(content) is str and content:
@@ -167,17 +164,15 @@ class Prompt:
                     self.parts.append(PromptPart(data, len(data)))
                     continue
             self._message(message)
-        if cut and messages and type(messages[-1]) is dict:
-            self._cut_message(messages[-1])
 
-    def system(self, content: object, *, cut: bool = False) -> None:
+    def system(self, content: object) -> None:
         """Instructions that stand outside the list of messages."""
         if isinstance(content, list):
             content = [block for block in content if not _is_billing(block)]
-        if content not in _NOTHING:
-            self.messages([{"role": "system", "content": content}], cut=cut)
+        if content not in NOTHING:
+            self.messages([{"role": "system", "content": content}])
 
-    def plain(self, prompt: object, *, cut: bool = False) -> int | None:
+    def plain(self, prompt: object) -> int | None:
         """A prompt that no template renders: a text, token ids, or a list of either or of texts with images.
 
         Returns the exact tokens, of ids.
@@ -201,14 +196,14 @@ class Prompt:
                     self._add(TOKEN_END.join([array("I", ids).tobytes() for ids in prompt]))
                     return sum(map(len, prompt))
                 if kind is dict:
-                    for block in prompt[:-1] if cut else prompt:
+                    for block in prompt:
                         self._block(block)
                         self._pending.append(END)
                     self._flush()
                     return None
             except (TypeError, AttributeError, OverflowError):  # mixed types, numbers that are no token ids
                 pass
-        if prompt not in _NOTHING and not cut:
+        if prompt not in NOTHING:
             self._add(JSON + canonical_json(prompt))
         return None
 
@@ -242,7 +237,7 @@ class Prompt:
         self._content(item.get("content"))
         for name in sorted(item):
             value = item[name]
-            if name in _NOT_FIELDS or value in _NOTHING or (name == kind and type(value) is str):
+            if name in _NOT_FIELDS or value in NOTHING or (name == kind and type(value) is str):
                 continue
             if name == "output" and type(value) is not str:  # of a tool: blocks, or a screenshot
                 pending += (FIELD, b"output")
@@ -262,7 +257,7 @@ class Prompt:
                 self._block(block)
         elif type(content) is dict and content:
             self._block(content)
-        elif content not in _NOTHING:
+        elif content not in NOTHING:
             self._pending += (JSON, canonical_json(content))
 
     def _block(self, block: object) -> None:
@@ -271,9 +266,9 @@ class Prompt:
                 self._content(block)
             else:
                 self._pending += (JSON, canonical_json(block))
-        elif (text := _text(block)) is not None:
+        elif (text := text_of(block)) is not None:
             self._content(text)
-        elif _is_media(block):
+        elif is_media(block):
             text = block.get("text")
             if type(text) is str:
                 self._content(text)
@@ -282,41 +277,6 @@ class Prompt:
             self._pending.append(BLOCK)
             self._item(block, "type")
             self._pending.append(BLOCK_END)
-
-    def _cut_message(self, message: dict[str, Any]) -> None:
-        role, content = message.get("role"), message.get("content")
-        last = next(reversed(message), None)
-        if content in _NOTHING:
-            if last == "role" and type(role) is str:
-                self._add(encode(role))
-            return
-        if role is None or last == "role":
-            role = "user"  # keys may come in any order; what is long enough to be cut is mostly the user's
-        if type(role) is str:
-            self._pending.append(encode(role))
-        self._cut_content(content, whole=last != "content")
-        self._flush()
-
-    def _cut_content(self, content: object, *, whole: bool) -> None:
-        if whole or type(content) is str:
-            self._content(content)
-        elif type(content) is list:
-            self._content(content[:-1])
-            if content:
-                self._cut_block(content[-1])
-
-    def _cut_block(self, block: object) -> None:
-        text = _text(block) if type(block) is dict else block
-        if type(text) is str:
-            self._content(text)
-            return
-        if type(block) is not dict or not block:
-            return
-        kind, content = block.get("type"), block.get("content")
-        last = next(reversed(block))
-        if type(kind) is str and last != "type" and content not in _NOTHING and not _is_media(block):
-            self._pending += (BLOCK, encode(kind))
-            self._cut_content(content, whole=last != "content")
 
     def _can_take(self, items: Sized) -> bool:
         self._items_left -= len(items)
@@ -338,7 +298,7 @@ def _field(name: str, value: object) -> bytes:
     return b"".join((FIELD, encode(name), JSON, canonical_json(value)))
 
 
-def _text(block: dict[str, Any]) -> str | None:
+def text_of(block: dict[str, Any]) -> str | None:
     """The text of a block that is nothing else; its other keys (annotations, log probabilities) are not rendered."""
     text = block.get("text")
     if type(text) is str:
@@ -348,21 +308,8 @@ def _text(block: dict[str, Any]) -> str | None:
     return None
 
 
-def _is_media(block: dict[str, Any]) -> bool:
+def is_media(block: dict[str, Any]) -> bool:
     return not _MEDIA_KEYS.isdisjoint(block) or type(block.get("source")) is dict
-
-
-def ends_in_media(value: object) -> bool:
-    """Whether a value of a cut body was cut in an image, a clip or a file, or in a block before its kind was told."""
-    while value and type(value) in (dict, list):
-        if type(value) is list:
-            value = value[-1]
-        elif type(value) is dict:
-            last = next(reversed(value))
-            if last == "type" or _is_media(value) or value.get("type") == "image_generation_call":
-                return True
-            value = value[last]
-    return False
 
 
 def _is_billing(block: object) -> bool:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import re
 
-from warmroute.request.json_strings import split_strings
+from warmroute.request.rejections import Rejection, malformed
+from warmroute.request.structure import open_brackets
+
+MAX_MODELS = 8
+"""Top-level keys ``model`` in one body. Clients send one; each of them is replaced, and may grow by the length of a name."""
 
 # A member `model` with a string value, at any depth; the key's letters may be spelled as escapes. It cannot match inside a
 # string: there, quotes have a backslash before them, and the quote that opens a key never has.
@@ -14,49 +18,38 @@ _MODEL = re.compile(
     rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+)*+")',
     re.DOTALL,
 )
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
 
-def replace_model(body: bytes, new: str) -> bytes | None:
+def replace_model(body: bytes, new: str) -> bytes | Rejection | None:
     """``body`` with ``new`` as the value of the top-level key ``model``; None if it has no such key with a string value.
 
-    ``body`` must be valid JSON. Of duplicate keys parsers take the last, some the first: all top-level ones are replaced.
+    ``body`` must be valid JSON. Of duplicate keys parsers take the last, some the first: all top-level ones are replaced,
+    and a body with more than MAX_MODELS of them is refused with 400.
     """
-    found = [match.span(1) for match in _MODEL.finditer(body)]
-    if not found:
-        return None
     value = json.dumps(new).encode()
     rewritten: list[bytes] = []
-    copied = 0
-    for (start, end), depth in zip(found, _depths(body, found), strict=True):
+    copied = counted = depth = 0
+    for match in _MODEL.finditer(body):
+        start, end = match.span(1)
+        depth = depth + _opened(body[counted:start]) if counted else _depth(body, start)
+        counted = end
         if depth == 1:
             rewritten += (body[copied:start], value)
             copied = end
+            if len(rewritten) > 2 * MAX_MODELS:
+                return malformed(f"`model` is given more than {MAX_MODELS} times.", param="model")
     if not rewritten:
         return None
     rewritten.append(body[copied:])
     return b"".join(rewritten)
 
 
-def _depths(body: bytes, found: list[tuple[int, int]]) -> list[int]:
-    """How many brackets are open at each place, counted from whichever end of the body is nearer."""
-    depths = []
-    depth = 0
-    if found[-1][0] < len(body) - found[0][1]:
-        counted = 0
-        for start, end in found:
-            depth += _opened(body[counted:start])
-            depths.append(depth)
-            counted = end
-        return depths
-    counted = len(body)
-    for start, end in reversed(found):
-        depth -= _opened(body[end:counted])
-        depths.append(depth)
-        counted = start
-    return depths[::-1]
+def _depth(body: bytes, place: int) -> int:
+    """How many brackets are open at a place outside strings, counted from the nearer end of the body."""
+    return open_brackets(body[:place]) if 2 * place < len(body) else -open_brackets(body[place:])
 
 
 def _opened(text: bytes) -> int:
-    """Brackets opened less brackets closed. The text begins and ends outside strings."""
-    structure = b"".join(split_strings(text)[0::2])
-    return structure.count(b"{") + structure.count(b"[") - structure.count(b"}") - structure.count(b"]")
+    """As open_brackets; most of the texts between two members are short and without brackets."""
+    return open_brackets(text) if text.translate(None, _NOT_BRACKETS) else 0

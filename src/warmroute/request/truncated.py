@@ -1,64 +1,147 @@
-"""The first part of a JSON text made whole again: what a proxy sends that buffers only so much of a body."""
+"""Bodies of which only the beginning is there: what a proxy sends that buffers no more than so many bytes.
+
+The beginning is decoded as far as it goes, then shortened to what can be trusted: a prompt may end in the middle of a text,
+but a message or a block that was cut has nothing behind its content, and none of the marks that would end it.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from warmroute.request.json_strings import split_strings
+from pydantic_core import from_json
 
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
-_PARTIAL_CHARACTER = re.compile(
-    rb"(?:[\xc0-\xff][\x80-\xbf]*"  # UTF-8, perhaps whole: one character less does no harm
-    rb"|(?:\\u[dD][89abAB][0-9a-fA-F]{2})?(?:\\(?:u[0-9a-fA-F]{0,3})?)?)\Z"  # an escape, a surrogate pair's first half
-)
-_LONGEST_PARTIAL = len(rb"\ud83d\ude0")
+from warmroute.request.prompt import NOTHING, is_media, text_of
+from warmroute.request.structure import open_brackets
+
+_LAST_NUMBER = re.compile(rb"[\[:, \t\r\n](-?[0-9][0-9.eE+-]*)\Z")
+_LONGEST_NUMBER = 64
 
 
 def is_whole(body: bytes) -> bool:
     """Whether ``body``, the beginning of a JSON object or all of it, is all of it."""
-    body = body.rstrip()
-    return body.endswith(b"}") and close_json(body) == body
+    return body.rstrip().endswith(b"}") and open_brackets(body) == 0
 
 
-def close_json(body: bytes) -> bytes:
-    """``body``, the beginning of a JSON text, cut back to where a value ends and closed with the brackets that are open.
+def decode_beginning(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that ``body`` is the beginning of, as far as it goes; None if it is no such beginning.
 
-    A string that is cut stays as far as it came, if it is a value; a cut number, literal or key goes, and with it what
-    belongs to it.
-    Of a body that is no beginning of a JSON text, nothing is promised.
+    A string that is cut stays as far as it came, if it is a value; a cut number, literal or key is left out, and with it
+    what belongs to it. More than 200 levels and lone surrogates are not decoded.
     """
-    pieces = split_strings(body)
-    if len(pieces) % 2 == 0:
-        structure = b"".join(pieces[0::2])
-        opened = _open_brackets(structure)
-        before = structure.rstrip()[-1:]
-        if before == b":" or (before in (b",", b"[") and opened[-1:] == b"["):
-            tail = pieces[-1][-_LONGEST_PARTIAL:]
-            complete = len(body) - len(tail) + len(_PARTIAL_CHARACTER.sub(b"", tail))
-            return body[:complete] + b'"' + _closing(opened)
-        pieces.pop()  # a cut key
-    end = sum(map(len, pieces)) + len(pieces) - 1
-    while pieces:
-        last = pieces.pop()
-        end -= len(last)
-        keep = max(last.rfind(b","), *(last.rfind(bracket) + 1 for bracket in (b"{", b"[", b"}", b"]")))
-        if keep > 0 or last[:1] == b",":
-            structure = b"".join([*pieces[0::2], last[:keep]])
-            return body[: end + keep] + _closing(_open_brackets(structure))
-        end -= len(pieces.pop()) + 2 if pieces else 0
-    return b""
+    try:
+        document = from_json(body, allow_partial="trailing-strings", cache_strings="keys")
+    except ValueError:
+        return None
+    if type(document) is not dict:
+        return None
+    number = _LAST_NUMBER.search(body[-_LONGEST_NUMBER:])
+    if number is not None:  # its next digit may have been cut off
+        _drop_last(document, number[1])
+    return document
 
 
-def _open_brackets(structure: bytes) -> bytes:
-    """The brackets that are open at the end, outermost first."""
-    opened = bytearray()
-    for bracket in structure.translate(None, _NOT_BRACKETS):
-        if bracket in b"{[":
-            opened.append(bracket)
-        elif opened:
-            opened.pop()
-    return bytes(opened)
+def _drop_last(document: dict[str, Any], number: bytes) -> None:
+    """Remove the last value of a document if it is ``number``, and not another one before a cut key that ends in digits."""
+    inside: Any = document
+    while inside:
+        last = len(inside) - 1 if type(inside) is list else next(reversed(inside))
+        value = inside[last]
+        if type(value) is not list and type(value) is not dict:
+            if type(value) in (int, float) and value == _decoded(number):
+                del inside[last]
+            return
+        inside = value
 
 
-def _closing(opened: bytes) -> bytes:
-    return opened[::-1].translate(bytes.maketrans(b"{[", b"}]"))
+def _decoded(number: bytes) -> float | None:
+    try:
+        return float(number)
+    except ValueError:  # "1.5e" was left out by the decoder
+        return None
+
+
+# ---------------------------------------------------------------- values that were cut, shortened
+# Each function gives the value to be written and the number of marks that the writer of a whole value puts behind it.
+
+
+def shorten_messages(messages: Any) -> tuple[object, int]:
+    """The messages of a conversation, the last of them cut."""
+    if type(messages) is not list:
+        return None, 0
+    *whole, last = messages or [None]
+    message, marks = _shorten_message(last)
+    return (whole if message is None else [*whole, message]), marks
+
+
+def shorten_content(content: Any) -> tuple[object, int]:
+    """The content of a message without other fields, cut."""
+    content, marks = _shorten_blocks(content)
+    return (None, 0) if content in NOTHING else (content, marks + 1)
+
+
+def shorten_input(value: Any) -> tuple[object, int]:
+    """Messages, or the content of one."""
+    return shorten_messages(value) if type(value) is list else shorten_content(value)
+
+
+def shorten_plain(prompt: Any) -> tuple[object, int]:
+    """A text, a list of texts, of token ids, of lists of them, or of blocks, cut."""
+    if type(prompt) is str:
+        return prompt, 0
+    if type(prompt) is not list or len(set(map(type, prompt))) != 1:
+        return None, 0
+    return (prompt[:-1] if type(prompt[0]) is dict else prompt), 0
+
+
+def _shorten_message(message: Any) -> tuple[dict[str, Any] | None, int]:
+    if type(message) is not dict:
+        return None, 0
+    role, content = message.get("role"), message.get("content")
+    last = next(reversed(message), None)
+    if content in NOTHING:
+        return ({"role": role}, 1) if last == "role" and type(role) is str else (None, 0)
+    if role is None or last == "role":
+        role = "user"  # keys may come in any order; what is long enough to be cut is mostly the user's
+    marks = 0
+    if last == "content":
+        content, marks = _shorten_blocks(content)
+    shortened = {"role": role, "content": content} if type(role) is str else {"content": content}
+    return shortened, marks + 1
+
+
+def _shorten_blocks(content: Any) -> tuple[object, int]:
+    if type(content) is str:
+        return content, 0
+    if type(content) is not list or not content:
+        return None, 0
+    block, marks = _shorten_block(content[-1])
+    return ([*content[:-1], block] if block is not None else content[:-1]), marks
+
+
+def _shorten_block(block: Any) -> tuple[object, int]:
+    if type(block) is str or (type(block) is dict and text_of(block) is not None):
+        return block, 0
+    if type(block) is not dict or not block:
+        return None, 0
+    kind, content = block.get("type"), block.get("content")
+    last = next(reversed(block))
+    if type(kind) is not str or last == "type" or content in NOTHING or is_media(block):
+        return None, 0
+    marks = 0
+    if last == "content":
+        content, marks = _shorten_blocks(content)
+    return {"type": kind, "content": content}, marks + 1
+
+
+def ends_in_media(value: object) -> bool:
+    """Whether a value was cut in an image, a clip or a file, or in a block before its type was complete."""
+    while value and type(value) in (dict, list):
+        if type(value) is list:
+            value = value[-1]
+        elif type(value) is dict:
+            last = next(reversed(value))
+            if last == "type" or is_media(value) or value.get("type") == "image_generation_call":
+                return True
+            value = value[last]
+    return False

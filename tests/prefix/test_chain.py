@@ -63,6 +63,15 @@ def test_distances_stay_within_their_bounds() -> None:
     assert len(chain.hashes) < 500
 
 
+@given(st.integers(0, 200), st.sampled_from(chains.POSITIONS[:60]), st.integers(0, 3))
+def test_a_part_that_ends_at_a_position_ends_with_one_checkpoint(first: int, end: int, rest: int) -> None:
+    first = min(first, end)
+    lengths = [length for length in (first, end - first, 500 * rest) if length]
+    chain = chains.build(b"", [text(b"x" * length) for length in lengths])
+    assert list(chain.ends).count(end) == 1
+    assert set(chain.ends) == {p for p in chains.POSITIONS if p <= sum(lengths)} | {first, end, sum(lengths)} - {0}
+
+
 def test_short_messages_and_long_ones_share_the_same_positions() -> None:
     parts = [text(b"x" * length) for length in (10, 100, 3000, 7, 50_000)]
     message_ends = {10, 110, 3110, 3117, 53_117}

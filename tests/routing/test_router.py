@@ -19,6 +19,7 @@ from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
+from warmroute.routing.candidate_table import MOST_SELECTIONS
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 
@@ -252,6 +253,39 @@ def test_no_endpoint_is_a_refusal() -> None:
     assert (rejection.status, rejection.reason) == (503, "empty-subset")
 
 
+def test_a_subset_names_targets_or_addresses_in_any_case() -> None:
+    fixture = Fixture(0)
+    fixture.pool.replace([EndpointSpec("default", str(k), f"2001:DB8::{k}", 8000 + k) for k in range(3)], 0.0)
+    hint = frozenset({"[2001:db8::1]:8001", "2001:db8::2", "[2001:db8::0]:9000"})
+    assert {fixture.pick(prompt(str(k)), 0.0, allowed=hint) for k in range(4)} == {"1", "2"}
+
+
+def test_a_subset_of_endpoints_that_do_not_answer_is_used_all_the_same() -> None:
+    fixture = Fixture(3)
+    fixture.pool.unreachable(fixture.endpoint("1"), 0.0)
+    assert {fixture.pick(prompt(str(k)), 0.0, allowed=only("1", "2")) for k in range(4)} == {"2"}
+    assert fixture.pick(prompt("x"), 0.0, allowed=only("1")) == "1"
+
+
+def test_a_remembered_subset_follows_the_pool() -> None:
+    fixture = Fixture(3)
+    hint = only("1", "2")
+    assert {fixture.pick(prompt(str(k)), 0.0, allowed=hint) for k in range(4)} == {"1", "2"}
+    fixture.pool.remove("default/1", 0.0)
+    assert {fixture.pick(prompt(str(k)), 0.0, allowed=hint) for k in range(4)} == {"2"}
+    fixture.pool.upsert(EndpointSpec("default", "3", "10.0.0.1", 8000), 0.0)
+    assert {fixture.pick(prompt(f"new {k}"), 0.0, allowed=hint) for k in range(20)} == {"2", "3"}
+
+
+def test_remembered_subsets_are_bounded() -> None:
+    fixture = Fixture(20)
+    for k in range(2 * MOST_SELECTIONS):
+        hint = only(*(str(name) for name in range(20) if k >> name & 1), "19")
+        fixture.pick(prompt("x"), 0.0, allowed=hint)
+    assert fixture.router._table is not None
+    assert len(fixture.router._table._selections) == MOST_SELECTIONS
+
+
 def test_a_subset_is_respected_and_booked() -> None:
     fixture = Fixture(4)
     chosen = Counter(fixture.pick(prompt(f"{k}: {LONG}"), 0.0, allowed=only("1", "3")) for k in range(10))
@@ -377,6 +411,47 @@ def test_the_served_endpoint_takes_over_the_books() -> None:
     assert fixture.router.held(loads[other])[0] > 0
     fixture.router.finished(decision, 5.0)
     assert loads[other].open_responses == 0
+
+
+def test_a_pod_that_is_gone_gets_no_bookings_of_the_pod_that_has_its_address_now() -> None:
+    fixture = Fixture(3)
+    fixture.scrape(0.0)
+    gone = fixture.endpoint("1").spec
+    fixture.pool.remove(gone.id, 1.0)
+    fixture.pool.upsert(dataclasses.replace(gone, name="heir"), 1.0)
+    decision = fixture.router.pick(prompt(LONG), 1.0, allowed=only("0"))
+    assert isinstance(decision, Decision)
+    fixture.router.opened(decision)
+    fixture.router.served(decision, gone.target, 1.1)
+    assert decision.endpoint.spec.name == "heir"
+    open_responses = {load.endpoint.spec.name: load.open_responses for load in fixture.router.loads}
+    assert open_responses == {"0": 0, "1": 0, "2": 0, "heir": 1}
+
+
+def test_a_request_whose_pod_has_gone_is_booked_on_the_pod_that_has_its_address_now() -> None:
+    fixture = Fixture(1)
+    decision = fixture.router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    fixture.router.opened(decision)
+    gone = decision.endpoint.spec
+    fixture.pool.remove(gone.id, 1.0)
+    fixture.pool.upsert(dataclasses.replace(gone, name="heir"), 1.0)
+    fixture.router.served(decision, gone.target, 1.1)
+    assert decision.endpoint.spec.name == "heir"
+    fixture.router.finished(decision, 2.0)
+    assert [load.open_responses for load in fixture.router.loads] == [0, 0]
+
+
+@pytest.mark.parametrize(("threshold", "reason", "lines"), [(0.5, "partial", 0), (0.499, "warm", 1)])
+def test_a_prompt_is_warm_beyond_the_threshold_and_not_at_it(
+    threshold: float, reason: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture = Fixture(1, prefix_match_threshold=threshold)
+    fixture.pick(prompt("a" * 1024), 0.0)
+    with caplog.at_level(logging.INFO, "warmroute"):
+        decision = fixture.router.pick(prompt("a" * 1024, "b" * 1024), 1.0)
+    assert isinstance(decision, Decision)
+    assert (decision.match_ratio, decision.reason, len(caplog.records)) == (0.5, reason, lines)
 
 
 def test_how_much_of_a_cut_off_prompt_is_held_is_a_share_of_all_of_it() -> None:

@@ -11,6 +11,18 @@ ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-typ
 """Pod labels that name the engine, the newer first."""
 
 
+MOST_REQUESTS = 1_000_000
+"""Most requests that an engine can have or run at once; a larger figure is taken for an error."""
+MOST_CAPACITY = 10**12
+"""Most tokens that a KV cache can hold."""
+MOST_COUNTED = 1e18
+"""Highest value of a counter of requests or tokens."""
+RATES = (1e-3, 1e9)
+"""Tokens a second that an engine can do."""
+MOST_ADAPTERS = 1000
+"""Most LoRA adapters that one engine can have in use."""
+
+
 @lru_cache(maxsize=4096)
 def canonical_address(address: str) -> str:
     """An IP address as Python writes it (``2001:db8::1``), so that equal addresses are equal strings; any other text as
@@ -100,6 +112,33 @@ class EngineState:
     """Measured output tokens per second of a request that runs alone."""
     sleeping: bool = False
     """The engine sleeps; it is chosen only if no endpoint is awake."""
+
+    @property
+    def plausible(self) -> bool:
+        """Whether every figure is one that an engine can have: finite and within the bounds of this module."""
+        slowest, fastest = RATES
+        return (
+            0 <= self.running <= MOST_REQUESTS
+            and 0 <= self.waiting <= MOST_REQUESTS
+            and 0 <= self.kv_usage <= 1
+            and len(self.loaded_adapters) <= MOST_ADAPTERS
+            and 0 <= self.max_adapters <= MOST_REQUESTS
+            and _within(self.awaiting_first_token, 0, self.running + self.waiting)
+            and _within(self.capacity_tokens, 0, MOST_CAPACITY)
+            and _within(self.max_num_seqs, 1, MOST_REQUESTS)
+            and _within(self.first_tokens_total, 0, MOST_COUNTED)
+            and _within(self.prompt_tokens_total, 0, MOST_COUNTED)
+            and _within(self.prompt_requests_total, 0, MOST_COUNTED)
+            and _within(self.prefix_queries_total, 0, MOST_COUNTED)
+            and _within(self.prefix_hits_total, 0, MOST_COUNTED)
+            and _within(self.prefill_rate, slowest, fastest)
+            and _within(self.decode_rate, slowest, fastest)
+        )
+
+
+def _within(figure: float | None, least: float, most: float) -> bool:
+    """None, which is no figure, is; NaN is not."""
+    return figure is None or least <= figure <= most
 
 
 class Endpoint:

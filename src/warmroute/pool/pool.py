@@ -1,4 +1,4 @@
-"""The pool: discovery and engines write to it, listeners (the router, the scraper) hear of every change at once."""
+"""The pool: discovery and scrapes write to it, listeners (the router, the scraper, metrics) hear of every change at once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Pool:
                 listener.endpoint_observed(endpoint, now)
 
     def replace(self, specs: Iterable[EndpointSpec], now: float) -> None:
-        """Make the pool equal to a full list from discovery. Of two specs with one id the last counts."""
+        """Make the pool equal to a full list from discovery. If two specs have one id, the last counts."""
         wanted = {spec.id: spec for spec in specs}
         for endpoint_id in [i for i in self.endpoints if i not in wanted]:
             self.remove(endpoint_id, now)
@@ -98,7 +98,15 @@ class Pool:
                     listener.endpoint_removed(endpoint, now)
 
     def observed(self, endpoint: Endpoint, state: EngineState, now: float) -> None:
-        """A scrape succeeded. Ignored, like all evidence of an engine, once the member is forgotten."""
+        """A scrape succeeded. Ignored, like all evidence of an engine, once the member is forgotten.
+
+        A state with a figure that no engine can have, or older than the one that is known, is dropped whole: the endpoint
+        is reachable, and its state ages as if there had been no scrape.
+        """
+        known = endpoint.state
+        if not state.plausible or (known is not None and state.observed_at < known.observed_at):
+            self.reachable(endpoint, now)
+            return
         if not self._has(endpoint):
             return
         available_before = endpoint.available
@@ -110,7 +118,7 @@ class Pool:
             self._changed(endpoint, now)
 
     def reachable(self, endpoint: Endpoint, now: float) -> None:
-        """The engine answers, though it tells nothing of its state."""
+        """The engine answers, though without a usable state."""
         if self._has(endpoint) and not endpoint.reachable:
             endpoint.reachable = True
             self._changed(endpoint, now)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from warmroute.pool.endpoint import MOST_ADAPTERS
+
 ASSUMED_LIMIT = 4
 """Adapters that an engine is assumed to keep if its metrics page does not say (vLLM's ``max_loras`` is 1 by
 default)."""
-MOST_ADAPTERS = 1000
-"""Adapters that are remembered at most, whatever the metrics page says."""
 
 
 class LoadedAdapters:

@@ -281,11 +281,15 @@ class Router(PoolListener):
         self._update(decision.load, now)
 
     def served(self, decision: Decision, target: str, now: float) -> None:
-        """The gateway reports that ``target`` served the request: after a retry that is another endpoint than
-        chosen."""
-        if target == decision.load.endpoint.target:
+        """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen.
+
+        Only ready endpoints count: the address of a pod that is gone may be another pod's by now.
+        """
+        chosen = decision.load.endpoint
+        if chosen.ready and chosen.target == target:
             return
-        other = next((load for load in self._loads.values() if load.endpoint.target == target), None)
+        ready = (load for load in self._loads.values() if load.endpoint.ready)
+        other = next((load for load in ready if load.endpoint.target == target), None)
         if other is None:
             return
         decision.load.response_ended(now)

@@ -1,0 +1,63 @@
+"""The virtual queue: untracked requests are counted without being listed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.routing.virtual_queue import MOST_ASSIGNED, VirtualQueue
+
+RATE = 1000.0
+
+
+def rebuilt(awaiting: int, *, at: float = 0.0, mean_work: float = 500.0) -> VirtualQueue:
+    """A queue of ``awaiting`` requests of other clients."""
+    queue = VirtualQueue()
+    queue.correct_by_first_tokens(at, RATE, awaiting=awaiting, first_tokens=0.0, mean_work=mean_work)
+    return queue
+
+
+@given(
+    awaiting=st.integers(1, 200),
+    at=st.floats(0, 1e6),
+    mean_work=st.just(0.0) | st.floats(1e-3, 1e5),
+    waits=st.lists(st.floats(0, 100), max_size=20),
+    works=st.lists(st.floats(1, 1e5), max_size=3),
+)
+def test_untracked_requests_leave_as_if_each_had_a_finish_time(
+    awaiting: int, at: float, mean_work: float, waits: list[float], works: list[float]
+) -> None:
+    queue = rebuilt(awaiting, at=at, mean_work=mean_work)
+    finish_times = [at + (k + 1) * mean_work / RATE for k in range(awaiting)]
+    for work in works:
+        queue.assign(work, RATE, at)
+        finish_times.append(max(finish_times[-1], at) + work / RATE)
+    now = at
+    for wait in waits:
+        now += wait
+        queue.expire(now)
+        left = [time for time in finish_times if time > now]
+        assert len(queue) == len(left)
+        if left:
+            assert queue.next_finish == left[0]
+            assert queue.estimate(RATE, at_least=0, at_most=0, mean_work=0.0).pending_at_zero == finish_times[-1] * RATE
+
+
+@pytest.mark.parametrize("awaiting", [10**6, 10**12])
+def test_any_number_of_untracked_requests_is_counted_at_once(awaiting: int) -> None:
+    queue = rebuilt(awaiting)
+    queue.assign(100.0, RATE, 0.0)
+    assert len(queue) == awaiting + 1
+    queue.expire(10.0)
+    assert len(queue) == awaiting + 1 - 20
+    assert queue.next_finish == 10.5
+
+
+def test_requests_beyond_those_that_are_remembered_are_forgotten_by_the_next_scrape() -> None:
+    queue = VirtualQueue()
+    for _ in range(2 * MOST_ASSIGNED):
+        queue.assign(1000.0, RATE, 0.0)
+    assert len(queue) == 2 * MOST_ASSIGNED
+    queue.correct_by_gauges(20.0, RATE, running=2 * MOST_ASSIGNED, waiting=0, sent_since=0)
+    assert len(queue) == MOST_ASSIGNED

@@ -102,7 +102,7 @@ def test_only_all_of_an_object_is_whole(document: dict[str, Any], ascii_only: bo
         (b'{"a":1 ', {"a": 1}),
         (b'{"a":1,"b', {"a": 1}),
         (b'{"a":1,"b":-', {"a": 1}),
-        (b'{"a":[1.5,2e', {"a": []}),
+        (b'{"a":[1.5,2e', {"a": [1.5]}),
         (b'{"a" : "x', {"a": "x"}),
         (b'{"a":"x1', {"a": "x1"}),
         (b'{"a":["x","y', {"a": ["x", "y"]}),

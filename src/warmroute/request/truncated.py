@@ -47,18 +47,18 @@ def _drop_last(document: dict[str, Any], number: bytes) -> None:
     while inside:
         last = len(inside) - 1 if type(inside) is list else next(reversed(inside))
         value = inside[last]
+        if type(value) in (int, float) and _is(value, number):
+            del inside[last]
         if type(value) is not list and type(value) is not dict:
-            if type(value) in (int, float) and value == _decoded(number):
-                del inside[last]
             return
         inside = value
 
 
-def _decoded(number: bytes) -> float | None:
+def _is(value: float, number: bytes) -> bool:
     try:
-        return float(number)
+        return value == type(value)(number)
     except ValueError:  # "1.5e" was left out by the decoder
-        return None
+        return False
 
 
 # ---------------------------------------------------------------- values that were cut, shortened

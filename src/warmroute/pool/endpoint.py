@@ -106,6 +106,10 @@ class EngineState:
     """Counter: prompt tokens looked up in the prefix cache."""
     prefix_hits_total: float | None = None
     """Counter: prompt tokens found in the prefix cache."""
+    responses_total: float | None = None
+    """Counter: HTTP responses to POST requests, of any status."""
+    failed_responses_total: float | None = None
+    """Counter: of these, responses with a status of 500 to 599."""
     prefill_rate: float | None = None
     """Measured tokens of prefill work per second while busy."""
     decode_rate: float | None = None

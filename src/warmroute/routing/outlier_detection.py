@@ -1,0 +1,233 @@
+"""Passive health: an endpoint that takes requests and does not serve them is avoided for a while. WITHOUT IO.
+
+Two kinds of evidence count against an endpoint:
+
+* Failures: the EWMA of failed responses passes :data:`FAILURE_SHARE`. A response counts where the gateway shows it (5xx
+  except 501 and 503) or where the engine's page counts responses by status (vLLM: ``http_requests_total``).
+* A stall: requests were sent, and no counter of the engine has moved since. A page that counts responses counts rejections
+  (4xx), too. Where it does not, an engine that holds no request may have rejected them all, and that is no stall.
+
+The state of an endpoint:
+
+=========  ==================================================  =====================================================
+state      meaning                                             next
+=========  ==================================================  =====================================================
+HEALTHY    takes requests                                      EJECTED on evidence
+EJECTED    takes none until its backoff ends                   PROBING when the backoff ends
+PROBING    takes one request                                   TRIAL when that request is sent
+TRIAL      takes none until that request has shown something   HEALTHY on success; EJECTED on failure or time-out, with
+                                                               twice the backoff
+=========  ==================================================  =====================================================
+
+At most half of the ready endpoints are kept out, so a fault that all engines share (or a client whose requests every engine
+rejects) cannot empty the pool. The design follows Envoy's outlier detection and the half-open state of a circuit breaker:
+https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/outlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from warmroute.pool.endpoint import Endpoint, EngineState
+
+FAILURE_WEIGHT = 0.2
+"""EWMA weight of the newest response."""
+FAILURE_SHARE = 0.6
+"""Failure EWMA above which an endpoint is ejected. From a clean record five failures in a row pass it: 1 - 0.8**5 = 0.67."""
+NOT_FAILURES = frozenset((501, 503))
+"""5xx statuses that say nothing of the engine's health: an API it lacks, and a queue that is full."""
+STALLED_REQUESTS = 5
+"""Requests sent without any movement of the engine's counters that count as evidence."""
+STALLED_SECONDS = 60.0
+"""Seconds without movement after the first of these requests. A prefill of 1M tokens takes about as long."""
+TRIAL_SECONDS = 60.0
+"""Seconds that a trial request has to show something."""
+FIRST_BACKOFF = 10.0
+"""Seconds out after the first ejection; each failed trial doubles them."""
+LONGEST_BACKOFF = 300.0
+"""Upper bound of the backoff in seconds."""
+
+
+class Health(Enum):
+    """Whether an endpoint takes requests; see the module's table."""
+
+    HEALTHY = "healthy"
+    EJECTED = "ejected"
+    PROBING = "probing"
+    TRIAL = "trial"
+
+
+class Evidence(Enum):
+    """Why an endpoint was ejected."""
+
+    FAILURES = "failures"
+    """Most of the latest responses failed."""
+    STALLED = "stalled"
+    """Requests were sent, and the engine's counters did not move."""
+    TRIAL_FAILED = "trial-failed"
+    """The trial request failed or showed nothing in time."""
+
+
+class _Counters(NamedTuple):
+    """An engine's counters; a counter that its page lacks stays 0."""
+
+    work: float
+    """Sum of the counters that move when the engine works."""
+    responses: float
+    failed: float
+
+    @classmethod
+    def of(cls, state: EngineState) -> _Counters:
+        work = (
+            (state.first_tokens_total or 0.0)
+            + (state.prompt_tokens_total or 0.0)
+            + (state.prompt_requests_total or 0.0)
+            + (state.prefix_queries_total or 0.0)
+        )
+        return cls(work, state.responses_total or 0.0, state.failed_responses_total or 0.0)
+
+
+@dataclass(slots=True)
+class _Record:
+    endpoint: Endpoint
+    health: Health = Health.HEALTHY
+    failures: float = 0.0
+    """EWMA of observed responses: 1 is a failure, 0 a success."""
+    counters: _Counters | None = None
+    """The engine's counters at the last scrape."""
+    unserved: int = 0
+    """Requests sent since the counters moved last."""
+    unserved_since: float = 0.0
+    """When the first of these was sent."""
+    backoff: float = FIRST_BACKOFF
+    until: float = 0.0
+    """End of the backoff, or of the trial's time."""
+
+    @property
+    def out(self) -> bool:
+        """It takes no request."""
+        return self.health in (Health.EJECTED, Health.TRIAL)
+
+
+class OutlierDetection:
+    """The health of every endpoint of a pool. ``changed`` hears of each change: the endpoint, its state and the reason.
+
+    Times are monotonic seconds. Every call is O(1) except :meth:`advance` and an ejection, which count the endpoints.
+    """
+
+    def __init__(self, changed: Callable[[Endpoint, Health, Evidence | None], None]) -> None:
+        self._changed = changed
+        self._records: dict[str, _Record] = {}
+
+    def health_of(self, endpoint: Endpoint) -> Health:
+        """The endpoint's state."""
+        record = self._records.get(endpoint.id)
+        return Health.HEALTHY if record is None else record.health
+
+    def available(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint takes requests."""
+        record = self._records.get(endpoint.id)
+        return record is None or not record.out
+
+    def added(self, endpoint: Endpoint) -> None:
+        """A new endpoint begins healthy."""
+        self._records[endpoint.id] = _Record(endpoint)
+
+    def removed(self, endpoint: Endpoint) -> None:
+        """The endpoint has left the pool."""
+        self._records.pop(endpoint.id, None)
+
+    def restarted(self, endpoint: Endpoint) -> None:
+        """The engine is a new process: it begins healthy."""
+        record = self._records[endpoint.id]
+        was_out = record.out
+        self._records[endpoint.id] = _Record(endpoint)
+        if was_out:
+            self._changed(endpoint, Health.HEALTHY, None)
+
+    def sent(self, endpoint: Endpoint, now: float) -> None:
+        """A request with a prompt was sent to the endpoint."""
+        record = self._records[endpoint.id]
+        if not record.unserved:
+            record.unserved_since = now
+        record.unserved += 1
+        if record.health is Health.PROBING:
+            record.until = now + TRIAL_SECONDS
+            self._set(record, Health.TRIAL, None)
+
+    def responded(self, endpoint: Endpoint, status: int, now: float) -> None:
+        """The gateway shows that the endpoint's response to a request had this HTTP status."""
+        record = self._records.get(endpoint.id)
+        if record is not None:
+            failed = status >= 500 and status not in NOT_FAILURES
+            self._count(record, responses=1, failed=int(failed), now=now)
+
+    def observed(self, endpoint: Endpoint, state: EngineState, now: float) -> None:
+        """A scrape of the endpoint's engine."""
+        record = self._records[endpoint.id]
+        before, counters = record.counters, _Counters.of(state)
+        record.counters = counters
+        if before is None or counters == before:
+            self._check_stall(record, state, now)
+            return
+        record.unserved = 0
+        responses, failed = counters.responses - before.responses, counters.failed - before.failed
+        if responses > 0 and failed >= 0:
+            self._count(record, responses=responses, failed=failed, now=now)
+        elif counters.work > before.work:
+            self._succeeded(record)
+
+    def advance(self, now: float) -> None:
+        """Let time pass: backoffs and trials end."""
+        for record in self._records.values():
+            if record.health is Health.EJECTED and now >= record.until:
+                record.failures = 0.0
+                record.unserved = 0
+                self._set(record, Health.PROBING, None)
+            elif record.health is Health.TRIAL and now >= record.until:
+                self._eject(record, Evidence.TRIAL_FAILED, now)
+
+    def _count(self, record: _Record, *, responses: float, failed: float, now: float) -> None:
+        share = min(1.0, failed / responses)
+        record.failures = share + (record.failures - share) * (1 - FAILURE_WEIGHT) ** responses
+        if failed < responses:
+            self._succeeded(record)
+        elif record.health is Health.TRIAL:
+            self._eject(record, Evidence.TRIAL_FAILED, now)
+        if record.failures > FAILURE_SHARE:
+            self._eject(record, Evidence.FAILURES, now)
+
+    def _succeeded(self, record: _Record) -> None:
+        record.unserved = 0
+        if record.health in (Health.TRIAL, Health.PROBING):
+            record.failures, record.backoff = 0.0, FIRST_BACKOFF
+            self._set(record, Health.HEALTHY, None)
+
+    def _check_stall(self, record: _Record, state: EngineState, now: float) -> None:
+        holds_requests = state.running + state.waiting > 0
+        if (
+            record.unserved >= STALLED_REQUESTS
+            and state.observed_at - record.unserved_since >= STALLED_SECONDS
+            and (holds_requests or state.responses_total is not None)
+        ):
+            self._eject(record, Evidence.STALLED, now)
+
+    def _eject(self, record: _Record, evidence: Evidence, now: float) -> None:
+        if record.health is Health.EJECTED or (record.health is Health.HEALTHY and not self._may_eject()):
+            return
+        if evidence is Evidence.TRIAL_FAILED:
+            record.backoff = min(2 * record.backoff, LONGEST_BACKOFF)
+        record.until = now + record.backoff
+        self._set(record, Health.EJECTED, evidence)
+
+    def _may_eject(self) -> bool:
+        """Whether at most half of the ready endpoints are out after one more ejection."""
+        ready = [record for record in self._records.values() if record.endpoint.ready]
+        return 2 * (1 + sum(record.health is not Health.HEALTHY for record in ready)) <= len(ready)
+
+    def _set(self, record: _Record, health: Health, evidence: Evidence | None) -> None:
+        record.health = health
+        self._changed(record.endpoint, health, evidence)

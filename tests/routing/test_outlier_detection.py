@@ -1,0 +1,259 @@
+"""Passive health: which evidence ejects an endpoint, how it comes back, and that half of the pool always stays."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.routing.outlier_detection import (
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    STALLED_REQUESTS,
+    STALLED_SECONDS,
+    TRIAL_SECONDS,
+    Evidence,
+    Health,
+    OutlierDetection,
+)
+
+Change = tuple[str, Health, Evidence | None]
+
+
+def endpoints(count: int) -> list[Endpoint]:
+    specs = [EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(count)]
+    return [Endpoint(spec, engine="vllm", now=0.0) for spec in specs]
+
+
+def page(
+    at: float, *, work: float = 0, responses: float | None = 0, failed: float = 0, running: int = 0
+) -> EngineState:
+    return EngineState(
+        observed_at=at,
+        running=running,
+        waiting=0,
+        kv_usage=0.0,
+        prompt_requests_total=work,
+        responses_total=responses,
+        failed_responses_total=None if responses is None else failed,
+    )
+
+
+def detection(pods: list[Endpoint]) -> tuple[OutlierDetection, list[Change]]:
+    changes: list[Change] = []
+    outliers = OutlierDetection(
+        lambda endpoint, health, evidence: changes.append((endpoint.spec.name, health, evidence))
+    )
+    for pod in pods:
+        outliers.added(pod)
+    return outliers, changes
+
+
+def ejected(pods: list[Endpoint]) -> tuple[OutlierDetection, list[Change]]:
+    """The first pod is ejected at time 0."""
+    outliers, changes = detection(pods)
+    for _ in range(5):
+        outliers.responded(pods[0], 500, 0.0)
+    assert outliers.health_of(pods[0]) is Health.EJECTED
+    changes.clear()
+    return outliers, changes
+
+
+@pytest.mark.parametrize(("status", "out"), [(500, True), (502, True), (504, True), (503, False), (501, False)])
+def test_five_failed_responses_in_a_row_eject(status: int, out: bool) -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for _ in range(4):
+        outliers.responded(pods[0], status, 1.0)
+    assert outliers.available(pods[0])
+    outliers.responded(pods[0], status, 1.0)
+    assert outliers.available(pods[0]) is not out
+    assert changes == ([("pod-0", Health.EJECTED, Evidence.FAILURES)] if out else [])
+
+
+@pytest.mark.parametrize("status", [400, 404, 429])
+def test_rejections_are_the_clients_fault(status: int) -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for _ in range(100):
+        outliers.responded(pods[0], status, 1.0)
+    assert not changes
+
+
+def test_a_failure_now_and_then_does_not_eject() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for turn in range(200):
+        outliers.responded(pods[0], 500 if turn % 4 == 0 else 200, 1.0)
+    assert not changes
+
+
+def test_the_pages_count_of_failed_responses_ejects() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.0, responses=100, failed=2), 0.0)
+    outliers.observed(pods[0], page(1.0, responses=110, failed=12), 1.0)
+    assert changes == [("pod-0", Health.EJECTED, Evidence.FAILURES)]
+
+
+def test_the_pages_count_of_rejections_does_not_eject() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for at in range(200):
+        outliers.sent(pods[0], float(at))
+        outliers.observed(pods[0], page(float(at) + 0.5, responses=at), float(at) + 0.5)
+    assert not changes
+
+
+@pytest.mark.parametrize(
+    ("responses", "running", "out"),
+    [(0, 0, True), (0, 3, True), (None, 3, True), (None, 0, False)],
+    ids=["silent", "holds requests", "no count of responses, holds requests", "no count of responses, holds none"],
+)
+def test_counters_that_stand_still_eject(responses: float | None, running: int, out: bool) -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.0, responses=responses), 0.0)
+    for _ in range(STALLED_REQUESTS):
+        outliers.sent(pods[0], 1.0)
+    just_before = 1.0 + STALLED_SECONDS - 0.1
+    outliers.observed(pods[0], page(just_before, responses=responses, running=running), just_before)
+    assert not changes
+    at = 1.0 + STALLED_SECONDS
+    outliers.observed(pods[0], page(at, responses=responses, running=running), at)
+    assert changes == ([("pod-0", Health.EJECTED, Evidence.STALLED)] if out else [])
+
+
+def test_an_idle_engine_to_which_nothing_was_sent_is_not_stalled() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for at in range(1000):
+        outliers.observed(pods[0], page(float(at)), float(at))
+    assert not changes
+
+
+def test_after_the_backoff_one_request_is_tried() -> None:
+    pods = endpoints(4)
+    outliers, changes = ejected(pods)
+    outliers.advance(FIRST_BACKOFF - 0.1)
+    assert not outliers.available(pods[0])
+    outliers.advance(FIRST_BACKOFF)
+    assert outliers.available(pods[0])
+    outliers.sent(pods[0], FIRST_BACKOFF + 1)
+    assert not outliers.available(pods[0])
+    outliers.responded(pods[0], 200, FIRST_BACKOFF + 2)
+    assert [health for _, health, _ in changes] == [Health.PROBING, Health.TRIAL, Health.HEALTHY]
+
+
+def test_movement_on_the_page_ends_a_trial_well() -> None:
+    pods = endpoints(4)
+    outliers, _ = ejected(pods)
+    outliers.observed(pods[0], page(1.0, work=5), 1.0)
+    outliers.advance(FIRST_BACKOFF)
+    outliers.sent(pods[0], FIRST_BACKOFF + 1)
+    outliers.observed(pods[0], page(20.0, work=6), 20.0)
+    assert outliers.health_of(pods[0]) is Health.HEALTHY
+
+
+def test_each_failed_trial_doubles_the_backoff_up_to_a_bound() -> None:
+    pods = endpoints(4)
+    outliers, _ = ejected(pods)
+    now, backoff = 0.0, FIRST_BACKOFF
+    for _ in range(8):
+        now += backoff
+        outliers.advance(now)
+        assert outliers.health_of(pods[0]) is Health.PROBING
+        outliers.sent(pods[0], now)
+        outliers.responded(pods[0], 500, now)
+        assert outliers.health_of(pods[0]) is Health.EJECTED
+        backoff = min(2 * backoff, LONGEST_BACKOFF)
+        outliers.advance(now + backoff - 0.1)
+        assert outliers.health_of(pods[0]) is Health.EJECTED
+
+
+def test_a_trial_that_shows_nothing_has_failed() -> None:
+    pods = endpoints(4)
+    outliers, changes = ejected(pods)
+    outliers.advance(FIRST_BACKOFF)
+    outliers.sent(pods[0], FIRST_BACKOFF)
+    outliers.advance(FIRST_BACKOFF + TRIAL_SECONDS)
+    assert changes[-1] == ("pod-0", Health.EJECTED, Evidence.TRIAL_FAILED)
+
+
+def test_a_restarted_engine_begins_healthy() -> None:
+    pods = endpoints(4)
+    outliers, changes = ejected(pods)
+    outliers.restarted(pods[0])
+    assert outliers.available(pods[0])
+    assert changes == [("pod-0", Health.HEALTHY, None)]
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 0), (2, 1), (3, 1), (5, 2)])
+def test_half_of_the_pool_stays(count: int, most: int) -> None:
+    pods = endpoints(count)
+    outliers, _ = detection(pods)
+    for pod in pods:
+        for _ in range(20):
+            outliers.responded(pod, 500, 1.0)
+    assert sum(not outliers.available(pod) for pod in pods) == most
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Any order of events: no exception, half of the pool takes requests, and time alone brings every endpoint back."""
+
+    pods: list[Endpoint]
+
+    @initialize(count=st.integers(1, 6))
+    def begin(self, count: int) -> None:
+        self.now = 0.0
+        self.pods = endpoints(count)
+        self.outliers, _ = detection(self.pods)
+
+    @rule(k=st.integers(0, 5), requests=st.integers(1, 8))
+    def send(self, k: int, requests: int) -> None:
+        pod = self.pods[k % len(self.pods)]
+        for _ in range(requests):
+            self.outliers.sent(pod, self.now)
+
+    @rule(k=st.integers(0, 5), status=st.sampled_from([200, 400, 429, 500, 503]), responses=st.integers(1, 8))
+    def respond(self, k: int, status: int, responses: int) -> None:
+        for _ in range(responses):
+            self.outliers.responded(self.pods[k % len(self.pods)], status, self.now)
+
+    @rule(
+        k=st.integers(0, 5),
+        work=st.sampled_from([0.0, 1.0, 5.0, 1e15]),
+        responses=st.none() | st.sampled_from([0.0, 3.0, 1e15]),
+        failed=st.sampled_from([0.0, 3.0, 1e15]),
+        running=st.integers(0, 2),
+    )
+    def scrape(self, k: int, work: float, responses: float | None, failed: float, running: int) -> None:
+        state = page(self.now, work=work, responses=responses, failed=failed, running=running)
+        self.outliers.observed(self.pods[k % len(self.pods)], state, self.now)
+
+    @rule(k=st.integers(0, 5))
+    def restart(self, k: int) -> None:
+        self.outliers.restarted(self.pods[k % len(self.pods)])
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 70.0, 400.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.outliers.advance(self.now)
+
+    @invariant()
+    def half_takes_requests(self) -> None:
+        if hasattr(self, "outliers"):
+            out = sum(not self.outliers.available(pod) for pod in self.pods)
+            assert 2 * out <= len(self.pods)
+
+    def teardown(self) -> None:
+        if hasattr(self, "outliers"):
+            self.now += TRIAL_SECONDS
+            self.outliers.advance(self.now)
+            self.now += LONGEST_BACKOFF
+            self.outliers.advance(self.now)
+            assert all(self.outliers.available(pod) for pod in self.pods)
+
+
+TestAnyHistory = AnyHistory.TestCase

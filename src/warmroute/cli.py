@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from warmroute import go_flags, settings_table
 from warmroute.errors import ConfigurationError, WarmrouteError
+from warmroute.settings import Settings
 from warmroute.settings_flags import with_settings_flags
 from warmroute.settings_sources import load, mistyped_variables
 
@@ -113,6 +114,52 @@ def serve(settings_file: Path | None = None, **flags: Any) -> None:
         _warn(warning)
     given = {name: value for name, value in flags.items() if value is not None}
     picker.serve(load(given, environ=os.environ, settings_file=settings_file))
+
+
+@app.command("gateway-extension", epilog="Example: warmroute gateway-extension --port 5005 --no-picker-tls")
+def gateway_extension(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on; empty: all interfaces.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the extension service.")] = 5005,
+    health_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gRPC health service.")] = 5006,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Prometheus metrics.")] = 9090,
+    cert_path: Annotated[
+        Path | None, typer.Option(help="Directory with tls.crt and tls.key for the service; without it: no TLS.")
+    ] = None,
+    request_body_limit: Annotated[
+        int, typer.Option(min=1, help="Bytes of a request body that Envoy buffers; as the picker's --max-body-bytes.")
+    ] = Settings.model_fields["max_body_bytes"].default,
+    listener_body_limit: Annotated[
+        bool, typer.Option(help="Set that limit on the listener: for Envoy before 1.36 (Envoy Gateway 1.5).")
+    ] = False,
+    picker_tls: Annotated[bool, typer.Option(help="Speak TLS to the pickers, without verification.")] = True,
+    pods_service: Annotated[
+        str,
+        typer.Option(
+            help="Headless Service of a pool's pods, as `{pool}-pods`: keeps retries and FailOpen; empty: none."
+        ),
+    ] = "",
+    log_format: Annotated[str, typer.Option(help="console or json.")] = "console",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve Envoy Gateway's extension hooks, so that an HTTPRoute may have an InferencePool as backend."""
+    from warmroute import runtime
+
+    runtime.prepare(os.environ)
+    from warmroute.gateway_extension import server
+    from warmroute.gateway_extension.hooks import Options
+    from warmroute.observability import logs
+
+    logs.configure(load({"log_format": log_format, "log_level": log_level}, environ={}))
+    server.serve(
+        server.ServerOptions(host, port, health_port, metrics_port, cert_path),
+        Options(
+            request_body_limit=request_body_limit,
+            listener_body_limit=listener_body_limit,
+            picker_tls=picker_tls,
+            pods_service=pods_service,
+        ),
+    )
 
 
 @app.command(epilog="Example: warmroute settings > settings.md")

@@ -23,6 +23,8 @@ MODEL_NAME = "x-gateway-model-name"
 """Request header with the body's model name, where routes go by it (body-based routing)."""
 CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
 """Request headers that are meant for the picker and do not go to the engine."""
+CONTROL = (DESTINATION, SERVED, SUBSET_KEY, *CONSUMED, MODEL_NAME)
+"""Request headers that only a gateway may write; the shipped Envoy configurations remove them from clients' requests."""
 
 TEST_SELECTION = "test-epp-endpoint-selection"
 TEST_SERVED = "x-conformance-test-served-endpoint"

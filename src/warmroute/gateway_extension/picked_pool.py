@@ -1,0 +1,94 @@
+"""An InferencePool as the gateway sees it: which picker chooses its endpoints. WITHOUT IO."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from warmroute.kubernetes.inference_pool import GA_GROUP, read_pool
+
+PICKER_PORT = 9002
+"""Port of the picker where the pool names none (the default of the InferencePool API)."""
+KIND = "InferencePool"
+
+
+@dataclass(frozen=True, slots=True)
+class PickedPool:
+    """One InferencePool and its picker."""
+
+    namespace: str
+    name: str
+    ports: tuple[int, ...]
+    """Ports of the pool's pods."""
+    picker: str
+    """Name of the picker's Service, in the pool's namespace."""
+    picker_port: int
+    fail_open: bool
+    """``failureMode: FailOpen``: requests go on without the picker while it is away."""
+
+    @property
+    def filter_name(self) -> str:
+        """Name of the pool's ext_proc filter."""
+        return f"envoy.filters.http.ext_proc/inferencepool/{self.namespace}/{self.name}"
+
+    @property
+    def picker_cluster(self) -> str:
+        """Name of the cluster of the pool's picker."""
+        return f"inferencepool-picker/{self.namespace}/{self.name}"
+
+    @property
+    def picker_host(self) -> str:
+        """DNS name of the picker's Service."""
+        return f"{self.picker}.{self.namespace}.svc"
+
+    def to_json(self) -> str:
+        """The pool as text, for :meth:`of_json`."""
+        return json.dumps(
+            [self.namespace, self.name, self.ports, self.picker, self.picker_port, self.fail_open],
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def of_json(cls, text: str) -> PickedPool:
+        """The pool that :meth:`to_json` wrote. Raises ValueError or TypeError for other text."""
+        namespace, name, ports, picker, picker_port, fail_open = json.loads(text)
+        return cls(namespace, name, tuple(ports), picker, picker_port, fail_open)
+
+
+def picked_pools(resources: list[bytes]) -> list[PickedPool]:
+    """The InferencePools among Kubernetes objects in JSON, each once, in order.
+
+    Raises ValueError for a pool that cannot be used, with its name.
+    """
+    pools: dict[tuple[str, str], PickedPool] = {}
+    for resource in resources:
+        item = json.loads(resource)
+        if item.get("kind") != KIND:
+            continue
+        metadata = item.get("metadata") or {}
+        try:
+            pool = read_pool(item)
+            picker, port, mode = _picker_of(item)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            name = f"{metadata.get('namespace')}/{metadata.get('name')}"
+            raise ValueError(f"the InferencePool {name} cannot be used: {error!r}") from error
+        pools[pool.namespace, pool.name] = PickedPool(
+            pool.namespace, pool.name, pool.ports, picker, port, mode == "FailOpen"
+        )
+    return list(pools.values())
+
+
+def _picker_of(item: dict[str, dict[str, dict[str, object]]]) -> tuple[str, int, object]:
+    """Service, port and failure mode of the picker: ``endpointPickerRef`` in v1, ``extensionRef`` in v1alpha2."""
+    spec = item["spec"]
+    if str(item["apiVersion"]).startswith(f"{GA_GROUP}/"):
+        reference = spec["endpointPickerRef"]
+        port = reference.get("port") or {}
+        number = port.get("number") if isinstance(port, dict) else None
+    else:
+        reference = spec["extensionRef"]
+        number = reference.get("portNumber")
+    kind = reference.get("kind") or "Service"
+    if kind != "Service":
+        raise ValueError(f"its picker must be a Service, not a {kind}")
+    return str(reference["name"]), int(str(number or PICKER_PORT)), reference.get("failureMode")

@@ -1,0 +1,234 @@
+"""The gRPC server of the gateway extension: Envoy Gateway's calls to the hooks, health, TLS and metrics.
+
+A call that fails returns what it was given and is logged and counted: Envoy Gateway would otherwise stop all
+configuration of the gateway, also of routes that have nothing to do with an InferencePool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+
+from warmroute.errors import ConfigurationError
+from warmroute.extproc import health
+from warmroute.gateway_extension import gateway_extension_pb2 as pb
+from warmroute.gateway_extension import hooks
+from warmroute.gateway_extension.picked_pool import picked_pools
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "envoygateway.extension.EnvoyGatewayExtension"
+MAX_MESSAGE_BYTES = 64 << 20
+"""Largest message either way: the whole configuration of a gateway. Envoy Gateway's ``maxMessageSize`` must allow it."""
+GRACE = 5.0
+"""Seconds that calls in progress have to end after SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where the extension listens; port 0 is any free one."""
+
+    host: str = ""
+    port: int = 5005
+    health_port: int = 5006
+    metrics_port: int = 9090
+    cert_path: Path | None = None
+    """Directory with tls.crt and tls.key; None: no TLS."""
+
+
+class GatewayExtension:
+    """The extension service. ``run`` is its life; ``start`` and ``stop`` are for those who embed it."""
+
+    def __init__(self, listen: ServerOptions, options: hooks.Options) -> None:
+        self._listen = listen
+        self._options = options
+        self._registry = CollectorRegistry()
+        self._calls = Counter(
+            "warmroute_gateway_extension_calls",
+            "Calls of Envoy Gateway by hook and outcome (ok, rejected: a route that cannot be served, failed: a bug).",
+            ["hook", "outcome"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "warmroute_gateway_extension_call_seconds",
+            "Duration of a call in seconds.",
+            ["hook"],
+            registry=self._registry,
+        )
+        self._servers: list[grpc.aio.Server] = []
+        self._stop_metrics: Callable[[], None] = lambda: None
+        self.port = 0
+        """The port of the service in use once started."""
+        self.health_port = 0
+        """The port of the health service in use once started."""
+        self.metrics_port = 0
+        """The port of the metrics page in use once started."""
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        try:
+            await self.start()
+            await stopped.wait()
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigurationError if a port is taken or a certificate cannot be used."""
+        listen = self._listen
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            )
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
+        health.add(server, lambda: True)
+        credentials = None
+        if listen.cert_path is not None:
+            from warmroute.extproc import tls
+
+            credentials = tls.from_directory(listen.cert_path)
+        self.port = _bind(server, listen.host, listen.port, "--port", credentials)
+        health_server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        health.add(health_server, lambda: True)
+        self.health_port = _bind(health_server, listen.host, listen.health_port, "--health-port", None)
+        try:
+            http, thread = start_http_server(listen.metrics_port, listen.host or "0.0.0.0", self._registry)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on port {listen.metrics_port} (--metrics-port): {error.strerror}"
+            ) from error
+        self.metrics_port = http.server_port
+
+        def stop_metrics() -> None:
+            http.shutdown()
+            http.server_close()
+            thread.join()
+
+        self._stop_metrics = stop_metrics
+        self._servers = [server, health_server]
+        for one in self._servers:
+            await one.start()
+        logger.info(
+            "serving the gateway extension",
+            extra={
+                "fields": {
+                    "port": self.port,
+                    "health-port": self.health_port,
+                    "metrics-port": self.metrics_port,
+                    "secure": listen.cert_path is not None,
+                }
+            },
+        )
+
+    async def stop(self) -> None:
+        """Stop listening and let calls in progress end; safe after a failed start."""
+        await asyncio.gather(*(server.stop(GRACE) for server in self._servers))
+        self._servers.clear()
+        await asyncio.to_thread(self._stop_metrics)
+        self._stop_metrics = lambda: None
+
+    # ---------------------------------------------------------------- calls
+
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        return {
+            "PostRouteModify": self._handler("PostRouteModify", pb.PostRouteModifyRequest, self._route),
+            "PostClusterModify": self._handler("PostClusterModify", pb.PostClusterModifyRequest, self._cluster),
+            "PostTranslateModify": self._handler(
+                "PostTranslateModify", pb.PostTranslateModifyRequest, self._translation
+            ),
+        }
+
+    def _handler(
+        self, hook: str, request_type: Any, answer: Callable[[Any], tuple[Any, str]]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        async def call(request: Any, _: object) -> Any:
+            began = perf_counter()
+            response, outcome = answer(request)
+            self._calls.labels(hook, outcome).inc()
+            self._seconds.labels(hook).observe(perf_counter() - began)
+            return response
+
+        handled: Callable[[Any, Any], Awaitable[Any]] = call
+        return grpc.unary_unary_rpc_method_handler(
+            handled,
+            request_deserializer=request_type.FromString,
+            response_serializer=lambda response: response.SerializeToString(),
+        )
+
+    def _route(self, request: pb.PostRouteModifyRequest) -> tuple[pb.PostRouteModifyResponse, str]:
+        route = pb.Route()
+        route.CopyFrom(request.route)
+        try:
+            pools = picked_pools([one.unstructured_bytes for one in request.post_route_context.extension_resources])
+            rejected = hooks.modify_route(route, pools, self._options)
+        except ValueError as error:
+            rejected = str(error)
+            hooks.answer_with_error(route, rejected)
+        except Exception:
+            logger.exception("hook failed", extra={"fields": {"hook": "PostRouteModify", "route": route.name}})
+            return pb.PostRouteModifyResponse(route=request.route), "failed"
+        if rejected:
+            logger.warning("route not served", extra={"fields": {"route": route.name, "reason": rejected}})
+        return pb.PostRouteModifyResponse(route=route), "rejected" if rejected else "ok"
+
+    def _cluster(self, request: pb.PostClusterModifyRequest) -> tuple[pb.PostClusterModifyResponse, str]:
+        cluster = pb.Cluster()
+        cluster.CopyFrom(request.cluster)
+        resources = [one.unstructured_bytes for one in request.post_cluster_context.backend_extension_resources]
+        try:
+            hooks.modify_cluster(cluster, picked_pools(resources), self._options)
+        except ValueError:  # PostRouteModify has said so
+            return pb.PostClusterModifyResponse(cluster=request.cluster), "rejected"
+        except Exception:
+            logger.exception("hook failed", extra={"fields": {"hook": "PostClusterModify", "cluster": cluster.name}})
+            return pb.PostClusterModifyResponse(cluster=request.cluster), "failed"
+        return pb.PostClusterModifyResponse(cluster=cluster), "ok"
+
+    def _translation(self, request: pb.PostTranslateModifyRequest) -> tuple[pb.PostTranslateModifyResponse, str]:
+        try:
+            return hooks.modify_translation(request, self._options), "ok"
+        except Exception:
+            logger.exception("hook failed", extra={"fields": {"hook": "PostTranslateModify"}})
+            unchanged = pb.PostTranslateModifyResponse(
+                clusters=request.clusters, secrets=request.secrets, listeners=request.listeners, routes=request.routes
+            )
+            return unchanged, "failed"
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, flag: str, credentials: grpc.ServerCredentials | None) -> int:
+    hosts = (f"[{host}]" if ":" in host else host,) if host else ("[::]", "0.0.0.0")
+    for candidate in hosts:  # without IPv6 the first cannot be bound
+        address = f"{candidate}:{port}"
+        try:
+            bound = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
+        except RuntimeError:
+            bound = 0
+        if bound:
+            return bound
+    raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
+
+
+def serve(listen: ServerOptions, options: hooks.Options) -> None:
+    """Serve until a signal. Raises ConfigurationError."""
+    import uvloop
+
+    uvloop.run(GatewayExtension(listen, options).run())

@@ -296,7 +296,7 @@ class EndpointPicker:
     async def _upkeep(self) -> None:
         while True:
             self.pool.expire(monotonic())
-            more = self.router.sweep()
+            more = self.router.upkeep(monotonic())
             await asyncio.sleep(SWEEP_INTERVAL if more else EXPIRE_INTERVAL)
 
     def _new_session(self) -> Session:

@@ -79,6 +79,7 @@ def test_a_real_vllm_page() -> None:
         prompt_requests_total=1957.0,
         prefix_queries_total=6747926.0,
         prefix_hits_total=2678032.0,
+        responses_total=1959.0,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
 from warmroute.routing.outlier_detection import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
@@ -14,7 +14,6 @@ from warmroute.routing.outlier_detection import (
     STALLED_SECONDS,
     TRIAL_SECONDS,
     Evidence,
-    Health,
     OutlierDetection,
 )
 
@@ -42,9 +41,12 @@ def page(
 
 def detection(pods: list[Endpoint]) -> tuple[OutlierDetection, list[Change]]:
     changes: list[Change] = []
-    outliers = OutlierDetection(
-        lambda endpoint, health, evidence: changes.append((endpoint.spec.name, health, evidence))
-    )
+
+    def change(endpoint: Endpoint, health: Health, evidence: Evidence | None, _: float) -> None:
+        endpoint.health = health
+        changes.append((endpoint.spec.name, health, evidence))
+
+    outliers = OutlierDetection(change)
     for pod in pods:
         outliers.added(pod)
     return outliers, changes
@@ -55,7 +57,7 @@ def ejected(pods: list[Endpoint]) -> tuple[OutlierDetection, list[Change]]:
     outliers, changes = detection(pods)
     for _ in range(5):
         outliers.responded(pods[0], 500, 0.0)
-    assert outliers.health_of(pods[0]) is Health.EJECTED
+    assert pods[0].health is Health.EJECTED
     changes.clear()
     return outliers, changes
 
@@ -66,9 +68,9 @@ def test_five_failed_responses_in_a_row_eject(status: int, out: bool) -> None:
     outliers, changes = detection(pods)
     for _ in range(4):
         outliers.responded(pods[0], status, 1.0)
-    assert outliers.available(pods[0])
+    assert not pods[0].ejected
     outliers.responded(pods[0], status, 1.0)
-    assert outliers.available(pods[0]) is not out
+    assert pods[0].ejected is out
     assert changes == ([("pod-0", Health.EJECTED, Evidence.FAILURES)] if out else [])
 
 
@@ -137,11 +139,11 @@ def test_after_the_backoff_one_request_is_tried() -> None:
     pods = endpoints(4)
     outliers, changes = ejected(pods)
     outliers.advance(FIRST_BACKOFF - 0.1)
-    assert not outliers.available(pods[0])
+    assert pods[0].ejected
     outliers.advance(FIRST_BACKOFF)
-    assert outliers.available(pods[0])
+    assert not pods[0].ejected
     outliers.sent(pods[0], FIRST_BACKOFF + 1)
-    assert not outliers.available(pods[0])
+    assert pods[0].ejected
     outliers.responded(pods[0], 200, FIRST_BACKOFF + 2)
     assert [health for _, health, _ in changes] == [Health.PROBING, Health.TRIAL, Health.HEALTHY]
 
@@ -153,7 +155,7 @@ def test_movement_on_the_page_ends_a_trial_well() -> None:
     outliers.advance(FIRST_BACKOFF)
     outliers.sent(pods[0], FIRST_BACKOFF + 1)
     outliers.observed(pods[0], page(20.0, work=6), 20.0)
-    assert outliers.health_of(pods[0]) is Health.HEALTHY
+    assert pods[0].health is Health.HEALTHY
 
 
 def test_each_failed_trial_doubles_the_backoff_up_to_a_bound() -> None:
@@ -163,13 +165,13 @@ def test_each_failed_trial_doubles_the_backoff_up_to_a_bound() -> None:
     for _ in range(8):
         now += backoff
         outliers.advance(now)
-        assert outliers.health_of(pods[0]) is Health.PROBING
+        assert pods[0].health is Health.PROBING
         outliers.sent(pods[0], now)
         outliers.responded(pods[0], 500, now)
-        assert outliers.health_of(pods[0]) is Health.EJECTED
+        assert pods[0].health is Health.EJECTED
         backoff = min(2 * backoff, LONGEST_BACKOFF)
         outliers.advance(now + backoff - 0.1)
-        assert outliers.health_of(pods[0]) is Health.EJECTED
+        assert pods[0].health is Health.EJECTED
 
 
 def test_a_trial_that_shows_nothing_has_failed() -> None:
@@ -184,8 +186,8 @@ def test_a_trial_that_shows_nothing_has_failed() -> None:
 def test_a_restarted_engine_begins_healthy() -> None:
     pods = endpoints(4)
     outliers, changes = ejected(pods)
-    outliers.restarted(pods[0])
-    assert outliers.available(pods[0])
+    outliers.restarted(pods[0], 1.0)
+    assert not pods[0].ejected
     assert changes == [("pod-0", Health.HEALTHY, None)]
 
 
@@ -196,7 +198,7 @@ def test_half_of_the_pool_stays(count: int, most: int) -> None:
     for pod in pods:
         for _ in range(20):
             outliers.responded(pod, 500, 1.0)
-    assert sum(not outliers.available(pod) for pod in pods) == most
+    assert sum(pod.ejected for pod in pods) == most
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -234,7 +236,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(k=st.integers(0, 5))
     def restart(self, k: int) -> None:
-        self.outliers.restarted(self.pods[k % len(self.pods)])
+        self.outliers.restarted(self.pods[k % len(self.pods)], self.now)
 
     @rule(seconds=st.sampled_from([0.1, 5.0, 70.0, 400.0]))
     def wait(self, seconds: float) -> None:
@@ -244,7 +246,7 @@ class AnyHistory(RuleBasedStateMachine):
     @invariant()
     def half_takes_requests(self) -> None:
         if hasattr(self, "outliers"):
-            out = sum(not self.outliers.available(pod) for pod in self.pods)
+            out = sum(pod.ejected for pod in self.pods)
             assert 2 * out <= len(self.pods)
 
     def teardown(self) -> None:
@@ -253,7 +255,7 @@ class AnyHistory(RuleBasedStateMachine):
             self.outliers.advance(self.now)
             self.now += LONGEST_BACKOFF
             self.outliers.advance(self.now)
-            assert all(self.outliers.available(pod) for pod in self.pods)
+            assert all(not pod.ejected for pod in self.pods)
 
 
 TestAnyHistory = AnyHistory.TestCase

@@ -121,6 +121,10 @@ class Dialect:
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: tuple[Series, ...] = _figure(Kind.COUNTER)
     """Prompt tokens found in the prefix cache."""
+    responses: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """HTTP responses to POST requests, of any status."""
+    failed_responses: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """HTTP responses to POST requests with a status of 500 to 599."""
     adapters: AdapterInfo | None = field(default=None, metadata={"kind": Kind.GAUGE})
     """LoRA adapters in use."""
     path: str = "/metrics"
@@ -188,6 +192,8 @@ VLLM = Dialect(
     ),
     prefix_queries=(Series("vllm:prefix_cache_queries_total"), Series("vllm:gpu_prefix_cache_queries_total")),
     prefix_hits=(Series("vllm:prefix_cache_hits_total"), Series("vllm:gpu_prefix_cache_hits_total")),
+    responses=(Series("http_requests_total", where=(("method", "POST"),)),),
+    failed_responses=(Series("http_requests_total", where=(("method", "POST"), ("status", "5xx"))),),
     awake=(Series("vllm:engine_sleep_state", where=(("sleep_state", "awake"),)),),
     adapters=AdapterInfo(
         "vllm:lora_requests_info",

@@ -40,6 +40,8 @@ class StateBuilder:
             prompt_requests_total=counters.get("prompt_requests"),
             prefix_queries_total=counters.get("prefix_queries"),
             prefix_hits_total=counters.get("prefix_hits"),
+            responses_total=counters.get("responses"),
+            failed_responses_total=counters.get("failed_responses"),
             prefill_rate=self._prefill.tokens_per_second,
             decode_rate=self._decode.tokens_per_second,
             sleeping=figures.sleeping,

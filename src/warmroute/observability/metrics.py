@@ -30,13 +30,13 @@ from warmroute.observability.instruments import (
     Histogram,
     PrefixCacheTally,
 )
-from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.endpoint import Endpoint, EngineState, Health
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision import Decision
 from warmroute.settings import Settings
 
-EndpointState = Literal["ready", "unreachable", "sleeping", "gone"]
+EndpointState = Literal["ready", "unreachable", "ejected", "sleeping", "gone"]
 StreamFault = Literal["protocol-error", "internal"]
 RefusalReason = Literal["max-streams", "not-synced"]
 ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
@@ -105,6 +105,8 @@ def endpoint_state(endpoint: Endpoint) -> EndpointState:
         return "gone"
     if not endpoint.reachable:
         return "unreachable"
+    if endpoint.ejected:
+        return "ejected"
     return "ready" if endpoint.available else "sleeping"
 
 
@@ -117,6 +119,8 @@ class _Member:
     process_since: float
     """Monotonic seconds at which it joined, or at which its engine was last known to be a new process."""
     picks: int = 0
+    health: Health = Health.HEALTHY
+    ejections: int = 0
     restarts: int = 0
     prefix_cache: PrefixCacheTally = field(default_factory=PrefixCacheTally)
     scrapes: Tally[str] = field(default_factory=Tally)
@@ -270,6 +274,13 @@ class Metrics(PoolListener, Collector):
             member.prefix_cache.replaced()
         member.target = endpoint.target
 
+    def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
+        """Count an ejection."""
+        member = self._members[endpoint.id]
+        if endpoint.health is Health.EJECTED and member.health is not Health.EJECTED:
+            member.ejections += 1
+        member.health = endpoint.health
+
     # What Prometheus reads
 
     def collect(self) -> Iterator[Metric]:
@@ -313,6 +324,7 @@ class Metrics(PoolListener, Collector):
         observed = {name: state.observed_at for name, state in engines}
         ages = [((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members]
         yield series.SCRAPE_AGE.family(ages)
+        yield series.EJECTIONS.family([((name,), member.ejections) for name, member in members])
         yield series.PICKS.family([((name,), member.picks) for name, member in members])
         yield series.RESTARTS.family([((name,), member.restarts) for name, member in members])
         told = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]

@@ -140,7 +140,7 @@ ENDPOINTS = _series(
     "warmroute_endpoints",
     "gauge",
     "endpoints",
-    "Members of the pool: ready; unreachable: its engine does not answer; "
+    "Members of the pool: ready; unreachable: its engine does not answer; ejected: passive health keeps it out; "
     "sleeping: its engine sleeps; gone: dropped by discovery, remembered for a minute.",
     ("state",),
 )
@@ -205,6 +205,13 @@ RESTARTS = _series(
     "counter",
     "restarts",
     "Times that the engine came back as a new process, its cache lost, since the endpoint joined.",
+    ("endpoint",),
+)
+EJECTIONS = _series(
+    "warmroute_endpoint_ejections_total",
+    "counter",
+    "ejections",
+    "Times that passive health kept the endpoint out since it joined: its responses failed or its engine stood still.",
     ("endpoint",),
 )
 PREFIX_LOOKUPS = _series(

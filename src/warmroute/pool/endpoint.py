@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -145,10 +146,23 @@ def _within(figure: float | None, least: float, most: float) -> bool:
     return figure is None or least <= figure <= most
 
 
+class Health(Enum):
+    """Passive health of an endpoint; :mod:`warmroute.routing.outlier_detection` has the rules."""
+
+    HEALTHY = "healthy"
+    """It takes requests."""
+    EJECTED = "ejected"
+    """It takes none until its backoff ends."""
+    PROBING = "probing"
+    """It takes one request."""
+    TRIAL = "trial"
+    """It takes none until that request has shown something."""
+
+
 class Endpoint:
     """A member of the pool. Its identity is the object; discovery and scrapes change it through the pool only."""
 
-    __slots__ = ("added_at", "engine", "gone_at", "id", "reachable", "spec", "state", "target")
+    __slots__ = ("added_at", "engine", "gone_at", "health", "id", "reachable", "spec", "state", "target")
 
     def __init__(self, spec: EndpointSpec, *, engine: str, now: float) -> None:
         self.spec = spec
@@ -161,6 +175,7 @@ class Endpoint:
         """When discovery dropped it; it is kept for a while, so that a flapping pod keeps its cached prefixes."""
         self.reachable = True
         """False while the engine refuses connections or does not answer."""
+        self.health = Health.HEALTHY
         self.state: EngineState | None = None
 
     @property
@@ -169,9 +184,15 @@ class Endpoint:
         return self.gone_at is None
 
     @property
+    def ejected(self) -> bool:
+        """Whether passive health keeps it out."""
+        return self.health in (Health.EJECTED, Health.TRIAL)
+
+    @property
     def available(self) -> bool:
-        """Ready, reachable and awake: the router chooses from these while there are any."""
-        return self.ready and self.reachable and not (self.state is not None and self.state.sleeping)
+        """Ready, reachable, awake and not ejected: the router chooses from these while there are any."""
+        awake = self.state is None or not self.state.sleeping
+        return self.ready and self.reachable and awake and not self.ejected
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.id} {self.target}>"

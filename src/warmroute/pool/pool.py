@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
 from warmroute.pool.models import ModelTable
 
 RETENTION = 60.0
@@ -21,7 +21,7 @@ class PoolListener:
         """The member is gone for good and will not come back as this object."""
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """Readiness, address, labels or reachability changed."""
+        """Readiness, address, labels, reachability or passive health changed."""
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
         """``endpoint.state`` is new."""
@@ -128,6 +128,11 @@ class Pool:
         if self._has(endpoint) and endpoint.reachable:
             endpoint.reachable = False
             self._changed(endpoint, now)
+
+    def set_health(self, endpoint: Endpoint, health: Health, now: float) -> None:
+        """The endpoint's passive health is another one."""
+        endpoint.health = health
+        self._changed(endpoint, now)
 
     def restarted(self, endpoint: Endpoint, now: float) -> None:
         """There is evidence that the engine behind the endpoint is a new process."""

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.endpoint import Endpoint, EngineState, Health
 
 FAILURE_WEIGHT = 0.2
 """EWMA weight of the newest response."""
@@ -49,15 +49,6 @@ FIRST_BACKOFF = 10.0
 """Seconds out after the first ejection; each failed trial doubles them."""
 LONGEST_BACKOFF = 300.0
 """Upper bound of the backoff in seconds."""
-
-
-class Health(Enum):
-    """Whether an endpoint takes requests; see the module's table."""
-
-    HEALTHY = "healthy"
-    EJECTED = "ejected"
-    PROBING = "probing"
-    TRIAL = "trial"
 
 
 class Evidence(Enum):
@@ -93,7 +84,6 @@ class _Counters(NamedTuple):
 @dataclass(slots=True)
 class _Record:
     endpoint: Endpoint
-    health: Health = Health.HEALTHY
     failures: float = 0.0
     """EWMA of observed responses: 1 is a failure, 0 a success."""
     counters: _Counters | None = None
@@ -107,46 +97,33 @@ class _Record:
     """End of the backoff, or of the trial's time."""
 
     @property
-    def out(self) -> bool:
-        """It takes no request."""
-        return self.health in (Health.EJECTED, Health.TRIAL)
+    def health(self) -> Health:
+        return self.endpoint.health
 
 
 class OutlierDetection:
-    """The health of every endpoint of a pool. ``changed`` hears of each change: the endpoint, its state and the reason.
+    """Watches every endpoint of a pool and changes its health by ``change(endpoint, health, evidence, now)``.
 
     Times are monotonic seconds. Every call is O(1) except :meth:`advance` and an ejection, which count the endpoints.
     """
 
-    def __init__(self, changed: Callable[[Endpoint, Health, Evidence | None], None]) -> None:
-        self._changed = changed
+    def __init__(self, change: Callable[[Endpoint, Health, Evidence | None, float], None]) -> None:
+        self._change = change
         self._records: dict[str, _Record] = {}
 
-    def health_of(self, endpoint: Endpoint) -> Health:
-        """The endpoint's state."""
-        record = self._records.get(endpoint.id)
-        return Health.HEALTHY if record is None else record.health
-
-    def available(self, endpoint: Endpoint) -> bool:
-        """Whether the endpoint takes requests."""
-        record = self._records.get(endpoint.id)
-        return record is None or not record.out
-
     def added(self, endpoint: Endpoint) -> None:
-        """A new endpoint begins healthy."""
+        """Watch a new endpoint."""
         self._records[endpoint.id] = _Record(endpoint)
 
     def removed(self, endpoint: Endpoint) -> None:
         """The endpoint has left the pool."""
         self._records.pop(endpoint.id, None)
 
-    def restarted(self, endpoint: Endpoint) -> None:
+    def restarted(self, endpoint: Endpoint, now: float) -> None:
         """The engine is a new process: it begins healthy."""
-        record = self._records[endpoint.id]
-        was_out = record.out
-        self._records[endpoint.id] = _Record(endpoint)
-        if was_out:
-            self._changed(endpoint, Health.HEALTHY, None)
+        record = self._records[endpoint.id] = _Record(endpoint)
+        if record.health is not Health.HEALTHY:
+            self._change(record.endpoint, Health.HEALTHY, None, now)
 
     def sent(self, endpoint: Endpoint, now: float) -> None:
         """A request with a prompt was sent to the endpoint."""
@@ -156,7 +133,7 @@ class OutlierDetection:
         record.unserved += 1
         if record.health is Health.PROBING:
             record.until = now + TRIAL_SECONDS
-            self._set(record, Health.TRIAL, None)
+            self._change(record.endpoint, Health.TRIAL, None, now)
 
     def responded(self, endpoint: Endpoint, status: int, now: float) -> None:
         """The gateway shows that the endpoint's response to a request had this HTTP status."""
@@ -178,7 +155,7 @@ class OutlierDetection:
         if responses > 0 and failed >= 0:
             self._count(record, responses=responses, failed=failed, now=now)
         elif counters.work > before.work:
-            self._succeeded(record)
+            self._succeeded(record, now)
 
     def advance(self, now: float) -> None:
         """Let time pass: backoffs and trials end."""
@@ -186,7 +163,7 @@ class OutlierDetection:
             if record.health is Health.EJECTED and now >= record.until:
                 record.failures = 0.0
                 record.unserved = 0
-                self._set(record, Health.PROBING, None)
+                self._change(record.endpoint, Health.PROBING, None, now)
             elif record.health is Health.TRIAL and now >= record.until:
                 self._eject(record, Evidence.TRIAL_FAILED, now)
 
@@ -194,17 +171,17 @@ class OutlierDetection:
         share = min(1.0, failed / responses)
         record.failures = share + (record.failures - share) * (1 - FAILURE_WEIGHT) ** responses
         if failed < responses:
-            self._succeeded(record)
+            self._succeeded(record, now)
         elif record.health is Health.TRIAL:
             self._eject(record, Evidence.TRIAL_FAILED, now)
         if record.failures > FAILURE_SHARE:
             self._eject(record, Evidence.FAILURES, now)
 
-    def _succeeded(self, record: _Record) -> None:
+    def _succeeded(self, record: _Record, now: float) -> None:
         record.unserved = 0
         if record.health in (Health.TRIAL, Health.PROBING):
             record.failures, record.backoff = 0.0, FIRST_BACKOFF
-            self._set(record, Health.HEALTHY, None)
+            self._change(record.endpoint, Health.HEALTHY, None, now)
 
     def _check_stall(self, record: _Record, state: EngineState, now: float) -> None:
         holds_requests = state.running + state.waiting > 0
@@ -221,13 +198,9 @@ class OutlierDetection:
         if evidence is Evidence.TRIAL_FAILED:
             record.backoff = min(2 * record.backoff, LONGEST_BACKOFF)
         record.until = now + record.backoff
-        self._set(record, Health.EJECTED, evidence)
+        self._change(record.endpoint, Health.EJECTED, evidence, now)
 
     def _may_eject(self) -> bool:
         """Whether at most half of the ready endpoints are out after one more ejection."""
         ready = [record for record in self._records.values() if record.endpoint.ready]
         return 2 * (1 + sum(record.health is not Health.HEALTHY for record in ready)) <= len(ready)
-
-    def _set(self, record: _Record, health: Health, evidence: Evidence | None) -> None:
-        record.health = health
-        self._changed(record.endpoint, health, evidence)

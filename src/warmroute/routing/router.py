@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any
 
-from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.pool.work import prefill_work
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
@@ -27,6 +27,7 @@ from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
 from warmroute.routing.decision import Decision, DecisionRecord, reason_of
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
+from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.saturation import SaturationLimits, saturated
 from warmroute.routing.speed import update_slowness
 
@@ -58,7 +59,9 @@ class Router(PoolListener):
     """Chooses endpoints. One instance serves one pool."""
 
     def __init__(self, pool: Pool, constants: RoutingConstants, *, rng: random.Random, now: float) -> None:
+        self._pool = pool
         self._rng = rng
+        self._outliers = OutlierDetection(self._health_changed)
         self._loads: dict[str, EndpointLoad] = {}
         self._index = PrefixIndex(limit=constants.index_limit)
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
@@ -91,6 +94,7 @@ class Router(PoolListener):
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """Keep its load, and what it holds in the prefix index."""
         self._loads[endpoint.id] = EndpointLoad(endpoint, self._index.open(self._capacity(endpoint)), now)
+        self._outliers.added(endpoint)
         self._table = None
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
@@ -98,6 +102,7 @@ class Router(PoolListener):
         load = self._loads.pop(endpoint.id)
         self._index.close(load.holder)
         self._bytes_per_token.forget(load)
+        self._outliers.removed(endpoint)
         self._table = None
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
@@ -111,6 +116,7 @@ class Router(PoolListener):
         load.holder = self._index.open(self._capacity(endpoint))
         load.reset(now)
         self._bytes_per_token.forget(load)
+        self._outliers.restarted(endpoint, now)
         self._table = None
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
@@ -122,6 +128,7 @@ class Router(PoolListener):
         load.observe(state, self._constants.load)
         self._bytes_per_token.observe(load, state)
         self._index.resize(load.holder, self._capacity(endpoint))
+        self._outliers.observed(endpoint, state, now)
         for adapter in state.loaded_adapters:
             self._known_adapters[adapter] = None
             if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
@@ -130,6 +137,14 @@ class Router(PoolListener):
             self._slowness_due = now + SLOWNESS_INTERVAL
             update_slowness(self._loads.values())
         self._update(load, now)
+
+    def _health_changed(self, endpoint: Endpoint, health: Health, evidence: Evidence | None, now: float) -> None:
+        self._pool.set_health(endpoint, health, now)
+        if evidence is not None:
+            fields = {"endpoint": endpoint.id, "reason": evidence.value}
+            logger.warning("endpoint ejected", extra={"fields": fields})
+        elif health is Health.HEALTHY:
+            logger.info("endpoint healthy again", extra={"fields": {"endpoint": endpoint.id}})
 
     def _capacity(self, endpoint: Endpoint) -> int:
         """Bytes of prompt that the endpoint's KV cache holds, times the headroom."""
@@ -247,6 +262,7 @@ class Router(PoolListener):
         load.assign(work, load.drain_rate(constants), now)
         load.count_hit(decision.cached_tokens, decision.prompt_tokens, constants)
         if request.weight:  # else engines do not count it among the prompts
+            self._outliers.sent(load.endpoint, now)
             self._bytes_per_token.sent(load, UNKNOWN if request.partial else request.weight)
         if decision.adapter:
             load.adapters.use(decision.adapter)
@@ -280,6 +296,10 @@ class Router(PoolListener):
         decision.load.response_ended(now)
         self._update(decision.load, now)
 
+    def responded(self, decision: Decision, status: int, now: float) -> None:
+        """The gateway shows the HTTP status of the endpoint's response."""
+        self._outliers.responded(decision.load.endpoint, status, now)
+
     def served(self, decision: Decision, target: str, now: float) -> None:
         """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen.
 
@@ -302,8 +322,11 @@ class Router(PoolListener):
 
     # ---------------------------------------------------------------- upkeep and insight
 
-    def sweep(self) -> bool:
-        """A slice of the prefix index's clean-up. True while there is more."""
+    def upkeep(self, now: float) -> bool:
+        """Let ejected endpoints come back when their time is over, and do a slice of the prefix index's clean-up.
+
+        Returns whether more of that clean-up is left."""
+        self._outliers.advance(now)
         return self._index.sweep()
 
     @property

@@ -67,7 +67,7 @@ class RouterPolicy(Policy):
 
     def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
         decision = self.router.pick(request.inference, now)
-        self.router.sweep()
+        self.router.upkeep(now)
         return None if isinstance(decision, Rejection) else self._pods[decision.endpoint.id]
 
     def joined(self, pod: int, now: float) -> None:

@@ -21,6 +21,7 @@ from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
 from warmroute.routing.candidate_table import MOST_SELECTIONS
 from warmroute.routing.decision import Decision
+from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 
 
@@ -513,3 +514,39 @@ def test_bytes_per_token_are_learned_where_the_engine_serves_only_us() -> None:
     for _ in range(100):  # somebody else sends as well: at most the window that straddles the change counts
         fixture.serve(prompt(LONG), tokens=50_000, finished=5)
     assert fixture.router.bytes_per_token == pytest.approx(learned, rel=0.1)
+
+
+def test_an_endpoint_whose_responses_fail_gets_no_more_requests() -> None:
+    fixture = Fixture(4)
+    decision = fixture.router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    failing = decision.endpoint
+    for _ in range(5):
+        fixture.router.responded(decision, 500, 0.1)
+    assert failing.ejected
+    assert {fixture.pick(prompt(LONG), 0.2) for _ in range(20)}.isdisjoint({failing.spec.name})
+
+
+def test_an_ejected_endpoint_comes_back_by_one_request_that_succeeds() -> None:
+    fixture = Fixture(2, routing_strategy="ROUND_ROBIN")
+    decision = fixture.router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    failing = decision.endpoint
+    for _ in range(5):
+        fixture.router.responded(decision, 502, 0.1)
+    fixture.router.upkeep(0.1 + FIRST_BACKOFF)
+    picks = [fixture.router.pick(prompt(LONG), 11.0) for _ in range(6)]
+    tried = [pick for pick in picks if isinstance(pick, Decision) and pick.endpoint is failing]
+    assert len(tried) == 1
+    fixture.router.responded(tried[0], 200, 11.1)
+    assert Counter(fixture.pick(prompt(LONG), 12.0) for _ in range(6)) == {"0": 3, "1": 3}
+
+
+def test_a_fifth_of_failures_in_the_engines_own_count_ejects_nobody_and_nine_tenths_do() -> None:
+    fixture = Fixture(4)
+    sick, well = fixture.endpoint("0"), fixture.endpoint("1")
+    for turn in range(1, 11):
+        at = float(turn)
+        fixture.pool.observed(sick, state(at, responses_total=10 * turn, failed_responses_total=9 * turn), at)
+        fixture.pool.observed(well, state(at, responses_total=10 * turn, failed_responses_total=2 * turn), at)
+    assert (sick.ejected, well.ejected) == (True, False)

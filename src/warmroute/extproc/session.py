@@ -513,6 +513,8 @@ class Session:
             self.served = fields[headers.SERVED].string_value
             if self._in_flight and self.decision is not None:
                 self._router.served(self.decision, self.served, now)
+        if self.decision is not None and self.response_status is not None:
+            self._router.responded(self.decision, self.response_status, now)
         if self._rules.enable_conformance_headers:
             missing = "destination endpoint served" if fields else "envoy lb"
             return replies.served_in_headers(self.served or f"fail: missing {missing} metadata")

@@ -164,7 +164,7 @@ def test_a_mistyped_variable_is_told_at_the_start_and_no_other() -> None:
         env=os.environ | environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert "did you mean WARMROUTE_ROUTING_STRATEGY?" in done.stderr
@@ -172,6 +172,6 @@ def test_a_mistyped_variable_is_told_at_the_start_and_no_other() -> None:
 
 def test_the_help_of_serve_imports_neither_servers_nor_rich() -> None:
     code = "import sys; from warmroute.cli import app; app(['serve', '--help'], standalone_mode=False); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     modules = set(done.stdout.splitlines()[-1].split())
     assert not modules & {"grpc", "aiohttp", "asyncio", "kubernetes", "cryptography", "rich.console", "uvloop"}

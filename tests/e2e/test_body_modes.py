@@ -132,7 +132,7 @@ async def test_trailers(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> No
     ):
         body = chat("with trailers " * 5000)
         for chunks in ([body], [body[k : k + 10_000] for k in range(0, len(body), 10_000)]) * 10:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 answer = await exchange(proxy.url, chunks=chunks, trailers={"x-checksum": "1"})
             assert_arrived(answer, body)
         await eventually(lambda: app.server.open_streams == 0, "all streams closed")

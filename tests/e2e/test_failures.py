@@ -29,7 +29,7 @@ BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello
 
 async def answered(url: str, as_wished: Callable[[Message], bool]) -> None:
     """Requests are answered as wished, at the latest when Envoy's next health check has told all its workers."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not as_wished(await exchange(url, body=BODY)):
             await asyncio.sleep(0.1)
     assert as_wished(await exchange(url, body=BODY))
@@ -37,7 +37,7 @@ async def answered(url: str, as_wished: Callable[[Message], bool]) -> None:
 
 async def fallen_to_zero(proxy: EnvoyProcess, gauge: str) -> None:
     """Return once Envoy's gauge is at zero."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await proxy.stats(f"^{gauge}$")).get(gauge, 0):
             await asyncio.sleep(0.02)
 

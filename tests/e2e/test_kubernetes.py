@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy.http1 import exchange
 from tests.fixtures.kubernetes.clusters import Cluster, EmulatedCluster, cluster
 from tests.fixtures.kubernetes.objects import MODEL, POOL, annotated, changed, pod
-from tests.waiting import eventually
+from tests.waiting import LIMIT, eventually
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import Picking
 from warmroute.standalone.child import Child
@@ -125,7 +124,7 @@ async def ask(url: str, body: bytes) -> str:
     return answer.headers["x-simulator-name"]
 
 
-async def becomes(condition: Any, what: str, seconds: float) -> None:
+async def becomes(condition: Any, what: str, seconds: float = LIMIT) -> None:
     """Return once the coroutine function ``condition`` says True."""
     try:
         async with asyncio.timeout(seconds):
@@ -152,25 +151,24 @@ async def test_the_walk_through(envoy: StartEnvoy, tmp_path: Path, monkeypatch: 
         await asyncio.sleep(0.1)  # a person's next turn comes later than the virtual queue takes for the first
         assert await ask(proxy.url, ROUND2) == first
         log = picker.child.tail
-        await becomes(lambda: asyncio.to_thread(lambda: "Do prefix" in log(1000)), "the log line", 2.0)
+        await becomes(lambda: asyncio.to_thread(lambda: "Do prefix" in log(1000)), "the log line")
         (line,) = [text for text in log(1000).splitlines() if "Do prefix" in text]
         assert '"matching ratio": " 0.54 > 0.50"' in line
 
         await where.apply(annotated(pool_of(servers), routing_strategy="DEFAULT"))
-        deadline = time.monotonic() + 1.0
-        while True:
+
+        async def strategy_is_another() -> bool:
             await ask(proxy.url, ROUND2)
-            if (await picker.last_decision())["strategy"] == "DEFAULT":
-                break
-            assert time.monotonic() < deadline, "the annotation is not in force after a second"
-            await asyncio.sleep(0.02)
+            return (await picker.last_decision())["strategy"] == "DEFAULT"
+
+        await becomes(strategy_is_another, "the annotation is in force")
         await where.apply(annotated(pool_of(servers), routing_strategy="PREFIX_CACHE"))
 
         async def strategy_is_back() -> bool:
             await ask(proxy.url, ROUND2)
             return (await picker.last_decision())["strategy"] == "PREFIX_CACHE"
 
-        await becomes(strategy_is_back, "PREFIX_CACHE again", 1.0)
+        await becomes(strategy_is_back, "PREFIX_CACHE again")
 
         warm = next(engine for engine in servers if engine.options.name == first)
         await where.delete(pod_of(warm))
@@ -178,13 +176,13 @@ async def test_the_walk_through(envoy: StartEnvoy, tmp_path: Path, monkeypatch: 
         async def it_is_gone() -> bool:
             return f"{where.namespace}/{first}" not in await picker.members()
 
-        await becomes(it_is_gone, "the deleted pod is known to be gone", 1.0)
+        await becomes(it_is_gone, "the deleted pod is known to be gone")
         answered = [await ask(proxy.url, ROUND2) for _ in range(20)]
         assert first not in answered
 
         await where.apply(annotated(pool_of(servers), routing_strategy="FASTEST"))
         await becomes(
-            lambda: asyncio.to_thread(lambda: "annotation not used" in picker.child.tail(1000)), "the warning", 2.0
+            lambda: asyncio.to_thread(lambda: "annotation not used" in picker.child.tail(1000)), "the warning"
         )
         await ask(proxy.url, ROUND2)
         assert (await picker.last_decision())["strategy"] == "PREFIX_CACHE"
@@ -232,7 +230,7 @@ async def test_requests_do_not_notice_that_the_api_server_dies_and_returns(
                 async def followed(expected: set[str] = expected) -> bool:
                     return await picker.members() == expected
 
-                await becomes(followed, "the pool after the return", 10.0)
+                await becomes(followed, "the pool after the return")
         finally:
             done.set()
             await asyncio.gather(*clients)
@@ -257,7 +255,7 @@ async def test_of_two_pickers_one_is_ready_and_the_other_takes_over(
             assert (await first.ready(), await second.ready()) == (True, False)
             await first.child.stop()
             assert first.child.returncode == 0
-            await becomes(second.ready, "the second one leads", 5.0)
+            await becomes(second.ready, "the second one leads")
         finally:
             await first.child.stop()
             await second.child.stop()

@@ -155,9 +155,9 @@ async def test_nonsense_leaves_the_picker_as_it_was(tmp_path: Path) -> None:
         until = time.monotonic() + SECONDS
         streams = sum(await asyncio.gather(*(misbehave(epp, random.Random(seed + k), until) for k in range(CLIENTS))))
         print(f"{streams} streams, {before:.1f} MB before, {resident_megabytes(child.pid):.1f} MB after")
-        assert streams > 50 * SECONDS
+        assert streams > 5 * CLIENTS
         assert "127.0.0.1" in await picked(epp)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await value(page, "warmroute_streams_in_flight"):
                 await asyncio.sleep(0.1)
         assert resident_megabytes(child.pid) < before + 20

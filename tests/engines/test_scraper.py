@@ -412,7 +412,7 @@ async def test_port_path_and_scheme_can_be_set() -> None:
     await scraper.start()
     pool.upsert(EndpointSpec("default", "a", "10.0.0.1", 8000), 0.0)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not engines.asked:
                 await asyncio.sleep(0.01)
     finally:

@@ -255,7 +255,7 @@ async def test_garbage_bytes_are_no_harm() -> None:
 
 @pytest.mark.parametrize("mode", [BUFFERED, BUFFERED_PARTIAL, STREAMED, FULL_DUPLEX_STREAMED])
 async def test_a_body_that_never_ends_gets_408(mode: BodySendMode) -> None:
-    async with serving(body_timeout=0.2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+    async with serving(body_timeout=1.0) as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
         await call.write(headers(mode))
         if mode != FULL_DUPLEX_STREAMED:
@@ -271,7 +271,7 @@ async def test_a_body_that_never_ends_gets_408(mode: BodySendMode) -> None:
 
 
 async def test_a_stream_without_a_message_is_ended() -> None:
-    async with serving(body_timeout=0.2) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+    async with serving(body_timeout=1.0) as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
         await call.write(ProcessingRequest())  # nothing that this version knows
         async with asyncio.timeout(60):
@@ -431,7 +431,7 @@ async def test_health_is_told_while_no_more_streams_are_allowed() -> None:
         await call.write(headers())
         await call.read()
         assert await health(picker.server.grpc_port, "readiness") == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await stream_on(channel).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert picker.recorder.opened == 1
         assert picker.server.open_streams == 1
@@ -462,7 +462,7 @@ async def test_health_by_every_name_on_both_ports() -> None:
 
 async def test_watching_health_is_not_offered_and_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as picker, grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.grpc_health_port}") as channel:
-        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5)
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
     assert not caplog.records
 
@@ -481,7 +481,7 @@ async def test_drain_is_not_ready_serves_on_and_waits_for_open_streams() -> None
         assert not drained.done()
         await call.write(body(b"{}"))
         await call.read()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await drained
 
 
@@ -489,16 +489,16 @@ async def test_drain_serves_on_until_no_request_came_for_a_while() -> None:
     """Gateways send requests until their health check has seen that the picker is not ready."""
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         began = asyncio.get_running_loop().time()
-        drained = asyncio.create_task(picker.server.drain(10, quiet=0.3))
+        drained = asyncio.create_task(picker.server.drain(10, quiet=1.5))
         for _ in range(5):
             await asyncio.sleep(0.1)
             late = stream_on(channel)
             await late.write(headers(eos=True))
             assert (await late.read()).HasField("dynamic_metadata")
             assert not drained.done()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await drained
-        assert asyncio.get_running_loop().time() - began >= 0.8
+        assert asyncio.get_running_loop().time() - began >= 2.0
 
 
 async def test_drain_gives_up_after_its_time() -> None:
@@ -506,7 +506,7 @@ async def test_drain_gives_up_after_its_time() -> None:
         call = stream_on(channel)
         await call.write(headers())
         await call.read()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await picker.server.drain(0.1)
 
 

@@ -27,8 +27,8 @@ PAUSE = 0.02
 DECODED = 2
 """Pods decoded after each pause: a few at a time, so that they meet the caches as cold as the events do."""
 EVENT = json.dumps({"type": "MODIFIED", "object": restless_pod(1, ready=True, step=1)})
-MOST = 25.0
-"""Twice what was seen, on an idle machine and on a busy one: 9 to 13."""
+MOST = 60.0
+"""9 to 13 are usual, 31 were seen on a machine with a load of 58."""
 
 
 class Changes(PoolListener):
@@ -49,7 +49,7 @@ async def test_following_a_thousand_pods_costs_little_more_than_reading_what_cha
     busy = multiprocessing.get_context("spawn").Process(target=changing_pods, args=(kubeconfig, 1000, 50.0))
     busy.start()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not kubeconfig.exists():
                 await asyncio.sleep(0.05)
         pool, changes, cluster = Pool(), Changes(), Cluster()
@@ -60,7 +60,7 @@ async def test_following_a_thousand_pods_costs_little_more_than_reading_what_cha
         discovery = KubernetesDiscovery(cluster, settings, pool, apply=lambda _: None, reloaded=lambda _: None)
         await discovery.start()
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not pool.synced:
                     await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)

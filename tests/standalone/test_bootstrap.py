@@ -21,7 +21,7 @@ def assert_valid(config: ProxyConfig, tmp_path: Path) -> None:
     file = tmp_path / "envoy.yaml"
     file.write_text(to_yaml(bootstrap(config), "said before"))
     argv = [str(envoy_path()), "--mode", "validate", "--log-level", "error", "--config-path", str(file)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

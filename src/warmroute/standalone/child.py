@@ -12,6 +12,10 @@ from warmroute.errors import WarmrouteError
 
 POLL_INTERVAL = 0.02
 """Seconds between two questions to a child while waiting for something."""
+PATIENCE = 60.0
+"""Seconds that a child may take to become ready. One that ends by itself is noticed at once."""
+GRACE = 20.0
+"""Seconds from SIGTERM to SIGKILL."""
 
 
 class ChildError(WarmrouteError):
@@ -58,7 +62,7 @@ class Child:
         """Wait for its end, whoever causes it."""
         return await self._started.wait()
 
-    async def stop(self, grace: float = 5.0) -> None:
+    async def stop(self, grace: float = GRACE) -> None:
         """SIGTERM, and SIGKILL after ``grace`` seconds. Nothing happens if it was not started or has ended."""
         if self._process is None or self._process.returncode is not None:
             return
@@ -69,7 +73,7 @@ class Child:
             self._process.kill()
             await self._process.wait()
 
-    async def until(self, probe: Callable[[], Awaitable[bool]], what: str, patience: float = 20.0) -> None:
+    async def until(self, probe: Callable[[], Awaitable[bool]], what: str, patience: float = PATIENCE) -> None:
         """Ask ``probe`` until it says True.
 
         Raises ChildError if the process ends before that, or after ``patience`` seconds; ``what`` completes the sentence

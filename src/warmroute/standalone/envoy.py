@@ -11,7 +11,7 @@ import aiohttp
 
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, ProxyConfig, bootstrap, to_yaml
-from warmroute.standalone.child import Child
+from warmroute.standalone.child import GRACE, PATIENCE, Child
 from warmroute.standalone.ports import require_free
 
 
@@ -67,7 +67,7 @@ class EnvoyProcess:
         """Base URL of the plain least-request listener."""
         return self._url(PLAIN_LISTENER)
 
-    async def start(self, patience: float = 20.0) -> None:
+    async def start(self, patience: float = PATIENCE) -> None:
         """Start it and wait until it serves, ``patience`` seconds at the most.
 
         Raises ConfigurationError if a wanted port is taken, ChildError with the end of the log if Envoy does not come up.
@@ -86,7 +86,7 @@ class EnvoyProcess:
             await self.stop()
             raise
 
-    async def stop(self, grace: float = 5.0) -> None:
+    async def stop(self, grace: float = GRACE) -> None:
         """End it: SIGTERM, then SIGKILL after ``grace`` seconds."""
         if self._admin is not None:
             await self._admin.close()
@@ -98,7 +98,7 @@ class EnvoyProcess:
         page = await self._get_json(f"/stats?format=json&usedonly&filter={pattern}")
         return {item["name"]: item["value"] for item in page["stats"] if "value" in item}
 
-    async def wait_for_stat(self, name: str, value: int, patience: float = 10.0) -> None:
+    async def wait_for_stat(self, name: str, value: int, patience: float = PATIENCE) -> None:
         """Wait until a gauge or counter has at least ``value``; raises ChildError after ``patience`` seconds."""
 
         async def reached() -> bool:
@@ -122,7 +122,7 @@ class EnvoyProcess:
         try:
             async with self._admin.get("/ready") as answer:
                 return answer.status == 200
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
     async def _get_json(self, path: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from warmroute.standalone.child import Child
+from warmroute.standalone.child import PATIENCE, Child
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[
     return Child("warmroute serve", argv, log)
 
 
-async def start_picker(child: Child, ports: PickerPorts, patience: float = 20.0) -> None:
+async def start_picker(child: Child, ports: PickerPorts, patience: float = PATIENCE) -> None:
     """Start it and wait until its health service says that it is ready; raises ChildError."""
     await child.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.health}") as channel:
@@ -47,7 +47,7 @@ async def start_picker(child: Child, ports: PickerPorts, patience: float = 20.0)
 
         async def serving() -> bool:
             try:
-                answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=1)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=5)
             except grpc.aio.AioRpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -108,7 +108,7 @@ class Demo:
 
     async def _start_simulators(self) -> None:
         await self.simulators.start()
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
 
             async def healthy() -> bool:
                 for target in self.options.targets:
@@ -178,7 +178,7 @@ class Demo:
             found = next((line for line in reversed(self.picker.tail(200).splitlines()) if LOG_MARK in line), "")
             return bool(found)
 
-        await self.picker.until(logged, f"seen to log {LOG_MARK!r}", patience=5.0)
+        await self.picker.until(logged, f"seen to log {LOG_MARK!r}")
         return found
 
     async def measure(self) -> dict[str, Any]:

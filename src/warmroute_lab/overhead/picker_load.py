@@ -113,12 +113,12 @@ class ExtProcLoad(Load):
         self._channels: list[grpc.aio.Channel] = []
 
     async def open(self) -> None:
-        """See :class:`Load`; 20 seconds are allowed."""
+        """See :class:`Load`; 60 seconds are allowed."""
         own_connection = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
         self._channels = [
             grpc.aio.insecure_channel(self._target, options=own_connection) for _ in range(self._connections)
         ]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for channel in self._channels:
                 await channel.channel_ready()
 

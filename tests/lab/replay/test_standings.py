@@ -172,7 +172,7 @@ def test_no_worker_outlives_the_command(number: signal.Signals) -> None:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=60) != 0
         _until(lambda: not any(_runs(pid) for pid in started))
     finally:
         if process.poll() is None:
@@ -191,7 +191,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _until(holds: Callable[[], bool], patience: float = 20.0) -> None:
+def _until(holds: Callable[[], bool], patience: float = 60.0) -> None:
     end = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < end

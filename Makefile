@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One line for each package, so that a slow network does not look like a standstill.
-PROGRESS := awk '/^(Collecting|Installing collected|Successfully)/ { print; fflush() }'
+PROGRESS := awk '/^(Collecting|Installing collected|Successfully)/ { sub(/ \(from.*/, ""); print; fflush() }'
 # The versions are the lock's and hatchling builds in place, so pip has nothing to resolve.
 FROM_LOCK := $(PIP) install --progress-bar off --require-hashes --requirement
 EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --editable . --editable lab

@@ -21,19 +21,15 @@ from tests.deploy.manifests import (
 )
 from warmroute import cli, go_flags
 from warmroute.kubernetes.discovery import MODEL_KINDS
+from warmroute.kubernetes.inference_pool import VERSIONS
 from warmroute.settings import Settings
 
 pytestmark = pytest.mark.integration
 
-READ = {"get", "list", "watch"}
-GROUPS = ("inference.networking.k8s.io", "inference.networking.x-k8s.io")
+READ = {"list", "watch"}
 READ_RESOURCES = (
     {("", "pods")}
-    | {
-        (group, resource)
-        for group in GROUPS
-        for resource in ("inferencepools", "inferencemodels", "inferenceobjectives", "inferencemodelrewrites")
-    }
+    | {(group, "inferencepools") for group in VERSIONS}
     | {(group, kind) for kind, groups in MODEL_KINDS.items() for group in groups}
 )
 POOL_NAMESPACE = "default"

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import pytest
 
 from tests.fixtures.envoy.backends import Backend
-from warmroute.standalone.bootstrap import ProxyConfig
+from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.envoy import EnvoyProcess
+from warmroute.standalone.proxy_config import ProxyConfig
 
 
 class StartEnvoy(Protocol):
@@ -29,7 +30,7 @@ class StartEnvoy(Protocol):
     def __call__(self, pods: Sequence[Backend | str], *epp: str, **options: Any) -> EnvoyProcess:
         """An Envoy before ``pods`` that asks the pickers at ``epp``; to be entered with ``async with``.
 
-        ``options`` are the fields of :class:`~warmroute.standalone.bootstrap.ProxyConfig`.
+        ``options`` are the fields of :class:`~warmroute.standalone.proxy_config.ProxyConfig`.
         """
 
 
@@ -41,6 +42,6 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> StartEnvoy:
     def build(pods: Sequence[Backend | str], *epp: str, **options: Any) -> EnvoyProcess:
         directory: Path = tmp_path_factory.mktemp(f"envoy-{next(numbers)}-")
         endpoints = () if "endpoints_file" in options else tuple(p if isinstance(p, str) else p.target for p in pods)
-        return EnvoyProcess(ProxyConfig(epp=epp, endpoints=endpoints, **options), directory)
+        return EnvoyProcess(bootstrap(ProxyConfig(epp=epp, endpoints=endpoints, **options)), directory)
 
     return build

@@ -17,7 +17,7 @@ from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
 from tests.waiting import eventually
-from warmroute.standalone.bootstrap import BodyMode, Picking
+from warmroute.standalone.proxy_config import BodyMode, Picking
 
 NONE, STREAMED, BUFFERED, PARTIAL, DUPLEX = (
     BodyMode.NONE,

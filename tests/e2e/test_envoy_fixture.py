@@ -15,7 +15,8 @@ from tests.fixtures.envoy.http1 import connect, encode, exchange, read_message
 from tests.fixtures.envoy.pickers import scripted_picker, warmroute_serve
 from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.extproc.headers import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
-from warmroute.standalone.bootstrap import Picking, endpoint_discovery, to_yaml
+from warmroute.standalone.bootstrap import endpoint_discovery, to_yaml
+from warmroute.standalone.proxy_config import Picking
 
 
 def destination(target: str) -> pb.HeaderMutation:

@@ -24,10 +24,10 @@ from tests.fixtures.kubernetes.clusters import Cluster, EmulatedCluster, cluster
 from tests.fixtures.kubernetes.objects import MODEL, POOL, annotated, changed, pod
 from tests.waiting import LIMIT, eventually
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import Picking
 from warmroute.standalone.child import Child
 from warmroute.standalone.picker_process import PickerPorts, start_picker
 from warmroute.standalone.ports import free_port
+from warmroute.standalone.proxy_config import Picking
 from warmroute_lab.demo.rounds import ROUND1, ROUND2
 from warmroute_lab.simulator.server import SimulatorOptions, SimulatorServer
 

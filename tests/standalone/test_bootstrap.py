@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import BodyMode, Picking, ProxyConfig, bootstrap, endpoint_discovery, to_yaml
+from warmroute.extproc.headers import CONTROL, OBJECTIVES
+from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.envoy import envoy_path
+from warmroute.standalone.proxy_config import BodyMode, Picking, ProxyConfig
 
 pytestmark = pytest.mark.integration
 
@@ -44,13 +46,15 @@ def test_envoy_accepts_every_body_mode_with_every_way_of_picking(
     "options",
     [
         {"epp_tls": True, "epp": ("127.0.0.1:9002", "[::1]:9002")},
-        {"plain_port": None, "failure_mode_allow": False, "epp_health_check": False},
+        {"plain_port": None, "failure_mode_allow": False, "epp_health_check": True},
         {"subset_hint": ("127.0.0.1:8000",), "allow_mode_override": True},
         {"subset_hint": "127.0.0.1:8000, 127.0.0.2"},
         {"observability_mode": True, "request_body_mode": BodyMode.STREAMED},
         {"response_headers": True, "request_trailers": True, "response_trailers": True},
         {"host": "::1", "message_timeout": 0.2, "retry_on": "5xx", "retries": 3},
         {"forwarding_namespaces": (), "receiving_namespaces": ()},
+        {"epp_retries": 0, "request_timeout": 0.5, "request_headers_timeout": 0.25},
+        {"client_headers": CONTROL},
     ],
 )
 def test_envoy_accepts_the_options(options: Any, tmp_path: Path) -> None:
@@ -63,15 +67,24 @@ def test_envoy_accepts_endpoints_from_a_file(tmp_path: Path) -> None:
     assert_valid(ProxyConfig(epp=("127.0.0.1:9002",), endpoints_file=file), tmp_path)
 
 
-def test_client_sent_destinations_are_removed_on_every_listener() -> None:
-    tree = bootstrap(ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS)).to_dict()
-    listeners = tree["staticResources"]["listeners"]
-    assert len(listeners) == 2
-    for listener in listeners:
-        (network_filter,) = listener["filterChains"][0]["filters"]
-        (early,) = network_filter["typedConfig"]["earlyHeaderMutationExtensions"]
-        removed = [mutation["remove"] for mutation in early["typedConfig"]["mutations"]]
-        assert removed == ["x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served"]
+def removed_headers(config: ProxyConfig) -> list[list[str]]:
+    """What each listener removes from a client's request."""
+    removed = []
+    for listener in bootstrap(config)["static_resources"]["listeners"]:
+        (network_filter,) = listener["filter_chains"][0]["filters"]
+        (early,) = network_filter["typed_config"]["early_header_mutation_extensions"]
+        removed.append([mutation["remove"] for mutation in early["typed_config"]["mutations"]])
+    return removed
+
+
+def test_control_headers_of_clients_are_removed_on_every_listener() -> None:
+    config = ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS)
+    assert removed_headers(config) == [list(CONTROL)] * 2
+
+
+def test_a_client_may_send_the_control_headers_that_are_allowed() -> None:
+    config = ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS, client_headers=OBJECTIVES)
+    assert removed_headers(config) == [[name for name in CONTROL if name not in OBJECTIVES]] * 2
 
 
 def test_a_comment_stays_a_comment() -> None:

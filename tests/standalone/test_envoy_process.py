@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import ProxyConfig
+from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.envoy import EnvoyProcess, envoy_path
+from warmroute.standalone.proxy_config import ProxyConfig
 
 pytestmark = pytest.mark.integration
 
 
-def config(**options: Any) -> ProxyConfig:
-    return ProxyConfig(epp=("127.0.0.1:1",), endpoints=("127.0.0.1:2",), epp_health_check=False, **options)
+def configuration(**options: Any) -> dict[str, Any]:
+    return bootstrap(ProxyConfig(epp=("127.0.0.1:1",), endpoints=("127.0.0.1:2",), **options))
 
 
 def is_alive(pid: int) -> bool:
@@ -29,7 +30,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path: Path) -> None:
-    proxy = EnvoyProcess(config(), tmp_path)
+    proxy = EnvoyProcess(configuration(), tmp_path)
     async with proxy:
         ports = {int(url.rpartition(":")[2]) for url in (proxy.url, proxy.plain_url)}
         assert len(ports) == 2
@@ -48,7 +49,7 @@ async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path: P
 async def test_two_run_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    async with EnvoyProcess(config(), tmp_path / "a") as a, EnvoyProcess(config(), tmp_path / "b") as b:
+    async with EnvoyProcess(configuration(), tmp_path / "a") as a, EnvoyProcess(configuration(), tmp_path / "b") as b:
         assert a.url != b.url
 
 
@@ -56,14 +57,14 @@ async def test_two_run_side_by_side(tmp_path: Path) -> None:
 async def test_a_taken_port_is_an_error_before_envoy_starts(name: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        proxy = EnvoyProcess(config(**{name: port}), tmp_path)
+        proxy = EnvoyProcess(configuration(**{name: port}), tmp_path)
         with pytest.raises(ConfigurationError, match=f"port {port} .*in use"):
             await proxy.start()
     assert not (tmp_path / "envoy.log").exists()
 
 
 async def test_an_envoy_that_gives_up_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    proxy = EnvoyProcess(config(endpoints_file=None), tmp_path)
+    proxy = EnvoyProcess(configuration(), tmp_path)
     proxy.child.argv = (*proxy.child.argv, "--no-such-flag")
     with pytest.raises(ChildError, match=r"(?s)ended with status 1.*no-such-flag"):
         await proxy.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +11,7 @@ from typing import Any, Self
 import aiohttp
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, ProxyConfig, bootstrap, to_yaml
+from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, to_yaml
 from warmroute.standalone.child import GRACE, PATIENCE, Child
 from warmroute.standalone.ports import require_free
 
@@ -33,16 +34,16 @@ def envoy_path() -> Path:
 
 
 class EnvoyProcess:
-    """One Envoy, started with ``config``; use it as an async context manager, or :meth:`start` and :meth:`stop` it.
+    """One Envoy with the configuration ``bootstrap``: an async context manager, or :meth:`start` and :meth:`stop` it.
 
-    ``directory`` gets its configuration ``envoy.yaml`` and its log ``envoy.log``. Where ``config`` asks for port 0, the
-    properties tell the port that Envoy took.
+    ``directory`` gets the configuration ``envoy.yaml`` and the log ``envoy.log``. Where the configuration says port 0, the
+    properties give the port that Envoy took.
     """
 
     def __init__(
-        self, config: ProxyConfig, directory: Path, *, concurrency: int = 1, log_level: str = "warning"
+        self, bootstrap: Mapping[str, Any], directory: Path, *, concurrency: int = 1, log_level: str = "warning"
     ) -> None:
-        self.config = config
+        self._bootstrap = bootstrap
         self._configuration = directory / "envoy.yaml"
         self._admin_file = directory / "envoy-admin-address.txt"
         argv = [
@@ -55,33 +56,31 @@ class EnvoyProcess:
         ]
         self.child = Child("Envoy", argv, directory / "envoy.log")
         self._admin: aiohttp.ClientSession | None = None
-        self._ports: dict[str, int] = {}
+        self._urls: dict[str, str] = {}
 
     @property
     def url(self) -> str:
         """Base URL of the listener that asks the endpoint picker."""
-        return self._url(PICKED_LISTENER)
+        return self._urls[PICKED_LISTENER]
 
     @property
     def plain_url(self) -> str:
         """Base URL of the plain least-request listener."""
-        return self._url(PLAIN_LISTENER)
+        return self._urls[PLAIN_LISTENER]
 
     async def start(self, patience: float = PATIENCE) -> None:
         """Start it and wait until it serves, ``patience`` seconds at the most.
 
         Raises ConfigurationError if a wanted port is taken, ChildError with the end of the log if Envoy does not come up.
         """
-        config = self.config
-        require_free(config.host, config.port, "the picked listener")
-        require_free(config.host, config.plain_port or 0, "the plain listener")
-        require_free(config.host, config.admin_port, "Envoy's admin page")
-        self._configuration.write_text(to_yaml(bootstrap(config)), encoding="utf-8")
+        for purpose, address in self._wanted_addresses():
+            require_free(address["address"], address["port_value"], purpose)
+        self._configuration.write_text(to_yaml(self._bootstrap), encoding="utf-8")
         self._admin_file.unlink(missing_ok=True)
         await self.child.start()
         try:
             await self.child.until(self._is_live, "ready", patience)
-            await self._learn_ports()
+            await self._learn_urls()
         except BaseException:
             await self.stop()
             raise
@@ -106,12 +105,18 @@ class EnvoyProcess:
 
         await self.child.until(reached, f"at {name} >= {value}", patience)
 
-    async def _learn_ports(self) -> None:
+    def _wanted_addresses(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What for, and the socket address, of everything that Envoy is to listen on."""
+        yield "Envoy's admin page", self._bootstrap["admin"]["address"]["socket_address"]
+        for listener in self._bootstrap["static_resources"]["listeners"]:
+            yield f"the listener {listener['name']}", listener["address"]["socket_address"]
+
+    async def _learn_urls(self) -> None:
         listeners = await self._get_json("/listeners?format=json")
-        self._ports = {
-            listener["name"]: listener["local_address"]["socket_address"]["port_value"]
-            for listener in listeners["listener_statuses"]
-        }
+        for listener in listeners["listener_statuses"]:
+            address = listener["local_address"]["socket_address"]
+            host = f"[{address['address']}]" if ":" in address["address"] else address["address"]
+            self._urls[listener["name"]] = f"http://{host}:{address['port_value']}"
 
     async def _is_live(self) -> bool:
         if self._admin is None:
@@ -130,10 +135,6 @@ class EnvoyProcess:
             raise self.child.failure("is not running")
         async with self._admin.get(path) as answer:
             return await answer.json(content_type=None)
-
-    def _url(self, listener: str) -> str:
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"http://{host}:{self._ports[listener]}"
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import Picking, bootstrap, to_yaml
+from warmroute.standalone.bootstrap import bootstrap, to_yaml
+from warmroute.standalone.proxy_config import Picking
 from warmroute_lab.demo.options import PORT_FLAGS, DemoOptions
 
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import aiohttp
 from rich.console import Console
 
+from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
@@ -63,7 +64,7 @@ class Demo:
         self._endpoints_file = directory / "endpoints.yaml"
         flags = ("--routing-strategy", "PREFIX_CACHE")
         self.picker = picker(self._endpoints_file, self._picker_ports, directory / "picker.log", flags)
-        self.envoy = EnvoyProcess(options.proxy_config(), directory)
+        self.envoy = EnvoyProcess(bootstrap(options.proxy_config()), directory)
         self._parts = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.bootstrap import Picking, ProxyConfig
 from warmroute.standalone.ports import free_range, require_free
+from warmroute.standalone.proxy_config import Picking, ProxyConfig
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE, profile_named
 
 HOST = "127.0.0.1"

@@ -18,11 +18,12 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from warmroute.standalone.bootstrap import ProxyConfig
+from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.ports import free_port, free_range
+from warmroute.standalone.proxy_config import ProxyConfig
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
 from warmroute_lab.overhead.in_process import index_memory, match_and_insert, pick
 from warmroute_lab.overhead.machine import cpu_seconds, machine, resident_bytes
@@ -159,10 +160,10 @@ class _Run:
         gateway = None
         if self._options.gateway:
             pods = tuple(f"127.0.0.1:{self._first_pod + k}" for k in range(MANY))
-            config = ProxyConfig(epp=(target,), endpoints=pods, epp_health_check=False, plain_port=None)
+            config = ProxyConfig(epp=(target,), endpoints=pods, plain_port=None)
             directory = self._directory / f"envoy-{port}"
             directory.mkdir()
-            envoy = await stack.enter_async_context(EnvoyProcess(config, directory))
+            envoy = await stack.enter_async_context(EnvoyProcess(bootstrap(config), directory))
             gateway = await stack.enter_async_context(GatewayLoad(envoy.url))
         return _Contender(name, child, load, gateway, {size: Chats(size) for size in (SMALL, LARGE)})
 

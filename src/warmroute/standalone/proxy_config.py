@@ -1,0 +1,108 @@
+"""What one standalone Envoy shall do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from warmroute.errors import ConfigurationError
+from warmroute.extproc.headers import LB_NAMESPACE, SUBSET_NAMESPACE
+
+
+class BodyMode(StrEnum):
+    """How ext_proc sees a body; the names are Envoy's."""
+
+    NONE = "NONE"
+    STREAMED = "STREAMED"
+    BUFFERED = "BUFFERED"
+    BUFFERED_PARTIAL = "BUFFERED_PARTIAL"
+    FULL_DUPLEX_STREAMED = "FULL_DUPLEX_STREAMED"
+
+
+class Picking(StrEnum):
+    """How Envoy obeys the endpoint picker."""
+
+    OVERRIDE_HOST = "override_host"
+    """The picked endpoint if Envoy knows it, else least requests. Allows lists, retries and fail-open."""
+    ORIGINAL_DST = "ORIGINAL_DST"
+    """Connect to the address in the destination header: Envoy knows no endpoints, so it needs the picker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConfig:
+    """The options of :func:`warmroute.standalone.bootstrap.bootstrap`.
+
+    Addresses are ``address:port``, IPv6 in brackets; port 0 takes any free port. Times are seconds.
+    """
+
+    epp: tuple[str, ...]
+    """Endpoint pickers (ext_proc servers); several are used in turn."""
+    endpoints: tuple[str, ...] = ()
+    """The engines. Exactly one of this and ``endpoints_file`` is given."""
+    endpoints_file: Path | None = None
+    """A file written by :func:`~warmroute.standalone.bootstrap.endpoint_discovery`; Envoy reloads it when another file is
+    renamed over it."""
+    host: str = "127.0.0.1"
+    """Address that the listeners and the admin page bind."""
+    port: int = 0
+    """Port of the picked listener: HTTP/1.1 and HTTP/2 without TLS."""
+    plain_port: int | None = 0
+    """Port of the listener that balances by least requests; None: no such listener."""
+    admin_port: int = 0
+
+    picking: Picking = Picking.OVERRIDE_HOST
+    retry_on: str = "connect-failure,refused-stream,reset-before-request"
+    """When another endpoint is tried; the words of Envoy's ``x-envoy-retry-on``."""
+    retries: int = 2
+
+    request_timeout: float = 60.0
+    """Time for a request to arrive whole, until the response begins: slow uploads and idle CONNECT get 408. Answers may
+    take any time."""
+    request_headers_timeout: float = 10.0
+    """Time for a request's headers to arrive; the client gets 408."""
+    client_headers: tuple[str, ...] = ()
+    """Headers out of :data:`warmroute.extproc.headers.CONTROL` that clients may send; the others are removed."""
+
+    epp_tls: bool = False
+    """Speak TLS to the picker; its certificate is not verified, as pickers sign their own."""
+    epp_retries: int = 3
+    """How often a stream to the picker is opened again, on another picker if there is one, after a failed connection or
+    UNAVAILABLE."""
+    epp_health_check: bool = False
+    """Ask the picker's gRPC health service each second. A picker that is slow to answer once then counts as absent; needed
+    only where Envoy has no other limit: a picker that hangs in FULL_DUPLEX_STREAMED."""
+    failure_mode_allow: bool = True
+    """FailOpen: without an answer from the picker go on without it."""
+    message_timeout: float = 5.0
+    """Time the picker has for each answer; Envoy has no such limit in FULL_DUPLEX_STREAMED."""
+
+    request_body_mode: BodyMode = BodyMode.BUFFERED
+    request_trailers: bool = False
+    """Show request trailers to the picker; always so in FULL_DUPLEX_STREAMED, which requires it."""
+    response_headers: bool = False
+    """Show response headers to the picker."""
+    response_body_mode: BodyMode = BodyMode.NONE
+    response_trailers: bool = False
+    """As ``request_trailers``, for responses."""
+    observability_mode: bool = False
+    """Shadow run: the picker sees every message and its answers are ignored."""
+    allow_mode_override: bool = False
+    """Let the picker change the body modes of a request in its first answer."""
+    forwarding_namespaces: tuple[str, ...] = (LB_NAMESPACE, SUBSET_NAMESPACE)
+    """Metadata that the picker sees."""
+    receiving_namespaces: tuple[str, ...] = (LB_NAMESPACE,)
+    """Metadata that the picker may set."""
+    subset_hint: str | tuple[str, ...] | None = None
+    """Sent with every request as the subset to choose from: a list, or one comma-separated string as gateways write it."""
+
+    connection_buffer_bytes: int = 1 << 20
+    request_body_buffer_bytes: int = 32 << 20
+    """Largest body in BUFFERED mode; Envoy answers 413 to larger ones."""
+
+    def __post_init__(self) -> None:
+        if bool(self.endpoints) == (self.endpoints_file is not None):
+            raise ConfigurationError("Envoy needs either a list of endpoints or a file of them")
+        shadowable = {BodyMode.NONE, BodyMode.STREAMED}
+        if self.observability_mode and not {self.request_body_mode, self.response_body_mode} <= shadowable:
+            raise ConfigurationError("observability_mode goes with the body modes NONE and STREAMED only")

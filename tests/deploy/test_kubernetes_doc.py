@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import DEPLOY, ROOT, SAMPLES, label, overlay, pick, read_documents, render, validate
-from tests.deploy.test_overlays import granted, settings_of
+from tests.deploy.test_overlays import granted, lease_rights, settings_of
 from warmroute.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -124,8 +124,8 @@ def test_the_components_go_with_the_example_of_another_pool(tmp_path: Path) -> N
     deployment = pick(documents, "Deployment")
     beside_the_picker = deployment["metadata"]["namespace"]
     rights = granted(documents)
-    leases = {right for right in rights if right[2] == "leases"}
-    assert {namespace for namespace, *_ in leases} == {beside_the_picker}
+    leases = {right for right in rights if right[1] == "coordination.k8s.io"}
+    assert leases == lease_rights(beside_the_picker, "warmroute-models-llama")
     assert {namespace for namespace, *_ in rights - leases} == {"models"}
     pod = deployment["spec"]["template"]
     (spread,) = pod["spec"]["topologySpreadConstraints"]

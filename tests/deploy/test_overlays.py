@@ -20,6 +20,7 @@ from tests.deploy.manifests import (
     with_components,
 )
 from warmroute import cli, go_flags
+from warmroute.extproc.headers import CONTROL
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.kubernetes.inference_pool import VERSIONS
 from warmroute.settings import Settings
@@ -33,6 +34,9 @@ READ_RESOURCES = (
     | {(group, kind) for kind, groups in MODEL_KINDS.items() for group in groups}
 )
 POOL_NAMESPACE = "default"
+RULE = {"apiGroups", "resources", "verbs"}
+Right = tuple[str, str, str, str]
+"""Namespace, API group, resource and verb."""
 
 every_overlay = pytest.mark.parametrize("name", OVERLAYS)
 
@@ -190,8 +194,11 @@ def test_the_picker_may_reach_the_pods_of_the_pool(name: str) -> None:
 # ---------------------------------------------------------------- RBAC
 
 
-def granted(documents: tuple[dict[str, Any], ...]) -> set[tuple[str, str, str, str]]:
-    """(namespace, API group, resource, verb) that the picker's service account gets; "*" for all namespaces."""
+def granted(documents: tuple[dict[str, Any], ...]) -> set[Right]:
+    """(namespace, API group, resource, verb) that the picker's service account gets; "*" for all namespaces.
+
+    A right to objects of some names only has ``resource/name``.
+    """
     deployment = pick(documents, "Deployment")
     account = (deployment["metadata"]["namespace"], deployment["spec"]["template"]["spec"]["serviceAccountName"])
     pick(documents, "ServiceAccount", account[1])
@@ -204,11 +211,12 @@ def granted(documents: tuple[dict[str, Any], ...]) -> set[tuple[str, str, str, s
         role = pick(documents, binding["roleRef"]["kind"], binding["roleRef"]["name"])
         assert role["metadata"].get("namespace") == binding["metadata"].get("namespace")
         for rule in role["rules"]:
-            assert set(rule) == {"apiGroups", "resources", "verbs"}
+            assert RULE <= set(rule) <= RULE | {"resourceNames"}
             result |= {
-                (role["metadata"].get("namespace", "*"), group, resource, verb)
+                (role["metadata"].get("namespace", "*"), group, resource + name, verb)
                 for group in rule["apiGroups"]
                 for resource in rule["resources"]
+                for name in [f"/{each}" for each in rule.get("resourceNames", ())] or [""]
                 for verb in rule["verbs"]
             }
     return result
@@ -217,6 +225,14 @@ def granted(documents: tuple[dict[str, Any], ...]) -> set[tuple[str, str, str, s
 NEEDED = {(POOL_NAMESPACE, group, resource, verb) for group, resource in READ_RESOURCES for verb in READ} | {
     (POOL_NAMESPACE, "", "events", "create")
 }
+
+
+def lease_rights(namespace: str, name: str) -> set[Right]:
+    """Create, which cannot be restricted by name, and get and update of the one Lease."""
+    group = "coordination.k8s.io"
+    return {(namespace, group, "leases", "create")} | {
+        (namespace, group, f"leases/{name}", verb) for verb in ("get", "update")
+    }
 
 
 @every_overlay
@@ -229,16 +245,15 @@ def test_the_picker_may_do_what_it_needs_and_nothing_else(name: str) -> None:
 )
 def test_leader_election_needs_a_lease_beside_the_picker(base: Any, namespace: str, tmp_path: Path) -> None:
     documents = with_components(base, ("high-availability",), tmp_path)
-    lease = {(namespace, "coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
-    assert granted(documents) == NEEDED | lease
+    assert granted(documents) == NEEDED | lease_rights(namespace, "warmroute-default-vllm-qwen-pool")
 
 
 @pytest.mark.parametrize("base", ["base", "beside-pool"])
 def test_the_lease_is_the_pickers_where_its_account_has_another_name_and_namespace(base: Any, tmp_path: Path) -> None:
     changes = {"namespace": "models", "nameSuffix": "-llama"}
     documents = with_components(base, ("high-availability",), tmp_path, **changes)
-    leases = {right for right in granted(documents) if right[2] == "leases"}
-    assert leases == {("models", "coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
+    leases = {right for right in granted(documents) if right[1] == "coordination.k8s.io"}
+    assert leases == lease_rights("models", "warmroute-default-vllm-qwen-pool")
 
 
 @every_overlay
@@ -292,9 +307,24 @@ def test_the_gateway_is_that_of_the_walk_through(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
-def test_clients_cannot_choose_the_endpoint(name: str) -> None:
+def test_control_headers_of_clients_are_removed(name: str) -> None:
     removed = pick(overlay(name), "ClientTrafficPolicy")["spec"]["headers"]["earlyRequestHeaders"]["remove"]
-    assert {"x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served"} <= set(removed)
+    assert removed == list(CONTROL)
+
+
+@pytest.mark.parametrize("name", GATEWAY_OVERLAYS)
+def test_slow_uploads_end_when_the_picker_ends_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = overlay(name)
+    timeout = pick(documents, "ClientTrafficPolicy")["spec"]["timeout"]["http"]["requestReceivedTimeout"]
+    assert timeout == f"{settings_of(pick(documents, 'Deployment'), monkeypatch).body_timeout:g}s"
+
+
+@every_overlay
+def test_metrics_are_open_to_one_namespace_only(name: str) -> None:
+    (rule,) = [
+        rule for rule in pick(overlay(name), "NetworkPolicy")["spec"]["ingress"] if {"port": "metrics"} in rule["ports"]
+    ]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
 def quantity(text: str) -> int:

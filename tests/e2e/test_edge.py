@@ -12,10 +12,11 @@ import grpc
 import pytest
 
 from tests.e2e.conftest import StartEnvoy
-from tests.fixtures.envoy.apps import eventually, picker_app, target
+from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import connect, encode_chunk, encode_fields, exchange, read_message
 from tests.fixtures.envoy.pickers import scripted_picker
+from tests.waiting import eventually
 from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.extproc.headers import CONTROL, DESTINATION, FAIRNESS_IDS, MODEL_REWRITES, OBJECTIVES
 from warmroute.standalone.proxy_config import BodyMode, Picking
@@ -94,7 +95,7 @@ def recording(seen: list[dict[str, str]]) -> Any:
     """A picker's script that notes the headers of each request and lets it go on."""
 
     async def script(context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        while (message := await context.read()) is not grpc.aio.EOF:
+        while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
             if message.HasField("request_headers"):
                 seen.append({h.key: h.raw_value.decode() for h in message.request_headers.headers.headers})
                 await context.write(pb.ProcessingResponse(request_headers=pb.HeadersResponse()))

@@ -7,6 +7,8 @@ from typing import Any
 from warmroute import picker
 from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import RoutingConstants
 from warmroute.settings import Settings
 
@@ -27,3 +29,14 @@ def session_rules(**settings: Any) -> SessionRules:
 def server_options(**settings: Any) -> ServerOptions:
     """A server's options as ``settings`` give them, and LOCAL."""
     return picker.server_options(Settings(**{**LOCAL, **settings}))
+
+
+def idle_load(name: str = "a", holder: int = 0, now: float = 0.0) -> EndpointLoad:
+    """The load of an endpoint that was added at ``now`` and has no request."""
+    return EndpointLoad(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), holder, now)
+
+
+def engine_state(at: float = 0.0, **figures: Any) -> EngineState:
+    """What a scrape of an idle engine gave at ``at``, but for ``figures``, by the names of the fields."""
+    idle: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
+    return EngineState(observed_at=at, **(idle | figures))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories import routing_constants
+from tests.factories import engine_state, routing_constants
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
@@ -50,8 +50,7 @@ def pool_of(size: int, **settings: Any) -> tuple[Pool, Router]:
 
 
 def scrape(pool: Pool, name: int, now: float, **figures: Any) -> None:
-    state: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0} | figures
-    pool.observed(pool.endpoints[f"ns/{name}"], EngineState(observed_at=now, **state), now)
+    pool.observed(pool.endpoints[f"ns/{name}"], engine_state(now, **figures), now)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), states, st.sampled_from([0.0, 0.001, 0.1, 6.0, 100.0])), max_size=12))

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories import routing_constants
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from tests.factories import engine_state, idle_load, routing_constants
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.endpoint_load import EndpointLoad
@@ -16,34 +15,9 @@ ROUTING = routing_constants(prefill_rate=1000.0)
 CONSTANTS = ROUTING.load
 
 
-def idle_load(name: str, holder: int, now: float = 0.0) -> EndpointLoad:
-    return EndpointLoad(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), holder, now)
-
-
 def make(now: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
     load = idle_load("a", 3, now)
     return load, CandidateTable([load], CONSTANTS, now)
-
-
-def scrape(
-    at: float,
-    *,
-    running: int = 0,
-    waiting: int = 0,
-    kv: float = 0.0,
-    rate: float | None = None,
-    awaiting: int | None = None,
-    first_tokens: float | None = None,
-) -> EngineState:
-    return EngineState(
-        observed_at=at,
-        running=running,
-        waiting=waiting,
-        kv_usage=kv,
-        prefill_rate=rate,
-        awaiting_first_token=awaiting,
-        first_tokens_total=first_tokens,
-    )
 
 
 def assign(load: EndpointLoad, *works: float, at: float = 0.0) -> None:
@@ -59,8 +33,8 @@ def stale(table: CandidateTable) -> list[float]:
 
 def test_more_than_its_share_of_the_requests_is_dear() -> None:
     (busy, _), (idle, _) = make(), make()
-    busy.observe(scrape(1.0, running=6), CONSTANTS)
-    idle.observe(scrape(1.0), CONSTANTS)
+    busy.observe(engine_state(1.0, running=6), CONSTANTS)
+    idle.observe(engine_state(1.0), CONSTANTS)
     idle.holder = 4
     table = CandidateTable([busy, idle], CONSTANTS, 1.0)
 
@@ -79,7 +53,7 @@ def test_the_least_in_flight_is_that_of_an_endpoint_that_holds_the_prompt() -> N
     loads = [make()[0] for _ in range(4)]
     for holder, (load, running) in enumerate(zip(loads, (4, 3, 2, 1), strict=True)):
         load.holder = holder
-        load.observe(scrape(1.0, running=running), CONSTANTS)
+        load.observe(engine_state(1.0, running=running), CONSTANTS)
     table = CandidateTable(loads, CONSTANTS, 1.0)
 
     def least(default: float, overrides: dict[int, float]) -> float:
@@ -94,7 +68,7 @@ def test_the_least_in_flight_is_that_of_an_endpoint_that_holds_the_prompt() -> N
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:
     load, table = make()
-    load.observe(scrape(0.0), CONSTANTS)
+    load.observe(engine_state(0.0), CONSTANTS)
     seen = []
     for now in (0.0, 4.9, 6.0, 10.0, 1000.0, 2000.0):
         table.refresh(now)
@@ -109,16 +83,16 @@ def test_a_newcomer_is_known_no_better_than_the_others() -> None:
     table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
     assert stale(table) == [0, 0, 0], "nobody has ever told"
     for load in loads:
-        load.observe(scrape(10.0), CONSTANTS)  # and then no metrics could be had any more
+        load.observe(engine_state(10.0), CONSTANTS)  # and then no metrics could be had any more
     table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
     assert table.all.factors[0].stale == table.all.factors[1].stale == table.all.factors[2].stale > 0
-    loads[0].observe(scrape(100.0), CONSTANTS)
+    loads[0].observe(engine_state(100.0), CONSTANTS)
     table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
     assert table.all.factors[0].stale == table.all.factors[2].stale == 0 < table.all.factors[1].stale
     table.refresh(111.0)
     assert table.all.factors[0].stale == table.all.factors[2].stale > 0
     newcomer.reset(111.0)
-    loads[0].observe(scrape(111.0), CONSTANTS)
+    loads[0].observe(engine_state(111.0), CONSTANTS)
     assert CandidateTable([*loads, newcomer], CONSTANTS, 111.0).all.factors[2].stale == 0, (
         "a new process has not had the time"
     )
@@ -126,10 +100,10 @@ def test_a_newcomer_is_known_no_better_than_the_others() -> None:
 
 def test_a_newcomer_is_known_better_once_the_others_are() -> None:
     loads = [idle_load("a", 0), idle_load("b", 1)]
-    loads[0].observe(scrape(0.0), CONSTANTS)
+    loads[0].observe(engine_state(0.0), CONSTANTS)
     table = CandidateTable(loads, CONSTANTS, 100.0)
     assert table.all.factors[1].stale > 0
-    loads[0].observe(scrape(100.0), CONSTANTS)
+    loads[0].observe(engine_state(100.0), CONSTANTS)
     table.update(loads[0], 100.0)
     loads[1].reset(100.0)
     table.update(loads[1], 100.0)

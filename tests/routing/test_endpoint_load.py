@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories import routing_constants
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from tests.factories import engine_state, idle_load, routing_constants
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
@@ -21,34 +20,9 @@ ROUTING = routing_constants(prefill_rate=1000.0)
 CONSTANTS = ROUTING.load
 
 
-def idle_load(name: str, holder: int, now: float = 0.0) -> EndpointLoad:
-    return EndpointLoad(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), holder, now)
-
-
 def make(now: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
     load = idle_load("a", 3, now)
     return load, CandidateTable([load], CONSTANTS, now)
-
-
-def scrape(
-    at: float,
-    *,
-    running: int = 0,
-    waiting: int = 0,
-    kv: float = 0.0,
-    rate: float | None = None,
-    awaiting: int | None = None,
-    first_tokens: float | None = None,
-) -> EngineState:
-    return EngineState(
-        observed_at=at,
-        running=running,
-        waiting=waiting,
-        kv_usage=kv,
-        prefill_rate=rate,
-        awaiting_first_token=awaiting,
-        first_tokens_total=first_tokens,
-    )
 
 
 def assign(load: EndpointLoad, *works: float, at: float = 0.0) -> None:
@@ -60,7 +34,7 @@ def assign(load: EndpointLoad, *works: float, at: float = 0.0) -> None:
 def counting(*works: float, first_tokens: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
     """An endpoint whose engine counts first tokens: idle at 0, and then given requests of that much work."""
     load, table = make()
-    load.observe(scrape(0.0, awaiting=0, first_tokens=first_tokens), CONSTANTS)
+    load.observe(engine_state(0.0, awaiting_first_token=0, first_tokens_total=first_tokens), CONSTANTS)
     assign(load, *works)
     return load, table
 
@@ -82,7 +56,7 @@ def test_the_virtual_queue_drains_at_the_endpoints_speed() -> None:
 def test_a_faster_endpoint_than_believed_is_corrected_down() -> None:
     load, table = make()
     assign(load, *[1000] * 10)
-    load.observe(scrape(0.5, running=10), CONSTANTS)
+    load.observe(engine_state(0.5, running=10), CONSTANTS)
     table.update(load, 0.5)
     assert table.all.waiting[0] == CONSTANTS.queue_slack
     assert table.all.pending(0, 0.5) == pytest.approx(9500 * CONSTANTS.queue_slack / 10)
@@ -94,7 +68,7 @@ def test_a_prompt_that_an_engine_without_counters_has_refused_is_forgotten() -> 
     waiting = {}
     for tick in range(1, 60):
         at = tick / 2
-        load.observe(scrape(at), CONSTANTS)
+        load.observe(engine_state(at), CONSTANTS)
         table.update(load, at)
         waiting[at] = table.all.waiting[0]
     assert waiting[0.5] == 1, "the engine may not have seen it yet"
@@ -106,7 +80,7 @@ def test_a_prompt_that_a_busy_engine_without_counters_has_refused_is_forgotten_i
     load, table = make()
     assign(load, 1_000_000.0)
     for tick in range(1, 80):
-        load.observe(scrape(tick / 2, running=10), CONSTANTS)
+        load.observe(engine_state(tick / 2, running=10), CONSTANTS)
         table.update(load, tick / 2)
         assert table.all.waiting[0] == (1 if tick / 2 < ASSUMED_DURATION else 0)
 
@@ -114,23 +88,23 @@ def test_a_prompt_that_a_busy_engine_without_counters_has_refused_is_forgotten_i
 def test_no_more_is_queued_than_is_remembered() -> None:
     load, table = make()
     assign(load, *[1000.0] * (2 * MOST_ASSIGNED))
-    load.observe(scrape(20.0, running=2 * MOST_ASSIGNED), CONSTANTS)
+    load.observe(engine_state(20.0, running=2 * MOST_ASSIGNED), CONSTANTS)
     table.update(load, 20.0)
     assert len(load.queue) == MOST_ASSIGNED
 
 
 def test_the_queue_of_an_engine_without_counters_that_is_faster_than_believed_stays_short() -> None:
     load, table = make()
-    load.observe(scrape(0.0, rate=20_000.0), CONSTANTS)
+    load.observe(engine_state(0.0, prefill_rate=20_000.0), CONSTANTS)
     for tick in range(1, 3000):
         at = tick / 100
         assign(load, 2000.0, at=at)  # ten times what it is believed to do
         if tick % 10 == 9:
-            load.observe(scrape(at, running=3), CONSTANTS)
+            load.observe(engine_state(at, running=3), CONSTANTS)
         table.update(load, at)
         assert table.all.waiting[0] <= CONSTANTS.queue_slack + 10
         assert len(load.queue) <= 3 + 46 + 10, "what runs, what it may not have seen yet, and what was sent since"
-    load.observe(scrape(40.0), CONSTANTS)
+    load.observe(engine_state(40.0), CONSTANTS)
     table.update(load, 40.0)
     assert (table.all.waiting[0], table.all.pending(0, 40.0)) == (0, 0)
 
@@ -158,7 +132,7 @@ def test_a_queue_that_nobody_corrects_drains_as_it_should_beside_what_is_forgott
 
 def test_what_was_reported_long_ago_counts_no_more() -> None:
     load, table = make()
-    load.observe(scrape(0.0, running=50, waiting=9, kv=0.9), CONSTANTS)
+    load.observe(engine_state(0.0, running=50, waiting=9, kv_usage=0.9), CONSTANTS)
     table.update(load, 0.0)
     assert saturated(table.all, ROUTING.saturation)
     table.refresh(ASSUMED_DURATION + 1.0)
@@ -170,7 +144,7 @@ def test_work_of_others_is_seen() -> None:
     load, table = make()
     assign(load, 1000)
     mean = load.mean_work.tokens
-    load.observe(scrape(5.0, running=1, waiting=4), CONSTANTS)
+    load.observe(engine_state(5.0, running=1, waiting=4), CONSTANTS)
     table.update(load, 5.0)
     assert table.all.waiting[0] == 4
     assert table.all.pending(0, 5.0) == pytest.approx(4 * mean)
@@ -178,18 +152,18 @@ def test_work_of_others_is_seen() -> None:
 
 def test_a_slower_endpoint_that_counts_first_tokens_keeps_the_latest_in_its_queue() -> None:
     load, table = counting(1000.0, 2000.0, 3000.0, first_tokens=50)
-    load.observe(scrape(20.0, running=3, awaiting=2, first_tokens=51), CONSTANTS)
+    load.observe(engine_state(20.0, running=3, awaiting_first_token=2, first_tokens_total=51), CONSTANTS)
     table.update(load, 20.0)
     assert table.all.waiting[0] == 2
     assert table.all.pending(0, 20.0) == pytest.approx(0.25 * 2000 + 3000)  # the second is under way, who knows how far
-    load.observe(scrape(21.0, running=3, awaiting=0, first_tokens=53), CONSTANTS)
+    load.observe(engine_state(21.0, running=3, awaiting_first_token=0, first_tokens_total=53), CONSTANTS)
     table.update(load, 21.0)
     assert (table.all.waiting[0], table.all.pending(0, 21.0)) == (0, 0)
 
 
 def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None:
     load, table = counting(1000.0, 2000.0, 3000.0)
-    load.observe(scrape(0.5, running=3, awaiting=1, first_tokens=2), CONSTANTS)
+    load.observe(engine_state(0.5, running=3, awaiting_first_token=1, first_tokens_total=2), CONSTANTS)
     table.update(load, 0.5)
     assert table.all.waiting[0] == 1
     assert table.all.pending(0, 0.5) == pytest.approx(3000)
@@ -198,11 +172,15 @@ def test_a_faster_endpoint_that_counts_first_tokens_loses_what_is_done() -> None
 def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
     load, table = counting()
     assign(load, 1000.0, at=0.9)
-    load.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)  # on its way, or come during a step
+    load.observe(
+        engine_state(1.0, awaiting_first_token=0, first_tokens_total=0), CONSTANTS
+    )  # on its way, or come during a step
     assign(load, 500.0, at=1.1)
     table.update(load, 1.1)
     assert (table.all.waiting[0], table.all.total[0]) == (2, 2)
-    load.observe(scrape(20.0, awaiting=0, first_tokens=0), CONSTANTS)  # they never came to the engine
+    load.observe(
+        engine_state(20.0, awaiting_first_token=0, first_tokens_total=0), CONSTANTS
+    )  # they never came to the engine
     table.update(load, 20.0)
     assert table.all.waiting[0] == 0
 
@@ -210,7 +188,7 @@ def test_what_the_engine_has_not_seen_yet_waits_too() -> None:
 def test_the_first_page_of_an_engine_has_not_seen_the_latest_either() -> None:
     load, table = make()
     assign(load, *[1000.0] * 5, at=0.97)
-    load.observe(scrape(1.0, awaiting=0, first_tokens=0), CONSTANTS)
+    load.observe(engine_state(1.0, awaiting_first_token=0, first_tokens_total=0), CONSTANTS)
     table.update(load, 1.0)
     assert (table.all.waiting[0], table.all.total[0]) == (5, 5)
 
@@ -220,7 +198,7 @@ def test_waiting_requests_of_others_are_counted_first() -> None:
     load.mean_work.tokens = 700.0
     assign(load, 1000.0)
     mean = load.mean_work.tokens
-    load.observe(scrape(0.1, running=1, waiting=2, awaiting=3, first_tokens=9), CONSTANTS)
+    load.observe(engine_state(0.1, running=1, waiting=2, awaiting_first_token=3, first_tokens_total=9), CONSTANTS)
     table.update(load, 0.1)
     assert table.all.waiting[0] == 3
     assert table.all.pending(0, 0.1) == pytest.approx(2 * mean + 1000)
@@ -228,7 +206,7 @@ def test_waiting_requests_of_others_are_counted_first() -> None:
 
 def test_an_engine_that_stops_counting_first_tokens_is_bounded_by_its_gauges() -> None:
     load, table = counting(*[1000.0] * 10)
-    load.observe(scrape(0.5, running=10), CONSTANTS)
+    load.observe(engine_state(0.5, running=10), CONSTANTS)
     table.update(load, 0.5)
     assert table.all.waiting[0] == CONSTANTS.queue_slack
 
@@ -237,7 +215,7 @@ def test_a_counter_of_first_tokens_alone_does_not_lift_the_bounds() -> None:
     """Without the requests that finished it does not tell how many wait."""
     load, table = make()
     assign(load, *[1000] * 10)
-    load.observe(scrape(0.5, running=10, first_tokens=7), CONSTANTS)
+    load.observe(engine_state(0.5, running=10, first_tokens_total=7), CONSTANTS)
     table.update(load, 0.5)
     assert table.all.waiting[0] == CONSTANTS.queue_slack
 
@@ -253,7 +231,7 @@ def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:
     load, table = make()
     assign(load, 10, at=1.0)
     assign(load, 10, at=2.0)
-    load.observe(scrape(1.5, running=1), CONSTANTS)
+    load.observe(engine_state(1.5, running=1), CONSTANTS)
     table.update(load, 2.0)
     assert table.all.total[0] == 2
 
@@ -270,11 +248,11 @@ def test_without_scrapes_requests_count_for_a_while_only() -> None:
 def test_requests_leave_between_scrapes_as_they_did_before() -> None:
     load, table = make()
     for second in range(20):  # ten requests, of which two leave and two come each second
-        load.observe(scrape(float(second), running=10), CONSTANTS)
+        load.observe(engine_state(float(second), running=10), CONSTANTS)
         for _ in range(2):
             load.assign(1.0, 1000.0, second + 0.5)
     assert load.departures.per_second == pytest.approx(0.2, rel=0.05)
-    load.observe(scrape(20.0, running=10), CONSTANTS)
+    load.observe(engine_state(20.0, running=10), CONSTANTS)
     table.update(load, 20.0)
     assert table.all.total[0] == 10
     table.refresh(21.0)
@@ -286,7 +264,7 @@ def test_requests_leave_between_scrapes_as_they_did_before() -> None:
 def test_observed_responses_are_not_guessed_away() -> None:
     load, table = make()
     for second in range(20):
-        load.observe(scrape(float(second), running=10), CONSTANTS)
+        load.observe(engine_state(float(second), running=10), CONSTANTS)
         for _ in range(2):
             load.assign(1.0, 1000.0, second + 0.5)
     load.open_responses = 10
@@ -296,7 +274,7 @@ def test_observed_responses_are_not_guessed_away() -> None:
 
 def test_the_kv_cache_fills_between_scrapes() -> None:
     load, table = make()
-    load.observe(scrape(1.0, running=8, kv=0.8), CONSTANTS)
+    load.observe(engine_state(1.0, running=8, kv_usage=0.8), CONSTANTS)
     table.update(load, 1.0)
     assert table.all.factors[0].kv_guard == 0
     for _ in range(2):
@@ -308,9 +286,9 @@ def test_the_kv_cache_fills_between_scrapes() -> None:
 def leaving(each_second: int, *, kv: float, running: int = 100) -> tuple[EndpointLoad, CandidateTable]:
     """An endpoint of whose requests so many leave each second in all, as two scrapes have shown."""
     load, table = make()
-    load.observe(scrape(0.0, running=running, kv=kv), CONSTANTS)
+    load.observe(engine_state(0.0, running=running, kv_usage=kv), CONSTANTS)
     assign(load, *[1.0] * each_second, at=0.1)
-    load.observe(scrape(1.0, running=running, kv=kv), CONSTANTS)
+    load.observe(engine_state(1.0, running=running, kv_usage=kv), CONSTANTS)
     table.update(load, 1.0)
     return load, table
 
@@ -320,7 +298,7 @@ def test_who_waits_for_room_in_a_full_cache_waits_until_others_leave() -> None:
     assert table.all.pending(0, 1.0) < 1
     load, table = leaving(10, kv=0.96)
     assert table.all.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave, at ten a second"
-    load.observe(scrape(1.1, running=100, waiting=9, kv=0.96), CONSTANTS)
+    load.observe(engine_state(1.1, running=100, waiting=9, kv_usage=0.96), CONSTANTS)
     table.update(load, 1.1)
     assert table.all.pending(0, 1.1) == pytest.approx(1000 * 10 / 10, rel=0.3)
     assert table.all.pending(0, 1.5) == table.all.pending(0, 1.1), "it does not drain by itself"
@@ -351,13 +329,13 @@ def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
 
 def test_slots_that_were_seen_in_use_are_there() -> None:
     load, table = make()
-    load.observe(scrape(1.0, running=256), CONSTANTS)
+    load.observe(engine_state(1.0, running=256), CONSTANTS)
     table.update(load, 1.0)
     assert table.all.factors[0].slots_guard == pytest.approx(257 - 0.95 * 256)
-    load.observe(scrape(2.0, running=300), CONSTANTS)
+    load.observe(engine_state(2.0, running=300), CONSTANTS)
     table.update(load, 2.0)
     assert table.all.factors[0].slots_guard == 0
-    load.observe(scrape(3.0, running=600), CONSTANTS)
+    load.observe(engine_state(3.0, running=600), CONSTANTS)
     load.max_num_seqs = 512
     table.update(load, 3.0)
     assert table.all.factors[0].slots_guard == pytest.approx(601 - 0.95 * 512)  # what the page tells needs no guess
@@ -365,12 +343,12 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
 
 def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:
     load, table = make()
-    state = scrape(1.0, running=10, waiting=40, awaiting=45, first_tokens=1000)
+    state = engine_state(1.0, running=10, waiting=40, awaiting_first_token=45, first_tokens_total=1000)
     load.observe(replace(state, prefix_queries_total=3e6, prefix_hits_total=1e6), CONSTANTS)
     table.update(load, 1.0)
     assert (table.all.waiting[0], table.all.running[0]) == (45, 5)
     assert table.all.pending(0, 1.0) == pytest.approx(45 * 2000)
-    later = scrape(2.0, running=10, waiting=40, awaiting=45, first_tokens=1010)
+    later = engine_state(2.0, running=10, waiting=40, awaiting_first_token=45, first_tokens_total=1010)
     load.observe(replace(later, prefix_queries_total=3e6 + 12_000, prefix_hits_total=1e6 + 2_000), CONSTANTS)
     assert load.mean_work.tokens == 1000, "what they have to compute now counts, not what they had"
     assign(load, 8000, at=2.0)
@@ -379,7 +357,7 @@ def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None
 
 def test_what_others_have_to_compute_is_guessed_where_nothing_tells() -> None:
     load, table = make()
-    load.observe(scrape(1.0, running=10, waiting=4, awaiting=4, first_tokens=10), CONSTANTS)
+    load.observe(engine_state(1.0, running=10, waiting=4, awaiting_first_token=4, first_tokens_total=10), CONSTANTS)
     table.update(load, 1.0)
     assert table.all.waiting[0] == 4
     assert table.all.pending(0, 1.0) == pytest.approx(4 * UNKNOWN_WORK)
@@ -387,7 +365,7 @@ def test_what_others_have_to_compute_is_guessed_where_nothing_tells() -> None:
 
 def test_observed_ends_count_at_once() -> None:
     load, table = make()
-    load.observe(scrape(0.0, running=4), CONSTANTS)
+    load.observe(engine_state(0.0, running=4), CONSTANTS)
     load.open_responses = 2
     load.response_ended(0.5)
     table.update(load, 0.5)
@@ -396,7 +374,7 @@ def test_observed_ends_count_at_once() -> None:
 
 def test_requests_that_were_seen_to_end_do_not_wait() -> None:
     load, table = make()
-    load.observe(scrape(0.0), CONSTANTS)
+    load.observe(engine_state(0.0), CONSTANTS)
     for _ in range(4):
         assign(load, 1000, at=0.1)
         load.open_responses += 1
@@ -428,7 +406,9 @@ def test_the_queue_is_what_a_first_come_first_served_engine_has(events: list[tup
             now += value
         elif kind == "scrape":
             now += 0.01
-            state = scrape(now, running=min(1, len(queue)), waiting=max(0, len(queue) - 1), first_tokens=served)
+            state = engine_state(
+                now, running=min(1, len(queue)), waiting=max(0, len(queue) - 1), first_tokens_total=served
+            )
             load.observe(replace(state, awaiting_first_token=len(queue)), CONSTANTS)
             table.update(load, now)
             assert table.all.waiting[0] == len(queue)
@@ -454,7 +434,7 @@ def test_loads_stay_sane_and_empty_themselves(events: list[tuple[str, float]]) -
             assign(load, value, at=now)
             table.update(load, now)
         elif kind == "scrape":
-            load.observe(scrape(now, running=int(value), waiting=int(value) // 2), CONSTANTS)
+            load.observe(engine_state(now, running=int(value), waiting=int(value) // 2), CONSTANTS)
             table.update(load, now)
         else:
             now += value
@@ -462,7 +442,7 @@ def test_loads_stay_sane_and_empty_themselves(events: list[tuple[str, float]]) -
         assert table.all.waiting[0] >= 0
         assert table.all.total[0] >= 0
         assert table.all.pending(0, now) >= -1e-6
-    load.observe(scrape(now), CONSTANTS)
+    load.observe(engine_state(now), CONSTANTS)
     now += 1e6
     table.refresh(now)
     assert (table.all.waiting[0], table.all.total[0]) == (0, 0)
@@ -471,7 +451,7 @@ def test_loads_stay_sane_and_empty_themselves(events: list[tuple[str, float]]) -
 
 def test_a_full_engine_whose_requests_were_not_seen_to_leave_is_believed_to_do_its_prefill() -> None:
     load, table = make()
-    load.observe(scrape(0.0, running=10, kv=1.0), CONSTANTS)
+    load.observe(engine_state(0.0, running=10, kv_usage=1.0), CONSTANTS)
     assign(load, 1000)
     table.update(load, 0.0)
     assert table.all.pending(0, 0.5) == pytest.approx(500)

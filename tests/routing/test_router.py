@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from tests.factories import routing_constants
+from tests.factories import engine_state, routing_constants
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
@@ -28,10 +28,6 @@ from warmroute.routing.router import Router
 def prompt(*texts: str, model: str = "m") -> InferenceRequest:
     parts = tuple(PromptPart(text.encode(), len(text.encode())) for text in texts)
     return InferenceRequest(model=model, seed=model.encode(), parts=parts, weight=sum(p.weight for p in parts))
-
-
-def state(at: float, **fields: object) -> EngineState:
-    return dataclasses.replace(EngineState(observed_at=at, running=0, waiting=0, kv_usage=0.0), **fields)  # type: ignore[arg-type]
 
 
 class Fixture:
@@ -56,7 +52,7 @@ class Fixture:
     def scrape(self, now: float, **fields: object) -> None:
         """Everybody is idle, or as ``fields`` say."""
         for endpoint in self.pool.endpoints.values():
-            self.pool.observed(endpoint, state(now, **fields), now)
+            self.pool.observed(endpoint, engine_state(now, **fields), now)
 
     def serve(self, *requests: InferenceRequest, tokens: float, finished: int = 1, **fields: object) -> None:
         """A tenth of a second: a scrape, the requests, and then ``finished`` ones of ``tokens`` tokens in all are done."""
@@ -111,7 +107,7 @@ def test_a_burst_in_one_millisecond_does_not_herd() -> None:
 def test_a_burst_of_identical_prompts_costs_a_busy_fleet_one_prefill() -> None:
     fixture = Fixture(4)
     for name in "0123":
-        fixture.pool.observed(fixture.endpoint(name), state(0.0, running=20, waiting=2), 0.0)
+        fixture.pool.observed(fixture.endpoint(name), engine_state(0.0, running=20, waiting=2), 0.0)
     assert len({fixture.pick(prompt(LONG), 0.0) for _ in range(6)}) == 1
 
 
@@ -149,7 +145,7 @@ def test_nobody_waits_for_the_newest_copy_while_others_have_it_ready() -> None:
     for holder in "01":
         fixture.pick(prompt(LONG), 0.0, allowed=only(holder))
     fixture.scrape(10.0, running=12)
-    fixture.pool.observed(fixture.endpoint("2"), state(10.0), 10.0)
+    fixture.pool.observed(fixture.endpoint("2"), engine_state(10.0), 10.0)
     assert fixture.pick(prompt(LONG), 10.0) == "2"  # idle: now it computes a copy
     assert {fixture.pick(prompt(LONG), 10.01) for _ in range(4)} == {"0", "1"}
 
@@ -158,7 +154,7 @@ def test_fully_cached_prompts_with_long_answers_do_not_pile_up() -> None:
     fixture = Fixture(4)
     holder = fixture.pick(prompt(LONG), 0.0)
     fixture.scrape(10.0)
-    fixture.pool.observed(fixture.endpoint(holder), state(10.0, running=250), 10.0)
+    fixture.pool.observed(fixture.endpoint(holder), engine_state(10.0, running=250), 10.0)
     assert fixture.pick(prompt(LONG), 10.0) != holder
 
 
@@ -166,7 +162,7 @@ def test_a_full_kv_cache_is_avoided() -> None:
     fixture = Fixture(2)
     holder = fixture.pick(prompt(LONG), 0.0)
     fixture.scrape(10.0)
-    fixture.pool.observed(fixture.endpoint(holder), state(10.0, kv_usage=1.0), 10.0)
+    fixture.pool.observed(fixture.endpoint(holder), engine_state(10.0, kv_usage=1.0), 10.0)
     assert fixture.pick(prompt(LONG), 10.0) != holder
 
 
@@ -234,14 +230,14 @@ def test_unreachable_endpoints_are_avoided_unless_all_are() -> None:
 
 def test_a_sleeping_engine_is_not_chosen() -> None:
     fixture = Fixture(2)
-    fixture.pool.observed(fixture.endpoint("0"), state(0.0, sleeping=True), 0.0)
+    fixture.pool.observed(fixture.endpoint("0"), engine_state(0.0, sleeping=True), 0.0)
     assert {fixture.pick(prompt(str(k)), 0.0) for k in range(4)} == {"1"}
 
 
 def test_stale_metrics_are_a_penalty() -> None:
     fixture = Fixture(2)
     fixture.scrape(0.0)
-    fixture.pool.observed(fixture.endpoint("1"), state(20.0, running=30), 20.0)
+    fixture.pool.observed(fixture.endpoint("1"), engine_state(20.0, running=30), 20.0)
     assert fixture.pick(prompt("hello"), 20.0) == "1"
 
 
@@ -298,7 +294,7 @@ def test_fallbacks_come_in_order_of_cost() -> None:
     fixture = Fixture(4, max_endpoints=3)
     fixture.scrape(0.0)
     for name, running in (("0", 50), ("1", 10), ("2", 90), ("3", 30)):
-        fixture.pool.observed(fixture.endpoint(name), state(0.0, running=running), 0.0)
+        fixture.pool.observed(fixture.endpoint(name), engine_state(0.0, running=running), 0.0)
     decision = fixture.router.pick(prompt("hello"), 0.0)
     assert isinstance(decision, Decision)
     assert decision.targets == "10.0.0.1:8000,10.0.0.3:8000,10.0.0.0:8000"
@@ -307,16 +303,18 @@ def test_fallbacks_come_in_order_of_cost() -> None:
 def test_requests_without_a_prompt_follow_the_load() -> None:
     fixture = Fixture(3)
     fixture.scrape(0.0)
-    fixture.pool.observed(fixture.endpoint("1"), state(0.0, running=5), 0.0)
+    fixture.pool.observed(fixture.endpoint("1"), engine_state(0.0, running=5), 0.0)
     assert Counter(fixture.pick(NO_PROMPT, 0.0) for _ in range(4)) == Counter({"0": 2, "2": 2})
 
 
 def test_an_adapter_goes_where_it_is_loaded_unless_that_is_dear() -> None:
     fixture = Fixture(3)
     fixture.scrape(0.0)
-    fixture.pool.observed(fixture.endpoint("1"), state(0.0, loaded_adapters=frozenset({"lora"}), max_adapters=2), 0.0)
+    fixture.pool.observed(
+        fixture.endpoint("1"), engine_state(0.0, loaded_adapters=frozenset({"lora"}), max_adapters=2), 0.0
+    )
     assert fixture.pick(prompt("hello", model="lora"), 0.0) == "1"
-    fixture.pool.observed(fixture.endpoint("1"), state(1.0, running=200, waiting=50), 1.0)
+    fixture.pool.observed(fixture.endpoint("1"), engine_state(1.0, running=200, waiting=50), 1.0)
     assert fixture.pick(prompt("hello", model="lora"), 1.0) != "1"
 
 
@@ -334,7 +332,7 @@ def test_the_simple_strategies() -> None:
     assert [fixture.pick(prompt(LONG), 0.0) for _ in range(6)] == ["0", "1", "2", "0", "1", "2"]
     fixture = Fixture(3, routing_strategy="LEAST_REQUEST")
     fixture.scrape(0.0)
-    fixture.pool.observed(fixture.endpoint("0"), state(0.0, running=2), 0.0)
+    fixture.pool.observed(fixture.endpoint("0"), engine_state(0.0, running=2), 0.0)
     assert Counter(fixture.pick(prompt(LONG), 0.0) for _ in range(4)) == Counter({"1": 2, "2": 2})
     fixture = Fixture(3, routing_strategy="random")
     assert min(Counter(fixture.pick(prompt(LONG), 0.0) for _ in range(300)).values()) > 60
@@ -547,6 +545,6 @@ def test_a_fifth_of_failures_in_the_engines_own_count_ejects_nobody_and_nine_ten
     sick, well = fixture.endpoint("0"), fixture.endpoint("1")
     for turn in range(1, 11):
         at = float(turn)
-        fixture.pool.observed(sick, state(at, responses_total=10 * turn, failed_responses_total=9 * turn), at)
-        fixture.pool.observed(well, state(at, responses_total=10 * turn, failed_responses_total=2 * turn), at)
+        fixture.pool.observed(sick, engine_state(at, responses_total=10 * turn, failed_responses_total=9 * turn), at)
+        fixture.pool.observed(well, engine_state(at, responses_total=10 * turn, failed_responses_total=2 * turn), at)
     assert (sick.ejected, well.ejected) == (True, False)

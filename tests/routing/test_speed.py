@@ -6,17 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.factories import routing_constants
-from warmroute.pool.endpoint import Endpoint, EndpointSpec
-from warmroute.routing.endpoint_load import EndpointLoad
+from tests.factories import idle_load, routing_constants
 from warmroute.routing.speed import update_slowness
 
 ROUTING = routing_constants(prefill_rate=1000.0)
 CONSTANTS = ROUTING.load
-
-
-def idle_load(name: str, holder: int, now: float = 0.0) -> EndpointLoad:
-    return EndpointLoad(Endpoint(EndpointSpec("default", name, "10.0.0.1", 8000), engine="vllm", now=now), holder, now)
 
 
 def with_speeds(prefill: Sequence[float | None], decode: Sequence[float | None]) -> list[float]:

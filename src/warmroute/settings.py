@@ -358,8 +358,17 @@ class Settings(BaseModel):
     metrics_staleness_threshold: Seconds = setting(
         5.0, "Age in seconds from which an endpoint's metrics are stale.", group="Engine metrics", hot=True, gt=0
     )
-    model_server_metrics_path: str = setting(
-        "/metrics", "Path of the engines' metrics page.", group="Engine metrics", upstream=("modelServerMetricsPath",)
+    max_metrics_bytes: int = setting(
+        2 << 20,
+        "Largest metrics page in bytes. The figures of a larger one are not used.",
+        group="Engine metrics",
+        ge=4096,
+    )
+    model_server_metrics_path: OptionalText = setting(
+        None,
+        "Path of the engines' metrics page. Unset: /prometheus/metrics for trtllm-serve, else /metrics.",
+        group="Engine metrics",
+        upstream=("modelServerMetricsPath",),
     )
     model_server_metrics_port: int = setting(
         0,

@@ -88,16 +88,16 @@ def test_time_is_linear_whatever_the_line_holds(filler: bytes) -> None:
         text = b"m{" + filler * repeats
         best = math.inf
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.thread_time()
             for body in (text, text + b"} 1"):
                 try:
                     [sample.labels for sample in Page(body).samples("m")]
                 except ScrapeError:
                     pass
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
-    assert seconds(80_000) < 100 * seconds(4_000) + 0.01  # 20 times as long: 20 times if linear, 400 times if quadratic
+    assert seconds(80_000) < 100 * seconds(4_000) + 0.05  # 20 times as long: 20 times if linear, 400 times if quadratic
 
 
 def test_figures_are_picked_by_labels_as_prometheus_does() -> None:

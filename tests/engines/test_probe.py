@@ -7,7 +7,7 @@ from dataclasses import fields
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.recordings import engine_recording
@@ -282,7 +282,7 @@ def within_bounds(state: EngineState) -> None:
         assert rate is None or SLOWEST <= rate <= FASTEST
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(st.data(), st.sampled_from([*DIALECTS]))
 def test_any_sequence_of_pages_gives_states_within_bounds_or_scrape_errors(data: st.DataObject, engine: str) -> None:
     dialect = DIALECTS[engine]

@@ -7,6 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import inf
 
 import pytest
 
@@ -57,7 +58,7 @@ class Engines:
         self.answer = answer
         return go_on
 
-    async def __call__(self, url: str, seconds: float) -> tuple[int, bytes]:
+    async def __call__(self, url: str) -> tuple[int, bytes]:
         self.asked.append(url)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
@@ -236,7 +237,73 @@ async def test_engines_that_hang_do_not_hold_up_the_others(stage: Stage, monkeyp
     assert stage.engines.most_under_way == 10
 
 
+async def test_hung_engines_leave_most_places_to_those_that_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hung engine holds a place for a second of the test's clock; those that answer come last in the pool."""
+    monkeypatch.setattr(scraper_module, "CONCURRENCY", 8)
+    monkeypatch.setattr(scraper_module, "SILENT_CONCURRENCY", 2)
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        if "10.1." not in url:
+            return 200, IDLE
+        asked_at = stage.now
+        while stage.now < asked_at + 1.0:
+            await asyncio.sleep(0)
+        raise TimeoutError
+
+    stage.engines.answer = answer
+    for i in range(40):
+        stage.add(f"hung{i}", f"10.1.0.{i}")
+    for i in range(3):
+        stage.add(f"well{i}", f"10.0.0.{i}")
+    ages = []
+    for step in range(400):
+        stage.now += 0.05
+        await stage.settle()
+        if step >= 200:  # every hung engine has been tried and is known to be silent
+            states = [stage.pool.endpoints[f"default/well{i}"].state for i in range(3)]
+            ages += [stage.now - state.observed_at if state is not None else 1e9 for state in states]
+    assert max(ages) <= 2.0 * 1.1 + 0.1, "the idle interval, its jitter and two ticks"
+    tries = Counter(name for name, _ in stage.results if name.startswith("hung"))
+    assert len(tries) == 40
+    assert max(tries.values()) - min(tries.values()) <= 1, "the turn goes round"
+    stage.engines.say()
+    await stage.settle()
+
+
+async def test_the_longest_overdue_endpoint_comes_first(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scraper_module, "CONCURRENCY", 1)
+    for i in range(5):
+        stage.add(f"a{i}", f"10.0.0.{i}")
+    for _ in range(10):
+        await stage.settle()
+    stage.results.clear()
+    stage.now += 100.0
+    for _ in range(5):
+        await stage.settle()
+    assert len({name for name, _ in stage.results}) == 5
+    assert stage.engines.most_under_way == 1
+
+
 # ---------------------------------------------------------------- silence and nonsense
+
+
+async def test_the_requests_of_one_scrape_share_one_deadline(stage: Stage) -> None:
+    """The filtered page is useless after half the time, and the whole page would take as long again."""
+    stage.scraper.apply(changed(stage.settings, {"metrics_timeout": 0.2}))
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        await asyncio.sleep(0.15)
+        return (404, b"") if "name[]" in url else (200, IDLE)
+
+    stage.engines.answer = answer
+    stage.add()
+    async with asyncio.timeout(60):
+        while not stage.results:
+            await stage.settle()
+            await asyncio.sleep(0.01)
+    assert stage.results == [("a", ScrapeOutcome.TIMEOUT)]
 
 
 async def test_a_refused_connection_is_unreachable_at_once_and_is_tried_again_with_growing_pauses(stage: Stage) -> None:
@@ -418,6 +485,42 @@ async def test_port_path_and_scheme_can_be_set() -> None:
     finally:
         await scraper.stop()
     assert engines.asked[0].startswith("https://10.0.0.1:9400/m/?name[]=")
+
+
+@pytest.mark.parametrize(
+    ("configured", "engine", "path"),
+    [
+        (None, "vllm", "/metrics"),
+        (None, "trtllm-serve", "/prometheus/metrics"),
+        ("/metrics", "trtllm-serve", "/metrics"),
+        ("/m", "vllm", "/m"),
+    ],
+)
+async def test_a_configured_path_wins_over_that_of_the_dialect(configured: str | None, engine: str, path: str) -> None:
+    pool, engines = Pool(default_engine=engine), Engines()
+    scraper = Scraper(pool, Settings(model_server_metrics_path=configured), fetch=engines)
+    pool.upsert(EndpointSpec("default", "a", "10.0.0.1", 8000), 0.0)
+    scraper.start_due(inf)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await scraper.stop()
+    assert engines.asked[0].startswith(f"http://10.0.0.1:8000{path}/?name[]=")
+
+
+async def test_a_refused_change_of_settings_changes_nothing(stage: Stage) -> None:
+    stage.engines.say(BUSY)
+    stage.add(**{"llm-d.ai/engine-type": "strange"})
+    await stage.settle()
+    changes = {"model_server_runtime": "stranger", "idle_metrics_interval": 0.01, "refresh_metrics_interval": 0.01}
+    refused = stage.settings.model_copy(update=changes)
+    with pytest.raises(ConfigurationError, match="stranger"):
+        stage.scraper.apply(refused)
+    await stage.seconds_to_next_scrape()  # until here the endpoint is given its own phase
+    assert await stage.seconds_to_next_scrape() >= 0.4, "at the interval before"
+    assert stage.results[-1] == ("a", ScrapeOutcome.OK), "read with the dialect before"
+    stage.add("b", "10.0.0.2")
+    await stage.settle()
+    assert stage.pool.endpoints["default/b"].state is not None
 
 
 def test_an_unknown_default_engine_is_a_configuration_error() -> None:

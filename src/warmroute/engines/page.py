@@ -14,9 +14,9 @@ from warmroute.errors import ScrapeError
 
 MOST_LINES = 20_000
 """Lines of a page; a longer page is refused. vLLM 0.26 serves 500 lines (50 kB); pages of 625 kB were seen."""
-MOST_SAMPLE_BYTES = 256 << 10
+MOST_SAMPLE_BYTES = 128 << 10
 """Bytes of sample lines that are parsed on one page. A series that would exceed them counts as absent. vLLM's filtered page
-needs 3 kB, 64 data-parallel ranks about 100 kB; hostile labels take up to 0.2 us a byte."""
+needs 3 kB, one of 64 data-parallel ranks about 60 kB; parsing hostile labels takes up to 0.3 us per byte."""
 
 _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*+(?=[ \t{])")
 _ESCAPED = rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'

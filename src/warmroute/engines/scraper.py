@@ -1,4 +1,4 @@
-"""Scrape the engines' metrics pages and write what they tell into the pool."""
+"""Scrapes the engines' metrics pages and writes their states into the pool."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import StrEnum
 from time import monotonic
 
 from warmroute.engines.dialects import DIALECTS, Dialect
-from warmroute.engines.fetch import PageFetcher
+from warmroute.engines.fetch import PageFetcher, reason
 from warmroute.engines.probe import Again, Probe, StatusError
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint
@@ -20,21 +20,23 @@ from warmroute.settings import Settings
 logger = logging.getLogger(__name__)
 
 TICK = 0.05
-"""Seconds between two looks for scrapes that are due. Those that fall into one tick share its wake-up, and waking up
-costs more than a scrape's own work."""
+"""Seconds between two searches for scrapes that are due. Waking up costs more than a scrape; those of one tick share it."""
 CONCURRENCY = 128
-"""Scrapes under way at once. Engines that hang hold a place for the whole time limit."""
+"""Scrapes in flight at once. One that hangs holds its place for ``--metrics-timeout``."""
+SILENT_CONCURRENCY = 32
+"""Places of :data:`CONCURRENCY` that endpoints may hold whose last scrape got no answer. The others stay free for those that
+answer, however many hang."""
 BACKOFF = (0.5, 1.0, 2.0)
-"""Seconds until an engine that does not answer is tried again; the last holds for all further times."""
+"""Seconds until an engine that does not answer is tried again; the last value repeats."""
 TIMEOUTS_ALLOWED = 1
-"""Timeouts in a row after which an engine still counts as reachable: a long step or a collection may cause one."""
+"""Consecutive timeouts after which an engine still counts as reachable. A long step of the engine may cause one."""
 JITTER = 0.1
-"""Share by which an interval varies, so that engines do not fall into step."""
+"""Share by which an interval varies, so that the scrapes of several engines do not fall into step."""
 LARGEST_EXCHANGE = 4
-"""Most requests in one scrape: filtered, then the whole page, and both once more if that tells of a restart."""
+"""Most requests in one scrape: filtered, then the whole page, and both again if the page shows a restart."""
 
-Fetch = Callable[[str, float], Awaitable[tuple[int, bytes]]]
-"""URL and seconds allowed to status and body; see :class:`~warmroute.engines.fetch.PageFetcher` for the errors."""
+Fetch = Callable[[str], Awaitable[tuple[int, bytes]]]
+"""URL to status and body; see :class:`~warmroute.engines.fetch.PageFetcher` for the errors."""
 
 
 class ScrapeOutcome(StrEnum):
@@ -47,9 +49,9 @@ class ScrapeOutcome(StrEnum):
     STATUS = "status"
     """The engine answered with another status than 200."""
     PAGE = "page"
-    """The engine answered with something that does not tell its state."""
+    """The engine answered with a page that cannot be used."""
     INTERNAL = "internal"
-    """A bug of ours."""
+    """A bug in the picker."""
 
 
 class _Target:
@@ -66,16 +68,16 @@ class _Target:
         self.task: asyncio.Task[None] | None = None
         self.outcome = ScrapeOutcome.OK
         self.silent = 0
-        """Scrapes in a row that got no answer."""
+        """Consecutive scrapes without an answer."""
         self.phased = False
-        """Whether it has been given its own phase, apart from those that were added with it."""
+        """Whether its scrapes were moved apart from those of endpoints added at the same time."""
 
 
 class Scraper(PoolListener):
-    """Scrapes every ready endpoint of the pool: often while it is busy, seldom while it is idle.
+    """Scrapes every ready endpoint of the pool, busy ones more often than idle ones.
 
-    One task looks for scrapes that are due and starts them. ``clock`` gives monotonic seconds. ``on_result`` hears of
-    every scrape that ended, after the pool did.
+    One task searches for scrapes that are due and starts them. ``clock`` returns monotonic seconds. ``on_result`` is called
+    after every scrape, when the pool has its result.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Scraper(PoolListener):
         self._rng = rng or random.Random()
         self._targets: dict[str, _Target] = {}
         self._owner: asyncio.Task[None] | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         pool.subscribe(self, clock())
 
     async def start(self) -> None:
@@ -110,7 +112,7 @@ class Scraper(PoolListener):
 
     async def stop(self) -> None:
         """End every scrape and close the connections; safe before :meth:`start` and a second time."""
-        tasks = [*self._under_way] if self._owner is None else [self._owner, *self._under_way]
+        tasks = [*self._in_flight] if self._owner is None else [self._owner, *self._in_flight]
         self._owner = None
         for task in tasks:
             task.cancel()
@@ -119,18 +121,19 @@ class Scraper(PoolListener):
             await self._fetcher.close()
 
     def apply(self, settings: Settings) -> None:
-        """Change the hot settings; they count from each endpoint's next scrape on, at most the new idle interval away.
+        """Change the hot settings. They take effect with each endpoint's next scrape, at most one new idle interval away.
 
-        Raises ConfigurationError.
+        Raises ConfigurationError; then nothing has changed.
         """
-        before, self._dialect, self._settings = self._dialect, _dialect(settings), settings
+        dialect = _dialect(settings)
+        before, self._dialect, self._settings = self._dialect, dialect, settings
         now, interval = self._clock(), settings.idle_metrics_interval
         for target in self._targets.values():
             if target.due > now + interval:
                 target.due = now + interval * self._rng.random()  # each in a phase of its own
         if self._dialect is not before:
             for target in self._targets.values():
-                if target.engine not in DIALECTS:  # read as the default one; of the others the pool tells
+                if target.engine not in DIALECTS:  # read with the default dialect
                     self._abandon(target)
                     self._aim(target)
 
@@ -157,39 +160,37 @@ class Scraper(PoolListener):
         """See :class:`~warmroute.pool.pool.PoolListener`."""
         target = self._targets[endpoint.id]
         if target.task is not None and target.task is asyncio.current_task():
-            return  # the scrape under way found it out and goes on
+            return  # the scrape in flight found the restart and goes on
         self._abandon(target)
         self._aim(target)
         target.due = now
 
     def _aim(self, target: _Target) -> None:
-        """Begin anew with the endpoint's present address and engine."""
+        """Start again with the endpoint's present address and engine."""
         endpoint, settings = target.endpoint, self._settings
-        dialect = DIALECTS.get(endpoint.engine)
-        if dialect is None:
-            logger.warning(
-                "unknown engine; reading its metrics as the default engine's",
-                extra={
-                    "fields": {
-                        "endpoint": endpoint.id,
-                        "engine": endpoint.engine,
-                        "read-as": settings.model_server_runtime,
-                        "known": ", ".join(DIALECTS),
-                    }
-                },
-            )
-            dialect = self._dialect
+        dialect = self._dialect_of(endpoint)
         address, port = endpoint.spec.address, settings.model_server_metrics_port or endpoint.spec.port
         host = f"[{address}]" if ":" in address else address
-        default_path = Settings.model_fields["model_server_metrics_path"].default
-        configured = settings.model_server_metrics_path
         target.engine = endpoint.engine
         target.url = f"{settings.model_server_metrics_scheme}://{host}:{port}"
-        target.probe = Probe(dialect, dialect.path if configured == default_path else configured)
+        target.probe = Probe(dialect, settings.model_server_metrics_path or dialect.path)
         target.silent = 0
 
+    def _dialect_of(self, endpoint: Endpoint) -> Dialect:
+        dialect = DIALECTS.get(endpoint.engine)
+        if dialect is not None:
+            return dialect
+        fields = {
+            "endpoint": endpoint.id,
+            "engine": endpoint.engine,
+            "read-as": self._settings.model_server_runtime,
+            "known": ", ".join(DIALECTS),
+        }
+        logger.warning("unknown engine; reading its metrics as the default engine's", extra={"fields": fields})
+        return self._dialect
+
     def _abandon(self, target: _Target) -> None:
-        """Nothing that is under way may be taken for an answer of the endpoint as it is now."""
+        """Cancel the scrape in flight: its answer would be that of the endpoint before the change."""
         if target.task is not None:
             target.task.cancel()
             target.task = None
@@ -205,33 +206,35 @@ class Scraper(PoolListener):
             await asyncio.sleep(TICK)
 
     def start_due(self, now: float) -> None:
-        """Start the scrapes that are due at ``now`` as tasks. The owner task calls it every tick."""
+        """Start the scrapes that are due at ``now`` as tasks. The owner task calls it every tick.
+
+        The longest overdue come first, so the turn goes round. Endpoints that did not answer share
+        :data:`SILENT_CONCURRENCY` places.
+        """
+        places = CONCURRENCY - len(self._in_flight)
+        if places <= 0:
+            return
+        due, silent_places = [], SILENT_CONCURRENCY
         for target in self._targets.values():
-            if target.due > now or target.task is not None or not target.endpoint.ready:
-                continue
-            if len(self._under_way) >= CONCURRENCY:
+            if target.task is not None:
+                silent_places -= target.silent > 0
+            elif target.due <= now and target.endpoint.ready:
+                due.append(target)
+        for target in sorted(due, key=lambda target: target.due):
+            if places <= 0:
                 return
+            if target.silent:
+                if silent_places <= 0:
+                    continue
+                silent_places -= 1
+            places -= 1
             target.task = asyncio.create_task(self._scrape(target))
-            self._under_way.add(target.task)
-            target.task.add_done_callback(self._under_way.discard)
+            self._in_flight.add(target.task)
+            target.task.add_done_callback(self._in_flight.discard)
 
     async def _scrape(self, target: _Target) -> None:
         asked_at = self._clock()
-        message = ""
-        try:
-            await self._exchange(target)
-            outcome = ScrapeOutcome.OK
-        except TimeoutError:  # an OSError too
-            outcome, message = ScrapeOutcome.TIMEOUT, f"no answer within {self._settings.metrics_timeout:g} s"
-        except OSError as error:
-            outcome, message = ScrapeOutcome.UNREACHABLE, str(error)
-        except StatusError as error:
-            outcome, message = ScrapeOutcome.STATUS, str(error)
-        except ScrapeError as error:
-            outcome, message = ScrapeOutcome.PAGE, str(error)
-        except Exception:
-            logger.exception("a scrape failed", extra={"fields": {"endpoint": target.endpoint.id}})
-            outcome, message = ScrapeOutcome.INTERNAL, "a bug; see the traceback before"
+        outcome, message = await self._outcome(target)
         target.task = None
         target.due = asked_at + self._settle(target, outcome)
         if outcome is not target.outcome:
@@ -239,12 +242,31 @@ class Scraper(PoolListener):
             target.outcome = outcome
         self._on_result(target.endpoint, outcome)
 
+    async def _outcome(self, target: _Target) -> tuple[ScrapeOutcome, str]:
+        """Scrape the endpoint within one deadline. Returns how it ended, and why if it failed."""
+        seconds = self._settings.metrics_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await self._exchange(target)
+        except TimeoutError:  # an OSError too
+            return ScrapeOutcome.TIMEOUT, f"no answer within {seconds:g} s"
+        except OSError as error:
+            return ScrapeOutcome.UNREACHABLE, reason(error)
+        except StatusError as error:
+            return ScrapeOutcome.STATUS, str(error)
+        except ScrapeError as error:
+            return ScrapeOutcome.PAGE, str(error)
+        except Exception:
+            logger.exception("a scrape failed", extra={"fields": {"endpoint": target.endpoint.id}})
+            return ScrapeOutcome.INTERNAL, "a bug; see the traceback before"
+        return ScrapeOutcome.OK, ""
+
     async def _exchange(self, target: _Target) -> None:
         assert self._fetch is not None
         for _ in range(LARGEST_EXCHANGE):
             asked_at = self._clock()
             url = target.url + target.probe.query()
-            status, body = await self._fetch(url, self._settings.metrics_timeout)
+            status, body = await self._fetch(url)
             answer = target.probe.answer(status, body, asked_at)
             if answer is Again.RESTARTED:
                 self._pool.restarted(target.endpoint, self._clock())
@@ -254,7 +276,7 @@ class Scraper(PoolListener):
         raise ScrapeError("the engine's pages contradict each other")
 
     def _settle(self, target: _Target, outcome: ScrapeOutcome) -> float:
-        """Tell the pool what the outcome means for the endpoint. Returns the seconds until the next scrape."""
+        """Update the endpoint's reachability in the pool. Returns the seconds until the next scrape."""
         settings, endpoint = self._settings, target.endpoint
         if outcome in (ScrapeOutcome.UNREACHABLE, ScrapeOutcome.TIMEOUT):
             target.silent += 1
@@ -286,7 +308,7 @@ class Scraper(PoolListener):
 
 
 def busy_interval(settings: Settings, endpoints: int) -> float:
-    """Seconds between two scrapes of a busy endpoint in a pool of so many: few endpoints can be looked at more often."""
+    """Seconds between two scrapes of a busy endpoint in a pool of ``endpoints``, by ``--metrics-rate``."""
     slowest = max(settings.refresh_metrics_interval, settings.idle_metrics_interval)
     return min(max(settings.refresh_metrics_interval, endpoints / settings.metrics_rate), slowest)
 

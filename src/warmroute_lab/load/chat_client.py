@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter, time
@@ -10,7 +11,6 @@ from typing import Any
 import aiohttp
 import orjson
 
-from warmroute.engines.fetch import system_error
 from warmroute.errors import ConfigurationError
 
 POD_HEADER = "x-simulator-name"
@@ -114,7 +114,8 @@ class Answer:
 
 def _said(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
-        return f"Cannot connect to {error.host}:{error.port}: {system_error(error)}"
+        cause = error.os_error  # the error's own text mentions TLS even without it
+        return f"Cannot connect to {error.host}:{error.port}: {os.strerror(cause.errno) if cause.errno else cause}"
     return f"{type(error).__name__}: {error}"
 
 

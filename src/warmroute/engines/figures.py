@@ -1,7 +1,7 @@
 """The figures of one metrics page, each within bounds. WITHOUT IO.
 
-A page comes from outside. A figure that is not finite, negative or beyond its bound counts as unknown; a page whose required
-figures are unknown is refused. What is read here can be counted with and subtracted without overflow.
+A page comes from outside. A figure that is not finite, negative or beyond the bounds of EngineState counts as unknown. A
+page whose required figures are unknown is refused. What is read here can be counted with and subtracted without overflow.
 """
 
 from __future__ import annotations
@@ -12,17 +12,7 @@ from dataclasses import dataclass, field
 from warmroute.engines.dialects import PROCESS_START_TIME, AdapterInfo, Dialect, Series
 from warmroute.engines.page import Page
 from warmroute.errors import ScrapeError
-
-MOST_REQUESTS = 100_000
-"""Requests running, waiting, or allowed to run at once. vLLM's default ``max_num_seqs`` is at most 1,024 (EngineArgs), and a
-request that waits behind 100,000 others is lost."""
-MOST_TOKENS = 1_000_000_000
-"""Tokens of a KV cache. A small model (Qwen2.5 0.5B: 24 layers * 2 heads * 64 * 2 * 2 bytes = 12 kB per token) in the
-memory of 8 GPUs of 288 GB has 190 million."""
-MOST_COUNTED = 2.0**53
-"""Value of a counter or a time: beyond it a double cannot count by one."""
-MOST_ADAPTERS = 1_024
-"""LoRA adapters that one page names, or that fit at once. vLLM's ``max_loras`` is 1 by default."""
+from warmroute.pool.endpoint import MOST_ADAPTERS, MOST_CAPACITY, MOST_COUNTED, MOST_REQUESTS
 
 _START_TIME = (Series(PROCESS_START_TIME),)
 
@@ -32,7 +22,7 @@ class Constants:
     """What does not change during an engine's life; None if unknown."""
 
     capacity_tokens: int | None = None
-    """Tokens that the KV cache holds, at most :data:`MOST_TOKENS`."""
+    """Tokens that the KV cache holds, at most :data:`MOST_CAPACITY`."""
     max_num_seqs: int | None = None
     """Most requests that run at once, at most :data:`MOST_REQUESTS`."""
 
@@ -84,7 +74,7 @@ def read_figures(page: Page, dialect: Dialect) -> Figures:
 def read_constants(page: Page, dialect: Dialect) -> Constants:
     """The constant figures."""
     max_num_seqs = page.total(dialect.max_num_seqs, MOST_REQUESTS)
-    return Constants(page.tokens(dialect.capacity, MOST_TOKENS), round(max_num_seqs or 0) or None)
+    return Constants(page.tokens(dialect.capacity, MOST_CAPACITY), round(max_num_seqs or 0) or None)
 
 
 def _required(page: Page, alternatives: tuple[Series, ...], what: str) -> int:

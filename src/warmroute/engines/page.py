@@ -42,7 +42,8 @@ class Sample:
     def labels(self) -> dict[str, str]:
         """The labels, parsed once."""
         if self._labels is None:
-            self._labels = {name.decode(): _unescaped(raw) for name, raw in _LABEL.findall(self.text)}
+            # An iterator: a list of many labels would wake the garbage collector.
+            self._labels = {match[1].decode(): _unescaped(match[2]) for match in _LABEL.finditer(self.text)}
         return self._labels
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import deque
 from statistics import quantiles
 
+from warmroute.pool.endpoint import RATES
 from warmroute.pool.work import prefill_work
 
 MEASUREMENTS = 30
 """Windows of which the 90th percentile is taken."""
 SMOOTHING = 0.2
 """EWMA weight of the newest percentile."""
-SLOWEST, FASTEST = 1.0, 10_000_000.0
-"""Tokens per second that are believed. 10^7 is far above a node of 8 GPUs (about 400,000 prefill tokens per second with an
-8B model: 8 times the 50,000 of one H100); a measurement above it comes from counters that are wrong."""
+SLOWEST, FASTEST = RATES
+"""A faster measurement comes from wrong counters. A slower one counts as a window in which the engine was held up."""
 
 PREFILL_WINDOW = 1.0
 """Shortest window, in seconds of uninterrupted queueing."""

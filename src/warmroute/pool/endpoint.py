@@ -12,16 +12,18 @@ ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-typ
 """Pod labels that name the engine, the newer first."""
 
 
-MOST_REQUESTS = 1_000_000
-"""Most requests that an engine can have or run at once; a larger figure is taken for an error."""
-MOST_CAPACITY = 10**12
-"""Most tokens that a KV cache can hold."""
-MOST_COUNTED = 1e18
-"""Highest value of a counter of requests or tokens."""
-RATES = (1e-3, 1e9)
-"""Tokens a second that an engine can do."""
-MOST_ADAPTERS = 1000
-"""Most LoRA adapters that one engine can have in use."""
+MOST_REQUESTS = 100_000
+"""Requests running, waiting, or allowed to run at once. vLLM's default ``max_num_seqs`` is at most 1,024 (EngineArgs)."""
+MOST_CAPACITY = 1_000_000_000
+"""Tokens of a KV cache. A small model (Qwen2.5 0.5B: 24 layers * 2 heads * 64 * 2 * 2 bytes = 12 kB per token) in the memory
+of 8 GPUs of 288 GB has 190 million."""
+MOST_COUNTED = 2.0**53
+"""Value of a counter: beyond it a double cannot count by one."""
+RATES = (1.0, 10_000_000.0)
+"""Tokens per second of one engine. 10^7 is far above a node of 8 GPUs (about 400,000 prefill tokens per second with an 8B
+model, 8 times the 50,000 of one H100)."""
+MOST_ADAPTERS = 1_024
+"""LoRA adapters in use, or that fit at once. vLLM's ``max_loras`` is 1 by default."""
 
 
 @lru_cache(maxsize=4096)
@@ -127,7 +129,7 @@ class EngineState:
             and 0 <= self.waiting <= MOST_REQUESTS
             and 0 <= self.kv_usage <= 1
             and len(self.loaded_adapters) <= MOST_ADAPTERS
-            and 0 <= self.max_adapters <= MOST_REQUESTS
+            and 0 <= self.max_adapters <= MOST_ADAPTERS
             and _within(self.awaiting_first_token, 0, self.running + self.waiting)
             and _within(self.capacity_tokens, 0, MOST_CAPACITY)
             and _within(self.max_num_seqs, 1, MOST_REQUESTS)

@@ -149,7 +149,6 @@ class EndpointPicker:
         self.server = Server(
             server_options(settings),
             new_session=self._new_session,
-            budget=self._budget,
             observer=self.metrics,
             ready=lambda: self.pool.synced and (self.election is None or self.election.leading),
             clock=monotonic,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.factories import routing_constants, session_rules
 from warmroute.errors import ProtocolError
-from warmroute.extproc import headers, replies
+from warmroute.extproc import headers, replies, subset
 from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
@@ -65,11 +65,7 @@ class Stream:
         session = self.session
         answers = session.receive(message, 0.0)
         if session.complete:
-            if session.takes_long:
-                session.measure()
-                session.hold_measured()
-            if session.rejection is None:
-                session.understand()
+            session.understand()
             if session.rejection is None:
                 session.pick(0.0)
             answers += session.reply()
@@ -457,6 +453,28 @@ def test_the_subset_hint(value: object, allowed: set[str]) -> None:
             continue
         seen.add(destination(answers[0]))
     assert seen <= allowed
+
+
+@pytest.mark.parametrize("form", [list, ",".join])
+def test_a_subset_hint_is_bounded_and_read_once(form: Callable[[list[str]], object]) -> None:
+    filler = [f"192.0.2.{n}:{port}" for n in range(256) for port in range(8000, 8016)]
+    assert len(filler) == subset.MAX_ENTRIES
+    for entries, allowed in (
+        (["10.0.0.1:8000", *filler], True),
+        ([*filler, "10.0.0.1:8000"], False),
+        (["10.0.0.1:8000", "9" * 100_000], True),
+        (["10.0.0.1" + " " * 100 + ":8000"], False),
+    ):
+        subset.members.cache_clear()
+        for _ in range(3):
+            stream = Stream()
+            stream.headers(subset=form(entries))
+            answers = stream.body()
+            if allowed:
+                assert destination(answers[0]) == "10.0.0.1:8000"
+            else:
+                assert rejection(answers)[:2] == (503, "empty-subset")
+        assert subset.members.cache_info().misses == 1
 
 
 def test_the_subset_hint_can_be_switched_off() -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from warmroute.errors import ConfigurationError, ProtocolError
 from warmroute.extproc import health, replies
-from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import State
+from warmroute.request.limits import LONG_BODY
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision import Decision
 
@@ -35,6 +36,7 @@ REFUSAL_LOG_INTERVAL = 10.0
 READING_THREADS = 2
 """Long bodies that are read at once. More would only share the same interpreter lock."""
 
+T = TypeVar("T")
 RefusalReason = Literal["max-streams", "not-synced"]
 
 
@@ -121,7 +123,6 @@ class Server:
         options: ServerOptions,
         *,
         new_session: Callable[[], Session],
-        budget: BodyBudget,
         observer: Observer,
         ready: Callable[[], bool],
         clock: Callable[[], float],
@@ -129,7 +130,6 @@ class Server:
         self._options = options
         self._largest_message = options.max_body_bytes + MESSAGE_OVERHEAD
         self._new_session = new_session
-        self._budget = budget
         self._observer = observer
         self._ready = ready
         self._clock = clock
@@ -321,7 +321,10 @@ class Server:
             if data is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
                 return replies.NOTHING
             began = perf_counter()
-            answers = self._receive(session, data)
+            if len(data) < LONG_BODY:
+                answers = self._receive(session, data)
+            else:
+                answers = await self._in_thread(partial(self._receive, session, data))
             del data  # it may be large, and the next one is awaited here
             if session.complete:
                 answers += await self._answer(session)
@@ -343,10 +346,7 @@ class Server:
     async def _answer(self, session: Session) -> list[bytes]:
         """Read a complete request, choose its endpoint, and return the replies."""
         if session.takes_long:
-            await self._in_thread(session, session.measure)
-            session.hold_measured()
-            if session.rejection is None:
-                await self._in_thread(session, session.understand)
+            await self._in_thread(session.understand)
         else:
             session.understand()
         if session.rejection is None:
@@ -355,23 +355,23 @@ class Server:
             self._observer.picked(perf_counter() - began)
         return session.reply()
 
-    async def _in_thread(self, session: Session, step: Callable[[], None]) -> None:
-        """Run a long step of ``session`` while other streams go on.
+    async def _in_thread(self, step: Callable[[], T]) -> T:
+        """Run a long step of a session in a thread while other streams go on.
 
-        If the stream ends meanwhile, its memory is given back when the thread is done.
+        The session belongs to the thread meanwhile: a stream that is cancelled ends when the thread is done, or at once if
+        it has not begun.
         """
         work = self._threads.submit(step)
+        done = asyncio.wrap_future(work)
         try:
-            await asyncio.wrap_future(work)
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
-            held = session.hand_over_memory()
-            loop = asyncio.get_running_loop()
-
-            def free(_: Future[None]) -> None:  # in the thread
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(self._budget.give, held)
-
-            work.add_done_callback(free)
+            work.cancel()
+            while not done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((done,))
+            if not done.cancelled():
+                done.exception()  # the stream is cancelled all the same
             raise
 
     def _report(self, stream: _Stream) -> None:

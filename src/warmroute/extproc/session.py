@@ -11,12 +11,13 @@ BUFFERED_PARTIAL       likewise, of a body that may be cut off
 FULL_DUPLEX_STREAMED   nothing until the body has ended (by flag or by trailers), then headers and the whole body back
 =====================  ===============================================================================
 
-A request is answered in four steps, so that the owner can put the second one in a thread and measure the third::
+A request is answered in four steps, so that the owner can run the second one in a thread and measure the third::
 
     replies = session.receive(message, now)
     if session.complete:
-        session.understand()        # if session.takes_long, after measure() and hold_measured()
-        session.pick(now)           # unless session.rejection is set by then
+        session.understand()        # not on the event loop if session.takes_long
+        if session.rejection is None:
+            session.pick(now)
         replies += session.reply()
 """
 
@@ -50,7 +51,7 @@ from warmroute.extproc.transitions import (
 )
 from warmroute.pool.models import Criticality, ModelTable
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
-from warmroute.request.limits import memory_needed, takes_long
+from warmroute.request.limits import LONG_BODY, memory_needed
 from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import (
     Rejection,
@@ -105,7 +106,6 @@ class Session:
         "_in_flight",
         "_metadata",
         "_models",
-        "_needed",
         "_new_body",
         "_pending",
         "_request_mode",
@@ -148,8 +148,6 @@ class Session:
         self._new_body: bytes | None = None
         self._held = 0
         """Bytes taken from the budget."""
-        self._needed = 0
-        """Bytes that reading the body takes, the body included."""
         self._pending: Transition | None = None
         """The transition that answers the request, once all is there that it needs."""
         self._stream_ends_with_response = False
@@ -180,7 +178,7 @@ class Session:
     @property
     def takes_long(self) -> bool:
         """``understand`` takes so long that it must not run on the event loop."""
-        return takes_long(self._body)
+        return self.body_bytes >= LONG_BODY
 
     @property
     def answered(self) -> bool:
@@ -195,7 +193,7 @@ class Session:
     @property
     def awaits_client(self) -> bool:
         """The client has to send something: the owner sets it a deadline."""
-        return self.state in AWAITING_CLIENT
+        return self.state in AWAITING_CLIENT and self._pending is None
 
     # ---------------------------------------------------------------- the stream's life
 
@@ -212,7 +210,11 @@ class Session:
             self._metadata = message.metadata_context
         end_of_stream = kind in _WITH_END and getattr(message, kind).end_of_stream
         step = transition(self.state, self._request_mode, kind, end_of_stream=end_of_stream)
-        rejection = self._take_in(kind, message, step.action)
+        rejection = None
+        if kind == "request_headers":
+            rejection = self._take_headers(message.request_headers, step.action)
+        elif kind == "request_body":
+            rejection = self._take_body(message.request_body, step.action)
         if rejection is not None:
             return [self._reject(rejection)]
         if step.action in PICKS:
@@ -221,22 +223,14 @@ class Session:
         self._move(step)
         return self._acknowledge(step.action, message, now)
 
-    def measure(self) -> None:
-        """Count the memory that reading a long body takes. May run in a thread."""
-        self._needed = len(self._body) + memory_needed(self._body, self._rules.max_json_values)
-
-    def hold_measured(self) -> None:
-        """Take that memory from the budget; sets ``rejection`` where it is not left."""
-        if self._needed > self._budget.limit:
-            self.rejection = too_much_memory()
-        elif not self._hold(self._needed):
-            self.rejection = _OVERLOADED
-
     def understand(self) -> None:
         """Read the body and resolve its model: sets ``request``, or ``rejection``. May run in a thread."""
+        if self._chunks:
+            self._body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
         if not self._body:
             return
-        result = self._read_body(self._body)
+        result = self._hold_for_reading() or self._read_body(self._body)
         if isinstance(result, Rejection):
             self.rejection = result
         else:
@@ -301,14 +295,6 @@ class Session:
             self._in_flight = False
             self._router.finished(self.decision, now)
 
-    def hand_over_memory(self) -> int:
-        """Bytes of the budget that the owner has to give back in place of the session.
-
-        For a stream that ends while ``understand`` runs in a thread: the memory is free when the thread is done.
-        """
-        held, self._held = self._held, 0
-        return held
-
     def _begin(self, message: ProcessingRequest) -> None:
         if message.observability_mode:
             self.state = State.SHADOWED
@@ -332,16 +318,6 @@ class Session:
         return replies.reject(rejection, self._headers.get(":path", ""))
 
     # ---------------------------------------------------------------- taking the request in
-
-    def _take_in(self, kind: str, message: ProcessingRequest, action: Action) -> Rejection | None:
-        """Keep what a message of the request phase brings; why the request is rejected, if it is."""
-        if kind == "request_headers":
-            return self._take_headers(message.request_headers, action)
-        if kind == "request_body":
-            return self._take_body(message.request_body, action)
-        if action is Action.PICK_AND_RETURN_ALL:
-            self._join()
-        return None
 
     def _take_headers(self, message: HttpHeaders, action: Action) -> Rejection | None:
         self._headers = headers.read(message.headers)
@@ -374,17 +350,20 @@ class Session:
                 self._request_mode == BUFFERED_PARTIAL and not message.end_of_stream and not is_whole(body)
             )
             # Short bodies are read at once, so one at a time.
-            return _OVERLOADED if takes_long(body) and not self._hold(len(body)) else None
+            return _OVERLOADED if self.takes_long and not self._hold(len(body)) else None
         if not self._hold(self.body_bytes):
             return _OVERLOADED
         self._chunks.append(body)
-        if action is Action.PICK_AND_RETURN_BODY:
-            self._join()
         return None
 
-    def _join(self) -> None:
-        self._body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+    def _hold_for_reading(self) -> Rejection | None:
+        """Take the memory that reading a long body needs; why the request is rejected, if it is not left."""
+        if not self.takes_long:
+            return None
+        needed = self.body_bytes + memory_needed(self._body, self._rules.max_json_values)
+        if needed > self._budget.limit:
+            return too_much_memory()
+        return None if self._hold(needed) else _OVERLOADED
 
     def _hold(self, size: int) -> bool:
         """Hold ``size`` bytes of the budget in all; False where they are not left."""
@@ -442,7 +421,7 @@ class Session:
 
     def _allowed(self) -> frozenset[str] | None:
         if self._rules.enable_conformance_headers and self._headers.get(headers.TEST_SELECTION):
-            return subset.members(self._headers[headers.TEST_SELECTION].split(","))
+            return subset.members(subset.split(self._headers[headers.TEST_SELECTION]))
         if self._metadata is None or self._rules.disable_endpoint_subset_filter:
             return None
         entries = subset.hinted(self._metadata)

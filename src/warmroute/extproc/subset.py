@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 
 from warmroute.extproc.ext_proc_pb2 import Metadata
 from warmroute.extproc.headers import SUBSET_KEY, SUBSET_NAMESPACE, number
@@ -10,29 +10,41 @@ from warmroute.pool.endpoint import canonical_address, canonical_target
 
 PORT_DIGITS = 5
 """Longest port that is read as one."""
+MAX_ENTRIES = 4096
+"""Entries of a hint that are read. Endpoints named after them are not in the subset."""
+MAX_ENTRY = 64
+"""Characters of an entry: an IPv6 address in brackets has 47 with its port. Longer entries match no endpoint."""
 
 
-def hinted(metadata: Metadata) -> list[str] | None:
-    """The entries of the hint; None where there is no hint. Envoy writes a list, its header-to-metadata filter a string."""
+def hinted(metadata: Metadata) -> tuple[str, ...] | None:
+    """The entries of the hint; None without one. Envoy writes a list, its header-to-metadata filter a string."""
     namespace = metadata.filter_metadata
     if SUBSET_NAMESPACE not in namespace or SUBSET_KEY not in namespace[SUBSET_NAMESPACE].fields:
         return None
     value = namespace[SUBSET_NAMESPACE].fields[SUBSET_KEY]
     if value.WhichOneof("kind") == "list_value":
-        return [item.string_value for item in value.list_value.values]
-    return value.string_value.split(",")
+        return tuple([item.string_value for item in value.list_value.values[:MAX_ENTRIES]])
+    return split(value.string_value)
 
 
-def members(entries: Iterable[str]) -> frozenset[str]:
+def split(text: str) -> tuple[str, ...]:
+    """The entries of a hint that is one string."""
+    return tuple(text.split(",", MAX_ENTRIES)[:MAX_ENTRIES])
+
+
+@lru_cache(maxsize=32)
+def members(entries: tuple[str, ...]) -> frozenset[str]:
     """The hint as :meth:`Router.pick <warmroute.routing.router.Router.pick>` takes it: canonical targets and addresses.
 
     Entries are ``ip``, ``ip:port``, ``[v6]`` or ``[v6]:port``; without a port every port counts. Entries that are no address
-    match no endpoint.
+    match no endpoint. Cached, since a gateway sends a pool's hint with each request.
     """
     return frozenset(member for entry in entries if (member := _member(entry.strip())) is not None)
 
 
 def _member(entry: str) -> str | None:
+    if len(entry) > MAX_ENTRY:
+        return None
     host, port = entry, ""
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmroute.request import limits, structure
+from warmroute.request import structure
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
-from warmroute.request.limits import CONTAINER_VALUES, LONG_BODY, MAX_JSON_VALUES, count_values, memory_needed
+from warmroute.request.limits import CONTAINER_VALUES, MAX_JSON_VALUES, count_values, memory_needed
 from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import too_many_values
 
@@ -98,8 +98,3 @@ def test_large_honest_bodies_are_read(path: str, body: object) -> None:
     parsed = parse(path, JSON, json.dumps(body).encode())
     assert isinstance(parsed, InferenceRequest)
     assert parsed.parts
-
-
-def test_only_small_bodies_are_read_on_the_event_loop() -> None:
-    assert not limits.takes_long(b" " * (LONG_BODY - 1))
-    assert limits.takes_long(b" " * LONG_BODY)

@@ -59,11 +59,6 @@ def memory_needed(body: bytes, max_values: int = MAX_JSON_VALUES) -> int:
     return VALUE_MEMORY * values + (PLAIN_TEXT_MEMORY if plain else TEXT_MEMORY) * length
 
 
-def takes_long(body: bytes) -> bool:
-    """Whether reading ``body`` may take so long that it must not happen on the event loop."""
-    return len(body) >= LONG_BODY
-
-
 def _values(text: bytes) -> int:
     return text.count(b",") + CONTAINER_VALUES * (text.count(b"[") + text.count(b"{"))
 

@@ -59,3 +59,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         _unit_test_runs = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A lone surrogate in captured output would end a worker of pytest-xdist, which sends reports as UTF-8."""
+    report: pytest.TestReport = yield  # type: ignore[misc]
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ sys.addaudithook(_forbid_io)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     global _unit_test_runs  # noqa: PLW0603
     _unit_test_runs = any(item.iter_markers("unit"))
     try:
@@ -62,8 +62,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A lone surrogate in captured output would end a worker of pytest-xdist, which sends reports as UTF-8."""
-    report: pytest.TestReport = yield  # type: ignore[misc]
+    report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
-    return report  # type: ignore[return-value]
+    return report

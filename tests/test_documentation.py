@@ -30,11 +30,10 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_log_lines_are_written_where_they_say(document: Path) -> None:
-    lines = document.read_text(encoding="utf-8").splitlines()
-    for caller, number, message in re.findall(r"\tINFO\t(\S+\.py):(\d+)\t([^\t]+)\t", "\n".join(lines)):
-        source = (ROOT / "src/warmroute" / caller).read_text(encoding="utf-8").splitlines()
-        assert f'"{message}"' in "".join(source[int(number) - 1 : int(number) + 1]), f"{caller}:{number} {message}"
+def test_log_lines_are_written_in_the_module_they_name(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for caller, message in re.findall(r"\tINFO\t(\S+\.py):\d+\t([^\t]+)\t", text):
+        assert f'"{message}"' in (ROOT / "src/warmroute" / caller).read_text(encoding="utf-8"), f"{caller} {message}"
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/envoy.md"])

@@ -46,7 +46,6 @@ class Log(io.StringIO):
 
 
 def configured(**settings: str) -> io.StringIO:
-    logging.getLogger().handlers.clear()  # pytest's: pytest-xdist cannot report captured text that is no valid UTF-8
     stream = Log()
     logs.configure(Settings(**settings), stream=stream)
     return stream

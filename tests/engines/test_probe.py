@@ -78,6 +78,7 @@ def test_a_real_vllm_page() -> None:
         prefix_queries_total=6747926.0,
         prefix_hits_total=2678032.0,
         responses_total=1959.0,
+        max_model_len=32768,
     )
 
 

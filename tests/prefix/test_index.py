@@ -143,3 +143,73 @@ def test_a_chain_that_is_used_again_still_loses_its_tail_first() -> None:
     index.resize(holder, chain.ends[1] + other.prompt_bytes)
     index.insert(holder, other)
     assert index.match(chain, 1 << holder) == [(1 << holder, 2)]
+
+
+def bytes_held(index: PrefixIndex, holder: int) -> int:
+    return index.held(holder)[1]
+
+
+def conversation(name: int, length: int = 10, step: int = 1000) -> Chain:
+    return Chain([name * 1000 + k for k in range(length)], [step * (k + 1) for k in range(length)], step * length)
+
+
+def test_an_unconfirmed_chain_is_matched_and_evicts_nothing() -> None:
+    index = PrefixIndex()
+    holder = index.open(20_000)
+    index.insert(holder, conversation(1))
+    index.insert(holder, conversation(2))
+    index.insert_unconfirmed(holder, conversation(3, length=5))
+    for name, depth in ((1, 10), (2, 10), (3, 5)):
+        assert index.match(conversation(name), 1 << holder) == [(1 << holder, depth)]
+
+
+def test_confirming_a_chain_evicts_as_its_insertion_does() -> None:
+    index = PrefixIndex()
+    holder = index.open(20_000)
+    index.insert(holder, conversation(1))
+    index.insert(holder, conversation(2))
+    index.insert_unconfirmed(holder, conversation(3, length=5))
+    index.insert(holder, conversation(3, length=5))
+    assert bytes_held(index, holder) == 20_000
+    assert index.match(conversation(1), 1 << holder) == [(1 << holder, 5)]
+
+
+def test_a_rejected_chain_is_forgotten_and_what_it_shared_stays() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    index.insert(holder, conversation(1, length=4))
+    index.insert_unconfirmed(holder, conversation(1, length=9))
+    index.discard(holder, conversation(1, length=9))
+    assert index.match(conversation(1), 1 << holder) == [(1 << holder, 4)]
+    assert bytes_held(index, holder) == 4000
+
+
+def test_unconfirmed_bytes_are_bounded_and_the_oldest_go() -> None:
+    index = PrefixIndex()
+    holder = index.open(40_000)
+    for name in range(1, 50):
+        index.insert_unconfirmed(holder, conversation(name, length=5))
+        assert bytes_held(index, holder) <= 10_000
+    assert index.match(conversation(49), 1 << holder) == [(1 << holder, 5)]
+    assert index.match(conversation(1), 1 << holder) == []
+
+
+def test_a_chain_that_was_not_served_goes_back_to_what_was_held_before() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    index.insert(holder, conversation(1, length=4))
+    depth = index.known(holder, conversation(1))
+    index.insert(holder, conversation(1))
+    index.remove(holder, conversation(1), depth)
+    assert index.match(conversation(1), 1 << holder) == [(1 << holder, 4)]
+    assert bytes_held(index, holder) == 4000
+
+
+def test_a_closed_holders_unconfirmed_checkpoints_are_swept() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    index.insert_unconfirmed(holder, conversation(1))
+    index.close(holder)
+    while index.sweep():
+        pass
+    assert len(index) == 0

@@ -548,3 +548,72 @@ def test_a_fifth_of_failures_in_the_engines_own_count_ejects_nobody_and_nine_ten
         fixture.pool.observed(sick, engine_state(at, responses_total=10 * turn, failed_responses_total=9 * turn), at)
         fixture.pool.observed(well, engine_state(at, responses_total=10 * turn, failed_responses_total=2 * turn), at)
     assert (sick.ejected, well.ejected) == (True, False)
+
+
+def conversation(number: int, size: int = 60_000) -> InferenceRequest:
+    return prompt(f"{number} " + "All work and no play makes Jack a dull boy. " * (size // 44))
+
+
+def test_prompts_that_the_engines_reject_leave_warm_conversations_warm() -> None:
+    """24 prompts of 400 KB are answered with 400 by the engine: its counters do not move."""
+    fixture = Fixture(1)
+    lookups = 0.0
+
+    def scrape(now: float, running: int = 0) -> None:
+        fixture.scrape(now, capacity_tokens=100_000, prefix_queries_total=lookups, prefix_hits_total=0, running=running)
+
+    scrape(0.0)
+    warm = [conversation(number) for number in range(6)]
+    for turn, request in enumerate(warm):
+        decision = fixture.router.pick(request, 1.0 + turn)
+        assert isinstance(decision, Decision)
+        lookups += decision.prompt_tokens
+        scrape(1.5 + turn, running=1)
+    scrape(9.0)
+    for number in range(24):
+        fixture.router.pick(conversation(100 + number, 400_000), 10.0 + number)
+        scrape(10.9 + number)
+    scrape(40.0)
+    for request in warm:
+        decision = fixture.router.pick(request, 41.0)
+        assert isinstance(decision, Decision)
+        assert decision.reason == "warm"
+    rejected = fixture.router.pick(conversation(100, 400_000), 42.0)
+    assert isinstance(rejected, Decision)
+    assert rejected.reason == "cold"
+
+
+def test_a_prompt_longer_than_the_engine_takes_is_not_expected_in_its_cache() -> None:
+    fixture = Fixture(1)
+    fixture.scrape(0.0, max_model_len=4096)
+    fixture.pick(conversation(1), 1.0)
+    decision = fixture.router.pick(conversation(1), 2.0)
+    assert isinstance(decision, Decision)
+    assert decision.reason == "cold"
+
+
+def test_a_request_that_was_not_served_makes_nothing_warm() -> None:
+    fixture = Fixture(1)
+    fixture.pick(conversation(1, 4000), 0.0)
+    longer = prompt(*(part.data.decode() for part in conversation(1, 4000).parts), LONG)
+    decision = fixture.router.pick(longer, 1.0)
+    assert isinstance(decision, Decision)
+    fixture.router.responded(decision, 400, 1.1)
+    again = fixture.router.pick(longer, 2.0)
+    assert isinstance(again, Decision)
+    assert 0 < again.match_ratio < 0.3
+
+
+def test_an_engine_whose_cache_holds_less_than_expected_is_believed_less() -> None:
+    fixture = Fixture(1)
+    lookups = 0.0
+    shared = conversation(1)
+    for turn in range(200):
+        at = float(turn)
+        fixture.scrape(at, prefix_queries_total=lookups, prefix_hits_total=0.0, running=1)
+        decision = fixture.router.pick(shared, at + 0.5)
+        assert isinstance(decision, Decision)
+        lookups += decision.prompt_tokens
+    last = fixture.router.pick(shared, 200.0)
+    assert isinstance(last, Decision)
+    assert last.match_ratio < 0.1

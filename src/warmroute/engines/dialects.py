@@ -99,6 +99,8 @@ class Dialect:
     """Size of the KV cache."""
     max_num_seqs: tuple[Series, ...] = _figure(Kind.CONSTANT)
     """Most requests that run at once."""
+    max_concurrency: tuple[Series, ...] = _figure(Kind.CONSTANT)
+    """Size of the KV cache divided by the longest request (``max_model_len``)."""
     prompt_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
     """Prompt tokens of finished requests, cached ones included."""
     prompt_requests: tuple[Series, ...] = _figure(Kind.COUNTER)
@@ -173,6 +175,7 @@ VLLM = Dialect(
             size=Series(_VLLM_CACHE_CONFIG, label="block_size"),
         ),
     ),
+    max_concurrency=(Series(_VLLM_CACHE_CONFIG, label="kv_cache_max_concurrency"),),
     prompt_tokens=(Series("vllm:request_prompt_tokens_sum"),),
     prompt_requests=(Series("vllm:request_prompt_tokens_count"),),
     computed_tokens=(

@@ -25,6 +25,8 @@ class Constants:
     """Tokens that the KV cache holds, at most :data:`MOST_CAPACITY`."""
     max_num_seqs: int | None = None
     """Most requests that run at once, at most :data:`MOST_REQUESTS`."""
+    max_model_len: int | None = None
+    """Most tokens of a request, prompt and answer together, at most :data:`MOST_CAPACITY`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,15 @@ def read_figures(page: Page, dialect: Dialect) -> Figures:
 def read_constants(page: Page, dialect: Dialect) -> Constants:
     """The constant figures."""
     max_num_seqs = page.total(dialect.max_num_seqs, MOST_REQUESTS)
-    return Constants(page.tokens(dialect.capacity, MOST_CAPACITY), round(max_num_seqs or 0) or None)
+    capacity = page.tokens(dialect.capacity, MOST_CAPACITY)
+    return Constants(capacity, round(max_num_seqs or 0) or None, _max_model_len(page, dialect, capacity))
+
+
+def _max_model_len(page: Page, dialect: Dialect, capacity: int | None) -> int | None:
+    concurrency = page.total(dialect.max_concurrency, MOST_REQUESTS)
+    if capacity is None or not concurrency or capacity > MOST_CAPACITY * concurrency:
+        return None
+    return round(capacity / concurrency) or None
 
 
 def _required(page: Page, alternatives: tuple[Series, ...], what: str) -> int:

@@ -33,6 +33,7 @@ class StateBuilder:
             kv_usage=figures.kv_usage,
             capacity_tokens=constants.capacity_tokens,
             max_num_seqs=constants.max_num_seqs,
+            max_model_len=constants.max_model_len,
             loaded_adapters=figures.adapters,
             max_adapters=figures.max_adapters,
             first_tokens_total=counters.get("first_tokens"),

@@ -93,6 +93,8 @@ class EngineState:
     """Tokens that the KV cache holds."""
     max_num_seqs: int | None = None
     """Most requests that run at once. vLLM does not export it, so it is inferred or configured."""
+    max_model_len: int | None = None
+    """Most tokens of a request, prompt and answer together. The engine rejects longer ones."""
     loaded_adapters: frozenset[str] = frozenset()
     """LoRA adapters that are running or waiting on the engine."""
     max_adapters: int = 0
@@ -133,11 +135,14 @@ class EngineState:
             and _within(self.awaiting_first_token, 0, self.running + self.waiting)
             and _within(self.capacity_tokens, 0, MOST_CAPACITY)
             and _within(self.max_num_seqs, 1, MOST_REQUESTS)
+            and _within(self.max_model_len, 1, MOST_CAPACITY)
             and _within(self.first_tokens_total, 0, MOST_COUNTED)
             and _within(self.prompt_tokens_total, 0, MOST_COUNTED)
             and _within(self.prompt_requests_total, 0, MOST_COUNTED)
             and _within(self.prefix_queries_total, 0, MOST_COUNTED)
             and _within(self.prefix_hits_total, 0, MOST_COUNTED)
+            and _within(self.responses_total, 0, MOST_COUNTED)
+            and _within(self.failed_responses_total, 0, MOST_COUNTED)
             and _within(self.prefill_rate, slowest, fastest)
             and _within(self.decode_rate, slowest, fastest)
         )

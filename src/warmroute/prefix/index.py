@@ -4,6 +4,10 @@ One dictionary maps a checkpoint to a bit mask of the *holders* that have it, an
 order of last use. A holder is one incarnation of one engine, by a small number: when the engine restarts, its holder is
 closed in O(1) and a new one opened; the closed holder's checkpoints are swept out bit by bit afterwards.
 
+A prompt is inserted when it is sent, before its engine has accepted it. A long new tail is held as *unconfirmed*: it is
+matched, but it evicts nothing until :meth:`PrefixIndex.insert` confirms it, so that prompts that the engine rejects do not
+make the index forget what the engine holds.
+
 The invariant that makes matching cheap: who holds a checkpoint holds all those before it on the chain. Insertion and
 eviction keep it, because a chain is inserted (and touched) tail first, so that an ancestor is always used more recently
 than its descendants. vLLM evicts in that order too, the tail of a chain before its head
@@ -16,6 +20,9 @@ from collections.abc import Iterator
 
 from warmroute.prefix.chain import MAX_STEP, Chain
 
+UNCONFIRMED_SHARE = 0.25
+"""Unconfirmed bytes of a holder as a share of its capacity, at most; beyond it the oldest are dropped."""
+
 # Distances between checkpoints as shared objects: one int object each would cost as much as the checkpoint itself.
 _DISTANCES = tuple(range(MAX_STEP + 1))
 
@@ -23,13 +30,16 @@ _DISTANCES = tuple(range(MAX_STEP + 1))
 class _Holding:
     """What one holder has: each checkpoint with its distance from the one before it, least recently used first."""
 
-    __slots__ = ("bit", "capacity", "checkpoints", "prompt_bytes")
+    __slots__ = ("bit", "capacity", "checkpoints", "prompt_bytes", "unconfirmed", "unconfirmed_bytes")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.capacity = capacity
         self.checkpoints: OrderedDict[int, int] = OrderedDict()
         self.prompt_bytes = 0
+        """Of the ``checkpoints``."""
+        self.unconfirmed: OrderedDict[int, int] = OrderedDict()
+        self.unconfirmed_bytes = 0
 
 
 class PrefixIndex:
@@ -118,9 +128,12 @@ class PrefixIndex:
         masks = self._masks
         bit = holding.bit
         known = len(hashes)
+        unconfirmed = holding.unconfirmed
         while known and hashes[known - 1] not in checkpoints:
             known -= 1
             key = hashes[known]
+            if unconfirmed and key in unconfirmed:
+                holding.unconfirmed_bytes -= unconfirmed.pop(key)
             distance = ends[known] - ends[known - 1] if known else ends[0]
             checkpoints[key] = _DISTANCES[distance] if distance <= MAX_STEP else distance
             holding.prompt_bytes += distance
@@ -130,11 +143,64 @@ class PrefixIndex:
         for key in reversed(hashes[:known]):
             touch(key)
         most = self._limit // len(self._open)
-        if holding.prompt_bytes > holding.capacity or len(checkpoints) > most:
+        if holding.prompt_bytes > holding.capacity or len(checkpoints) + len(unconfirmed) > most:
             self._evict(holding, most)
+
+    def known(self, holder: int, chain: Chain) -> int:
+        """How many of the chain's checkpoints the holder has."""
+        holding = self._open[holder]
+        checkpoints, unconfirmed = holding.checkpoints, holding.unconfirmed
+        depth = len(chain.hashes)
+        while depth and chain.hashes[depth - 1] not in checkpoints and chain.hashes[depth - 1] not in unconfirmed:
+            depth -= 1
+        return depth
+
+    def insert_unconfirmed(self, holder: int, chain: Chain) -> None:
+        """The holder's engine may accept the chain: match its new tail from now on, but evict nothing for it."""
+        holding = self._open[holder]
+        checkpoints, unconfirmed = holding.checkpoints, holding.unconfirmed
+        hashes, ends = chain.hashes, chain.ends
+        depth = len(hashes)
+        while depth and hashes[depth - 1] not in checkpoints:
+            depth -= 1
+            key = hashes[depth]
+            if key in unconfirmed:
+                unconfirmed.move_to_end(key)
+                continue
+            unconfirmed[key] = distance = ends[depth] - ends[depth - 1] if depth else ends[0]
+            holding.unconfirmed_bytes += distance
+            self._masks[key] = self._masks.get(key, 0) | holding.bit
+        for key in reversed(hashes[:depth]):
+            checkpoints.move_to_end(key)
+        most = self._limit // len(self._open)
+        while holding.unconfirmed_bytes > UNCONFIRMED_SHARE * holding.capacity or len(unconfirmed) > most // 4:
+            key, distance = unconfirmed.popitem(last=False)
+            holding.unconfirmed_bytes -= distance
+            self._clear(key, holding.bit)
+
+    def discard(self, holder: int, chain: Chain) -> None:
+        """The holder's engine rejected the chain: forget its unconfirmed checkpoints."""
+        holding = self._open[holder]
+        for key in chain.hashes:
+            if (distance := holding.unconfirmed.pop(key, None)) is not None:
+                holding.unconfirmed_bytes -= distance
+                self._clear(key, holding.bit)
+
+    def remove(self, holder: int, chain: Chain, depth: int) -> None:
+        """The holder's engine did not serve the chain: forget its checkpoints after the first ``depth``."""
+        holding = self._open[holder]
+        for key in chain.hashes[depth:]:
+            if (distance := holding.unconfirmed.pop(key, None)) is not None:
+                holding.unconfirmed_bytes -= distance
+            elif (distance := holding.checkpoints.pop(key, None)) is not None:
+                holding.prompt_bytes -= distance
+            else:
+                continue
+            self._clear(key, holding.bit)
 
     def _evict(self, holding: _Holding, most: int) -> None:
         checkpoints = holding.checkpoints
+        most -= len(holding.unconfirmed)
         while checkpoints and (holding.prompt_bytes > holding.capacity or len(checkpoints) > most):
             key, distance = checkpoints.popitem(last=False)
             holding.prompt_bytes -= distance
@@ -151,19 +217,21 @@ class PrefixIndex:
         """Clear up to ``budget`` checkpoints of closed holders. True while some are left."""
         while self._closed and budget > 0:
             holding = self._closed[-1]
-            while holding.checkpoints and budget > 0:
-                key, _ = holding.checkpoints.popitem()
-                self._clear(key, holding.bit)
-                budget -= 1
-            if not holding.checkpoints:
+            for checkpoints in (holding.checkpoints, holding.unconfirmed):
+                while checkpoints and budget > 0:
+                    key, _ = checkpoints.popitem()
+                    self._clear(key, holding.bit)
+                    budget -= 1
+            if not holding.checkpoints and not holding.unconfirmed:
                 self._closed.pop()
                 self._free.append(holding.bit.bit_length() - 1)
         return bool(self._closed)
 
     def held(self, holder: int) -> tuple[int, int]:
-        """Checkpoints and bytes of prompt that the holder has."""
+        """Checkpoints and bytes of prompt that the holder has, unconfirmed ones included."""
         holding = self._open[holder]
-        return len(holding.checkpoints), holding.prompt_bytes
+        checkpoints = len(holding.checkpoints) + len(holding.unconfirmed)
+        return checkpoints, holding.prompt_bytes + holding.unconfirmed_bytes
 
     def fill(self, holder: int) -> float:
         """Share of the holder's capacity that is used."""

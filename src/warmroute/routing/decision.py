@@ -31,6 +31,8 @@ class Decision:
     """Tokens of the prompt that the endpoint probably holds."""
     chain: Chain
     adapter: str
+    held: int = 0
+    """Checkpoints of the chain that the endpoint had before."""
     """The LoRA adapter that the request asks for; empty if none."""
 
     @property

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.routing.adapters import LoadedAdapters
+from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.cost import HIT_WINDOW, CostConstants
 from warmroute.routing.departures import DepartureRate
 from warmroute.routing.mean_work import MeanWork
@@ -74,6 +75,7 @@ class EndpointLoad:
         "adapters",
         "began_at",
         "cache_fill",
+        "confirmation",
         "decode_rate",
         "departures",
         "ended",
@@ -117,6 +119,7 @@ class EndpointLoad:
         self.queue = VirtualQueue()
         self.mean_work = MeanWork()
         self.adapters = LoadedAdapters()
+        self.confirmation = Confirmation()
         self.reset(now)
 
     def reset(self, now: float) -> None:
@@ -124,6 +127,7 @@ class EndpointLoad:
         self.began_at = now
         self.queue.clear()
         self.mean_work.forget_counters()
+        self.confirmation.reset()
         self.adapters.clear()
         self.departures = DepartureRate()
         self.sent: deque[float] = deque()

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from http import HTTPStatus
 from typing import Any
 
 from warmroute.pool.endpoint import Endpoint, Health
@@ -25,6 +26,7 @@ from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.calibration import UNKNOWN, BytesPerToken
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
+from warmroute.routing.confirmation import Verdict
 from warmroute.routing.decision import Decision, DecisionRecord, reason_of
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
@@ -35,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 MAX_KNOWN_ADAPTERS = 1000
 """LoRA adapter names that are remembered as such."""
+LONG_TAIL = 16_384
+"""Bytes of a prompt beyond what the endpoint holds (about 4,000 tokens) from which they are unconfirmed until the engine has
+looked them up. Rejected prompts with less evict little."""
+LENGTH_ERROR = 1.5
+"""Factor by which an estimated prompt length must exceed the engine's limit for the engine to reject it for certain."""
 SLOWNESS_INTERVAL = 1.0
 """Seconds between two updates of the endpoints' slowness."""
 
@@ -72,6 +79,8 @@ class Router(PoolListener):
         self._strategy = strategies.find(constants.strategy, rng=rng)
         self._records: deque[DecisionRecord] = deque(maxlen=constants.remembered_decisions)
         self._table: CandidateTable | None = None
+        self._distrusted: dict[int, float] = {}
+        """Factors on expected cached tokens, by number in the prefix index, of endpoints that hold less than expected."""
         pool.subscribe(self, now)
 
     # ---------------------------------------------------------------- settings
@@ -100,6 +109,7 @@ class Router(PoolListener):
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Forget both."""
         load = self._loads.pop(endpoint.id)
+        self._distrusted.pop(load.holder, None)
         self._index.close(load.holder)
         self._bytes_per_token.forget(load)
         self._outliers.removed(endpoint)
@@ -112,6 +122,7 @@ class Router(PoolListener):
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its KV cache and its queue are empty."""
         load = self._loads[endpoint.id]
+        self._distrusted.pop(load.holder, None)
         self._index.close(load.holder)
         load.holder = self._index.open(self._capacity(endpoint))
         load.reset(now)
@@ -129,6 +140,8 @@ class Router(PoolListener):
         self._bytes_per_token.observe(load, state)
         self._index.resize(load.holder, self._capacity(endpoint))
         self._outliers.observed(endpoint, state, now)
+        self._settle(load, load.confirmation.observe(state))
+        self._weigh_trust(load)
         for adapter in state.loaded_adapters:
             self._known_adapters[adapter] = None
             if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
@@ -241,6 +254,8 @@ class Router(PoolListener):
         for mask, _ in groups:
             rest &= ~mask
         held.append((rest, 0.0))
+        if self._distrusted:
+            held = self._discounted(held)
         most, default = held[0]  # often a system prompt that nearly all hold
         for mask, tokens in held:
             if mask.bit_count() > most.bit_count():
@@ -251,6 +266,19 @@ class Router(PoolListener):
                 for holder in holders_of(mask):
                     overrides[members.position[holder]] = tokens
         return CachedTokens(default, overrides), best
+
+    def _discounted(self, groups: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """The groups of endpoints and cached tokens; endpoints that are not trusted stand alone with fewer tokens."""
+        result = []
+        for mask, tokens in groups:
+            trusted = mask
+            for holder, factor in self._distrusted.items():
+                if mask >> holder & 1:
+                    trusted &= ~(1 << holder)
+                    result.append((1 << holder, factor * tokens))
+            if trusted:
+                result.append((trusted, tokens))
+        return result
 
     def _book(self, decision: Decision, request: InferenceRequest, now: float) -> None:
         """Count the request on the chosen endpoint, so that the next decision sees it."""
@@ -267,8 +295,42 @@ class Router(PoolListener):
         if decision.adapter:
             load.adapters.use(decision.adapter)
         if decision.chain.hashes:
-            self._insert(load, decision.chain)
+            self._expect_in_cache(decision, exact=request.tokens is not None, now=now)
         self._update(load, now)
+
+    def _expect_in_cache(self, decision: Decision, *, exact: bool, now: float) -> None:
+        """Let the index hold the prompt. A long new tail is unconfirmed until the engine has looked it up."""
+        load, chain = decision.load, decision.chain
+        state = load.endpoint.state
+        longest = None if state is None else state.max_model_len
+        if longest is not None and decision.prompt_tokens > longest * (1.0 if exact else LENGTH_ERROR):
+            return  # the engine rejects it
+        decision.held = depth = self._index.known(load.holder, chain)
+        new_bytes = chain.ends[-1] - (chain.ends[depth - 1] if depth else 0)
+        confirmation = load.confirmation
+        unconfirmed = confirmation.counts and new_bytes >= LONG_TAIL
+        if unconfirmed:
+            self._index.insert_unconfirmed(load.holder, chain)
+        else:
+            self._insert(load, chain)
+        expected = decision.cached_tokens / confirmation.factor
+        confirmation.sent(decision.prompt_tokens, expected, chain if unconfirmed else None, now)
+        self._settle(load, confirmation.overdue(now))
+
+    def _weigh_trust(self, load: EndpointLoad) -> None:
+        factor = load.confirmation.factor
+        if factor < 1:
+            self._distrusted[load.holder] = factor
+        else:
+            self._distrusted.pop(load.holder, None)
+
+    def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
+        """The engine has accepted prompts, or rejected them."""
+        for chain, accepted in verdicts:
+            if accepted:
+                self._insert(load, chain)
+            else:
+                self._index.discard(load.holder, chain)
 
     def _insert(self, load: EndpointLoad, chain: Chain) -> None:
         self._index.insert(load.holder, chain)
@@ -299,6 +361,8 @@ class Router(PoolListener):
     def responded(self, decision: Decision, status: int, now: float) -> None:
         """The gateway shows the HTTP status of the endpoint's response."""
         self._outliers.responded(decision.load.endpoint, status, now)
+        if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
+            self._index.remove(decision.load.holder, decision.chain, decision.held)
 
     def served(self, decision: Decision, target: str, now: float) -> None:
         """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen.

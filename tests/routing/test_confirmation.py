@@ -1,0 +1,138 @@
+"""Which prompts an engine's counters confirm, and how far its cache is trusted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.pool.endpoint import EngineState
+from warmroute.prefix.chain import Chain
+from warmroute.routing.confirmation import (
+    DISTRUST_BELOW,
+    LONGEST_WAIT,
+    MOST_OPEN,
+    SETTLING,
+    WINDOW_PROMPTS,
+    WINDOW_TOKENS,
+    Confirmation,
+    Verdict,
+)
+
+
+def chain(number: int) -> Chain:
+    return Chain((number,), (100,), 100)
+
+
+def page(at: float, lookups: float | None, hits: float = 0.0, *, running: int = 1) -> EngineState:
+    return EngineState(
+        observed_at=at,
+        running=running,
+        waiting=0,
+        kv_usage=0.0,
+        prefix_queries_total=lookups,
+        prefix_hits_total=None if lookups is None else hits,
+    )
+
+
+def begun() -> Confirmation:
+    confirmation = Confirmation()
+    assert list(confirmation.observe(page(0.0, 0.0))) == []
+    return confirmation
+
+
+def test_a_prompt_is_accepted_when_its_tokens_are_looked_up() -> None:
+    confirmation = begun()
+    confirmation.sent(1000, 0, chain(1), 1.0)
+    confirmation.sent(2000, 0, chain(2), 1.0)
+    assert list(confirmation.observe(page(2.0, 500))) == []
+    assert list(confirmation.observe(page(3.0, 1000))) == [Verdict(chain(1), True)]
+    assert list(confirmation.observe(page(4.0, 3000))) == [Verdict(chain(2), True)]
+
+
+def test_an_idle_engine_that_has_not_looked_a_prompt_up_has_rejected_it() -> None:
+    confirmation = begun()
+    confirmation.sent(1000, 0, chain(1), 1.0)
+    assert list(confirmation.observe(page(1.0 + SETTLING - 0.1, 0, running=0))) == []
+    assert list(confirmation.observe(page(1.0 + SETTLING, 0, running=0))) == [Verdict(chain(1), False)]
+
+
+def test_a_busy_engine_decides_nothing_until_it_has_looked_the_prompt_up() -> None:
+    confirmation = begun()
+    confirmation.sent(1000, 0, chain(1), 1.0)
+    assert list(confirmation.observe(page(50.0, 0, running=3))) == []
+
+
+def test_lookups_before_a_prompt_was_sent_do_not_confirm_it() -> None:
+    confirmation = begun()
+    assert list(confirmation.observe(page(1.0, 1_000_000))) == []
+    confirmation.sent(1000, 0, chain(1), 2.0)
+    assert list(confirmation.observe(page(3.0, 1_000_100))) == []
+
+
+def test_without_a_counter_nothing_can_be_confirmed() -> None:
+    confirmation = Confirmation()
+    assert not confirmation.counts
+    list(confirmation.observe(page(0.0, None)))
+    assert not confirmation.counts
+
+
+def test_prompts_that_nothing_decides_count_as_accepted() -> None:
+    confirmation = begun()
+    confirmation.sent(1000, 0, chain(1), 1.0)
+    assert list(confirmation.overdue(LONGEST_WAIT + 0.9)) == []
+    assert list(confirmation.overdue(LONGEST_WAIT + 1.0)) == [Verdict(chain(1), True)]
+    for number in range(MOST_OPEN + 3):
+        confirmation.sent(1000, 0, chain(number), 100.0)
+    assert [verdict.chain for verdict in confirmation.overdue(100.0)] == [chain(0), chain(1), chain(2)]
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 1e6), st.booleans(), st.integers(0, 2)), min_size=1, max_size=60)
+)
+def test_no_more_tokens_are_accepted_than_were_looked_up(steps: list[tuple[float, float, bool, int]]) -> None:
+    confirmation = begun()
+    lookups = accepted = 0.0
+    tokens_of: dict[int, float] = {}
+    for number, (tokens, looked_up, send, running) in enumerate(steps):
+        if send:
+            tokens_of[number] = tokens
+            confirmation.sent(tokens, 0, chain(number), float(number))
+        lookups += looked_up
+        for verdict in confirmation.observe(page(number + 0.5, lookups, running=running)):
+            if verdict.accepted:
+                accepted += tokens_of.pop(verdict.chain.hashes[0])
+    assert 0.74 * accepted <= lookups
+
+
+def windows(confirmation: Confirmation, count: int, *, expected: float, measured: float) -> None:
+    """``count`` windows in which these shares of the prompts were expected and found in the cache."""
+    tokens = 2 * WINDOW_TOKENS / WINDOW_PROMPTS
+    lookups = hits = 0.0
+    list(confirmation.observe(page(0.0, 0.0)))
+    for turn in range(count * WINDOW_PROMPTS):
+        confirmation.sent(tokens, expected * tokens, None, float(turn))
+        lookups, hits = lookups + tokens, hits + measured * tokens
+        list(confirmation.observe(page(turn + 0.5, lookups, hits)))
+
+
+@pytest.mark.parametrize(("measured", "factor"), [(0.8, 1.0), (0.7, 1.0), (0.0, pytest.approx(0.05, abs=0.03))])
+def test_an_engine_that_holds_less_than_expected_is_trusted_less(measured: float, factor: float) -> None:
+    confirmation = begun()
+    windows(confirmation, 6, expected=0.8, measured=measured)
+    assert confirmation.factor == factor
+
+
+def test_trust_returns_when_the_hits_do() -> None:
+    confirmation = begun()
+    windows(confirmation, 6, expected=0.8, measured=0.1)
+    assert confirmation.factor < DISTRUST_BELOW
+    confirmation.reset()
+    windows(confirmation, 6, expected=0.8, measured=0.8)
+    assert confirmation.factor == 1.0
+
+
+def test_cold_traffic_says_nothing_of_trust() -> None:
+    confirmation = begun()
+    windows(confirmation, 6, expected=0.01, measured=0.0)
+    assert confirmation.factor == 1.0

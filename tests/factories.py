@@ -7,12 +7,20 @@ from typing import Any
 from warmroute import picker
 from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
+from warmroute.observability.metrics import EndpointReading
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.pool import Pool
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import RoutingConstants
 from warmroute.settings import Settings
 
-LOCAL: dict[str, Any] = {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "secure_serving": False}
+LOCAL: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "grpc_port": 0,
+    "grpc_health_port": 0,
+    "debug_port": 0,
+    "secure_serving": False,
+}
 """Settings of a server on loopback, on any free ports, without TLS."""
 
 
@@ -40,3 +48,25 @@ def engine_state(at: float = 0.0, **figures: Any) -> EngineState:
     """What a scrape of an idle engine gave at ``at``, but for ``figures``, by the names of the fields."""
     idle: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
     return EngineState(observed_at=at, **(idle | figures))
+
+
+def readings(count: int, pool: Pool | None = None) -> list[EndpointReading]:
+    """Readings of ``count`` endpoints, or of the members of ``pool``."""
+    endpoints = (
+        [Endpoint(EndpointSpec("ns", f"e{k}", "10.0.0.1", 8000 + k), engine="vllm", now=0.0) for k in range(count)]
+        if pool is None
+        else list(pool.endpoints.values())
+    )
+    return [
+        EndpointReading(
+            endpoint,
+            waiting=1.0,
+            running=2.0,
+            pending_tokens=300.0,
+            slowness=1.0,
+            prefill_rate=9000.0,
+            checkpoints=1234,
+            index_tokens=123_456.0,
+        )
+        for endpoint in endpoints
+    ]

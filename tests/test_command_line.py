@@ -21,7 +21,7 @@ from warmroute.settings_sources import mistyped_variables
 
 pytestmark = pytest.mark.integration
 
-NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-")]
+NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-", "debug-")]
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,15 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments: list[str], c
     assert complaint in complaint_about(arguments)
 
 
-@pytest.mark.parametrize("flag", ["--grpc-port", "--grpc-health-port", "--metrics-port"])
+PORT_FLAGS = ["--grpc-port", "--grpc-health-port", "--metrics-port", "--debug-port"]
+
+
+@pytest.mark.parametrize("flag", PORT_FLAGS)
 def test_a_taken_port_is_one_line_that_names_its_flag(tmp_path: Path, flag: str) -> None:
     endpoints = tmp_path / "endpoints.yaml"
     endpoints.write_text("endpoints: []")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = {"--grpc-port": 0, "--grpc-health-port": 0, "--metrics-port": 0} | {flag: taken.getsockname()[1]}
+        ports = dict.fromkeys(PORT_FLAGS, 0) | {flag: taken.getsockname()[1]}
         flags = [
             f"--endpoints-file={endpoints}",
             "--host=127.0.0.1",

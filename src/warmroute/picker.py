@@ -12,7 +12,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from warmroute.discovery.file import FileDiscovery
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
@@ -21,14 +21,16 @@ from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.server import Server, ServerOptions
 from warmroute.extproc.session import Session, SessionRules
 from warmroute.observability import lag, logs
+from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.metrics import EndpointReading, Metrics
-from warmroute.observability.pages import Pages
+from warmroute.observability.metrics_pages import MetricsPages
+from warmroute.observability.page_server import PageServer
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
 from warmroute.request.limits import LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.routing.cost import CostConstants
-from warmroute.routing.endpoint_load import LoadConstants
+from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
 from warmroute.settings import Settings
@@ -153,13 +155,11 @@ class EndpointPicker:
             ready=lambda: self.pool.synced and (self.election is None or self.election.leading),
             clock=monotonic,
         )
-        self.pages = Pages(
-            settings.host,
-            settings.metrics_port,
-            self.metrics,
-            endpoints=self._endpoints_page,
-            decisions=lambda: self.router.decisions(monotonic()),
-            settings=lambda: self.settings.model_dump(mode="json"),
+        self.metrics_pages = PageServer(
+            settings.host, settings.metrics_port, MetricsPages(self.metrics).routes(), port_flag="--metrics-port"
+        )
+        self.debug_pages = PageServer(
+            settings.debug_host, settings.debug_port, self._debug_pages().routes(), port_flag="--debug-port"
         )
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
@@ -225,7 +225,8 @@ class EndpointPicker:
         """Start every part. Raises ConfigurationError, with nothing left running."""
         try:
             self.discovery.load()
-            await self.pages.start()
+            await self.metrics_pages.start()
+            await self.debug_pages.start()
             await self.server.start()
             await self.scraper.start()
             await self.discovery.start()
@@ -242,7 +243,8 @@ class EndpointPicker:
                 "fields": {
                     "grpc-port": self.server.grpc_port,
                     "grpc-health-port": self.server.grpc_health_port,
-                    "metrics-port": self.pages.port,
+                    "metrics-port": self.metrics_pages.port,
+                    "debug-port": self.debug_pages.port,
                     "secure": self.settings.secure_serving,
                     "strategy": self.router.strategy,
                     "endpoints": len(self.pool.endpoints),
@@ -277,7 +279,8 @@ class EndpointPicker:
         await self.discovery.stop()
         await self.scraper.stop()
         await self.server.stop()
-        await self.pages.stop()
+        await self.metrics_pages.stop()
+        await self.debug_pages.stop()
 
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
@@ -308,23 +311,30 @@ class EndpointPicker:
 
     def _readings(self) -> Iterator[EndpointReading]:
         now = monotonic()
-        for load in self.router.loads:
-            waiting, running, pending = self.router.load_of(load, now)
-            checkpoints, tokens = self.router.held(load)
-            yield EndpointReading(
-                endpoint=load.endpoint,
-                waiting=waiting,
-                running=running,
-                pending_tokens=pending,
-                slowness=load.slowness,
-                prefill_rate=self.router.speed_of(load),
-                checkpoints=checkpoints,
-                index_tokens=tokens,
-            )
+        return (self._reading(load, now) for load in list(self.router.loads))
 
-    def _endpoints_page(self) -> list[dict[str, Any]]:
-        now = monotonic()
-        return [reading.plain(now) for reading in self._readings()]
+    def _reading(self, load: EndpointLoad, now: float) -> EndpointReading:
+        waiting, running, pending = self.router.load_of(load, now)
+        checkpoints, tokens = self.router.held(load)
+        return EndpointReading(
+            endpoint=load.endpoint,
+            waiting=waiting,
+            running=running,
+            pending_tokens=pending,
+            slowness=load.slowness,
+            prefill_rate=self.router.speed_of(load),
+            checkpoints=checkpoints,
+            index_tokens=tokens,
+        )
+
+    def _debug_pages(self) -> DebugPages:
+        return DebugPages(
+            loads=lambda: list(self.router.loads),
+            reading=self._reading,
+            decisions=self.router.decisions,
+            settings=lambda: self.settings.model_dump(mode="json"),
+            clock=monotonic,
+        )
 
 
 def _on_signals(told: Callable[[], None]) -> None:

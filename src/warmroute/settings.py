@@ -108,12 +108,19 @@ class Settings(BaseModel):
     )
     metrics_port: int = setting(
         9090,
-        "Port of the Prometheus metrics and the debug pages.",
+        "Port of the Prometheus metrics and of /healthz.",
         group="Server",
         upstream=("metricsPort",),
         ge=0,
         le=65535,
     )
+    debug_host: str = setting(
+        "127.0.0.1",
+        "Address of the debug pages. They show load and routing of all tenants, so keep them on loopback and use "
+        "`kubectl port-forward`.",
+        group="Server",
+    )
+    debug_port: int = setting(9091, "Port of the debug pages. 0: any free port.", group="Server", ge=0, le=65535)
     secure_serving: bool = setting(
         True,
         "Serve ext_proc with TLS. The certificate is self-signed unless --cert-path is given.",

@@ -72,18 +72,18 @@ class Picker:
     """A `warmroute serve` that follows the pool."""
 
     def __init__(self, where: Cluster, log: Path, *flags: str) -> None:
-        self.ports = PickerPorts(grpc=free_port(), health=free_port(), metrics=free_port())
+        self.ports = PickerPorts(grpc=free_port(), health=free_port(), metrics=free_port(), debug=free_port())
         argv = [sys.executable, "-m", "warmroute", "serve", "--secure-serving=false"]
         argv += ["--pool-name", POOL_NAME, "--pool-namespace", where.namespace]
         argv += ["--grpc-port", str(self.ports.grpc), "--grpc-health-port", str(self.ports.health)]
-        argv += ["--metrics-port", str(self.ports.metrics), *flags]
+        argv += ["--metrics-port", str(self.ports.metrics), "--debug-port", str(self.ports.debug), *flags]
         self.child = Child("warmroute serve", argv, log)
         self.target = f"127.0.0.1:{self.ports.grpc}"
 
     async def page(self, path: str) -> Any:
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{self.ports.metrics}{path}") as answer,
+            session.get(f"http://127.0.0.1:{self.ports.debug}{path}") as answer,
         ):
             return await answer.json()
 

@@ -130,6 +130,8 @@ async def test_the_product_alone_serves_a_pool(
             str(ports.health),
             "--metrics-port",
             str(ports.metrics),
+            "--debug-port",
+            str(ports.debug),
         ),
     ]
     serve = Child("warmroute serve", [str(installed.bin / "warmroute"), "serve", *flags], tmp_path / "log")

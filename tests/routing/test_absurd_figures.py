@@ -64,7 +64,7 @@ def test_whatever_engines_report_the_router_chooses_and_explains(
         scrape(pool, name, now, **figures)
         decision = router.pick(PROMPT, now)
         assert isinstance(decision, Decision)
-        json.dumps(router.decisions(now), allow_nan=False)
+        json.dumps([record.explain(now, 10) for record in router.decisions()], allow_nan=False)
         for load in router.loads:
             json.dumps([*router.load_of(load, now), *router.held(load), router.speed_of(load)], allow_nan=False)
             load.response_ended(now)

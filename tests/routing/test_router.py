@@ -20,7 +20,7 @@ from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
 from warmroute.routing.candidate_table import MOST_SELECTIONS
-from warmroute.routing.decision import Decision
+from warmroute.routing.decision import CACHED_STEP, Decision
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 
@@ -129,7 +129,7 @@ def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
         fixture.pick(prompt(f"{k}: {LONG * 3}"), 0.0, allowed=only("1"))
     waiting = [fixture.router.load_of(load, 0.0)[0] for load in fixture.router.loads]
     assert waiting == [200, 2]
-    (last, *_) = fixture.router.decisions(0.0)
+    last = fixture.router.decisions()[0].explain(0.0, 10)
     assert [endpoint["terms"]["slots"] for endpoint in last["endpoints"]] == [0]
 
 
@@ -387,13 +387,46 @@ def test_explained_costs_add_up() -> None:
     fixture.scrape(0.0, running=3, kv_usage=0.9)
     for k in range(6):
         fixture.pick(prompt(LONG, str(k)), 0.1 * k, request_id=str(k))
-    records = fixture.router.decisions(1.0)
-    assert [record["request"] for record in records] == ["5", "4", "3", "2", "1", "0"]
+    records = fixture.router.decisions()
+    assert [record.request_id for record in records] == ["5", "4", "3", "2", "1", "0"]
     for record in records:
-        values = {e["endpoint"]: e["value"] for e in record["endpoints"]}
-        assert record["chosen"] == min(values, key=lambda name: values[name])
-        for endpoint in record["endpoints"]:
-            assert sum(endpoint["terms"].values()) == pytest.approx(endpoint["value"], abs=0.1)
+        explained = record.explain(1.0, 10)
+        costs = {e["endpoint"]: e["cost"] for e in explained["endpoints"]}
+        assert costs.keys() == {"default/0", "default/1", "default/2"}
+        for endpoint in explained["endpoints"]:
+            assert sum(endpoint["terms"].values()) == pytest.approx(endpoint["cost"], abs=0.1)
+        if not record.cached.default and not record.cached.overrides:
+            exact = dict(zip(record.names, record.values, strict=True))
+            assert costs == {name: pytest.approx(exact[name], abs=0.1) for name in costs}
+
+
+def test_an_explanation_shows_the_chosen_endpoint_first_and_the_next_best_ones() -> None:
+    fixture = Fixture(20)
+    fixture.pick(prompt(LONG), 0.0)
+    record = fixture.router.decisions()[0]
+    record.values[:] = [float(k) for k in range(20)]
+    record.chosen = "default/7"
+    explained = record.explain(0.0, 4)
+    assert [e["endpoint"] for e in explained["endpoints"]] == [f"default/{k}" for k in (7, 0, 1, 2)]
+    assert explained["candidates"] == 20
+
+
+@pytest.mark.parametrize(("filler", "exact_reasons"), [(0, ["warm", "warm"]), (12_400, ["warm", "partial"])])
+def test_an_explanation_tells_no_end_of_another_clients_message(filler: int, exact_reasons: list[str]) -> None:
+    """Two guesses of a message that another client sent, one of them right, are explained alike."""
+    common = "a" * 3 * 4 * CACHED_STEP
+    shown, reasons = [], []
+    for guess in ("secret" * 100, "guess!" * 100):
+        fixture = Fixture(1)
+        fixture.pick(prompt(common, "secret" * 100), 0.0)
+        fixture.scrape(10.0)
+        fixture.pick(prompt(common, guess, "f" * filler), 10.0)
+        record = fixture.router.decisions()[0]
+        shown.append(record.explain(10.0, 10))
+        reasons.append(record.reason)
+    assert reasons == exact_reasons
+    assert shown[0] == shown[1]
+    assert shown[0]["cached_tokens"] == 3 * CACHED_STEP
 
 
 def test_the_served_endpoint_takes_over_the_books() -> None:

@@ -78,7 +78,7 @@ class EndpointReading:
                 "slowness": round(self.slowness, 3),
                 "prefill_tokens_per_second": round(self.prefill_rate, 1),
             },
-            "index": {"checkpoints": self.checkpoints, "tokens": round(self.index_tokens)},
+            "index": {"checkpoints": _coarse(self.checkpoints), "tokens": _coarse(self.index_tokens)},
             "scrape": None
             if engine is None
             else {
@@ -93,6 +93,11 @@ class EndpointReading:
                 "sleeping": engine.sleeping,
             },
         }
+
+
+def _coarse(count: float) -> int:
+    """Two significant digits. The debug page shows no more: exact counts tell how much of a prompt was new to the index."""
+    return int(float(f"{count:.2g}"))
 
 
 EndpointView = Callable[[], Iterable[EndpointReading]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 from warmroute.pool.endpoint import Endpoint
@@ -12,6 +13,14 @@ from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import CostConstants, EndpointFactors, RequestFactors, cost_terms
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.strategies import PickContext
+
+CACHED_STEP = 1024
+"""Cached tokens are shown rounded down to a multiple of this.
+
+Exact figures would let a reader of the debug page guess another client's prompt, message by message: a right guess shows as
+a few more cached tokens. The step is absolute: a share of the prompt could be moved by what follows the guess."""
+COST_STRATEGIES = frozenset({"PREFIX_CACHE", "DEFAULT"})
+"""Strategies whose values are costs; the terms explain no other strategy."""
 
 
 @dataclass(slots=True)
@@ -72,9 +81,11 @@ class DecisionRecord:
     model: str
     strategy: str
     reason: str
+    """The exact one; see :attr:`coarse_reason`."""
     chosen: str
     targets: str
-    cached_tokens: float
+    warm_from: float
+    """Cached tokens above which the reason is ``warm``."""
     constants: CostConstants
     request: RequestFactors
     names: tuple[str, ...]
@@ -91,6 +102,8 @@ class DecisionRecord:
         context: PickContext,
         values: Sequence[float],
         constants: CostConstants,
+        *,
+        warm_from: float,
     ) -> DecisionRecord:
         """The record of a decision; ``values`` are what the strategy gave, by position."""
         return cls(
@@ -100,7 +113,7 @@ class DecisionRecord:
             reason=decision.reason,
             chosen=decision.endpoint.id,
             targets=decision.targets,
-            cached_tokens=decision.cached_tokens,
+            warm_from=warm_from,
             constants=constants,
             request=context.factors,
             names=context.candidates.members.names,
@@ -110,30 +123,61 @@ class DecisionRecord:
             adapter_costs=context.adapter_costs,
         )
 
-    def explain(self, now: float) -> dict[str, Any]:
-        """The decision as data for JSON, each candidate's cost split into its terms. Never prompt text."""
+    @property
+    def coarse_reason(self) -> str:
+        """The reason that follows from the coarse cached tokens: ``warm`` means that a share of the prompt is cached."""
+        if self.reason == "no-prompt":
+            return self.reason
+        best = max([self.cached.default, *self.cached.overrides.values()])
+        return reason_of(
+            self._cached_tokens(self.names.index(self.chosen)),
+            best=_coarse(best),
+            threshold=self.warm_from,
+            has_prompt=True,
+        )
+
+    def explain(self, now: float, most_candidates: int) -> dict[str, Any]:
+        """The decision as data for JSON, with the cost of the chosen endpoint and of the next best ones.
+
+        Shows no prompt text, and nothing that tells cached tokens finer than :data:`CACHED_STEP`.
+        """
+        chosen = self.names.index(self.chosen)
+        others = nsmallest(most_candidates, range(len(self.names)), key=self.values.__getitem__)
+        shown = [chosen, *(k for k in others if k != chosen)][:most_candidates]
         return {
             "request": self.request_id,
             "seconds_ago": round(now - self.request.now, 3),
             "model": self.model,
             "strategy": self.strategy,
-            "reason": self.reason,
+            "reason": self.coarse_reason,
             "chosen": self.chosen,
             "targets": self.targets,
             "prompt_tokens": round(self.request.prompt_tokens),
-            "cached_tokens": round(self.cached_tokens),
-            "endpoints": [self._explain(k) for k in range(len(self.names))],
+            "cached_tokens": self._cached_tokens(chosen),
+            "candidates": len(self.names),
+            "endpoints": [self._explain(k) for k in shown],
         }
 
     def _explain(self, k: int) -> dict[str, Any]:
-        endpoint, cached_tokens = self.endpoints[k], self.cached.at(k)
-        adapter = self.adapter_costs[k] if self.adapter_costs is not None else 0.0
-        terms = cost_terms(self.constants, endpoint, self.request, cached_tokens=cached_tokens, adapter=adapter)
-        return {
+        endpoint, cached_tokens = self.endpoints[k], self._cached_tokens(k)
+        explained: dict[str, Any] = {
             "endpoint": self.names[k],
-            "value": self.values[k],
-            "cached_tokens": round(cached_tokens),
+            "cached_tokens": cached_tokens,
             "waiting": round(endpoint.waiting, 1),
             "running": round(endpoint.running, 1),
+        }
+        if self.strategy.upper() not in COST_STRATEGIES:
+            return explained | {"value": float(f"{self.values[k]:.2g}")}
+        adapter = self.adapter_costs[k] if self.adapter_costs is not None else 0.0
+        terms = cost_terms(self.constants, endpoint, self.request, cached_tokens=cached_tokens, adapter=adapter)
+        return explained | {
+            "cost": round(sum(terms), 1),
             "terms": {term: round(value, 3) for term, value in terms._asdict().items()},
         }
+
+    def _cached_tokens(self, k: int) -> int:
+        return _coarse(self.cached.at(k))
+
+
+def _coarse(cached_tokens: float) -> int:
+    return int(cached_tokens) // CACHED_STEP * CACHED_STEP

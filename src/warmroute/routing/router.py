@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from http import HTTPStatus
-from typing import Any
 
 from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
@@ -207,24 +206,21 @@ class Router(PoolListener):
         )
         values = self._strategy(context)
         k = _lowest(values, candidates.loads)
-        cached_tokens = cached.at(k)
+        cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
             load=candidates.loads[k],
             targets=_targets(values, candidates.loads, k, constants.max_endpoints),
             strategy=constants.strategy,
-            reason=reason_of(
-                cached_tokens,
-                best=best,
-                threshold=constants.prefix_match_threshold * prompt_tokens,
-                has_prompt=prompt_bytes > 0,
-            ),
+            reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=prompt_bytes > 0),
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             chain=chain,
             adapter=request.model if context.adapter_costs is not None else "",
         )
         if self._records.maxlen:
-            self._records.append(DecisionRecord.of(request_id, decision, context, values, constants.load.cost))
+            self._records.append(
+                DecisionRecord.of(request_id, decision, context, values, constants.load.cost, warm_from=warm_from)
+            )
         self._book(decision, request, now)
         if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
             ratio = f" {decision.match_ratio:.2f} > {constants.prefix_match_threshold:.2f}"
@@ -422,9 +418,9 @@ class Router(PoolListener):
         k = candidates.members.position[load.holder]
         return candidates.waiting[k], candidates.running[k], candidates.pending(k, now) / load.slowness
 
-    def decisions(self, now: float) -> list[dict[str, Any]]:
-        """The last decisions, newest first, each candidate's cost split into its terms. Never prompt text."""
-        return [record.explain(now) for record in reversed(self._records)]
+    def decisions(self) -> list[DecisionRecord]:
+        """Records of the last decisions, newest first."""
+        return list(reversed(self._records))
 
 
 def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:

@@ -20,6 +20,8 @@ class PickerPorts:
     grpc: int
     health: int
     metrics: int
+    debug: int = 0
+    """0: any free port."""
 
 
 def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[str] = ()) -> Child:
@@ -33,6 +35,7 @@ def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[
         *("--grpc-port", str(ports.grpc)),
         *("--grpc-health-port", str(ports.health)),
         *("--metrics-port", str(ports.metrics)),
+        *("--debug-port", str(ports.debug)),
         *("--secure-serving=false", "--drain-quiet=0s"),
         *flags,
     ]

@@ -60,7 +60,9 @@ class Demo:
             *("--model", MODEL, "--profile", options.profile, "--time-scale", str(options.time_scale)),
         ]
         self.simulators = Child("warmroute simulate", argv, directory / "simulators.log")
-        self._picker_ports = PickerPorts(options.epp_port, options.epp_health_port, options.metrics_port)
+        self._picker_ports = PickerPorts(
+            options.epp_port, options.epp_health_port, options.metrics_port, options.debug_port
+        )
         self._endpoints_file = directory / "endpoints.yaml"
         flags = ("--routing-strategy", "PREFIX_CACHE")
         self.picker = picker(self._endpoints_file, self._picker_ports, directory / "picker.log", flags)
@@ -232,7 +234,7 @@ class Demo:
         for line in (
             f"curl -i {chat}/chat/completions -H 'Content-Type: application/json' -d @{file}",
             f"curl -i {plain}/chat/completions -H 'Content-Type: application/json' -d @{file}",
-            f"curl http://{HOST}:{self.options.metrics_port}/debug/decisions",
+            f"curl http://{HOST}:{self.options.debug_port}/debug/decisions?pretty=1",
             f"curl http://{HOST}:{self.options.metrics_port}/metrics",
             f"warmroute bench multi-round --base-url {plain} --compare {chat} --time 60 --qps 2",
             f"tail -f {shlex.quote(str(self.picker.log))}",

@@ -20,6 +20,7 @@ PORT_FLAGS = {
     "epp_port": "--epp-port",
     "epp_health_port": "--epp-health-port",
     "metrics_port": "--metrics-port",
+    "debug_port": "--debug-port",
 }
 """The flags of the ports that stand alone."""
 
@@ -37,7 +38,8 @@ class DemoOptions:
     epp_port: int = 9002
     epp_health_port: int = 9003
     metrics_port: int = 9090
-    """The picker's metrics and debug pages."""
+    debug_port: int = 9091
+    """The picker's debug pages."""
     pods: int = 5
     pod_port: int = 8000
     """The first engine's port; the others follow."""

@@ -27,7 +27,7 @@ from warmroute_lab.demo.options import DemoOptions
 
 pytestmark = pytest.mark.e2e
 
-PORTS = ("port", "plain_port", "admin_port", "epp_port", "epp_health_port", "metrics_port", "pod_port")
+PORTS = ("port", "plain_port", "admin_port", "epp_port", "epp_health_port", "metrics_port", "debug_port", "pod_port")
 ANY_PORTS: dict[str, Any] = dict.fromkeys(PORTS, 0)
 
 
@@ -47,7 +47,7 @@ def test_every_port_0_becomes_a_port_of_its_own() -> None:
     ports = [getattr(options, name) for name in ANY_PORTS if name != "pod_port"]
     ports += [int(target.rpartition(":")[2]) for target in options.targets]
     assert 0 not in ports
-    assert len(set(ports)) == 11
+    assert len(set(ports)) == 12
 
 
 @pytest.mark.parametrize("name", ["port", "epp_health_port", "pod_port"])

@@ -1,0 +1,212 @@
+"""The pages of the debug port: endpoints, recent decisions and settings, as JSON.
+
+Each page is bounded by ``limit`` and rendered in short slices, so that reading it delays no request, whatever the number of
+endpoints. Figures that depend on the content of the prefix index are coarse (see
+:data:`~warmroute.routing.decision.CACHED_STEP`).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from aiohttp import web
+
+from warmroute.observability.metrics import EndpointReading, endpoint_state
+from warmroute.observability.page_server import Slices
+from warmroute.routing.decision import DecisionRecord
+from warmroute.routing.endpoint_load import EndpointLoad
+
+Item = TypeVar("Item")
+
+LONGEST_PARAMETER = 256
+"""Characters of a query parameter's value."""
+TOTAL_HEADER = "X-Total-Count"
+"""Response header with the number of items that match, of which the page shows at most ``limit``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A query parameter that is a whole number within bounds."""
+
+    default: int
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least} to {self.most}, default {self.default}"
+
+
+_PAGING = {"limit": Number(20, 1, 100), "offset": Number(0, 0, 1_000_000)}
+ENDPOINT_PARAMETERS: Mapping[str, Number | str] = {
+    **_PAGING,
+    "limit": Number(50, 1, 200),
+    "endpoint": "id or name of the endpoint",
+    "state": "ready, unreachable, sleeping or gone",
+    "pretty": "1: indented",
+}
+DECISION_PARAMETERS: Mapping[str, Number | str] = {
+    **_PAGING,
+    "since": Number(0, 0, 1_000_000),
+    "candidates": Number(5, 1, 50),
+    "request": "request id",
+    "model": "model of the request",
+    "endpoint": "id or name of the chosen endpoint",
+    "reason": "warm, partial, spread, cold or no-prompt",
+    "pretty": "1: indented",
+}
+SETTINGS_PARAMETERS: Mapping[str, Number | str] = {"pretty": "1: indented"}
+
+PAGES: Mapping[str, tuple[str, Mapping[str, Number | str]]] = {
+    "/debug/endpoints": ("the endpoints: state, load, share of the prefix index, last scrape", ENDPOINT_PARAMETERS),
+    "/debug/decisions": (
+        "the latest decisions, newest first: the chosen endpoint and the next best ones with the terms of their cost",
+        DECISION_PARAMETERS,
+    ),
+    "/debug/settings": ("the settings in force", SETTINGS_PARAMETERS),
+}
+"""Each page with its description and its query parameters."""
+
+
+class DebugPages:
+    """The pages under ``/debug``. The callables are called for each request."""
+
+    def __init__(
+        self,
+        *,
+        loads: Callable[[], Sequence[EndpointLoad]],
+        reading: Callable[[EndpointLoad, float], EndpointReading],
+        decisions: Callable[[], Sequence[DecisionRecord]],
+        settings: Callable[[], Mapping[str, Any]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._loads = loads
+        self._reading = reading
+        self._records = decisions
+        self._settings = settings
+        self._clock = clock
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes for a :class:`~warmroute.observability.page_server.PageServer`."""
+        return [
+            web.get("/", _index),
+            web.get("/debug/endpoints", self._endpoints_page),
+            web.get("/debug/decisions", self._decisions_page),
+            web.get("/debug/settings", self._settings_page),
+        ]
+
+    async def _endpoints_page(self, request: web.Request) -> web.Response:
+        query = Query(request, ENDPOINT_PARAMETERS)
+        name, state = query.text("endpoint"), query.text("state")
+        slices = Slices()
+        now = self._clock()
+        found = []
+        for load in self._loads():
+            if _names(name, load.endpoint.id) and state in ("", endpoint_state(load.endpoint)):
+                found.append(load)
+            await slices.pause()
+        items = []
+        for load in query.page(found):
+            items.append(query.json(self._reading(load, now).plain(now)))
+            await slices.pause()
+        return _listed(items, total=len(found))
+
+    async def _decisions_page(self, request: web.Request) -> web.Response:
+        query = Query(request, DECISION_PARAMETERS)
+        wanted = {
+            "request_id": query.text("request"),
+            "model": query.text("model"),
+            "coarse_reason": query.text("reason"),
+        }
+        wanted = {attribute: value for attribute, value in wanted.items() if value}
+        name, since, candidates = query.text("endpoint"), query.number("since"), query.number("candidates")
+        slices = Slices()
+        now = self._clock()
+        found = []
+        for record in self._records():
+            if (
+                _names(name, record.chosen)
+                and (not since or now - record.request.now <= since)
+                and all(getattr(record, attribute) == value for attribute, value in wanted.items())
+            ):
+                found.append(record)
+            await slices.pause()
+        items = []
+        for record in query.page(found):
+            items.append(query.json(record.explain(now, candidates)))
+            await slices.pause()
+        return _listed(items, total=len(found))
+
+    async def _settings_page(self, request: web.Request) -> web.Response:
+        body = Query(request, SETTINGS_PARAMETERS).json(self._settings()) + b"\n"
+        return web.Response(body=body, content_type="application/json")
+
+
+class Query:
+    """The query parameters of one request. Raises HTTPBadRequest for any that is unknown, repeated or out of bounds."""
+
+    def __init__(self, request: web.Request, known: Mapping[str, Number | str]) -> None:
+        self._known = known
+        self._given: dict[str, str] = {}
+        for name, value in request.query.items():
+            if name not in known:
+                raise _bad_request(f"unknown parameter; the parameters are {', '.join(known)}")
+            if name in self._given:
+                raise _bad_request(f"{name} is given twice")
+            if len(value) > LONGEST_PARAMETER:
+                raise _bad_request(f"{name} is longer than {LONGEST_PARAMETER} characters")
+            self._given[name] = value
+        for name, kind in known.items():
+            if isinstance(kind, Number):
+                self.number(name)
+
+    def text(self, name: str) -> str:
+        """A parameter as text; empty if it is not given."""
+        return self._given.get(name, "")
+
+    def number(self, name: str) -> int:
+        """A parameter as a number; its default if it is not given."""
+        kind = self._known[name]
+        assert isinstance(kind, Number)
+        text = self._given.get(name)
+        if text is None:
+            return kind.default
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and kind.least <= int(text) <= kind.most):
+            raise _bad_request(f"{name} must be a whole number from {kind.least} to {kind.most}")
+        return int(text)
+
+    def page(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items that ``offset`` and ``limit`` ask for."""
+        offset = self.number("offset")
+        return items[offset : offset + self.number("limit")]
+
+    def json(self, data: object) -> bytes:
+        """``data`` as JSON, indented if ``pretty`` is given."""
+        pretty = self.text("pretty") not in ("", "0", "false")
+        return orjson.dumps(data, default=str, option=orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if pretty else 0))
+
+
+def _bad_request(text: str) -> web.HTTPBadRequest:
+    return web.HTTPBadRequest(reason=text)
+
+
+def _names(wanted: str, endpoint_id: str) -> bool:
+    """Whether ``wanted`` is empty, the endpoint's id (``namespace/name``) or its name."""
+    return not wanted or endpoint_id == wanted or endpoint_id.partition("/")[2] == wanted
+
+
+def _listed(items: Iterable[bytes], *, total: int) -> web.Response:
+    body = b"[" + b",\n".join(items) + b"]\n"
+    return web.Response(body=body, content_type="application/json", headers={TOTAL_HEADER: str(total)})
+
+
+async def _index(_: web.Request) -> web.Response:
+    pages = []
+    for path, (text, parameters) in PAGES.items():
+        rows = "".join(f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
+        pages.append(f'<li><a href="{path}?pretty=1">{path}</a>: {html.escape(text)}<ul>{rows}</ul></li>')
+    page = f"<!doctype html><title>Warmroute</title><h1>Warmroute: debug pages</h1><ul>{''.join(pages)}</ul>"
+    return web.Response(text=page, content_type="text/html")

@@ -1,0 +1,143 @@
+"""The pages of the metrics port, over a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from tests.factories import readings
+from warmroute.errors import ConfigurationError
+from warmroute.observability.metrics import EndpointReading, Metrics
+from warmroute.observability.metrics_pages import SAMPLES_AT_ONCE, MetricsPages
+from warmroute.observability.page_server import PageServer
+from warmroute.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+MANY = readings(SAMPLES_AT_ONCE * 2 + 1)
+
+
+def pages(metrics: Metrics, host: str = "127.0.0.1", port: int = 0) -> PageServer:
+    return PageServer(host, port, MetricsPages(metrics).routes(), port_flag="--metrics-port")
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(Settings, lambda: MANY, clock=lambda: 0.0)
+
+
+@pytest.fixture
+async def client(metrics: Metrics) -> AsyncIterator[aiohttp.ClientSession]:
+    server = pages(metrics)
+    await server.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            yield session
+    finally:
+        await server.stop()
+
+
+def without_process(text: str) -> list[str]:
+    """The lines without the figures of the process, which change by themselves."""
+    return [line for line in text.splitlines() if not line.startswith(("process_", "python_"))]
+
+
+async def test_metrics_as_text(client: aiohttp.ClientSession, metrics: Metrics) -> None:
+    async with client.get("/metrics") as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/plain; version=")
+        assert without_process(await answer.text()) == without_process(generate_latest(metrics.registry).decode())
+
+
+async def test_metrics_as_openmetrics(client: aiohttp.ClientSession, metrics: Metrics) -> None:
+    async with client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}) as answer:
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+        text = await answer.text()
+    assert without_process(text) == without_process(generate_openmetrics(metrics.registry).decode())  # type: ignore[no-untyped-call]
+    assert len(list(parse_openmetrics(text))) > 30  # type: ignore[no-untyped-call]
+
+
+async def test_metrics_are_gzipped_if_asked(client: aiohttp.ClientSession) -> None:
+    async with client.get("/metrics", headers={"Accept-Encoding": "gzip"}) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert "warmroute_streams_in_flight" in await answer.text()
+    async with client.get("/metrics", headers={"Accept-Encoding": "identity"}) as answer:
+        assert "Content-Encoding" not in answer.headers
+
+
+async def test_the_metrics_port_has_no_debug_pages(client: aiohttp.ClientSession) -> None:
+    for page in ("endpoints", "decisions", "settings"):
+        async with client.get(f"/debug/{page}") as answer:
+            assert answer.status == 404
+            assert "--debug-port" in (await answer.json())["error"]
+    async with client.get("/") as answer:
+        text = await answer.text()
+    assert "debug" not in text
+    for path in ("/metrics", "/healthz"):
+        assert f'href="{path}"' in text
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/metrics", 405)])
+async def test_wrong_requests_get_json(client: aiohttp.ClientSession, method: str, path: str, status: int) -> None:
+    async with client.request(method, path) as answer:
+        assert answer.status == status
+        assert (await answer.json())["path"] == path
+
+
+async def test_a_failing_view_of_the_endpoints_is_a_500() -> None:
+    def fail() -> list[EndpointReading]:
+        raise RuntimeError("secret")
+
+    server = pages(Metrics(Settings, fail))
+    await server.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            for _ in range(6):
+                async with session.get("/metrics") as answer:
+                    assert answer.status == 500
+                    assert (await answer.json())["error"] == "RuntimeError; see the log"
+            async with session.get("/healthz") as answer:
+                assert await answer.text() == "ok\n"
+    finally:
+        await server.stop()
+
+
+async def test_all_interfaces_means_one_port_for_ipv4(metrics: Metrics) -> None:
+    server = pages(metrics, host="")
+    await server.start()
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{server.port}/healthz") as answer,
+        ):
+            assert answer.status == 200
+    finally:
+        await server.stop()
+
+
+async def test_a_taken_port_is_a_configuration_error(metrics: Metrics) -> None:
+    first = pages(metrics)
+    await first.start()
+    try:
+        for host in ("127.0.0.1", ""):
+            with pytest.raises(
+                ConfigurationError, match=rf"port {first.port} \(--metrics-port\): Address already in use$"
+            ):
+                await pages(metrics, host, first.port).start()
+    finally:
+        await first.stop()
+
+
+async def test_the_port_is_free_after_the_stop(metrics: Metrics) -> None:
+    server = pages(metrics)
+    await server.start()
+    await server.stop()
+    await server.stop()
+    again = pages(metrics, port=server.port)
+    await again.start()
+    await again.stop()

@@ -154,8 +154,8 @@ class Settings(BaseModel):
     )
     max_json_values: int = setting(
         1 << 20,
-        "Most values in a JSON body, an object or a list counting as 4. Bodies with more get 413 before they are decoded. "
-        "Each value takes up to 56 bytes of memory.",
+        "Most values in a JSON body, an object or a list counting as 4, a key as 2. Bodies with more get 413 before they "
+        "are decoded. Each value takes up to 64 bytes of memory.",
         group="Server",
         ge=1000,
     )

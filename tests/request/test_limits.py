@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 
 from warmroute.request import structure
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
-from warmroute.request.limits import CONTAINER_VALUES, MAX_JSON_VALUES, count_values, memory_needed
+from warmroute.request.limits import (
+    CONTAINER_VALUES,
+    KEY_VALUES,
+    LENIENT_BODY,
+    MAX_JSON_VALUES,
+    count_values,
+    memory_needed,
+)
 from warmroute.request.parse import parse, parse_beginning
-from warmroute.request.rejections import too_many_values
+from warmroute.request.rejections import Rejection, too_many_values
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
@@ -27,11 +34,12 @@ values = st.recursive(
 
 
 def values_in(document: Any) -> int:
-    """An object or a list is CONTAINER_VALUES, and each of its members but one is 1."""
-    if not isinstance(document, list | dict):
-        return 0
-    members = list(document.values()) if isinstance(document, dict) else document
-    return CONTAINER_VALUES + max(len(members) - 1, 0) + sum(map(values_in, members))
+    """An object or a list is CONTAINER_VALUES, each of its members but one is 1, and each key is KEY_VALUES."""
+    if isinstance(document, dict):
+        return values_in([*document.values()]) + KEY_VALUES * len(document)
+    if isinstance(document, list):
+        return CONTAINER_VALUES + max(len(document) - 1, 0) + sum(map(values_in, document))
+    return 0
 
 
 @settings(deadline=None)
@@ -66,9 +74,9 @@ def test_a_body_of_many_values_is_refused_before_it_is_decoded(member: str, monk
 
 
 def test_the_limit_itself_is_allowed() -> None:
-    body = b'{"model":"m","messages":[0,0,{}]}'  # three containers and three commas
-    assert isinstance(parse(CHAT, JSON, body, max_values=15), InferenceRequest)
-    assert parse(CHAT, JSON, body, max_values=14) == too_many_values(14)
+    body = b'{"model":"m","messages":[0,0,{}]}'  # three containers, three commas, two colons
+    assert isinstance(parse(CHAT, JSON, body, max_values=19), InferenceRequest)
+    assert parse(CHAT, JSON, body, max_values=18) == too_many_values(18)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +106,11 @@ def test_large_honest_bodies_are_read(path: str, body: object) -> None:
     parsed = parse(path, JSON, json.dumps(body).encode())
     assert isinstance(parsed, InferenceRequest)
     assert parsed.parts
+
+
+def test_a_large_body_that_is_no_strict_json_is_refused() -> None:
+    body = b'{"model":"m","messages":[],"n":NaN,"x":"%b"}'
+    assert isinstance(parse(CHAT, JSON, body % (b"a" * (LENIENT_BODY - len(body) + 2))), InferenceRequest)
+    refused = parse(CHAT, JSON, body % (b"a" * (LENIENT_BODY - len(body) + 3)))
+    assert isinstance(refused, Rejection)
+    assert refused.status == 400

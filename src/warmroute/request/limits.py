@@ -14,26 +14,37 @@ MAX_JSON_VALUES = 1 << 20
 CONTAINER_VALUES = 4
 """Values that an object or a list counts for. They take the most memory (a list 72 bytes, an object 232) and time."""
 
+KEY_VALUES = 2
+"""Values that the key of an object counts for, in addition to its value."""
+
 LONG_BODY = 512 << 10
 """Size in bytes from which a body is not to be read on the event loop.
 
-A chat of this size takes 0.5 ms, the most expensive body of this size about 80 ms, a body of any size within the limits
-about 150 ms and 10 ms per MB more. The decoder holds the GIL for up to half of that.
+A chat of this size takes 0.5 ms, the most expensive body of this size 60 to 120 ms (lists in lists, or ten thousands of tiny
+blocks), a body of any size within the limits up to 300 ms and 10 ms per MB more. The decoder holds the GIL for up to half of
+that.
 """
 
-VALUE_MEMORY = 56
+VALUE_MEMORY = 64
 """Bytes of memory that a value takes at most while a body is read, its text apart."""
 
-TEXT_MEMORY = 12
+TEXT_MEMORY = 8
 """Bytes of memory that a byte of text takes at most while a body is read: one emoji makes a string of 4 bytes a character,
-and a body that orjson rejects (NaN, lone surrogates) is decoded to one such string before it is parsed."""
+of which UTF-8 copies are made."""
+
+LENIENT_BODY = 4 << 20
+"""Largest body in bytes that is decoded a second way if it is no strict JSON (NaN, lone surrogates)."""
+
+LENIENT_MEMORY = 5
+"""Bytes of memory that each byte of text takes there in addition: the whole body becomes one string first."""
 
 PLAIN_TEXT_MEMORY = 4
 """As TEXT_MEMORY, of a body in ASCII without Unicode escapes, such as base64: 1 byte a character, and three copies."""
 
 
 def count_values(body: bytes, limit: int) -> int:
-    """At least the number of values in a JSON text: each comma and, CONTAINER_VALUES times, each object and each list.
+    """At least the number of values in a JSON text: each comma, each colon KEY_VALUES times, each object and list
+    CONTAINER_VALUES times.
 
     If the result is more than ``limit``, the number is, too. Linear, with at most twice the memory of the body: 2 ms per MB,
     5 to 12 ms where strings contain so many brackets and commas that they must be left out.
@@ -47,20 +58,23 @@ def count_values(body: bytes, limit: int) -> int:
 def memory_needed(body: bytes, max_values: int = MAX_JSON_VALUES) -> int:
     """Upper bound of the memory, in bytes, that parsing and rewriting ``body`` takes in addition to the body itself.
 
-    A body of half a megabyte takes at most 62 MB, a base64 image of 30 MB 120 MB, a chat of 4 MB about 35 MB, any body of
-    32 MiB 460 MB.
-    Nothing is decoded: 2 ms per MB above LONG_BODY, below it less than 0.1 ms.
+    A body of half a megabyte takes at most 74 MB, a base64 image of 30 MB 120 MB (with an emoji in the text beside it
+    260 MB), a chat of 4 MB 20 to 80 MB, any body of 32 MiB 350 MB. Nothing is decoded: 3 ms per MB above LONG_BODY, below it
+    less than 0.1 ms. tests/request/test_limits.py compares it with what parsing takes.
     """
     length = len(body)
     values = min(2 * length, max_values)
     if length > LONG_BODY:
         values = min(values, _values(body))
-    plain = body.isascii() and b"\\u" not in body
-    return VALUE_MEMORY * values + (PLAIN_TEXT_MEMORY if plain else TEXT_MEMORY) * length
+    if body.isascii() and b"\\u" not in body:
+        text = PLAIN_TEXT_MEMORY * length
+    else:
+        text = TEXT_MEMORY * length + LENIENT_MEMORY * min(length, LENIENT_BODY)
+    return VALUE_MEMORY * values + text
 
 
 def _values(text: bytes) -> int:
-    return text.count(b",") + CONTAINER_VALUES * (text.count(b"[") + text.count(b"{"))
+    return text.count(b",") + KEY_VALUES * text.count(b":") + CONTAINER_VALUES * (text.count(b"[") + text.count(b"{"))
 
 
 def _values_outside_strings(body: bytes, limit: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
-from warmroute.request.limits import MAX_JSON_VALUES, count_values
+from warmroute.request.limits import LENIENT_BODY, MAX_JSON_VALUES, count_values
 from warmroute.request.prompt import Prompt, seed
 from warmroute.request.rejections import Rejection, malformed, too_many_values
 from warmroute.request.truncated import (
@@ -287,6 +287,8 @@ def _decode(body: bytes) -> object:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         why = str(error)
+    if len(body) > LENIENT_BODY:
+        return malformed(f"The request body is not valid JSON: {why}")
     try:  # decoded here, for json.loads would guess UTF-16, of which the values cannot be counted
         return json.loads(body.decode("utf-8", "surrogatepass").removeprefix("\ufeff"), parse_int=_parse_integer)
     except RecursionError:

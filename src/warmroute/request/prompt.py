@@ -153,7 +153,7 @@ class Prompt:
     def messages(self, messages: list[Any]) -> None:
         """The messages of a conversation, one part each; more for one that has images."""
         if not self._can_take(messages):
-            self._add(JSON + canonical_json(messages))
+            self._add(_json(messages))
             return
         for message in messages:
             if type(message) is dict and len(message) == 2:  # nearly all: a role and a text
@@ -204,7 +204,7 @@ class Prompt:
             except (TypeError, AttributeError, OverflowError):  # mixed types, numbers that are no token ids
                 pass
         if prompt not in NOTHING:
-            self._add(JSON + canonical_json(prompt))
+            self._add(_json(prompt))
         return None
 
     def media(self, content: object) -> None:
@@ -219,7 +219,7 @@ class Prompt:
 
     def _message(self, message: object) -> None:
         if type(message) is not dict:
-            self._add(JSON + canonical_json(message) + END)
+            self._add(_json(message) + END)
             return
         self._item(message, "role")
         self._pending.append(END)
@@ -229,7 +229,7 @@ class Prompt:
         """A message or a block: the value of its ``kind`` (role or type), its content, all its other fields."""
         pending = self._pending
         if not self._can_take(item):
-            pending += (JSON, canonical_json(item))
+            pending.append(_json(item))
             return
         named = item.get(kind)
         if type(named) is str:
@@ -258,14 +258,14 @@ class Prompt:
         elif type(content) is dict and content:
             self._block(content)
         elif content not in NOTHING:
-            self._pending += (JSON, canonical_json(content))
+            self._pending.append(_json(content))
 
     def _block(self, block: object) -> None:
         if type(block) is not dict:
             if type(block) is str:
                 self._content(block)
             else:
-                self._pending += (JSON, canonical_json(block))
+                self._pending.append(_json(block))
         elif (text := text_of(block)) is not None:
             self._content(text)
         elif is_media(block):
@@ -296,6 +296,11 @@ def _field(name: str, value: object) -> bytes:
     if type(value) is str:
         return b"".join((FIELD, encode(name), STRING, encode(value)))
     return b"".join((FIELD, encode(name), JSON, canonical_json(value)))
+
+
+def _json(value: object) -> bytes:
+    """A copy: what orjson returns holds on to a buffer of a kilobyte, which thousands of small values would keep."""
+    return JSON + canonical_json(value)
 
 
 def text_of(block: dict[str, Any]) -> str | None:

@@ -45,7 +45,7 @@ def body_too_large(limit: int) -> Rejection:
 
 def too_many_values(limit: int) -> Rejection:
     """413: the JSON body has more than ``limit`` values."""
-    message = f"The request body has more than {limit} JSON values (an object or a list counts as 4)."
+    message = f"The request body has more than {limit} JSON values (an object or a list counts as 4, a key as 2)."
     return Rejection(413, "invalid_request_error", message, "too-many-values")
 
 

@@ -28,7 +28,7 @@ from warmroute.observability.page_server import PageServer
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
-from warmroute.request.limits import LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
+from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.router import Router, RoutingConstants
@@ -107,7 +107,8 @@ def memory_bound(settings: Settings) -> int:
     A message of gRPC is held twice while it is decoded, and is at most twice as long as a body may be. Short bodies are read
     one at a time and are not counted in the budget.
     """
-    short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values) + TEXT_MEMORY * LONG_BODY
+    short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values)
+    short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
     return (
         IDLE_MEMORY
         + CHECKPOINT_MEMORY * settings.index_limit

@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-unit test-fast test-layer e2e-kubernetes lint bench build lock protos clean help
+.PHONY: demo test test-unit test-fast test-layer e2e-kubernetes lint bench soak build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -58,6 +58,9 @@ bench: $(VENV)/.dev  ## what routing gains and what it costs, in short: under fi
 	$(BIN)/warmroute demo --once
 	$(BIN)/warmroute bench replay shared-prompts --requests 1500
 	$(BIN)/warmroute bench cost --quick
+
+soak: $(VENV)/.dev  ## three minutes of hostile clients, engines and neighbours: does an honest client notice?
+	$(BIN)/python -m tests.soak
 
 lint: $(VENV)/.dev  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

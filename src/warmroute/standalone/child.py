@@ -35,6 +35,11 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
 
     @property
+    def started(self) -> bool:
+        """It was started; it may have ended."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """Raises ChildError before the start."""
         return self._started.pid

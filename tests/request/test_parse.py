@@ -14,7 +14,7 @@ from tests.recordings import walk_through_requests
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse, parse_beginning
-from warmroute.request.prompt import MEDIA_WEIGHT, Prompt
+from warmroute.request.prompt import MAX_ITEMS, MEDIA_WEIGHT, Prompt
 from warmroute.request.rejections import Rejection
 
 JSON = "application/json"
@@ -201,6 +201,18 @@ def test_the_text_beside_an_image_counts_and_inputs_that_differ_tell_prompts_apa
         {"response_format": {"type": "json_object"}},
         {"add_special_tokens": True},
         {"mm_processor_kwargs": {"n": 1}},
+        {"media_io_kwargs": {"n": 1}},
+        {"extra_key": "k"},
+        {"lora_path": "a"},
+        {"reasoning": {"effort": "high"}},
+        {"thinking": {"type": "enabled"}},
+        {"output_config": {"effort": "low"}},
+        {"truncate_prompt_tokens": 100},
+        {"truncation_side": "left"},
+        {"features": {"a": 1}},
+        {"previous_response_id": "r"},
+        {"conversation": "c"},
+        {"session_params": {"id": "s"}},
     ],
 )
 def test_what_changes_the_head_of_the_prompt_is_in_the_seed(fields: dict[str, object]) -> None:
@@ -519,6 +531,30 @@ def test_bodies_made_to_keep_us_busy_are_not_taken_apart(inside: str) -> None:
     assert len(prompt.parts) < 400 + 1
     assert abs(request(CHAT, body).weight - len(body)) < len(body) // 2
     parse_beginning(CHAT, JSON, body[:-100])
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_edge_of_what_is_taken_apart(more: int) -> None:
+    whole = Prompt()
+    whole.messages([user("")] * (MAX_ITEMS + more))
+    assert len(whole.parts) == (1 if more else MAX_ITEMS)
+    blocks = Prompt()  # one message, its two fields, then its blocks
+    blocks.messages([user([{"type": "text", "text": "a"}] * (MAX_ITEMS - 3 + more))])
+    assert (b"\xfb[" in blocks.parts[0].data) == bool(more)
+    texts = Prompt()
+    texts.plain(["a"] * (MAX_ITEMS + more))
+    assert texts.parts[0].data.startswith(b"\xfb[" if more else b"a\xffa")
+    ids = Prompt()  # token ids are one array, not items
+    assert ids.plain([1] * (MAX_ITEMS + more)) == MAX_ITEMS + more
+
+
+def test_the_deepest_json_that_is_rendered() -> None:
+    def tools(levels: int) -> bytes:
+        return b'{"model":"m","messages":[],"tools":' + b"[" * levels + b"1" + b"]" * levels + b"}"
+
+    assert len(request(CHAT, tools(254)).parts) == 1
+    refused = rejection(CHAT, tools(256))
+    assert (refused.status, refused.message) == (400, "The request body is nested too deeply.")
 
 
 # ---------------------------------------------------------------- properties

@@ -29,3 +29,8 @@ def test_anthropic_shape() -> None:
 
 def test_any_message_can_be_said() -> None:
     assert json.loads(rejection_body(rejections.unknown_model("a\ud800b")))["error"]["code"] == 404
+
+
+def test_an_overloaded_picker_says_when_to_come_again() -> None:
+    refused = rejections.overloaded("Too many large bodies.", retry_after=2)
+    assert (refused.status, refused.reason, refused.retry_after) == (503, "overloaded", 2)

@@ -23,7 +23,6 @@ from warmroute.extproc.ext_proc_pb2 import (
 )
 from warmroute.extproc.transitions import (
     MODES,
-    PICKS,
     TRANSITIONS,
     Message,
     State,
@@ -89,7 +88,7 @@ def test_each_pair_is_allowed_or_a_named_error(state: State, mode: BodySendMode,
         stream.send(sent)
         expected = next_state(step, needs_response=state is State.ANSWERED)
         assert stream.session.state is expected
-        assert stream.session.answered == (answered_before or step.action in PICKS)
+        assert stream.session.answered == (answered_before or step.picks)
 
 
 def test_a_closed_stream_takes_no_message() -> None:

@@ -1,4 +1,4 @@
-"""The gRPC health service, by the names that gateways and probes ask for."""
+"""The gRPC health service (grpc.health.v1), under the names that gateways and probes use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS = "liveness"
-"""The one name that is SERVING whenever the process can answer; every other one (``readiness``, ``inference-extension``,
-the ext_proc service, the empty name) tells whether requests can be routed."""
+"""The service that is SERVING as long as the process runs. All others (``readiness``, ``inference-extension``, the ext_proc
+service, the empty name) are SERVING while requests can be routed."""
 
 _SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 _NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -19,7 +19,7 @@ _LISTED = (LIVENESS, "readiness", "inference-extension", EXT_PROC_SERVICE)
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """``ready`` is asked at each check."""
+    """The health service. ``ready`` is called at each check: whether requests can be routed."""
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
@@ -42,7 +42,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        """Not offered, as by other pickers: clients that get UNIMPLEMENTED take the service for healthy."""
+        """Not implemented, as in other pickers. Clients take a service that answers UNIMPLEMENTED for healthy."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
 
 

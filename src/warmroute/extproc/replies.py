@@ -1,4 +1,4 @@
-"""ProcessingResponse builders. Every function returns serialised messages; what can be constant is serialised once."""
+"""Builders of ProcessingResponse. All return serialised messages; constant ones are serialised once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from warmroute.extproc.ext_proc_pb2 import (
 from warmroute.request.rejections import Rejection, rejection_body
 
 CHUNK_BYTES = 62_000
-"""Body bytes in one message of FULL_DUPLEX_STREAMED, the protocol's habit (gRPC windows are 64 KiB)."""
+"""Body bytes in one message of FULL_DUPLEX_STREAMED. Other pickers use this size; gRPC's flow-control window is 64 KiB."""
 
 NOTHING = b""
-"""An empty message, where a stream ends with nothing left to say and Envoy has no request open on it.
+"""Empty ProcessingResponse: the last message of a stream on which no request is open.
 
-For a request in flight Envoy takes it for an answer to nothing, which with fail-close ends the request with 500.
+Never send it while a request is open: Envoy counts it as spurious and, under fail-close, answers 500.
 """
 CONTINUE_REQUEST_HEADERS = ProcessingResponse(request_headers=HeadersResponse()).SerializeToString()
 CONTINUE_REQUEST_BODY = ProcessingResponse(request_body=BodyResponse()).SerializeToString()
@@ -40,7 +40,7 @@ CONTINUE_RESPONSE_TRAILERS = ProcessingResponse(response_trailers=TrailersRespon
 
 
 def _set(name: str, value: str) -> HeaderValueOption:
-    """Only ``raw_value`` (Envoy takes ``value`` for an empty header), always overwriting: a client must not choose."""
+    """A header in ``raw_value`` (Envoy reads ``value`` as empty) that overwrites the client's."""
     return HeaderValueOption(
         header=HeaderValue(key=name, raw_value=value.encode()),
         append_action=HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
@@ -66,20 +66,20 @@ def _with_metadata(response: ProcessingResponse, targets: str) -> bytes:
 def destination_in_headers(
     targets: str, *, content_length: int | None = None, remove: tuple[str, ...] = (), echo: bool = False
 ) -> bytes:
-    """The answer to request headers: header and metadata name the endpoint."""
+    """Reply to request headers: header and metadata name the endpoint."""
     common = CommonResponse(header_mutation=_destination(targets, content_length, remove, echo))
     return _with_metadata(ProcessingResponse(request_headers=HeadersResponse(response=common)), targets)
 
 
 @lru_cache(maxsize=8192)
 def destination_in_body(targets: str, *, remove: tuple[str, ...] = (), echo: bool = False) -> bytes:
-    """The answer to a buffered body that stays as it is."""
+    """Reply to a buffered body that stays unchanged."""
     common = CommonResponse(header_mutation=_destination(targets, None, remove, echo))
     return _with_metadata(ProcessingResponse(request_body=BodyResponse(response=common)), targets)
 
 
 def destination_and_body(targets: str, body: bytes, *, remove: tuple[str, ...] = (), echo: bool = False) -> bytes:
-    """The answer to a buffered body that is replaced by ``body``."""
+    """Reply to a buffered body that is replaced by ``body``."""
     common = CommonResponse(
         header_mutation=_destination(targets, len(body), remove, echo), body_mutation=BodyMutation(body=body)
     )
@@ -87,12 +87,12 @@ def destination_and_body(targets: str, body: bytes, *, remove: tuple[str, ...] =
 
 
 def destination_in_trailers(targets: str) -> bytes:
-    """The answer to trailers of a request without a body: only metadata can still name the endpoint."""
+    """Reply to trailers of a request without a body: headers have been sent on, so only metadata can name the endpoint."""
     return _with_metadata(ProcessingResponse(request_trailers=TrailersResponse()), targets)
 
 
 def streamed_request_body(body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:
-    """The whole body back to Envoy in FULL_DUPLEX_STREAMED; the last message carries ``end_of_stream``."""
+    """The whole body, returned to Envoy in FULL_DUPLEX_STREAMED. The last message carries ``end_of_stream``."""
     size = len(body)
     for start in range(0, size or 1, CHUNK_BYTES):
         chunk = StreamedBodyResponse(
@@ -103,20 +103,20 @@ def streamed_request_body(body: bytes, *, end_of_stream: bool) -> Iterator[bytes
 
 
 def streamed_response_body(body: bytes, *, end_of_stream: bool) -> bytes:
-    """A response chunk as it came, in FULL_DUPLEX_STREAMED."""
+    """A response chunk, returned unchanged in FULL_DUPLEX_STREAMED."""
     chunk = StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
     common = CommonResponse(body_mutation=BodyMutation(streamed_response=chunk))
     return ProcessingResponse(response_body=BodyResponse(response=common)).SerializeToString()
 
 
 def served_in_headers(served: str) -> bytes:
-    """The answer to response headers in conformance tests: who served the request."""
+    """Reply to response headers in conformance tests: a header names the endpoint that served the request."""
     common = CommonResponse(header_mutation=HeaderMutation(set_headers=[_set(headers.TEST_SERVED, served)]))
     return ProcessingResponse(response_headers=HeadersResponse(response=common)).SerializeToString()
 
 
 def reject(rejection: Rejection, path: str) -> bytes:
-    """An answer to the client in place of the engine's."""
+    """ImmediateResponse with the rejection's status, headers and JSON body."""
     set_headers = [_set("content-type", "application/json"), _set(headers.DROPPED_REASON, rejection.reason)]
     if rejection.retry_after is not None:
         set_headers.append(_set("retry-after", str(rejection.retry_after)))

@@ -42,7 +42,6 @@ from warmroute.extproc.ext_proc_pb2 import (
 from warmroute.extproc.transitions import (
     AWAITING_CLIENT,
     MODES,
-    PICKS,
     Action,
     State,
     Transition,
@@ -217,7 +216,7 @@ class Session:
             rejection = self._take_body(message.request_body, step.action)
         if rejection is not None:
             return [self._reject(rejection)]
-        if step.action in PICKS:
+        if step.picks:
             self._pending = step
             return []
         self._move(step)

@@ -1,4 +1,4 @@
-"""Certificates: self-signed in memory by default, or from a directory and reloaded when they change."""
+"""Certificates of the ext_proc port: self-signed in memory by default, or from a directory and reloaded on change."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 VALIDITY = datetime.timedelta(days=3650)
 _UNUSABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm)
-"""What reading a certificate and its key may raise; an encrypted key is a TypeError."""
+"""Exceptions of reading a certificate and its key. An encrypted key raises TypeError."""
 
 
 def self_signed() -> grpc.ServerCredentials:
-    """Credentials that no client can verify: for gateways that want TLS to the picker and check nothing, as most do."""
+    """Credentials with a self-signed certificate, for gateways that use TLS and do not verify it, as most do."""
     return grpc.ssl_server_credentials([new_pair("localhost")])
 
 
@@ -51,16 +51,18 @@ def new_pair(host: str) -> tuple[bytes, bytes]:
 
 
 def from_directory(path: Path, reloaded: Callable[[bool], object] = lambda ok: None) -> grpc.ServerCredentials:
-    """Credentials from ``tls.crt`` and ``tls.key``, read again for each new connection after they have changed.
+    """Credentials from ``tls.crt`` and ``tls.key`` in ``path``, reloaded at the next connection after they have changed.
 
-    Raises ConfigurationError if they cannot be used now; a bad pair later keeps the old one and is logged. ``reloaded``
-    hears, in a thread of gRPC's, whether a change could be used.
+    Raises ConfigurationError if they are unusable at start. A bad pair later is logged, and the old pair stays in use.
+    ``reloaded`` is called with the result of each reload, in a thread of gRPC.
     """
     pair = _CertificatePair(path, reloaded)
     return grpc.dynamic_ssl_server_credentials(pair.configuration, pair.fetch)  # type: ignore[arg-type]  # may be None
 
 
 class _CertificatePair:
+    """The pair in use. After ``__init__`` only gRPC's thread touches it."""
+
     def __init__(self, path: Path, reloaded: Callable[[bool], object]) -> None:
         self._reloaded = reloaded
         self._key, self._certificate = path / "tls.key", path / "tls.crt"
@@ -81,7 +83,7 @@ class _CertificatePair:
         return grpc.ssl_server_certificate_configuration([(key, certificate)])
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Called by gRPC for each connection; None means unchanged."""
+        """The new pair, or None if it has not changed. gRPC calls this for each connection."""
         try:
             stamp = self._stamps()
             if stamp == self._stamp:
@@ -90,7 +92,7 @@ class _CertificatePair:
             self.configuration = self._read()
         except _UNUSABLE as error:
             self._reloaded(False)
-            logger.warning("the new certificate is not used", extra={"fields": {"error": str(error)}})
+            logger.warning("new certificate unusable, old one stays in use", extra={"fields": {"error": str(error)}})
             return None
         self._reloaded(True)
         logger.info("certificate reloaded", extra={"fields": {"path": str(self._certificate)}})

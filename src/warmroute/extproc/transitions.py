@@ -94,6 +94,8 @@ class Transition(NamedTuple):
     state: State
     """CLOSED: the request is answered and complete. The stream is ended then, so that a crash of the picker cannot harm the
     request; it goes to ANSWERED instead where messages about the response are needed (see :func:`next_state`)."""
+    picks: bool
+    """The action answers the request: it is one of :data:`PICKS`."""
 
 
 class UnexpectedMessageError(ProtocolError):
@@ -142,7 +144,7 @@ def _table() -> dict[tuple[State, BodySendMode, Message], Transition]:
     ) -> None:
         for state in states:
             for mode in modes:
-                table[state, mode, message] = Transition(action, to)
+                table[state, mode, message] = Transition(action, to, action in PICKS)
 
     start, body, upload, answered = (State.START,), (State.BODY,), (State.UPLOAD,), (State.ANSWERED,)
     buffered, duplex = (BUFFERED, BUFFERED_PARTIAL), (FULL_DUPLEX_STREAMED,)

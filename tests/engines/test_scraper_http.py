@@ -202,6 +202,23 @@ async def test_an_engine_that_hangs_is_left_out_and_comes_back_by_itself(quick_r
         assert scene.restarts == []
 
 
+async def test_hung_engines_do_not_starve_those_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scraper_module, "CONCURRENCY", 6)
+    monkeypatch.setattr(scraper_module, "SILENT_CONCURRENCY", 2)
+    hung = FakeVllm()
+    hung.hung = asyncio.Event()
+    async with serving(hung) as port, serving(FakeVllm()) as other_port, scraping(metrics_timeout=0.5) as scene:
+        for i in range(24):
+            scene.add(port, f"hung{i}")
+        scene.add(other_port, "well")
+        await scene.until(lambda: len({name for name, _ in scene.results}) == 25)
+        before = len(scene.results)
+        await scene.until(lambda: sum(name != "well" for name, _ in scene.results[before:]) >= 12)
+        names = [name for name, _ in scene.results[before:]]
+        assert names.count("well") >= 10, "in turn with 24 hung engines it would be scraped once"
+        hung.hung.set()
+
+
 async def test_the_log_tells_which_page_could_not_be_had_and_why(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:

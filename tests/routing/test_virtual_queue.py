@@ -40,8 +40,7 @@ def test_untracked_requests_leave_as_if_each_had_a_finish_time(
         left = [time for time in finish_times if time > now]
         assert len(queue) == len(left)
         if left:
-            assert queue.next_finish == left[0]
-            assert queue.estimate(RATE, at_least=0, at_most=0, mean_work=0.0).pending_at_zero == finish_times[-1] * RATE
+            assert queue.estimate(RATE, 0, 0, 0.0) == (len(left), finish_times[-1] * RATE, RATE, left[0])
 
 
 @pytest.mark.parametrize("awaiting", [10**6, 10**12])
@@ -51,7 +50,7 @@ def test_any_number_of_untracked_requests_is_counted_at_once(awaiting: int) -> N
     assert len(queue) == awaiting + 1
     queue.expire(10.0)
     assert len(queue) == awaiting + 1 - 20
-    assert queue.next_finish == 10.5
+    assert queue.estimate(RATE, 0, 0, 0.0)[3] == 10.5
 
 
 def test_requests_beyond_those_that_are_remembered_are_forgotten_by_the_next_scrape() -> None:

@@ -26,10 +26,18 @@ MOST_ADAPTERS = 1_024
 """LoRA adapters in use, or that fit at once. vLLM's ``max_loras`` is 1 by default."""
 
 
-@lru_cache(maxsize=4096)
+LONGEST_ADDRESS = 64
+"""Characters of the longest text that is read as an IP address; an IPv6 address with a zone has fewer."""
+
+
 def canonical_address(address: str) -> str:
     """An IP address as Python writes it (``2001:db8::1``), so that equal addresses are equal strings; any other text as
     it is."""
+    return _canonical(address) if len(address) <= LONGEST_ADDRESS else address
+
+
+@lru_cache(maxsize=4096)
+def _canonical(address: str) -> str:
     try:
         return str(ip_address(address))
     except ValueError:

@@ -30,6 +30,7 @@ class CandidateTable:
         "_next_change",
         "_selections",
         "_soonest",
+        "_unrestricted",
         "all",
     )
 
@@ -37,7 +38,8 @@ class CandidateTable:
         self.all = Candidates(Members(loads))
         """Every ready endpoint."""
         self._constants = constants
-        self._selections: OrderedDict[frozenset[str] | None, tuple[Members, list[bool]] | None] = OrderedDict()
+        self._selections: OrderedDict[frozenset[str], tuple[Members, list[bool]] | None] = OrderedDict()
+        self._unrestricted = self._selection(None)
         self._next_change = [-inf] * len(loads)
         self._last_observed = max((load.observed_at for load in loads if load.observed_at is not None), default=-inf)
         self._soonest = -inf
@@ -49,14 +51,17 @@ class CandidateTable:
 
         ``allowed`` holds canonical targets (``ip:port``, ``[v6]:port``), or addresses for any port. The members of each
         set are remembered, so that a set that comes again costs no more than a decision without one."""
-        try:
-            selection = self._selections[allowed]
-            self._selections.move_to_end(allowed)
-        except KeyError:
-            selection = self._selections[allowed] = self._selection(allowed)
-            if len(self._selections) > MOST_SELECTIONS:
-                self._selections.popitem(last=False)
+        selection = self._unrestricted if allowed is None else self._remembered(allowed)
         return self.all if selection is None else self.all.only(*selection)
+
+    def _remembered(self, allowed: frozenset[str]) -> tuple[Members, list[bool]] | None:
+        if allowed in self._selections:
+            self._selections.move_to_end(allowed)
+            return self._selections[allowed]
+        selection = self._selections[allowed] = self._selection(allowed)
+        if len(self._selections) > MOST_SELECTIONS:
+            self._selections.popitem(last=False)
+        return selection
 
     def _selection(self, allowed: frozenset[str] | None) -> tuple[Members, list[bool]] | None:
         """The members to choose from and where they are; None: all."""

@@ -106,7 +106,10 @@ class Candidates:
         self.factors[k] = factors
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
         self._waiting_and_running[k] = waiting + running
-        _mark(self._queueing, k, waiting > MOST_IGNORED_WAITING)
+        if waiting > MOST_IGNORED_WAITING:
+            self._queueing.add(k)
+        else:
+            self._queueing.discard(k)
         self._pending_at_zero[k], self._pending_rate[k] = factors.pending_at_zero, factors.pending_rate
         per_uncached = slowness * (1 + factors.eviction + constants.running * running * factors.kv_usage)
         delay = slowness * constants.waiting * waiting
@@ -114,7 +117,10 @@ class Candidates:
         self._per_uncached[k], self._delay[k], self._fixed[k] = per_uncached, delay, fixed
         self._base[k], self._per_token[k] = factors.pending_at_zero + fixed, per_uncached + delay
         self._guards[k] = guards = factors.kv_guard + factors.slots_guard
-        _mark(self._guarded, k, guards > 0)
+        if guards > 0:
+            self._guarded.add(k)
+        else:
+            self._guarded.discard(k)
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
         """A copy of the columns of the ``members`` at the ``selected`` positions, for one decision."""
@@ -179,7 +185,7 @@ class Candidates:
 
         All are priced as if they held the default number of cached tokens, in one pass; the few others are then
         corrected by the difference."""
-        tokens, default = request.prompt_tokens, cached.default
+        tokens, (default, overrides) = request.prompt_tokens, cached
         prompt_work, spared, share = prefill_work(tokens), prefill_work(default), holder_share(tokens, default)
         balance = request.balance_weight * min(tokens, BALANCE_TOKENS)
         costs = self._equal_costs(
@@ -189,10 +195,10 @@ class Candidates:
             balance=(1 - share) * balance,
             constant=share * balance * request.least_in_flight,
         )
-        if cached.overrides:
+        if overrides:
             per_uncached, delay, in_flight = self._per_uncached, self._delay, self.in_flight
             delay_weight, least_in_flight = request.delay_weight, request.least_in_flight
-            for k, held in cached.overrides.items():
+            for k, held in overrides.items():
                 costs[k] -= (prefill_work(held) - spared) * (per_uncached[k] + delay_weight * delay[k])
                 costs[k] -= (holder_share(tokens, held) - share) * balance * (in_flight[k] - least_in_flight)
         return costs
@@ -234,10 +240,3 @@ class Candidates:
 
 
 _NO_FACTORS = EndpointFactors(*[0.0] * 10)
-
-
-def _mark(positions: set[int], k: int, wanted: bool) -> None:
-    if wanted:
-        positions.add(k)
-    else:
-        positions.discard(k)

@@ -234,12 +234,17 @@ class EndpointLoad:
         finished."""
         rate = self.drain_rate(constants)
         self._expire(now, rate)
-        queue, sent = self.queue, len(self.sent)
-        waiting, pending_at_zero, pending_rate = self._waiting(rate, sent, constants)
+        sent = len(self.sent)
+        at_least, at_most = 0.0, inf
+        if self.observed_at is not None:
+            at_least = self.reported_waiting
+            at_most = at_least + sent + constants.queue_slack
+        waiting, pending_at_zero, pending_rate, until = self.queue.estimate(
+            rate, at_least, at_most, self.mean_work.tokens
+        )
         reported = self.reported_running + self.reported_waiting
         total: float = reported + sent
         gone: float = len(self.ended)
-        until = queue.next_finish
         if sent:
             until = min(until, self.sent[0] + ASSUMED_DURATION)
         leaving = self.departures.per_second
@@ -262,17 +267,6 @@ class EndpointLoad:
             elif capacity_wait:
                 until = min(until, prefill_until)
         return LoadEstimate(waiting, running, total, pending_at_zero, pending_rate, kv_usage, until)
-
-    def _waiting(self, rate: float, sent: int, constants: LoadConstants) -> tuple[float, float, float]:
-        """Waiting requests, ``pending_at_zero`` and ``pending_rate``, within the bounds that the last scrape sets."""
-        if self.observed_at is None:
-            return self.queue.estimate(rate, at_least=0, at_most=inf, mean_work=0.0)
-        return self.queue.estimate(
-            rate,
-            at_least=self.reported_waiting,
-            at_most=self.reported_waiting + sent + constants.queue_slack,
-            mean_work=self.mean_work.tokens,
-        )
 
     def _expire(self, now: float, rate: float) -> None:
         """Computed prompts wait no longer; without a report, each request ends after :data:`ASSUMED_DURATION`."""

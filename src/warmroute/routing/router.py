@@ -183,7 +183,8 @@ class Router(PoolListener):
         are saturated (429). Raises only what a custom strategy raises."""
         table = self._current_table(now)
         candidates = table.select(allowed)
-        if not candidates.loads:
+        loads = candidates.loads
+        if not loads:
             if allowed is not None and self._loads:
                 return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
             return no_endpoint("No endpoint is ready.")
@@ -205,11 +206,11 @@ class Router(PoolListener):
             adapter_costs=self._adapter_costs(candidates, request.model),
         )
         values = self._strategy(context)
-        k = _lowest(values, candidates.loads)
+        k = _lowest(values, loads)
         cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
-            load=candidates.loads[k],
-            targets=_targets(values, candidates.loads, k, constants.max_endpoints),
+            load=loads[k],
+            targets=_targets(values, loads, k, constants.max_endpoints),
             strategy=constants.strategy,
             reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=prompt_bytes > 0),
             prompt_tokens=prompt_tokens,

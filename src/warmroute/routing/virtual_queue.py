@@ -47,47 +47,34 @@ class Assigned(NamedTuple):
     done_at: float
 
 
-class QueueEstimate(NamedTuple):
-    """Waiting requests and their work. At time ``t`` the work is ``pending_at_zero - t * pending_rate`` tokens, so that
-    it need not be computed again as time passes."""
-
-    waiting: float
-    pending_at_zero: float
-    pending_rate: float
-
-
 class _Untracked:
-    """Requests of other clients at the head of the queue: equal work, one after the other. O(1) for any number of
-    them."""
+    """Requests of other clients at the head of the queue: equal work, one after the other. O(1) for any number of them."""
 
-    __slots__ = ("_at", "_count", "_done", "_rate", "_work")
+    __slots__ = ("_at", "_count", "_rate", "_work", "left", "next_finish")
 
     def __init__(self, count: int, at: float, work: float, rate: float) -> None:
         self._count = count
         self._at = at
         self._work = work
         self._rate = rate
-        self._done = 0
-
-    def __len__(self) -> int:
-        return self._count - self._done
+        self.left = count
+        self.next_finish = self._finish(0)
+        """When the first of those left should be computed."""
 
     def expire(self, now: float) -> None:
         """Drop those that should be computed by ``now``."""
-        if self._finish(self._count - 1) <= now:
-            self._done = self._count
-        elif now > self._at:
-            done = int((now - self._at) * self._rate / self._work)
-            if self._finish(done) <= now:  # rounding
-                done += 1
-            elif done and self._finish(done - 1) > now:
-                done -= 1
-            self._done = max(self._done, min(done, self._count))
-
-    @property
-    def next_finish(self) -> float:
-        """When the first of those left should be computed."""
-        return self._finish(self._done)
+        if now < self.next_finish:
+            return
+        if self.last_finish <= now:
+            self.left = 0
+            return
+        done = int((now - self._at) * self._rate / self._work)
+        if self._finish(done) <= now:  # rounding
+            done += 1
+        elif done and self._finish(done - 1) > now:
+            done -= 1
+        self.left = self._count - done
+        self.next_finish = self._finish(done)
 
     @property
     def last_finish(self) -> float:
@@ -118,19 +105,7 @@ class VirtualQueue:
         """The engine's counter of first tokens at the last scrape; None if that scrape had none."""
 
     def __len__(self) -> int:
-        return len(self._finish_times) + (len(self._untracked) if self._untracked is not None else 0)
-
-    @property
-    def counts_first_tokens(self) -> bool:
-        """Whether the last scrape corrected the queue by counters of first tokens."""
-        return self._first_tokens is not None
-
-    @property
-    def next_finish(self) -> float:
-        """When the next entry leaves; infinity if there is none."""
-        if self._untracked is not None:
-            return self._untracked.next_finish
-        return self._finish_times[0] if self._finish_times else inf
+        return len(self._finish_times) + (self._untracked.left if self._untracked is not None else 0)
 
     def assign(self, work: float, rate: float, now: float) -> None:
         """A request of that much work goes to the endpoint, which computes ``rate`` tokens a second."""
@@ -140,7 +115,7 @@ class VirtualQueue:
         """Drop the entries that should be computed by ``now``."""
         if self._untracked is not None:
             self._untracked.expire(now)
-            if len(self._untracked):
+            if self._untracked.left:
                 return
             self._untracked = None
         finish_times = self._finish_times
@@ -181,19 +156,29 @@ class VirtualQueue:
             self.assigned.popleft()
         self._rebuild(at, rate, untracked=max(0, entries - known), mean_work=mean_work)
 
-    def estimate(self, rate: float, *, at_least: int, at_most: float, mean_work: float) -> QueueEstimate:
-        """Waiting requests and their work. The bounds are those of the gauges; counters of first tokens need none."""
-        waiting: float = len(self)
+    def estimate(
+        self, rate: float, at_least: float, at_most: float, mean_work: float
+    ) -> tuple[float, float, float, float]:
+        """Waiting requests, ``pending_at_zero``, ``pending_rate``, and when the next entry leaves.
+
+        The work at time ``t`` is ``pending_at_zero - t * pending_rate`` tokens, so that it need not be computed again as
+        time passes. The bounds come from gauges; a queue that was corrected by counters of first tokens needs none.
+        """
+        finish_times, untracked = self._finish_times, self._untracked
+        waiting: float = len(finish_times)
+        until = finish_times[0] if finish_times else inf
+        if untracked is not None:
+            waiting += untracked.left
+            until = untracked.next_finish
         rate = rate if waiting else 0.0
         pending_at_zero = self._busy_until * rate
-        if self.counts_first_tokens:
-            return QueueEstimate(waiting, pending_at_zero, rate)
+        if self._first_tokens is not None or at_least <= waiting <= at_most:
+            return waiting, pending_at_zero, rate, until
         if waiting > at_most:  # the endpoint is faster than believed
             share = at_most / waiting
-            return QueueEstimate(at_most, pending_at_zero * share, rate * share)
-        if waiting < at_least:  # it is slower, or other clients send to it too
-            return QueueEstimate(at_least, pending_at_zero + (at_least - waiting) * mean_work, rate)
-        return QueueEstimate(waiting, pending_at_zero, rate)
+            return at_most, pending_at_zero * share, rate * share, until
+        # It is slower, or other clients send to it too.
+        return at_least, pending_at_zero + (at_least - waiting) * mean_work, rate, until
 
     def _unseen(self, at: float, rate: float) -> int:
         """Requests that the engine may not have shown at ``at`` though they were sent before."""

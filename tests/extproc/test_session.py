@@ -465,7 +465,7 @@ def test_a_subset_hint_is_bounded_and_read_once(form: Callable[[list[str]], obje
         (["10.0.0.1:8000", "9" * 100_000], True),
         (["10.0.0.1" + " " * 100 + ":8000"], False),
     ):
-        subset.members.cache_clear()
+        subset.read.cache_clear()
         for _ in range(3):
             stream = Stream()
             stream.headers(subset=form(entries))
@@ -474,7 +474,7 @@ def test_a_subset_hint_is_bounded_and_read_once(form: Callable[[list[str]], obje
                 assert destination(answers[0]) == "10.0.0.1:8000"
             else:
                 assert rejection(answers)[:2] == (503, "empty-subset")
-        assert subset.members.cache_info().misses == 1
+        assert subset.read.cache_info().misses == 1
 
 
 def test_the_subset_hint_can_be_switched_off() -> None:

@@ -423,8 +423,7 @@ class Session:
             return subset.members(subset.split(self._headers[headers.TEST_SELECTION]))
         if self._metadata is None or self._rules.disable_endpoint_subset_filter:
             return None
-        entries = subset.hinted(self._metadata)
-        return None if entries is None else subset.members(entries)
+        return subset.hinted(self._metadata)
 
     def _first(self, names: tuple[str, ...]) -> str:
         """The first of these request headers that is there and not empty."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import gc
 import random
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from statistics import median
 from time import perf_counter
 
+from warmroute.extproc import subset
+from warmroute.extproc.ext_proc_pb2 import Metadata
+from warmroute.extproc.headers import SUBSET_KEY, SUBSET_NAMESPACE
 from warmroute.picker import routing_constants
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
@@ -26,6 +30,7 @@ from warmroute_lab.overhead.picker_load import PATH, Chats
 
 MATCH_BUDGET = 150e-6
 PICK_BUDGET = 40e-6
+SUBSET_BUDGET = 1.2
 CHECKPOINT_BUDGET = 200.0
 
 
@@ -68,21 +73,7 @@ def match_and_insert(rounds: int) -> Figure:
 
 def pick(rounds: int, rng: random.Random) -> Figure:
     """``Router.pick`` of a small chat, whose system prompt all of a hundred endpoints hold. It has no floor."""
-    pool = Pool()
-    router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
-    pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
-    chats = Chats(SMALL)
-    clock = count()
-
-    def once(request: InferenceRequest) -> None:
-        router.pick(request, next(clock) * 2e-3)
-
-    for _ in range(2 * MANY):
-        once(_parsed(chats))
-    seconds = []
-    for _ in range(rounds):
-        requests = [_parsed(chats) for _ in range(200)]
-        seconds.append(median(_timed(lambda r=request: once(r)) for request in requests))  # type: ignore[misc]
+    (seconds,) = _picks(rounds, rng, (None,))
     return Figure(
         what=f"pick over {MANY} endpoints, all of which hold the system prompt",
         unit="s",
@@ -92,6 +83,39 @@ def pick(rounds: int, rng: random.Random) -> Figure:
         budget=PICK_BUDGET,
         against=Against.VALUE,
     )
+
+
+def pick_in_subset(rounds: int, rng: random.Random) -> Figure:
+    """Such a pick with the gateway's subset hint, which names all endpoints, read from the message's bytes. The floor is the
+    pick without a hint."""
+    metadata = Metadata()
+    targets = [f"10.0.0.{k}:8000" for k in range(MANY)]
+    metadata.filter_metadata[SUBSET_NAMESPACE].update({SUBSET_KEY: targets})
+    floor, ours = _picks(rounds, rng, (None, metadata.SerializeToString()))
+    what = f"pick with a subset hint of {MANY} endpoints (floor: without)"
+    return of_rounds(what, "s", Against.RATIO, SUBSET_BUDGET, floor=floor, ours=ours)
+
+
+def _picks(rounds: int, rng: random.Random, hints: Sequence[bytes | None]) -> list[list[float]]:
+    """Median seconds of a pick with each of the hints, in each round."""
+    pool = Pool()
+    router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
+    pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
+    chats = Chats(SMALL)
+    clock = count()
+
+    def once(request: InferenceRequest, hint: bytes | None) -> None:
+        allowed = subset.hinted(Metadata.FromString(hint)) if hint is not None else None
+        router.pick(request, next(clock) * 2e-3, allowed=allowed)
+
+    for _ in range(2 * MANY):
+        once(_parsed(chats), None)
+    seconds: list[list[float]] = [[] for _ in hints]
+    for _ in range(rounds):
+        for one, hint in zip(seconds, hints, strict=True):
+            requests = [_parsed(chats) for _ in range(200)]
+            one.append(median(_timed(partial(once, request, hint)) for request in requests))
+    return seconds
 
 
 def index_memory(checkpoints: int, *, shared: bool) -> Figure:

@@ -25,7 +25,7 @@ from warmroute.standalone.picker_process import PickerPorts, picker, start_picke
 from warmroute.standalone.ports import free_port, free_range
 from warmroute.standalone.proxy_config import ProxyConfig
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
-from warmroute_lab.overhead.in_process import index_memory, match_and_insert, pick
+from warmroute_lab.overhead.in_process import index_memory, match_and_insert, pick, pick_in_subset
 from warmroute_lab.overhead.machine import cpu_seconds, machine, resident_bytes
 from warmroute_lab.overhead.options import (
     CPU_BUDGET,
@@ -61,7 +61,7 @@ class _Contender:
 async def bench(options: CostOptions, console: Console) -> list[Figure]:
     """Measure everything, print the table. Raises ChildError or LoadError if something does not run at all."""
     console.print(machine())
-    steps = 6 + 2 * options.rounds + (3 * options.rounds if options.gateway else 0)
+    steps = 7 + 2 * options.rounds + (3 * options.rounds if options.gateway else 0)
     with (
         TemporaryDirectory(prefix="warmroute-cost-") as directory,
         Progress(
@@ -102,7 +102,11 @@ class _Run:
     async def measure(self) -> list[Figure]:
         rng = random.Random(1)
         self._announce("match and pick")
-        figures = [self._step(match_and_insert(self._options.rounds)), self._step(pick(self._options.rounds, rng))]
+        figures = [
+            self._step(match_and_insert(self._options.rounds)),
+            self._step(pick(self._options.rounds, rng)),
+            self._step(pick_in_subset(self._options.rounds, rng)),
+        ]
         self._announce("memory of the index")
         figures += [
             self._step(index_memory(self._options.index_checkpoints, shared=False)),

@@ -131,6 +131,7 @@ def test_figures_that_need_no_process() -> None:
     for figure in (
         in_process.match_and_insert(rounds=1),
         in_process.pick(rounds=1, rng=random.Random(1)),
+        in_process.pick_in_subset(rounds=1, rng=random.Random(1)),
         in_process.index_memory(5_000, shared=False),
         in_process.index_memory(50_000, shared=True),
     ):
@@ -173,7 +174,7 @@ def test_a_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "budget" in result.output
     document = orjson.loads(file.read_bytes())
     figures = {figure["what"]: figure for figure in document["figures"]}
-    assert len(figures) == 16
+    assert len(figures) == 17
     assert document["machine"]
     assert sum("CPU per request" in what for what in figures) == 8
     for figure in figures.values():

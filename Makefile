@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-unit test-fast test-layer e2e-kubernetes lint bench soak build lock protos clean help
+.PHONY: demo test test-unit test-fast test-layer coverage e2e-kubernetes lint bench soak build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,9 @@ test-fast: $(VENV)/.dev  ## unit and integration tests that take seconds
 test-layer: $(VENV)/.dev  ## the tests of one layer: LAYER=unit, integration or e2e
 	$(BIN)/pytest -n 2 -m "$(LAYER)"
 
+coverage: $(VENV)/.dev  ## unit and integration tests, and the lines and branches that they do not reach
+	$(BIN)/pytest -n 2 -m "not e2e and not slow" --cov --cov-report term-missing
+
 e2e-kubernetes: $(VENV)/.dev  ## the walk-through against the cluster of KUBECONFIG
 	WARMROUTE_E2E_KUBERNETES=1 $(BIN)/pytest tests/e2e/test_kubernetes.py -k real -rs
 
@@ -86,4 +89,4 @@ lock: | $(BIN)/python  ## resolve requirements/*.txt anew after a change of depe
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 
 clean:  ## remove the environment, caches and built files
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 """The Kubernetes API server: requests and watches as plain JSON.
 
 The official client finds the cluster, its certificates and its tokens, and renews them. Its model classes are not used:
-decoding into them takes about 100 times as long as :mod:`orjson` (tests/kubernetes/test_kubernetes_load.py bounds the cost).
+decoding into them takes about 100 times as long as :mod:`orjson` (tests/kubernetes/test_load.py bounds the cost).
 Importing this module raises ConfigurationError if the client is not installed.
 """
 

@@ -145,7 +145,7 @@ async def test_sigterm_ends_a_running_demo_in_order(tmp_path: Path) -> None:
 
     async with demo:
         await demo.until(loaded, "under load", patience=120)
-        await demo.stop(grace=20)
+        await demo.stop(grace=60)
     assert demo.returncode == 0
     assert "stopping" in demo.tail(50)
 

@@ -1,0 +1,98 @@
+"""A picker whose log pipe nobody reads goes on answering, and ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from warmroute.extproc.ext_proc_pb2 import (
+    BUFFERED,
+    HttpBody,
+    HttpHeaders,
+    ProcessingRequest,
+    ProcessingResponse,
+    ProtocolConfiguration,
+)
+
+METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+PIPE_BYTES = 4096
+"""The smallest pipe of Linux; its default is 64 KiB."""
+REQUESTS = 300
+BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "warm " * 400}]}).encode()
+
+
+async def ask(channel: grpc.aio.Channel) -> ProcessingResponse:
+    """Send one chat request; the answer to its body."""
+    stream: Any = channel.stream_stream
+    call = stream(
+        METHOD,
+        request_serializer=ProcessingRequest.SerializeToString,
+        response_deserializer=ProcessingResponse.FromString,
+    )(timeout=60)
+    headers = HttpHeaders()
+    headers.headers.headers.add(key=":path", raw_value=b"/v1/chat/completions")
+    headers.headers.headers.add(key="x-request-id", raw_value=b"i" * 128)
+    mode = ProtocolConfiguration(request_body_mode=BUFFERED)
+    await call.write(ProcessingRequest(request_headers=headers, protocol_config=mode))
+    await call.read()
+    await call.write(ProcessingRequest(request_body=HttpBody(body=BODY, end_of_stream=True)))
+    answer = await call.read()
+    assert isinstance(answer, ProcessingResponse), answer
+    await call.done_writing()
+    return answer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the size of a pipe")
+async def test_a_log_pipe_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("endpoints: [{name: a, address: 127.0.0.1, port: 9}]")
+    ports = [f"--{name}-port=0" for name in ("grpc", "grpc-health", "metrics", "debug")]
+    flags = ["--host=127.0.0.1", "--secure-serving=false", "--routing-strategy=PREFIX_CACHE", "--drain-quiet=0"]
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "warmroute", "serve", "--log-format=json"),
+        *(f"--endpoints-file={endpoints}", *ports, *flags),
+        stderr=writer,
+    )
+    os.close(writer)
+    try:
+        async with asyncio.timeout(120):
+            serving = await asyncio.to_thread(first_line, reader)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{serving['grpc-port']}") as channel:
+                for _ in range(REQUESTS):  # each but the first logs a line of 250 bytes
+                    assert (await ask(channel)).HasField("request_body")
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{serving['metrics-port']}/metrics") as answer,
+            ):
+                page = await answer.text()
+            assert f'warmroute_decisions_total{{reason="warm",strategy="PREFIX_CACHE"}} {REQUESTS - 1}.0' in page
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        os.close(reader)
+
+
+def first_line(reader: int) -> dict[str, Any]:
+    """The first log line, which is the one that names the ports."""
+    text = b""
+    while not text.endswith(b"\n"):
+        more = os.read(reader, 4096)
+        assert more, text
+        text += more
+    line: dict[str, Any] = json.loads(text)
+    assert line["msg"] == "serving"
+    return line

@@ -12,11 +12,10 @@ from time import monotonic
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.factories import LOCAL
 from warmroute.errors import ConfigurationError
-from warmroute.picker import EndpointPicker, memory_bound, routing_constants, server_options, session_rules
+from warmroute.picker import EndpointPicker, routing_constants, server_options, session_rules
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality
 from warmroute.settings import Settings
@@ -94,15 +93,6 @@ def test_each_setting_reaches_its_part() -> None:
     assert reached == OTHER_VALUES
     default = Settings()
     assert not [name for name, value in OTHER_VALUES.items() if value == getattr(default, name)]
-
-
-def test_the_memory_limit_of_the_manifest_follows_from_the_settings() -> None:
-    manifest = Path(__file__).parents[1] / "deploy" / "base" / "deployment.yaml"
-    (container,) = yaml.safe_load(manifest.read_text(encoding="utf-8"))["spec"]["template"]["spec"]["containers"]
-    assert not [argument for argument in container["args"] if "memory" in argument or "bytes" in argument]
-    limit = container["resources"]["limits"]["memory"]
-    assert limit.endswith("Gi")
-    assert memory_bound(Settings()) < 0.95 * int(limit.removesuffix("Gi")) * 2**30
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from warmroute import cli, go_flags
 from warmroute.extproc.headers import CONTROL
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.kubernetes.inference_pool import VERSIONS
+from warmroute.picker import memory_bound
 from warmroute.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -331,19 +332,11 @@ def quantity(text: str) -> int:
     return int(text[:-2]) << {"Ki": 10, "Mi": 20, "Gi": 30}[text[-2:]]
 
 
-REST = 200 << 20
-"""Bytes of the rest: interpreter, gRPC, pool and small requests (75 MB measured by `make soak`), the allocator's gaps."""
-CHECKPOINT = 200
-"""Bytes of a checkpoint of the prefix index; `warmroute bench cost` measures it."""
-
-
 @every_overlay
 def test_the_memory_limit_follows_from_the_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = pick(overlay(name), "Deployment")
-    settings = settings_of(deployment, monkeypatch)
-    arriving = 2 * settings.max_body_bytes  # a message that gRPC puts together before it is counted
-    needed = settings.body_memory + arriving + settings.index_limit * CHECKPOINT + REST
-    assert quantity(container(deployment)["resources"]["limits"]["memory"]) >= needed
+    limit = quantity(container(deployment)["resources"]["limits"]["memory"])
+    assert memory_bound(settings_of(deployment, monkeypatch)) < 0.95 * limit
 
 
 def test_envoy_gateway_buffers_what_the_picker_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ STREAMS_BROKEN = _series(
     "warmroute_streams_broken_total",
     "counter",
     "streams",
-    "Streams ended by a mistake: protocol-error: the proxy's; internal: a bug of the picker, its log has the traceback.",
+    "Streams ended by an error: protocol-error: of the proxy; internal: a bug of the picker (see its log).",
     ("reason",),
 )
 STREAMS_REFUSED = _series(
@@ -148,42 +148,42 @@ WAITING = _series(
     "warmroute_endpoint_waiting_requests",
     "gauge",
     "requests",
-    "Requests waiting for their first token, as the router's books have it.",
+    "Requests waiting for their first token, as the router estimates it.",
     ("endpoint",),
 )
 RUNNING = _series(
     "warmroute_endpoint_running_requests",
     "gauge",
     "requests",
-    "Requests being decoded, as the router's books have it.",
+    "Requests being decoded, as the router estimates it.",
     ("endpoint",),
 )
 PENDING_TOKENS = _series(
     "warmroute_endpoint_pending_prefill_tokens",
     "gauge",
     "tokens",
-    "Prompt tokens assigned and not prefilled yet, as the router's books have it.",
+    "Prompt tokens assigned and not prefilled yet, as the router estimates it.",
     ("endpoint",),
 )
 ENGINE_WAITING = _series(
     "warmroute_endpoint_engine_waiting_requests",
     "gauge",
     "requests",
-    "Requests waiting, as the engine's last metrics page told.",
+    "Requests waiting, as of the engine's last metrics page.",
     ("endpoint",),
 )
 ENGINE_RUNNING = _series(
     "warmroute_endpoint_engine_running_requests",
     "gauge",
     "requests",
-    "Requests running, as the engine's last metrics page told.",
+    "Requests running, as of the engine's last metrics page.",
     ("endpoint",),
 )
 KV_USAGE = _series(
     "warmroute_endpoint_kv_usage_ratio",
     "gauge",
     "ratio",
-    "Share of the KV cache that requests reference, 0 to 1, as the engine's last metrics page told.",
+    "Share of the KV cache that requests reference, 0 to 1, as of the engine's last metrics page.",
     ("endpoint",),
 )
 SLOWNESS = _series(
@@ -197,14 +197,14 @@ PREFILL_RATE = _series(
     "warmroute_endpoint_prefill_tokens_per_second",
     "gauge",
     "tokens per second",
-    "Prefill speed that the router reckons with.",
+    "Prefill speed that the router assumes.",
     ("endpoint",),
 )
 RESTARTS = _series(
     "warmroute_endpoint_restarts_total",
     "counter",
     "restarts",
-    "Times that the engine came back as a new process, its cache lost, since the endpoint joined.",
+    "Restarts of the engine, each with an empty cache, since the endpoint joined.",
     ("endpoint",),
 )
 EJECTIONS = _series(
@@ -233,10 +233,14 @@ PREFIX_HITS = _series(
 
 # Prefix index
 INDEX_CHECKPOINTS = _series(
-    "warmroute_index_checkpoints", "gauge", "checkpoints", "Checkpoints that the index holds for it.", ("endpoint",)
+    "warmroute_index_checkpoints", "gauge", "checkpoints", "Checkpoints in the index for the endpoint.", ("endpoint",)
 )
 INDEX_TOKENS = _series(
-    "warmroute_index_tokens", "gauge", "tokens", "Tokens that the index believes its KV cache to hold.", ("endpoint",)
+    "warmroute_index_tokens",
+    "gauge",
+    "tokens",
+    "Tokens in the index for the endpoint: the estimated content of its KV cache.",
+    ("endpoint",),
 )
 INDEX_LIMIT = _series(
     "warmroute_index_checkpoints_limit", "gauge", "checkpoints", "Most checkpoints over all endpoints (--index-limit)."
@@ -263,7 +267,7 @@ LOOP_LAG = _series(
     "warmroute_event_loop_lag_seconds",
     "histogram",
     "seconds",
-    "How late the event loop runs what is due: what any request may have to wait for the others.",
+    "Delay of the event loop: the time by which its callbacks run late.",
 )
 RELOADS = _series(
     "warmroute_config_reloads_total",

@@ -54,7 +54,7 @@ class EndpointReading:
     pending_tokens: float
     """Prompt tokens assigned and not prefilled yet."""
     slowness: float
-    """The factor tau: slowness relative to the pool's median."""
+    """The pool's median speed divided by the endpoint's."""
     prefill_rate: float
     """Prefill tokens per second that the router reckons with."""
     checkpoints: int

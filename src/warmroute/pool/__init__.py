@@ -1,1 +1,1 @@
-"""The endpoints that can be chosen, what is known of them, and the models that they serve."""
+"""The pool: its endpoints, the last reported state of each, and the models that they serve."""

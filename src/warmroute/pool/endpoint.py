@@ -54,7 +54,8 @@ class EndpointSpec:
     """What discovery knows of one endpoint.
 
     ``address`` is an IPv4 or IPv6 address (no brackets), made canonical here; ``incarnation`` changes when the engine
-    behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown."""
+    behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown.
+    """
 
     namespace: str
     name: str

@@ -1,4 +1,4 @@
-"""Models and objectives: which name a request's model becomes, and how important the request is."""
+"""Models and objectives: the name that a request's model is rewritten to, and the request's criticality."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Self
 
 
 class Criticality(IntEnum):
-    """What becomes of a request while the pool is saturated; the names are those of an InferenceModel."""
+    """What happens to a request while the pool is saturated; the names are those of an InferenceModel."""
 
     SHEDDABLE = 0
     """Refused with 429."""
     STANDARD = 1
-    """Served; refused only by those who ask for what upstream 0.5 did."""
+    """Served; refused with 429 only if the setting ``shedding`` is ``upstream-v0.5``."""
     CRITICAL = 2
     """Always served."""
 
@@ -25,13 +25,13 @@ class Criticality(IntEnum):
 
     @classmethod
     def of_priority(cls, priority: int) -> Criticality:
-        """An InferenceObjective's priority: negative ones are sheddable, 0 is what nobody has said anything about."""
+        """The criticality of an InferenceObjective's priority: negative is sheddable, 0 (the default) standard."""
         return cls.SHEDDABLE if priority < 0 else cls.CRITICAL if priority > 0 else cls.STANDARD
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTarget:
-    """A name to send to the engine and its weight in the draw."""
+    """A name to send to the engine, and its share of the requests: its weight among those of all targets."""
 
     name: str
     weight: int = 1
@@ -39,14 +39,14 @@ class ModelTarget:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model name that clients may ask for. No targets: the name is sent unchanged."""
+    """A model name that clients may ask for. Without targets the name is sent unchanged."""
 
     name: str
     targets: tuple[ModelTarget, ...] = ()
     criticality: Criticality = Criticality.STANDARD
 
     def draw(self, chance: float) -> str:
-        """The target's name for ``chance`` in [0, 1), by weight."""
+        """A target's name by weight, for ``chance`` drawn evenly from [0, 1)."""
         if not self.targets:
             return self.name
         point = chance * sum(target.weight for target in self.targets)
@@ -58,7 +58,7 @@ class Model:
 
 
 class ModelTable:
-    """The models by name, and the objectives' priorities by theirs. Empty: every name passes through unchanged."""
+    """Models by name and priorities of objectives by name. If it is empty, every model name is sent unchanged."""
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
@@ -66,7 +66,7 @@ class ModelTable:
         self._priorities: dict[str, int] = {}
 
     def replace(self, models: Iterable[Model], any_model: Model | None = None) -> None:
-        """Set all models. Of two with one name the first counts; ``any_model`` stands for the names that have none."""
+        """Set all models. If two have one name, the first counts; ``any_model`` is used for all other names."""
         table: dict[str, Model] = {}
         for model in models:
             table.setdefault(model.name, model)
@@ -77,11 +77,11 @@ class ModelTable:
         self._priorities = dict(priorities)
 
     def get(self, name: str) -> Model | None:
-        """The model of that name, or None where requests for it pass through."""
+        """The model of that name; None if the name is sent unchanged."""
         return self._models.get(name, self._any)
 
     def objective(self, name: str) -> Criticality | None:
-        """How important the requests of that objective are; None if there is no such objective."""
+        """The criticality of the objective's requests; None if there is no such objective."""
         priority = self._priorities.get(name)
         return None if priority is None else Criticality.of_priority(priority)
 

@@ -12,13 +12,13 @@ RETENTION = 60.0
 
 
 class PoolListener:
-    """Hears of changes, synchronously and in order. Override what matters."""
+    """Called for every change, synchronously and in order. Override the methods that matter."""
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """A new member; it has no state yet."""
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
-        """The member is gone for good and will not come back as this object."""
+        """The member is forgotten; if discovery lists it again, it is a new object."""
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
         """Readiness, address, labels, reachability or passive health changed."""
@@ -43,7 +43,7 @@ class Pool:
         self._listeners: list[PoolListener] = []
 
     def subscribe(self, listener: PoolListener, now: float) -> None:
-        """Tell ``listener`` of the present members and of every change from now on."""
+        """Call ``listener`` for the present members, and for every change from now on."""
         self._listeners.append(listener)
         for endpoint in self.endpoints.values():
             listener.endpoint_added(endpoint, now)
@@ -90,7 +90,7 @@ class Pool:
             self._changed(endpoint, now)
 
     def expire(self, now: float) -> None:
-        """Forget the members that have been gone for longer than ``retention``."""
+        """Forget the members that discovery dropped ``retention`` seconds ago or earlier."""
         for endpoint in [e for e in self.endpoints.values() if e.gone_at is not None]:
             if endpoint.gone_at is not None and now - endpoint.gone_at >= self.retention:
                 del self.endpoints[endpoint.id]

@@ -1,1 +1,1 @@
-"""Prompt prefixes: a prompt to a chain of checkpoints, and who holds which chain."""
+"""Prompt prefixes: the chain of checkpoints of a prompt, and which engine holds which chain. WITHOUT IO."""

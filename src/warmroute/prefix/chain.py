@@ -4,7 +4,8 @@ Two prompts share checkpoint ``k`` if and only if they are equal up to its posit
 costs one badly routed request and nothing else). Checkpoints are at the end of each part (message) and, inside a part,
 at distances that grow with the position: dense at the beginning, where prompts branch, sparse further on. A 400 KB
 prompt has about 120 of them (``len(build(b"", [PromptPart(bytes(400_000), 400_000)]).hashes)``), and the position at
-which two prompts differ is known to within 1/16."""
+which two prompts differ is known to within 1/16.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class Chain:
     """The checkpoints of one prompt, in order.
 
     ``hashes[k]`` identifies the prompt up to ``ends[k]``, a position in bytes of prompt (an image counts its fixed
-    cost)."""
+    cost).
+    """
 
     hashes: Sequence[int]
     ends: Sequence[int]

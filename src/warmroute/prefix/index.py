@@ -11,7 +11,8 @@ make the index forget what the engine holds.
 The invariant that makes matching cheap: who holds a checkpoint holds all those before it on the chain. Insertion and
 eviction keep it, because a chain is inserted (and touched) tail first, so that an ancestor is always used more recently
 than its descendants. vLLM evicts in that order too, the tail of a chain before its head
-(https://docs.vllm.ai/en/latest/design/prefix_caching.html)."""
+(https://docs.vllm.ai/en/latest/design/prefix_caching.html).
+"""
 
 from __future__ import annotations
 

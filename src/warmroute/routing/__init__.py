@@ -1,1 +1,1 @@
-"""Where a request goes: the cost, the load books and the router. No IO; the time is passed in."""
+"""Where a request goes: endpoint load, cost, strategies and the router. WITHOUT IO: the time is passed in."""

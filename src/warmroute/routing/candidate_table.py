@@ -50,7 +50,8 @@ class CandidateTable:
         """The available endpoints, or all ready ones if none is available; of the ``allowed`` if that is not None.
 
         ``allowed`` holds canonical targets (``ip:port``, ``[v6]:port``), or addresses for any port. The members of each
-        set are remembered, so that a set that comes again costs no more than a decision without one."""
+        set are remembered, so that a set that comes again costs no more than a decision without one.
+        """
         selection = self._unrestricted if allowed is None else self._remembered(allowed)
         return self.all if selection is None else self.all.only(*selection)
 
@@ -121,7 +122,8 @@ class CandidateTable:
         """Seconds since the engine's state was known.
 
         An engine that has never reported counts as known since it joined, but as no fresher than the freshest report in
-        the pool: else all requests would go to each newcomer while metrics are unavailable."""
+        the pool: else all requests would go to each newcomer while metrics are unavailable.
+        """
         if load.observed_at is not None:
             return now - load.observed_at
         return now - min(load.began_at, self._last_observed) if self._last_observed > -inf else 0.0

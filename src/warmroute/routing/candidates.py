@@ -184,7 +184,8 @@ class Candidates:
         """``J`` of every candidate without the term ``adapter``, equal to the totals of ``cost.cost_terms``.
 
         All are priced as if they held the default number of cached tokens, in one pass; the few others are then
-        corrected by the difference."""
+        corrected by the difference.
+        """
         tokens, (default, overrides) = request.prompt_tokens, cached
         prompt_work, spared, share = prefill_work(tokens), prefill_work(default), holder_share(tokens, default)
         balance = request.balance_weight * min(tokens, BALANCE_TOKENS)

@@ -30,7 +30,8 @@ Each term, what it models and when it acts: docs/cost.md. The formula stands her
 :func:`endpoint_factors` computes what does not depend on the request, when the endpoint's load changes.
 :func:`cost_terms` adds the request. The debug page and the tests use both. A decision adds the request for all
 endpoints in one pass over columns (:meth:`Candidates.costs <warmroute.routing.candidates.Candidates.costs>`), five
-times faster at 100 endpoints; a property test holds the two equal (tests/routing/test_cost.py)."""
+times faster at 100 endpoints; a property test holds the two equal (tests/routing/test_cost.py).
+"""
 
 from __future__ import annotations
 
@@ -232,7 +233,8 @@ def slots_excess(running: float, max_num_seqs: int) -> float:
 
     Waiting requests do not count: mostly they wait for prefill, which is in ``P``. Chosen with ``warmroute bench
     standings --scenario long-among-short``, load 1.1: if they did, long prompts would leave endpoints with many short
-    requests for a few that they fill, and the p99 be a fifth higher."""
+    requests for a few that they fill, and the p99 be a fifth higher.
+    """
     return min(SLOTS_CAP * max_num_seqs, max(0.0, running + 1 - SLOTS_FROM * max_num_seqs))
 
 

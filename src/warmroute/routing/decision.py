@@ -18,7 +18,8 @@ CACHED_STEP = 1024
 """Cached tokens are shown rounded down to a multiple of this.
 
 Exact figures would let a reader of the debug page guess another client's prompt, message by message: a right guess shows as
-a few more cached tokens. The step is absolute: a share of the prompt could be moved by what follows the guess."""
+a few more cached tokens. The step is absolute: a share of the prompt could be moved by what follows the guess.
+"""
 COST_STRATEGIES = frozenset({"PREFIX_CACHE", "DEFAULT"})
 """Strategies whose values are costs; the terms explain no other strategy."""
 

@@ -1,7 +1,8 @@
 """The router: from a request and the pool to a decision. WITHOUT IO: the time is passed in.
 
 It listens to the pool, keeps each endpoint's load and the prefix index, and books every decision before the next one is
-made."""
+made.
+"""
 
 from __future__ import annotations
 
@@ -180,7 +181,8 @@ class Router(PoolListener):
         same hint: its members are remembered.
 
         Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
-        are saturated (429). Raises only what a custom strategy raises."""
+        are saturated (429). Raises only what a custom strategy raises.
+        """
         table = self._current_table(now)
         candidates = table.select(allowed)
         loads = candidates.loads
@@ -386,7 +388,8 @@ class Router(PoolListener):
     def upkeep(self, now: float) -> bool:
         """Let ejected endpoints come back when their time is over, and do a slice of the prefix index's clean-up.
 
-        Returns whether more of that clean-up is left."""
+        Returns whether more of that clean-up is left.
+        """
         self._outliers.advance(now)
         return self._index.sweep()
 

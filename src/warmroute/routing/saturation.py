@@ -22,7 +22,8 @@ def saturated(candidates: Candidates, limits: SaturationLimits) -> bool:
 
     The queue depth is the router's own estimate, so a burst counts at once; the KV cache utilization is the last
     scraped one. An endpoint that was never scraped counts by its queue alone, so a pool without metrics serves
-    everybody."""
+    everybody.
+    """
     return not any(
         waiting <= limits.waiting and load.kv_usage <= limits.kv_usage
         for waiting, load in zip(candidates.waiting, candidates.loads, strict=True)

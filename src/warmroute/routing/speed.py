@@ -22,7 +22,8 @@ def update_slowness(loads: Iterable[EndpointLoad]) -> None:
     """Set each load's ``slowness``, 1 where that is not certain, and its ``pool_rate``.
 
     If engines export decode rates, an endpoint is slow (or fast) only if both of its rates say so; then the ratio
-    nearer to 1 counts."""
+    nearer to 1 counts.
+    """
     loads = list(loads)
     rates = {load: load.prefill_rate for load in loads if load.prefill_rate}
     prefill = _ratios(rates)

@@ -17,7 +17,8 @@ nothing for 30 s          those assigned within the last 30 s               none
 ========================  ================================================  ==============================================
 
 ``awaiting``: requests on the engine without a first token. ``unseen``: requests sent so shortly before the scrape that
-the engine may not show them yet."""
+the engine may not show them yet.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +146,8 @@ class VirtualQueue:
 
         First come, first served: those without a token are the latest that were assigned, less one for each first token
         since the last scrape. If the engine has more than those, they are untracked: other clients sent them, before
-        ours."""
+        ours.
+        """
         known = sum(1 for request in self.assigned if request.at <= at)
         left = known
         if self._first_tokens is not None and first_tokens is not None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import pytest
 
@@ -34,6 +34,8 @@ class Server:
         self.requests: list[bytes] = []
         self.connections = 0
         self.port = 0
+        self.closed = asyncio.Event()
+        """Set when a connection has ended."""
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -47,18 +49,32 @@ class Server:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self.closed.set()
             writer.close()
 
 
 @asynccontextmanager
-async def server(*replies: bytes, hang_up: bool = False) -> AsyncIterator[Server]:
-    peer = Server([*replies], hang_up)
-    listener = await asyncio.start_server(peer.handle, "127.0.0.1", 0)
+async def listening(peer: Server) -> AsyncIterator[Server]:
+    """Listen for ``peer``; its handlers end with the listener."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.create_task(peer.handle(reader, writer)))
+
+    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
     peer.port = listener.sockets[0].getsockname()[1]
     try:
         yield peer
     finally:
         listener.close()
+        for handler in handlers:
+            handler.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+        await asyncio.sleep(0)  # the event loop closes the sockets
+
+
+def server(*replies: bytes, hang_up: bool = False) -> AbstractAsyncContextManager[Server]:
+    return listening(Server([*replies], hang_up))
 
 
 @pytest.fixture
@@ -163,52 +179,34 @@ async def test_a_connection_that_the_server_closed_while_idle_is_replaced(fetch:
             assert await fetch(peer) == (200, b"a")
 
 
-async def test_a_reply_that_ends_a_kept_connection_is_asked_for_again(fetch: Fetch) -> None:
-    """The server closes just as the request arrives: it hangs up on the second request of a connection."""
-    good = OK + b"content-length: 1\r\n\r\na"
-    connections = 0
+class HangsUpOnTheSecond(Server):
+    """Hangs up on the second request of each connection, as a server does that closes it just then."""
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(good)
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(self.replies[0])
             await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
             pass
-        writer.close()
+        finally:
+            writer.close()
 
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-    peer = Server([], hang_up=False)
-    peer.port = listener.sockets[0].getsockname()[1]
-    assert await fetch(peer) == (200, b"a")
-    assert await fetch(peer) == (200, b"a")
-    assert connections == 2
-    listener.close()
+
+async def test_a_request_that_meets_the_end_of_a_kept_connection_is_sent_again(fetch: Fetch) -> None:
+    async with listening(HangsUpOnTheSecond([OK + b"content-length: 1\r\n\r\na"], hang_up=False)) as peer:
+        assert await fetch(peer) == (200, b"a")
+        assert await fetch(peer) == (200, b"a")
+        assert peer.connections == 2
 
 
 async def test_idle_connections_are_closed_after_a_while(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "KEEP_ALIVE", 0.01)
-    closed = asyncio.Event()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK + b"content-length: 1\r\n\r\na")
-        try:
-            await reader.read()
-        except ConnectionError:
-            pass
-        closed.set()
-        writer.close()
-
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-    peer = Server([], hang_up=False)
-    peer.port = listener.sockets[0].getsockname()[1]
-    await fetch(peer)
-    async with asyncio.timeout(60):
-        await closed.wait()
-    listener.close()
+    async with server(OK + b"content-length: 1\r\n\r\na") as peer:
+        await fetch(peer)
+        async with asyncio.timeout(60):
+            await peer.closed.wait()
 
 
 # ---------------------------------------------------------------- peers that would stall the event loop

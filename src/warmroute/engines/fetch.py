@@ -81,6 +81,7 @@ class PageFetcher:
         for connection in self._idle.values():
             connection.abort()
         self._idle.clear()
+        await asyncio.sleep(0)  # the event loop closes aborted sockets in its next turn
 
     async def _connect(self, host: str, port: int) -> _Connection:
         return _Connection(*await asyncio.open_connection(host, port, ssl=self._tls, limit=READ_BYTES))

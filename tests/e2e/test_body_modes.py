@@ -349,3 +349,37 @@ async def test_observed_requests_are_counted_to_their_true_end(envoy: StartEnvoy
         pods[0].release.set()
         await request
         await eventually(lambda: load.open_responses == 0, "released at the end")
+
+
+async def test_an_upload_that_is_refused_on_its_way_is_answered(envoy: StartEnvoy, tmp_path: Path) -> None:
+    """A chunked upload has no length: the picker refuses it when there is too much, while the client still sends."""
+    async with (
+        backends(1) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, max_body_bytes=300_000, body_memory=600_000) as app,
+        envoy(pods, target(app), request_body_mode=DUPLEX) as proxy,
+    ):
+        answer = await exchange(proxy.url, chunks=[b"x" * 50_000] * 8)
+        assert (answer.status, answer.headers["x-warmroute-dropped-reason"]) == (413, "body-too-large")
+        budget = app._budget
+        assert budget.take(budget.limit - 100_000)
+        answer = await exchange(proxy.url, chunks=[b"x" * 50_000] * 4)
+        assert (answer.status, answer.headers["x-warmroute-dropped-reason"]) == (503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert (await exchange(proxy.url, body=chat("hi"))).status == 200
+
+
+@pytest.mark.parametrize("mode", SEEING)
+async def test_an_upload_that_never_ends_gets_408(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> None:
+    async with (
+        backends(1) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, body_timeout=0.5) as app,
+        envoy(pods, target(app), request_body_mode=mode) as proxy,
+    ):
+        reader, writer = await connect(proxy.url)
+        try:
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-length: 1000\r\n\r\n{")
+            async with asyncio.timeout(60):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        finally:
+            writer.close()
+        await eventually(lambda: app.server.open_streams == 0)

@@ -171,7 +171,8 @@ def print_log(pipe: int) -> None:
 
 
 def _module(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"tests.soak.{name}", *arguments]
+    """A hostile program. It has the lowest priority: in life it has a machine of its own, here it shares the cores."""
+    return ["nice", "-n", "19", sys.executable, "-m", f"tests.soak.{name}", *arguments]
 
 
 def _says(child: Child, word: str) -> Callable[[], Awaitable[bool]]:

@@ -138,7 +138,7 @@ async def _poll(session: aiohttp.ClientSession, url: str) -> None:
                 await answer.read()
         except (aiohttp.ClientError, TimeoutError):
             pass
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 async def main(attacks: list[str], gateway: str, picker: str, pages: list[str]) -> None:

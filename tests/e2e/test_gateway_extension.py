@@ -7,11 +7,11 @@ to Envoy as files.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import betterproto2
@@ -34,9 +34,36 @@ from warmroute.picker import EndpointPicker
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import envoy_path
 from warmroute_lab.demo.rounds import ROUND1, ROUND2
+from warmroute_lab.simulator.server import SimulatorOptions, SimulatorServer
 
 PLAIN, PICKED = "default/gateway/http", "default/gateway/llm"
 PICKER, PODS = "inference-gateway-ext-proc.default.svc", "vllm-qwen-pool-pods.default.svc"
+
+
+HOSTS = ["127.0.0.1", "127.0.0.2"]
+
+
+class Pod(Protocol):
+    """A server in the place of an engine."""
+
+    @property
+    def port(self) -> int: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+def recording_pod(name: str, host: str, port: int) -> Backend:
+    """A server that records what it receives; it has no metrics."""
+    pod = Backend(name, host)
+    pod.port = port
+    return pod
+
+
+def simulated_engine(name: str, host: str, port: int) -> SimulatorServer:
+    """A simulated engine."""
+    return SimulatorServer(SimulatorOptions(host=host, port=port, name=name, model="/model/qwen"))
 
 
 @dataclass
@@ -47,7 +74,9 @@ class Gateway:
     """Base URL of the listener without a picker."""
     picked: str
     """Base URL of the listener whose route's backend is the pool."""
-    pods: Sequence[Backend]
+    targets: Sequence[str]
+    """``address:port`` of the pods."""
+    pods: Sequence[Pod]
     picker: EndpointPicker
 
 
@@ -166,19 +195,30 @@ async def running_envoy(directory: Path, configuration: dict[str, Any]) -> Async
 
 @asynccontextmanager
 async def gateway(
-    directory: Path, options: Options, *, failure_mode: str = "FailClose", picker_runs: bool = True
+    directory: Path,
+    options: Options,
+    *,
+    new_pod: Callable[[str, str, int], Pod] = recording_pod,
+    failure_mode: str = "FailClose",
+    picker_runs: bool = True,
 ) -> AsyncIterator[Gateway]:
     """The walk-through's gateway with two pods, which have one port at two addresses, as pods of a cluster have."""
     async with AsyncExitStack() as stack:
-        pods = [Backend("pod-0"), Backend("pod-1", "127.0.0.2")]
-        for pod in pods:
-            pod.port = pods[0].port
+        pods: list[Pod] = []
+        for number in range(2):
+            pod = new_pod(f"pod-{number}", f"127.0.0.{number + 1}", pods[0].port if pods else 0)
             await pod.start()
             stack.push_async_callback(pod.stop)
+            pods.append(pod)
+        targets = [f"{host}:{pods[0].port}" for host in HOSTS]
         picker = await stack.enter_async_context(
-            picker_app([pod.target for pod in pods], directory, secure_serving=options.picker_tls)
+            picker_app(
+                targets,
+                directory,
+                secure_serving=options.picker_tls,
+            )
         )
-        names = {PICKER: ["127.0.0.1"] if picker_runs else [], PODS: [pod.host for pod in pods]}
+        names = {PICKER: ["127.0.0.1"] if picker_runs else [], PODS: HOSTS}
         dns_port = await stack.enter_async_context(dns_server(names))
         reference = {
             "kind": "Service",
@@ -187,7 +227,7 @@ async def gateway(
             "failureMode": failure_mode,
         }
         pool = eg.pool_v1alpha2(targetPortNumber=pods[0].port, extensionRef=reference)
-        result = await translated(directory, options, pool, pods[0].target)
+        result = await translated(directory, options, pool, targets[0])
         for number, configuration in enumerate(result.routes):
             write_resources(
                 directory / f"routes-{number}.pb", "envoy.config.route.v3.RouteConfiguration", [configuration]
@@ -195,7 +235,7 @@ async def gateway(
         write_resources(directory / "listeners.pb", "envoy.config.listener.v3.Listener", list(result.listeners))
         write_resources(directory / "clusters.pb", "envoy.config.cluster.v3.Cluster", list(result.clusters))
         urls = await stack.enter_async_context(running_envoy(directory, bootstrap(directory, dns_port)))
-        yield Gateway(urls[PLAIN], urls[PICKED], pods, picker)
+        yield Gateway(urls[PLAIN], urls[PICKED], targets, pods, picker)
 
 
 FORMS = [
@@ -205,12 +245,12 @@ FORMS = [
 
 
 def served_by(message: Message) -> str:
-    return message.headers["x-backend"]
+    return message.headers.get("x-backend") or message.headers["x-simulator-name"]
 
 
 @pytest.mark.parametrize("options", FORMS)
 async def test_the_walk_through_works_unchanged(tmp_path: Path, options: Options) -> None:
-    async with gateway(tmp_path, options) as running:
+    async with gateway(tmp_path, options, new_pod=simulated_engine) as running:
         first = await exchange(running.picked, body=ROUND1)
         second = await exchange(running.picked, body=ROUND2)
         assert (first.status, second.status) == (200, 200)
@@ -226,8 +266,8 @@ async def test_the_walk_through_works_unchanged(tmp_path: Path, options: Options
 async def test_a_client_cannot_choose_the_endpoint(tmp_path: Path, options: Options) -> None:
     async with gateway(tmp_path, options) as running:
         chosen = served_by(await exchange(running.picked, body=ROUND1))
-        (other,) = (pod for pod in running.pods if pod.name != chosen)
-        answer = await exchange(running.picked, body=ROUND1, headers={DESTINATION: other.target})
+        other = running.targets[chosen == "pod-0"]
+        answer = await exchange(running.picked, body=ROUND1, headers={DESTINATION: other})
         assert served_by(answer) == chosen
 
 
@@ -238,7 +278,8 @@ async def test_bodies_of_five_megabytes_pass(tmp_path: Path, options: Options) -
     async with gateway(tmp_path, options) as running:
         answer = await exchange(running.picked, body=body)
         assert answer.status == 200
-        (request,) = (request for pod in running.pods for request in pod.requests if "POST" in request.start)
+        pods = [pod for pod in running.pods if isinstance(pod, Backend)]
+        (request,) = (request for pod in pods for request in pod.requests if "POST" in request.start)
         assert len(request.body) == len(body)
 
 

@@ -165,7 +165,7 @@ def test_partial_body_is_cut_json() -> None:
     (reply,) = stream.body(CHAT[:300], eos=False)
     assert destination(reply) in TARGETS
     assert stream.session.request.model == "m"
-    assert 200 < stream.session.request.weight < 300
+    assert 200 < stream.session.request.prompt_bytes < 300
 
 
 def test_a_whole_body_with_trailers_to_come_is_not_cut_off() -> None:
@@ -205,7 +205,7 @@ def test_a_body_that_is_cut_off_weighs_as_much_as_all_of_it() -> None:
         request = stream.session.request
         assert request.partial == partial
         expected = len(whole) if not partial else 20_000
-        assert request.weight == pytest.approx(expected, rel=0.01)
+        assert request.prompt_bytes == pytest.approx(expected, rel=0.01)
 
 
 def test_token_ids_that_are_cut_off_count_in_full() -> None:

@@ -38,7 +38,7 @@ class World:
         self.router = Router(self.pool, constants, rng=random.Random(1), now=0.0)
         self.readings = {reading.endpoint.id: reading for reading in readings(endpoints, self.pool)}
         for k in range(decisions):
-            request = InferenceRequest(model=f"m{k % 2}", parts=(PromptPart(b"x" * 5000, 5000),), weight=5000)
+            request = InferenceRequest(model=f"m{k % 2}", parts=(PromptPart(b"x" * 5000, 5000),), prompt_bytes=5000)
             self.router.pick(request, float(k), request_id=f"r{k}")
         self.pages = DebugPages(
             loads=lambda: list(self.router.loads),

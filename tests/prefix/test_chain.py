@@ -28,10 +28,10 @@ def test_an_extended_prompt_keeps_every_checkpoint(seed: bytes, head: list[Promp
 def test_ends_grow_to_the_weight_and_every_part_ends_at_a_checkpoint(parts: list[PromptPart]) -> None:
     chain = chains.build(b"", parts)
     assert list(chain.ends) == sorted(set(chain.ends))
-    assert chain.prompt_bytes == sum(p.weight for p in parts)
+    assert chain.prompt_bytes == sum(p.prompt_bytes for p in parts)
     position = 0
     for part in parts:
-        position += part.weight
+        position += part.prompt_bytes
         assert position in chain.ends
 
 

@@ -14,7 +14,7 @@ from tests.recordings import walk_through_requests
 from warmroute.prefix.chain import build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse, parse_beginning
-from warmroute.request.prompt import MAX_ITEMS, MEDIA_WEIGHT, Prompt
+from warmroute.request.prompt import MAX_ITEMS, MEDIA_BYTES, Prompt
 from warmroute.request.rejections import Rejection
 
 JSON = "application/json"
@@ -24,7 +24,7 @@ CHAT = "/v1/chat/completions"
 def request(path: str, body: object) -> InferenceRequest:
     parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert isinstance(parsed, InferenceRequest), parsed
-    assert parsed.weight == sum(part.weight for part in parsed.parts)
+    assert parsed.prompt_bytes == sum(part.prompt_bytes for part in parsed.parts)
     return parsed
 
 
@@ -54,7 +54,7 @@ def test_chat() -> None:
     assert parsed.model == "m"
     assert parsed.seed == b"chat\xffm"
     assert data(parsed) == [b"system\xfeBe brief.\xff", b"user\xfeHi\xff"]
-    assert parsed.weight == 17 + 8
+    assert parsed.prompt_bytes == 17 + 8
     assert (parsed.stream, parsed.max_tokens, parsed.priority, parsed.tokens) == (True, 24, 3, None)
 
 
@@ -62,7 +62,7 @@ def test_the_second_turn_of_the_documented_conversation_matches_by_0_54() -> Non
     first, second = (request(CHAT, body) for body in walk_through_requests())
     one, two = build(first.seed, first.parts), build(second.seed, second.parts)
     matched = max(end for key, end in zip(two.hashes, two.ends, strict=True) if key in one.hashes)
-    assert matched == second.parts[0].weight == first.weight
+    assert matched == second.parts[0].prompt_bytes == first.prompt_bytes
     assert f"{matched / two.prompt_bytes:.2f}" == "0.54"
 
 
@@ -144,7 +144,7 @@ def test_an_image_is_a_digest_of_fixed_weight_in_its_place() -> None:
     parsed = chat(user([{"type": "text", "text": "Look:"}, picture, {"type": "text", "text": "What is it?"}]))
     before, image, after = parsed.parts
     assert (before.data, after.data) == (b"user\xfeLook:", b"\xfeWhat is it?\xff")
-    assert image.weight == MEDIA_WEIGHT
+    assert image.prompt_bytes == MEDIA_BYTES
     assert len(image.data) == 17
 
 
@@ -173,7 +173,7 @@ PICTURE: dict[str, object] = {"type": "image_url", "image_url": {"url": BASE64}}
 def test_an_image_weighs_the_same_wherever_it_stands(path: str, body: dict[str, object]) -> None:
     one = request(path, {"model": "m", **body})
     other = request(path, json.dumps({"model": "m", **body}).replace("AAA", "BBB").encode())
-    assert MEDIA_WEIGHT <= one.weight < MEDIA_WEIGHT + 200
+    assert MEDIA_BYTES <= one.prompt_bytes < MEDIA_BYTES + 200
     assert one.parts != other.parts
 
 
@@ -186,7 +186,7 @@ def test_the_text_beside_an_image_counts_and_inputs_that_differ_tell_prompts_apa
         ["a" * 9_000],
     ]
     parsed = [request("/v1/embeddings", {"model": "m", "input": one}) for one in inputs]
-    assert [one.weight >= 9_000 + MEDIA_WEIGHT for one in parsed] == [True, True, True, False, False]
+    assert [one.prompt_bytes >= 9_000 + MEDIA_BYTES for one in parsed] == [True, True, True, False, False]
     assert len({b"".join(data(one)) for one in parsed}) == len(inputs)
 
 
@@ -268,7 +268,7 @@ def test_completion_of_several_texts_is_all_their_work() -> None:
 
 def test_completion_of_token_ids_has_exact_tokens() -> None:
     parsed = request("/v1/completions", {"model": "m", "prompt": [1, 2, 70_000]})
-    assert (data(parsed), parsed.tokens, parsed.weight) == ([struct.pack("<3I", 1, 2, 70_000)], 3, 12)
+    assert (data(parsed), parsed.tokens, parsed.prompt_bytes) == ([struct.pack("<3I", 1, 2, 70_000)], 3, 12)
     assert parsed.seed == b"tokens\xffm"
     lists = request("/v1/completions", {"model": "m", "prompt": [[1, 2], [3]]})
     assert lists.tokens == 3
@@ -311,7 +311,7 @@ def test_responses_are_rendered_as_chats() -> None:
     )
     assert items.parts[:2] == parsed.parts
     assert b"42" in items.parts[3].data
-    assert items.parts[5].weight == MEDIA_WEIGHT
+    assert items.parts[5].prompt_bytes == MEDIA_BYTES
     after = request("/v1/responses", {"model": "m", "input": "Hi", "previous_response_id": "r1"})
     assert after.seed != request("/v1/responses", {"model": "m", "input": "Hi", "previous_response_id": "r2"}).seed
 
@@ -347,7 +347,7 @@ def test_anthropic_messages() -> None:
         data(parsed)[6],
         b"\xff",
     ]
-    assert parsed.parts[6].weight == MEDIA_WEIGHT
+    assert parsed.parts[6].prompt_bytes == MEDIA_BYTES
     assert request("/v1/messages", {**body, "system": "Be brief."}).parts == parsed.parts
 
 
@@ -362,7 +362,7 @@ def test_a_cache_mark_that_moves_on_changes_nothing() -> None:
 @pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/tokenize", "/detokenize"])
 def test_counting_tokens_warms_nothing(path: str) -> None:
     parsed = request(path, {"model": "m", "messages": [user("Hi")], "prompt": "Hi"})
-    assert (parsed.model, parsed.parts, parsed.weight) == ("m", (), 0)
+    assert (parsed.model, parsed.parts, parsed.prompt_bytes) == ("m", (), 0)
 
 
 def test_embeddings_and_their_kin() -> None:
@@ -388,7 +388,7 @@ def test_sglang_generate_needs_no_model() -> None:
     parsed = request("/generate", body)
     assert (parsed.model, parsed.max_tokens, parsed.stream) == ("", 5, True)
     assert parsed.seed == b"text\xfdlora_path\xfca\xff"
-    assert [part.weight for part in parsed.parts] == [2, MEDIA_WEIGHT]
+    assert [part.prompt_bytes for part in parsed.parts] == [2, MEDIA_BYTES]
     assert request("/generate", {"input_ids": [[1, 2], [3]]}).tokens == 3
     one, other = (request("/generate", {"text": "Go on", "session_params": {"id": name}}) for name in ("s1", "s2"))
     assert one.seed != other.seed
@@ -529,7 +529,7 @@ def test_bodies_made_to_keep_us_busy_are_not_taken_apart(inside: str) -> None:
     prompt = Prompt()
     prompt.messages(json.loads(inside))
     assert len(prompt.parts) < 400 + 1
-    assert abs(request(CHAT, body).weight - len(body)) < len(body) // 2
+    assert abs(request(CHAT, body).prompt_bytes - len(body)) < len(body) // 2
     parse_beginning(CHAT, JSON, body[:-100])
 
 

@@ -199,7 +199,7 @@ def test_a_long_conversation_cut_in_its_last_text() -> None:
     assert isinstance(part, InferenceRequest)
     assert part.parts[0] == whole.parts[0]
     assert whole.parts[1].data.startswith(part.parts[1].data)
-    assert part.weight > 45_000
+    assert part.prompt_bytes > 45_000
     assert (part.model, part.seed) == (whole.model, whole.seed)
 
 
@@ -273,7 +273,7 @@ def test_text_is_not_taken_for_longer_because_an_image_is_cut(path: str, body: s
     assert isinstance(parsed, InferenceRequest)
     estimated = parsed.cut_off(1000, 50_000)
     assert estimated.partial == in_media
-    assert estimated.weight == parsed.weight * (1 if in_media else 50)
+    assert estimated.prompt_bytes == parsed.prompt_bytes * (1 if in_media else 50)
 
 
 @pytest.mark.parametrize(

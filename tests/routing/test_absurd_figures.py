@@ -19,7 +19,7 @@ from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 50
-PROMPT = InferenceRequest(model="m", parts=(PromptPart(TEXT, len(TEXT)),), weight=len(TEXT))
+PROMPT = InferenceRequest(model="m", parts=(PromptPart(TEXT, len(TEXT)),), prompt_bytes=len(TEXT))
 
 counts = st.sampled_from([-1, 0, 1, 5, 300, 10**6, 10**7, 2**63, 10**308]) | st.integers(0, 50)
 figures = st.sampled_from([-inf, -1.0, 0.0, 5e-324, 1e-6, 1.0, 1e9, 1e15, 1e308, inf, nan]) | st.floats(0, 1e4)

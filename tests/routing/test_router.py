@@ -27,7 +27,9 @@ from warmroute.routing.router import Router
 
 def prompt(*texts: str, model: str = "m") -> InferenceRequest:
     parts = tuple(PromptPart(text.encode(), len(text.encode())) for text in texts)
-    return InferenceRequest(model=model, seed=model.encode(), parts=parts, weight=sum(p.weight for p in parts))
+    return InferenceRequest(
+        model=model, seed=model.encode(), parts=parts, prompt_bytes=sum(p.prompt_bytes for p in parts)
+    )
 
 
 class Fixture:

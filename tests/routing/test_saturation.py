@@ -14,7 +14,7 @@ from warmroute.request.rejections import Rejection
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 
-SHEDDABLE = InferenceRequest("m", parts=(PromptPart(b"x" * 4000, 4000),), weight=4000, sheddable=True)
+SHEDDABLE = InferenceRequest("m", parts=(PromptPart(b"x" * 4000, 4000),), prompt_bytes=4000, sheddable=True)
 
 
 def router_over(*states: tuple[int, float] | None, **settings: float) -> Router:

@@ -43,7 +43,7 @@ def test_the_example_is_found_by_its_entry_point_and_decides(tmp_path: Path, mon
 
     def chosen(model: str, k: int) -> str:
         data = f"{model} {k} ".encode() * 50
-        request = InferenceRequest(model=model, parts=(PromptPart(data, len(data)),), weight=len(data))
+        request = InferenceRequest(model=model, parts=(PromptPart(data, len(data)),), prompt_bytes=len(data))
         decision = router.pick(request, 0.0)
         assert isinstance(decision, Decision)
         return decision.endpoint.spec.name

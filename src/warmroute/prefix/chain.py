@@ -69,14 +69,14 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
     ends: list[int] = []
     position = 0
     upcoming = 0  # index of the first of POSITIONS beyond `position`
-    for data, weight in parts:
-        end = position + weight
+    for data, prompt_bytes in parts:
+        end = position + prompt_bytes
         first, upcoming = upcoming, bisect_right(POSITIONS, end, upcoming)
-        if weight == len(data):
+        if prompt_bytes == len(data):
             stops = POSITIONS[first:upcoming]
             if not stops or stops[-1] != end:
                 stops.append(end)
-            text = data if weight < LONG_PART else memoryview(data)
+            text = data if prompt_bytes < LONG_PART else memoryview(data)
             start = 0
             for checkpoint in stops:
                 stop = checkpoint - position
@@ -91,5 +91,5 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
         position = end
         if len(hashes) > MAX_CHECKPOINTS:
             del hashes[MAX_CHECKPOINTS:], ends[MAX_CHECKPOINTS:]
-            return Chain(hashes, ends, sum([part.weight for part in parts]))
+            return Chain(hashes, ends, sum([part.prompt_bytes for part in parts]))
     return Chain(hashes, ends, position)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 class PromptPart(NamedTuple):
     """A piece of the canonical prompt: one message, one document, one image.
 
-    ``data`` are the bytes that identify it, framed so that no two conversations share bytes by accident; ``weight`` is its
-    length in the prompt, in bytes of text (``len(data)`` for text; a fixed cost in place of a digest for an image).
+    ``data`` are the bytes that identify it, framed so that no two conversations share bytes by accident. ``prompt_bytes`` is
+    its length in the prompt, in bytes of text: ``len(data)`` for text, a fixed number for an image, whose data is a digest.
     """
 
     data: bytes
-    weight: int
+    prompt_bytes: int
 
 
 class InferenceRequest(NamedTuple):
@@ -26,10 +26,10 @@ class InferenceRequest(NamedTuple):
     model: str = ""
     seed: bytes = b""
     parts: tuple[PromptPart, ...] = ()
-    weight: int = 0
-    """Length of the prompt in bytes: the sum of the parts' weights; of a body that was cut off, as estimated."""
+    prompt_bytes: int = 0
+    """Length of the prompt in bytes: the sum of the parts' bytes; of a body that was cut off, as estimated."""
     tokens: int | None = None
-    """Exact prompt tokens where the client sent token ids; else None, and they are estimated from ``weight``."""
+    """Exact prompt tokens where the client sent token ids; else None, and they are estimated from ``prompt_bytes``."""
     stream: bool = False
     max_tokens: int | None = None
     priority: int = 0
@@ -54,7 +54,7 @@ class InferenceRequest(NamedTuple):
             return self._replace(partial=True)
         factor = length / seen
         tokens = None if self.tokens is None else round(self.tokens * factor)
-        return self._replace(weight=round(self.weight * factor), tokens=tokens)
+        return self._replace(prompt_bytes=round(self.prompt_bytes * factor), tokens=tokens)
 
 
 NO_PROMPT = InferenceRequest()

@@ -115,7 +115,7 @@ def _read(
         model=model,
         seed=seed(family if tokens is None else b"tokens", model, document),
         parts=tuple(parts),
-        weight=sum([part.weight for part in parts]),
+        prompt_bytes=sum([part.prompt_bytes for part in parts]),
         tokens=tokens,
         stream=document.get("stream") is True,
         max_tokens=_max_tokens(document),

@@ -34,7 +34,7 @@ BLOCK = b"\xf9"
 BLOCK_END = b"\xf8"
 TOKEN_END = b"\xff\xff\xff\xff"
 
-MEDIA_WEIGHT = 4_000
+MEDIA_BYTES = 4_000
 """What an image, a clip or a file counts, in bytes of text: about 1,000 tokens. Only the engine knows its true cost."""
 
 MAX_ITEMS = 100_000
@@ -208,14 +208,14 @@ class Prompt:
         return None
 
     def media(self, content: object) -> None:
-        """An image, a clip, a file (or several in a list): a digest in place, a fixed weight."""
+        """An image, a clip, a file (or several in a list): a digest in place, a fixed number of bytes."""
         if type(content) is list and self._can_take(content):
             for one in content:
                 self.media(one)
             return
         self._flush()
         data = encode(content) if type(content) is str else canonical_json(content)
-        self.parts.append(PromptPart(MEDIA + xxh3_128_digest(data), MEDIA_WEIGHT))
+        self.parts.append(PromptPart(MEDIA + xxh3_128_digest(data), MEDIA_BYTES))
 
     def _message(self, message: object) -> None:
         if type(message) is not dict:

@@ -194,7 +194,7 @@ class Router(PoolListener):
         if request.sheddable and saturated(candidates, constants.saturation):
             return shed("Every endpoint is busy and the request may be refused.")
 
-        prompt_bytes = request.weight
+        prompt_bytes = request.prompt_bytes
         prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
         cached, best, chain = NOTHING_CACHED, 0.0, EMPTY_CHAIN
         if prompt_bytes and self._strategy.uses_prefix:
@@ -288,9 +288,9 @@ class Router(PoolListener):
         constants = self._constants.load
         load.assign(work, load.drain_rate(constants), now)
         load.count_hit(decision.cached_tokens, decision.prompt_tokens, constants)
-        if request.weight:  # else engines do not count it among the prompts
+        if request.prompt_bytes:  # else engines do not count it among the prompts
             self._outliers.sent(load.endpoint, now)
-            self._bytes_per_token.sent(load, UNKNOWN if request.partial else request.weight)
+            self._bytes_per_token.sent(load, UNKNOWN if request.partial else request.prompt_bytes)
         if decision.adapter:
             load.adapters.use(decision.adapter)
         if decision.chain.hashes:

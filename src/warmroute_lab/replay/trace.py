@@ -67,7 +67,7 @@ class TracedRequest:
             PromptPart(identity.to_bytes(9, "big", signed=True), tokens * BYTES_PER_TOKEN)
             for identity, tokens in self.prompt
         )
-        return InferenceRequest(parts=parts, weight=self.prompt_tokens * BYTES_PER_TOKEN)
+        return InferenceRequest(parts=parts, prompt_bytes=self.prompt_tokens * BYTES_PER_TOKEN)
 
     @cached_property
     def chain(self) -> Chain:

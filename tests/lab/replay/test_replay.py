@@ -255,7 +255,7 @@ def test_mooncakes_trace(tmp_path: Path) -> None:
     times = [request.at for request in trace.requests]
     assert times == sorted(times)
     assert len(set(times)) == 400  # spread over the three seconds to which the file rounds
-    assert first.inference.weight == 4 * first.prompt_tokens == first.chain.prompt_bytes
+    assert first.inference.prompt_bytes == 4 * first.prompt_tokens == first.chain.prompt_bytes
 
 
 def test_sharegpt_conversations(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ from warmroute.picker import EndpointPicker
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import envoy_path
 from warmroute_lab.demo.rounds import ROUND1, ROUND2
-from warmroute_lab.simulator.server import SimulatorOptions, SimulatorServer
+from warmroute_lab.simulator.options import SimulatorOptions
+from warmroute_lab.simulator.server import SimulatorServer
 
 PLAIN, PICKED = "default/gateway/http", "default/gateway/llm"
 PICKER, PODS = "inference-gateway-ext-proc.default.svc", "vllm-qwen-pool-pods.default.svc"

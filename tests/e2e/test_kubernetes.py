@@ -29,7 +29,8 @@ from warmroute.standalone.picker_process import PickerPorts, start_picker
 from warmroute.standalone.ports import free_port
 from warmroute.standalone.proxy_config import Picking
 from warmroute_lab.demo.rounds import ROUND1, ROUND2
-from warmroute_lab.simulator.server import SimulatorOptions, SimulatorServer
+from warmroute_lab.simulator.options import SimulatorOptions
+from warmroute_lab.simulator.server import SimulatorServer
 
 POOL_NAME = POOL["metadata"]["name"]
 

@@ -35,8 +35,10 @@ def simulate(
     """Run a vLLM stand-in: its HTTP surface, scheduling, cache and speed, without a GPU."""
     import uvloop
 
+    from warmroute_lab.simulator.faults import Faults
+    from warmroute_lab.simulator.options import SimulatorOptions
     from warmroute_lab.simulator.profile import DEFAULT_PROFILE
-    from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer
+    from warmroute_lab.simulator.server import SimulatorServer
     from warmroute_lab.simulator.server import simulate as run
 
     if bare := [module for module in lora_modules or () if "=" not in module]:

@@ -27,7 +27,7 @@ _REASONS = ("stop", "length", "abort", "error", "repetition")
 
 
 class MetricsPage:
-    """What one engine tells about itself. Times are wall-clock seconds: virtual ones divided by the time scale."""
+    """The metrics page of one engine. Times are wall-clock seconds: virtual seconds divided by the time scale."""
 
     def __init__(self, engine: Engine, model: str, *, started: float, time_scale: float, loras: bool) -> None:
         """``started`` is the Unix time of the start, in seconds."""
@@ -76,8 +76,19 @@ class MetricsPage:
             _LENGTH_BUCKETS,
         )
 
+        self._responses = Counter(
+            "http_requests",
+            "Total number of requests by method, status and handler.",
+            ["handler", "method", "status"],
+            registry=self._registry,
+        )
+
+    def observe_response(self, handler: str, method: str, status: int) -> None:
+        """An HTTP response ended. ``handler`` is the path of its route."""
+        self._responses.labels(handler=handler, method=method, status=f"{status // 100}xx").inc()
+
     def observe_tokens(self, tokens: int, seconds: float) -> None:
-        """A request got ``tokens`` more tokens, ``seconds`` (virtual) after those before."""
+        """A request got ``tokens`` more tokens, ``seconds`` of virtual time after the previous ones."""
         for _ in range(tokens):
             self._itl.observe(seconds / tokens / self._scale)
 
@@ -108,7 +119,7 @@ class MetricsPage:
             self._tpot.observe((end - first) / (request.outputs - 1) / self._scale)
 
     def observe_aborted(self) -> None:
-        """A request's client went away."""
+        """A client disconnected before its request finished."""
         self._success["abort"].inc()
 
     def render(self, names: Sequence[str] = ()) -> bytes:
@@ -125,14 +136,14 @@ class MetricsPage:
 
 
 class _EngineState(Collector):
-    """Gauges and totals, read from the engine when the page is asked for."""
+    """Gauges and counters, read from the engine when the page is rendered."""
 
     def __init__(self, engine: Engine, labels: dict[str, str], *, started: float, loras: bool) -> None:
         self._engine, self._started, self._loras = engine, started, loras
         self._names, self._values = list(labels), list(labels.values())
 
     def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """The same families; the registry finds the filtered page's samples by these."""
+        """The families, by which the registry finds the samples of a filtered page."""
         return self.collect()
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:

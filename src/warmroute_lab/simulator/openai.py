@@ -1,10 +1,11 @@
-"""What goes over the wire: requests of OpenAI's shape in, vLLM's answers, chunks and errors out."""
+"""The wire format: OpenAI requests in; vLLM's responses, chunks and errors out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from xxhash import xxh3_64_intdigest
@@ -16,7 +17,7 @@ FINGERPRINT = "vllm-0.26.0-simulated"
 
 
 class RequestError(Exception):
-    """A request that gets an error answer of vLLM's shape."""
+    """A request that gets an error response in vLLM's form."""
 
     def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
         """``kind`` is the error's type as vLLM names it."""
@@ -26,7 +27,7 @@ class RequestError(Exception):
 
 
 def bad_request(message: str, param: str | None = None) -> RequestError:
-    """400: well-formed, but not what the engine can do."""
+    """A 400 for a well-formed request that the engine cannot serve."""
     return RequestError(400, message, "BadRequestError", param)
 
 
@@ -37,7 +38,7 @@ def _invalid(location: str, problem: str, message: str, given: object) -> Reques
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generation that a client asks for."""
+    """One generation request."""
 
     chat: bool
     model: str
@@ -49,7 +50,7 @@ class Generation:
     cache_salt: str | None
 
     def answer(self, tokens: int) -> str:
-        """What is generated: the same for the same prompt, as at temperature 0."""
+        """The generated text of that many tokens. Equal prompts get equal answers, as at temperature 0."""
         return tokenizer.generate(xxh3_64_intdigest(self.prompt), tokens)
 
     def hashes(self, answer: str, adapter: str | None, block_size: int) -> list[int]:
@@ -157,7 +158,7 @@ def _prompt(content: Mapping[str, Any]) -> bytes:
 
 
 class Answer:
-    """The answer to one generation, as a whole or in chunks."""
+    """The answer to one generation, as one body or in chunks."""
 
     def __init__(self, generation: Generation, answer_id: str, created: int, finish_reason: str) -> None:
         """``created`` is the Unix time in seconds."""
@@ -174,7 +175,7 @@ class Answer:
         self._chunk = b"data: " + orjson.dumps(chunk)[:-1]
 
     def first_chunk(self) -> bytes:
-        """What a stream begins with, together with its first token."""
+        """The first chunk of a chat stream, sent together with its first token."""
         if not self._chat:
             return b""
         choices = (
@@ -183,7 +184,7 @@ class Answer:
         return self._chunk + choices + b',"prompt_token_ids":null,"prompt_text":null}\n\n'
 
     def chunk(self, text: str, *, last: bool) -> bytes:
-        """A piece of the answer."""
+        """A chunk with a part of the answer."""
         content = orjson.dumps(text)
         end = b'"%s","stop_reason":null' % self._finish_reason.encode() if last else b"null"
         if self._chat:
@@ -195,14 +196,14 @@ class Answer:
         return self._chunk + b',"choices":[' + choice % (content, end) + b'],"usage":null}\n\n'
 
     def closing(self, usage: Mapping[str, Any]) -> bytes:
-        """What a stream ends with."""
+        """The end of a stream: usage, if requested, and ``[DONE]``."""
         if not self._include_usage:
             return b"data: [DONE]\n\n"
         tail = orjson.dumps({"choices": [], "usage": usage, "system_fingerprint": FINGERPRINT})
         return self._chunk + b"," + tail[1:] + b"\n\ndata: [DONE]\n\n"
 
     def whole(self, text: str, usage: Mapping[str, Any]) -> bytes:
-        """The body of an answer that is not streamed."""
+        """The body of a response that is not streamed."""
         ending = {"logprobs": None, "finish_reason": self._finish_reason, "stop_reason": None, "token_ids": None}
         choice: dict[str, Any]
         if self._chat:
@@ -229,6 +230,36 @@ class Answer:
             body |= {"prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None}
         body |= {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
         return orjson.dumps(body)
+
+
+def model_card(
+    model: str, *, created: int, parent: str | None = None, max_model_len: int | None = None
+) -> dict[str, object]:
+    """One entry of ``/v1/models``. ``created`` is in Unix seconds; a LoRA adapter has its base model as ``parent``."""
+    permission = {
+        "id": f"modelperm-{uuid4().hex[:16]}",
+        "object": "model_permission",
+        "created": created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "vllm",
+        "root": model,
+        "parent": parent,
+        "max_model_len": max_model_len,
+        "permission": [permission],
+    }
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:

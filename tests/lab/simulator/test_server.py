@@ -13,8 +13,13 @@ import pytest
 
 from tests.recordings import engine_recording
 from tests.waiting import eventually
+from warmroute.engines.dialects import VLLM
+from warmroute.engines.figures import read_constants, read_figures
+from warmroute.engines.page import Page
 from warmroute.errors import ConfigurationError
-from warmroute_lab.simulator.server import Faults, SimulatorOptions, SimulatorServer, simulate
+from warmroute_lab.simulator.faults import Faults
+from warmroute_lab.simulator.options import SimulatorOptions
+from warmroute_lab.simulator.server import SimulatorServer, simulate
 
 pytestmark = pytest.mark.integration
 
@@ -136,6 +141,58 @@ async def test_the_metrics_page_is_a_real_one(start: Start, client: aiohttp.Clie
     assert buckets == [
         re.findall(r'le="([^"]+)"', line) for line in ours if line.startswith("vllm:time_to_first_token_seconds_b")
     ]
+
+
+async def test_the_metrics_page_counts_responses_by_path_method_and_status(
+    start: Start, client: aiohttp.ClientSession
+) -> None:
+    server = await start()
+    await ask(client, server)
+    await stream(client, server)
+    await ask(client, server, "/v1/completions", prompt="a prompt")
+    await client.post(server.url + "/v1/chat/completions", data=b"{")
+    await client.get(server.url + "/v1/models")
+    for uncounted in ("/health", "/version", "/metrics/", "/nope"):
+        await client.get(server.url + uncounted)
+    await client.post(server.url + "/simulator/faults", json={"fail_rate": 1})
+    for _ in range(3):
+        await client.post(server.url + "/v1/chat/completions", json={"messages": MESSAGES})
+    async with client.get(server.url + "/metrics") as response:
+        page = await response.text()
+    counted = [line for line in page.splitlines() if line.startswith("http_requests_total")]
+    assert sorted(counted) == [
+        'http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"} 2.0',
+        'http_requests_total{handler="/v1/chat/completions",method="POST",status="4xx"} 1.0',
+        'http_requests_total{handler="/v1/chat/completions",method="POST",status="5xx"} 3.0',
+        'http_requests_total{handler="/v1/completions",method="POST",status="2xx"} 1.0',
+        'http_requests_total{handler="/v1/models",method="GET",status="2xx"} 1.0',
+        'http_requests_total{handler="none",method="GET",status="4xx"} 1.0',
+    ]
+    figures = read_figures(Page(page.encode()), VLLM)
+    assert (figures.counters["responses"], figures.counters["failed_responses"]) == (7, 3)
+
+
+@pytest.mark.parametrize("blocks", [None, 1001])
+async def test_the_picker_reads_the_longest_request_from_the_metrics_page(
+    start: Start, client: aiohttp.ClientSession, blocks: int | None
+) -> None:
+    """As in vLLM, a request of the maximum length fits into the KV cache, and a longer one gets 400."""
+    server = await start(num_gpu_blocks=blocks)
+    async with client.get(server.url + "/metrics") as response:
+        constants = read_constants(Page(await response.read()), VLLM)
+    async with client.get(server.url + "/v1/models") as response:
+        longest = (await response.json())["data"][0]["max_model_len"]
+    assert longest == (32_768 if blocks is None else 16_000)
+    assert constants.max_model_len == longest
+    assert constants.capacity_tokens is not None
+    assert constants.capacity_tokens >= longest
+    prompt = list(range(longest))
+    await ask(client, server, "/v1/completions", prompt=prompt[:-1], max_tokens=1)
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 1}
+    async with client.post(server.url + "/v1/completions", json=body) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert error["message"].startswith(f"This model's maximum context length is {longest} tokens.")
 
 
 async def test_the_next_turn_finds_prompt_and_answer_in_the_cache(start: Start, client: aiohttp.ClientSession) -> None:

@@ -295,3 +295,24 @@ async def test_without_a_picker_an_open_pool_is_balanced_over_its_pods(tmp_path:
     async with gateway(tmp_path, options, failure_mode="FailOpen", picker_runs=False) as running:
         answers = [await exchange(running.picked, body=ROUND1) for _ in range(20)]
         assert {answer.status for answer in answers} == {200}
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        pytest.param(Options(), 503, id="destination header"),
+        pytest.param(Options(pods_service="{pool}-pods", picker_tls=False), 200, id="Service of the pods"),
+    ],
+)
+async def test_a_request_whose_pod_has_died_goes_to_another_pod_that_envoy_knows(
+    tmp_path: Path, options: Options, status: int
+) -> None:
+    async with gateway(tmp_path, options) as running:
+        chosen = served_by(await exchange(running.picked, body=ROUND1))
+        for pod in running.pods:
+            if pod.name == chosen:
+                await pod.stop()
+        answer = await exchange(running.picked, body=ROUND1)
+        assert answer.status == status
+        if status == 200:
+            assert served_by(answer) != chosen

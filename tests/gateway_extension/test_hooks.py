@@ -75,6 +75,28 @@ def test_a_route_gets_the_filter_and_keeps_everything_else() -> None:
     assert set(after.metadata.filter_metadata) == {"envoy-gateway", hooks.ROUTE_METADATA}
 
 
+def test_a_route_retries_on_other_pods_where_envoy_knows_them() -> None:
+    pools = picked_pools([eg.pool_v1alpha2()])
+    without, with_pods = (modified_route(pools, Options(pods_service=name)).route for name in ("", "{pool}-pods"))
+    assert without is not None
+    assert with_pods is not None
+    assert without.retry_policy is None
+    assert with_pods.retry_policy is not None
+    assert (with_pods.retry_policy.retry_on, with_pods.retry_policy.num_retries) == (hooks.POD_RETRY_ON, 2)
+
+
+def test_a_routes_own_retry_policy_stays() -> None:
+    own = route_v3.RetryPolicy(retry_on="5xx", num_retries=7, retriable_status_codes=[503])
+    before = eg.route(eg.POOL_ROUTE, eg.POOL_CLUSTER)
+    assert before.route is not None
+    before.route.retry_policy = own
+    route = pb.Route.FromString(eg.encoded(before))
+    hooks.modify_route(route, picked_pools([eg.pool_v1alpha2()]), Options(pods_service="{pool}-pods"))
+    after = route_v3.Route().parse(route.SerializeToString()).route
+    assert after is not None
+    assert after.retry_policy == own
+
+
 def test_a_route_without_a_pool_stays_as_it_is() -> None:
     assert modified_route([]) == eg.route(eg.POOL_ROUTE, eg.POOL_CLUSTER)
 
@@ -105,7 +127,7 @@ def test_a_cluster_obeys_the_destination_header_and_keeps_the_rest() -> None:
     assert after.eds_cluster_config is None
     assert after.circuit_breakers is not None
     (threshold,) = after.circuit_breakers.thresholds
-    assert (threshold.max_requests, threshold.max_retries) == (hooks.MAX_REQUESTS, 1024)
+    assert (threshold.max_requests, threshold.max_retries) == (hooks.MAX_REQUESTS, hooks.MAX_REQUESTS)
     assert (after.name, after.connect_timeout) == (before.name, before.connect_timeout)
     assert after.per_connection_buffer_limit_bytes == 32768
     assert after.ignore_health_on_host_removal

@@ -123,16 +123,26 @@ class Route(_message.Message):
     def __init__(self, route: _Optional[_Union[RouteAction, _Mapping]] = ..., redirect: _Optional[_Union[RedirectAction, _Mapping]] = ..., direct_response: _Optional[_Union[DirectResponseAction, _Mapping]] = ..., metadata: _Optional[_Union[Metadata, _Mapping]] = ..., typed_per_filter_config: _Optional[_Mapping[str, _any_pb2.Any]] = ..., name: _Optional[str] = ..., request_body_buffer_limit: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ...) -> None: ...
 
 class RouteAction(_message.Message):
-    __slots__ = ("host_rewrite_literal", "auto_host_rewrite", "host_rewrite_header", "host_rewrite_path_regex")
+    __slots__ = ("host_rewrite_literal", "auto_host_rewrite", "host_rewrite_header", "host_rewrite_path_regex", "retry_policy")
     HOST_REWRITE_LITERAL_FIELD_NUMBER: _ClassVar[int]
     AUTO_HOST_REWRITE_FIELD_NUMBER: _ClassVar[int]
     HOST_REWRITE_HEADER_FIELD_NUMBER: _ClassVar[int]
     HOST_REWRITE_PATH_REGEX_FIELD_NUMBER: _ClassVar[int]
+    RETRY_POLICY_FIELD_NUMBER: _ClassVar[int]
     host_rewrite_literal: str
     auto_host_rewrite: _wrappers_pb2.BoolValue
     host_rewrite_header: str
     host_rewrite_path_regex: _any_pb2.Any
-    def __init__(self, host_rewrite_literal: _Optional[str] = ..., auto_host_rewrite: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., host_rewrite_header: _Optional[str] = ..., host_rewrite_path_regex: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+    retry_policy: RouteRetryPolicy
+    def __init__(self, host_rewrite_literal: _Optional[str] = ..., auto_host_rewrite: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., host_rewrite_header: _Optional[str] = ..., host_rewrite_path_regex: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., retry_policy: _Optional[_Union[RouteRetryPolicy, _Mapping]] = ...) -> None: ...
+
+class RouteRetryPolicy(_message.Message):
+    __slots__ = ("retry_on", "num_retries")
+    RETRY_ON_FIELD_NUMBER: _ClassVar[int]
+    NUM_RETRIES_FIELD_NUMBER: _ClassVar[int]
+    retry_on: str
+    num_retries: _wrappers_pb2.UInt32Value
+    def __init__(self, retry_on: _Optional[str] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ...) -> None: ...
 
 class RedirectAction(_message.Message):
     __slots__ = ()
@@ -235,14 +245,16 @@ class Cluster(_message.Message):
 class CircuitBreakers(_message.Message):
     __slots__ = ("thresholds",)
     class Thresholds(_message.Message):
-        __slots__ = ("max_connections", "max_pending_requests", "max_requests")
+        __slots__ = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
         MAX_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
         MAX_PENDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
         MAX_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+        MAX_RETRIES_FIELD_NUMBER: _ClassVar[int]
         max_connections: _wrappers_pb2.UInt32Value
         max_pending_requests: _wrappers_pb2.UInt32Value
         max_requests: _wrappers_pb2.UInt32Value
-        def __init__(self, max_connections: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., max_pending_requests: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., max_requests: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ...) -> None: ...
+        max_retries: _wrappers_pb2.UInt32Value
+        def __init__(self, max_connections: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., max_pending_requests: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., max_requests: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., max_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ...) -> None: ...
     THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     thresholds: _containers.RepeatedCompositeFieldContainer[CircuitBreakers.Thresholds]
     def __init__(self, thresholds: _Optional[_Iterable[_Union[CircuitBreakers.Thresholds, _Mapping]]] = ...) -> None: ...

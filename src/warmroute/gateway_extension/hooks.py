@@ -31,11 +31,17 @@ ROUTER_FILTER = "envoy.filters.http.router"
 EARLY_HEADER_MUTATION = "envoy.http.early_header_mutation.header_mutation"
 UPSTREAM_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 MAX_REQUESTS = 40_000
-"""Circuit breakers of a cluster: Envoy's default of 1,024 is less than a busy pool has in flight."""
+"""Circuit breakers of a cluster: Envoy's defaults are less than a busy pool has in flight (1,024) and in retry (3)."""
 MESSAGE_TIMEOUT = 5
 """Seconds that Envoy waits for one answer of the picker; an answer takes about a millisecond."""
-RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable"
-"""Failures of a picker after which Envoy asks another one. docs/envoy.md has the measurements."""
+RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,cancelled"
+"""Failures of a picker after which Envoy asks again. Unavailable: it does not know its pool yet; cancelled: it is ending.
+docs/envoy.md has the measurements."""
+PICKER_RETRIES = 10
+"""Retries may meet a picker that has just died again, so a few are not enough."""
+POD_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
+"""Failures of a pod after which Envoy tries another one: the pod has not begun to work on the request."""
+POD_RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ class Options:
 def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> str:
     """Enable the pool's filter on a route. Returns why the route cannot be served, or an empty text.
 
-    A rule has one cluster, so a rule with two pools answers with an error.
+    A rule has one cluster, so a rule with two pools answers with an error. Where Envoy knows the pool's pods, a route
+    without a retry policy of its own gets one: a request that a pod did not take goes to another pod.
     """
     if len(pools) > 1:
         names = ", ".join(f"{pool.namespace}/{pool.name}" for pool in pools)
@@ -71,6 +78,10 @@ def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> 
         specifier = route.route.WhichOneof("host_rewrite_specifier")
         if specifier is not None:
             route.route.ClearField(specifier)
+        if options.pods_service and not route.route.HasField("retry_policy"):
+            route.route.retry_policy.CopyFrom(
+                pb.RouteRetryPolicy(retry_on=POD_RETRY_ON, num_retries=UInt32Value(value=POD_RETRIES))
+            )
     return ""
 
 
@@ -168,7 +179,7 @@ def _add_filters(manager: pb.HttpConnectionManager, pools: Iterable[PickedPool])
 def _ext_proc(pool: PickedPool) -> pb.ExternalProcessor:
     retry = pb.RetryPolicy(
         retry_on=RETRY_ON,
-        num_retries=UInt32Value(value=3),
+        num_retries=UInt32Value(value=PICKER_RETRIES),
         retry_back_off=pb.BackoffStrategy(
             base_interval=Duration(nanos=25_000_000), max_interval=Duration(nanos=250_000_000)
         ),
@@ -236,6 +247,7 @@ def _raise_circuit_breakers(cluster: pb.Cluster) -> None:
         threshold.max_connections.CopyFrom(most)
         threshold.max_pending_requests.CopyFrom(most)
         threshold.max_requests.CopyFrom(most)
+        threshold.max_retries.CopyFrom(most)
 
 
 def _override_host() -> pb.LoadBalancingPolicy:

@@ -200,8 +200,10 @@ class GatewayExtension:
         return pb.PostClusterModifyResponse(cluster=cluster), "ok"
 
     def _translation(self, request: pb.PostTranslateModifyRequest) -> tuple[pb.PostTranslateModifyResponse, str]:
+        changed = pb.PostTranslateModifyRequest()
+        changed.CopyFrom(request)
         try:
-            return hooks.modify_translation(request, self._options), "ok"
+            return hooks.modify_translation(changed, self._options), "ok"
         except Exception:
             logger.exception("hook failed", extra={"fields": {"hook": "PostTranslateModify"}})
             unchanged = pb.PostTranslateModifyResponse(

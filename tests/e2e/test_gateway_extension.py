@@ -309,9 +309,8 @@ async def test_a_request_whose_pod_has_died_goes_to_another_pod_that_envoy_knows
 ) -> None:
     async with gateway(tmp_path, options) as running:
         chosen = served_by(await exchange(running.picked, body=ROUND1))
-        for pod in running.pods:
-            if pod.name == chosen:
-                await pod.stop()
+        (pod,) = (pod for pod in running.pods if isinstance(pod, Backend) and pod.name == chosen)
+        await pod.stop()
         answer = await exchange(running.picked, body=ROUND1)
         assert answer.status == status
         if status == 200:

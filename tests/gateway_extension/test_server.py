@@ -126,13 +126,13 @@ async def test_tls_with_a_certificate(tmp_path: Path) -> None:
         assert hooks.ROUTE_METADATA in answer.route.metadata.filter_metadata
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary(f"/{SERVICE}/PostRouteModify")(b"", timeout=60)
+                await channel.unary_unary(f"/{SERVICE}/PostRouteModify", bytes, bytes)(b"", timeout=60)
 
 
 async def test_health_is_answered_on_a_port_of_its_own() -> None:
     async with extension() as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.health_port}") as channel:
         for service in ("", "liveness", "readiness"):
-            answer = await health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[no-untyped-call]
+            answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=60
             )
             assert answer.status == health_pb2.HealthCheckResponse.SERVING

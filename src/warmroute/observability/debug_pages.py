@@ -10,13 +10,13 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import orjson
-from aiohttp import web
 
 from warmroute.observability.metrics import EndpointReading, endpoint_state
-from warmroute.observability.page_server import Slices
+from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
 from warmroute.routing.decision import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 
@@ -89,16 +89,16 @@ class DebugPages:
         self._settings = settings
         self._clock = clock
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> Routes:
         """The routes for a :class:`~warmroute.observability.page_server.PageServer`."""
-        return [
-            web.get("/", _index),
-            web.get("/debug/endpoints", self._endpoints_page),
-            web.get("/debug/decisions", self._decisions_page),
-            web.get("/debug/settings", self._settings_page),
-        ]
+        return {
+            "/": _index,
+            "/debug/endpoints": self._endpoints_page,
+            "/debug/decisions": self._decisions_page,
+            "/debug/settings": self._settings_page,
+        }
 
-    async def _endpoints_page(self, request: web.Request) -> web.Response:
+    async def _endpoints_page(self, request: Request) -> Page:
         query = Query(request, ENDPOINT_PARAMETERS)
         name, state = query.text("endpoint"), query.text("state")
         slices = Slices()
@@ -114,7 +114,7 @@ class DebugPages:
             await slices.pause()
         return _listed(items, total=len(found))
 
-    async def _decisions_page(self, request: web.Request) -> web.Response:
+    async def _decisions_page(self, request: Request) -> Page:
         query = Query(request, DECISION_PARAMETERS)
         wanted = {
             "request_id": query.text("request"),
@@ -140,18 +140,18 @@ class DebugPages:
             await slices.pause()
         return _listed(items, total=len(found))
 
-    async def _settings_page(self, request: web.Request) -> web.Response:
+    async def _settings_page(self, request: Request) -> Page:
         body = Query(request, SETTINGS_PARAMETERS).json(self._settings()) + b"\n"
-        return web.Response(body=body, content_type="application/json")
+        return Page(body, "application/json")
 
 
 class Query:
-    """The query parameters of one request. Raises HTTPBadRequest for any that is unknown, repeated or out of bounds."""
+    """The query parameters of one request. Raises PageError (400) for any that is unknown, repeated or out of bounds."""
 
-    def __init__(self, request: web.Request, known: Mapping[str, Number | str]) -> None:
+    def __init__(self, request: Request, known: Mapping[str, Number | str]) -> None:
         self._known = known
         self._given: dict[str, str] = {}
-        for name, value in request.query.items():
+        for name, value in request.query:
             if name not in known:
                 raise _bad_request(f"unknown parameter; the parameters are {', '.join(known)}")
             if name in self._given:
@@ -189,8 +189,8 @@ class Query:
         return orjson.dumps(data, default=str, option=orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if pretty else 0))
 
 
-def _bad_request(text: str) -> web.HTTPBadRequest:
-    return web.HTTPBadRequest(reason=text)
+def _bad_request(text: str) -> PageError:
+    return PageError(HTTPStatus.BAD_REQUEST, text)
 
 
 def _names(wanted: str, endpoint_id: str) -> bool:
@@ -198,15 +198,15 @@ def _names(wanted: str, endpoint_id: str) -> bool:
     return not wanted or endpoint_id == wanted or endpoint_id.partition("/")[2] == wanted
 
 
-def _listed(items: Iterable[bytes], *, total: int) -> web.Response:
+def _listed(items: Iterable[bytes], *, total: int) -> Page:
     body = b"[" + b",\n".join(items) + b"]\n"
-    return web.Response(body=body, content_type="application/json", headers={TOTAL_HEADER: str(total)})
+    return Page(body, "application/json", headers={TOTAL_HEADER: str(total)})
 
 
-async def _index(_: web.Request) -> web.Response:
+async def _index(_: Request) -> Page:
     pages = []
     for path, (text, parameters) in PAGES.items():
         rows = "".join(f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
         pages.append(f'<li><a href="{path}?pretty=1">{path}</a>: {html.escape(text)}<ul>{rows}</ul></li>')
     page = f"<!doctype html><title>Warmroute</title><h1>Warmroute: debug pages</h1><ul>{''.join(pages)}</ul>"
-    return web.Response(text=page, content_type="text/html")
+    return Page(page.encode(), "text/html; charset=utf-8")

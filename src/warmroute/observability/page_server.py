@@ -1,30 +1,78 @@
-"""An HTTP server for operators' pages: one port, errors as JSON, work on the event loop in short slices."""
+"""An HTTP server for operators' pages: GET and HEAD on one port, one request per connection, errors as JSON.
+
+The peer is not trusted: the connections, the request head and the time of every step are bounded. A general HTTP server
+takes as many connections as come, and its import took a quarter of the picker's start. The grammar is that of
+https://www.rfc-editor.org/rfc/rfc9112.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from time import perf_counter
+from urllib.parse import parse_qsl
 
-from aiohttp import web
+import orjson
 
 from warmroute.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-SHUTDOWN_TIMEOUT = 1.0
-"""Seconds that a response may take to finish when the server stops."""
 MOST_REQUESTS = 4
 """Requests answered at once on one port; further ones get 503."""
+MOST_CONNECTIONS = 64
+"""Connections of one port whose request has not arrived. One more ends the oldest of them, so that a health check gets
+through while others hold connections open."""
+MOST_HEAD_BYTES = 16 << 10
+"""Bytes of request line and headers. Prometheus and browsers send about 1 kB."""
+MOST_PARAMETERS = 32
+"""Query parameters of a request."""
+HEAD_SECONDS = 10.0
+"""Longest time until a connection's request has arrived."""
 SEND_SECONDS = 10.0
 """Longest time that a response takes to be read; then its connection is aborted."""
 HEALTH = "/healthz"
 SLICE_SECONDS = 0.002
 """Longest time that a page computes before other work of the event loop gets its turn."""
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_REQUEST_LINE = re.compile(r"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.[01]")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's head; header names in lower case."""
+
+    method: str
+    path: str
+    query: list[tuple[str, str]]
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A response."""
+
+    body: bytes
+    content_type: str
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class PageError(Exception):
+    """A page that answers ``status`` with ``reason`` as JSON."""
+
+    def __init__(self, status: HTTPStatus, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
+        self.status, self.reason, self.headers = status, reason or status.phrase, headers or {}
+        super().__init__(self.reason)
+
+
+Routes = Mapping[str, Callable[[Request], Awaitable[Page]]]
+"""By path the function that makes its page. It may raise PageError."""
 
 
 class PageServer:
@@ -33,14 +81,16 @@ class PageServer:
     ``port_flag`` is the setting that an error names.
     """
 
-    def __init__(self, host: str, port: int, routes: list[web.RouteDef], *, port_flag: str) -> None:
+    def __init__(self, host: str, port: int, routes: Routes, *, port_flag: str) -> None:
         self._host = host
         self._port = port
         self._port_flag = port_flag
-        self._runner: web.AppRunner | None = None
+        self._routes = routes
+        self._server: asyncio.Server | None = None
         self._places = asyncio.Semaphore(MOST_REQUESTS)
-        self._app = web.Application(middlewares=[_errors_as_json, self._bounded])
-        self._app.add_routes(routes)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._arriving: dict[asyncio.StreamWriter, None] = {}
+        """Connections whose request has not arrived, the oldest first."""
 
     @property
     def port(self) -> int:
@@ -51,35 +101,68 @@ class PageServer:
         """Listen and serve. Raises ConfigurationError if the address is unavailable."""
         listener = _listen(self._host, self._port, self._port_flag)
         self._port = listener.getsockname()[1]
-        self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
-        await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        self._server = await asyncio.start_server(self._connected, sock=listener, limit=MOST_HEAD_BYTES)
 
     async def stop(self) -> None:
         """Close the port and every connection. May be called more than once."""
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            await runner.cleanup()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the event loop closes aborted sockets in its next turn
 
-    @web.middleware
-    async def _bounded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer at most :data:`MOST_REQUESTS` at once, each until it is sent; not so the health check, which is cheap."""
-        if request.path == HEALTH:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._arriving) >= MOST_CONNECTIONS:
+            oldest = next(iter(self._arriving))
+            del self._arriving[oldest]
+            oldest.transport.abort()
+        self._arriving[writer] = None
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request and close the connection."""
+        try:
+            request = await _request(reader)
+            self._arriving.pop(writer, None)
+            await self._respond(request, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the peer hung up, or was too slow (TimeoutError)
+        finally:
+            self._arriving.pop(writer, None)
+            writer.transport.abort()  # what was sent is with the kernel, see _send
+
+    async def _respond(self, request: Request | PageError, writer: asyncio.StreamWriter) -> None:
+        if isinstance(request, PageError):
+            await _send(writer, _error("", request))
+        elif request.path == HEALTH:  # cheap, and must not wait for others
+            await _send(writer, await self._page(request), head_only=request.method == "HEAD")
+        elif self._places.locked():
+            reason = f"More than {MOST_REQUESTS} requests at once"
+            busy = PageError(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": "1"})
+            await _send(writer, _error(request.path, busy))
+        else:
+            async with self._places:
+                await _send(writer, await self._page(request), head_only=request.method == "HEAD")
+
+    async def _page(self, request: Request) -> Page:
+        """The page asked for. A page that fails is a 500 for its reader and a line in the log."""
+        try:
+            handler = self._routes.get(request.path)
+            if handler is None:
+                raise PageError(HTTPStatus.NOT_FOUND)
+            if request.method not in ("GET", "HEAD"):
+                raise PageError(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
             return await handler(request)
-        if self._places.locked():
-            raise web.HTTPServiceUnavailable(
-                reason=f"More than {MOST_REQUESTS} requests at once", headers={"Retry-After": "1"}
-            )
-        async with self._places:
-            response = await handler(request)
-            try:
-                async with asyncio.timeout(SEND_SECONDS):
-                    await response.prepare(request)
-                    await response.write_eof()
-            except TimeoutError:  # the reader does not read
-                if request.transport is not None:
-                    request.transport.abort()
-            return response
+        except PageError as error:
+            return _error(request.path, error)
+        except Exception as error:
+            logger.exception("a page failed", extra={"fields": {"path": request.path}})
+            reason = f"{type(error).__name__}; see the log"
+            return _error(request.path, PageError(HTTPStatus.INTERNAL_SERVER_ERROR, reason))
 
 
 class Slices:
@@ -95,6 +178,51 @@ class Slices:
             self._began = perf_counter()
 
 
+async def _request(reader: asyncio.StreamReader) -> Request | PageError:
+    """The request of a connection, or the error to answer. Raises TimeoutError if it does not arrive in time."""
+    try:
+        async with asyncio.timeout(HEAD_SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        return PageError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    return _parsed(head) or PageError(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
+
+
+def _parsed(head: bytes) -> Request | None:
+    """The request; None if it is not one."""
+    first, *fields = head.decode("latin-1").split("\r\n")
+    line = _REQUEST_LINE.fullmatch(first)
+    if line is None:
+        return None
+    path, _, query = line[2].partition("?")
+    try:
+        parameters = parse_qsl(query, keep_blank_values=True, max_num_fields=MOST_PARAMETERS)
+    except ValueError:
+        return None
+    headers = {name.lower(): value.strip() for name, _, value in (text.partition(":") for text in fields)}
+    return Request(line[1], path, parameters, headers)
+
+
+async def _send(writer: asyncio.StreamWriter, page: Page, *, head_only: bool = False) -> None:
+    """Send a response and wait until the kernel has all of it. Raises TimeoutError if the peer does not read it."""
+    headers = {
+        "Content-Type": page.content_type,
+        "Content-Length": str(len(page.body)),
+        "Connection": "close",
+        **page.headers,
+    }
+    lines = [f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}", *(f"{k}: {v}" for k, v in headers.items())]
+    writer.transport.set_write_buffer_limits(0)
+    writer.write("\r\n".join([*lines, "\r\n"]).encode("latin-1") + (b"" if head_only else page.body))
+    async with asyncio.timeout(SEND_SECONDS):
+        await writer.drain()
+
+
+def _error(path: str, error: PageError) -> Page:
+    body = orjson.dumps({"error": error.reason, "path": path})
+    return Page(body, "application/json", error.status, error.headers)
+
+
 def _listen(host: str, port: int, port_flag: str) -> socket.socket:
     """A listening socket; for the empty host one that takes IPv4 and IPv6, so that port 0 means one port."""
     both = not host and socket.has_dualstack_ipv6()
@@ -106,19 +234,3 @@ def _listen(host: str, port: int, port_flag: str) -> socket.socket:
         # create_server appends the address to the system's text
         text = (error.strerror or str(error)).split(" (while attempting")[0]
         raise ConfigurationError(f"cannot listen on {where}: {text}") from error
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer errors as JSON. A page that fails is a 500 for its reader and a line in the log."""
-    headers: dict[str, str] = {}
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        status, reason = error.status, error.reason
-        if "Retry-After" in error.headers:
-            headers["Retry-After"] = error.headers["Retry-After"]
-    except Exception as error:
-        logger.exception("a page failed", extra={"fields": {"path": request.path}})
-        status, reason = 500, f"{type(error).__name__}; see the log"
-    return web.json_response({"error": reason, "path": request.path}, status=status, headers=headers)

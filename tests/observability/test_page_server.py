@@ -1,0 +1,117 @@
+"""The HTTP server of the metrics and debug ports: what it takes, what it refuses and what it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.observability import page_server
+from warmroute.observability.page_server import (
+    HEALTH,
+    MOST_CONNECTIONS,
+    MOST_HEAD_BYTES,
+    MOST_PARAMETERS,
+    Page,
+    PageServer,
+    Request,
+)
+
+
+async def _echo(request: Request) -> Page:
+    return Page(repr(request.query).encode(), "text/plain")
+
+
+async def _ok(_: Request) -> Page:
+    return Page(b"ok\n", "text/plain")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[PageServer]:
+    server = PageServer("127.0.0.1", 0, {"/echo": _echo, HEALTH: _ok}, port_flag="--port")
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def exchange(server: PageServer, request: bytes) -> bytes:
+    """Everything that is answered to ``request`` until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(60):
+            return await reader.read()
+    finally:
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.integration
+async def test_head_is_get_without_the_body(server: PageServer) -> None:
+    got, head = [await exchange(server, method + b" /echo?a=1 HTTP/1.1\r\n\r\n") for method in (b"GET", b"HEAD")]
+    assert got.endswith(b"\r\n\r\n[('a', '1')]")
+    assert head == got.removesuffix(b"[('a', '1')]")
+    assert b"\r\nContent-Length: 12\r\n" in head
+
+
+REFUSED = {
+    b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\n\r\nx": 405,
+    b"GET /nothing HTTP/1.1\r\n\r\n": 404,
+    b"GET echo HTTP/1.1\r\n\r\n": 400,
+    b"GET /echo HTTP/2.0\r\n\r\n": 400,
+    b"GET /\x00 HTTP/1.1\r\n\r\n": 400,
+    b"\x16\x03\x01\x02\x00\r\n\r\n": 400,
+    b"GET /echo?" + b"a=1&" * MOST_PARAMETERS + b"b=1 HTTP/1.1\r\n\r\n": 400,
+    (b"GET /echo HTTP/1.1\r\nX: " + b"x" * MOST_HEAD_BYTES)[: MOST_HEAD_BYTES + 4]: 431,
+}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("request_bytes", "status"), REFUSED.items(), ids=range(len(REFUSED)))
+async def test_requests_out_of_bounds_are_refused(server: PageServer, request_bytes: bytes, status: int) -> None:
+    answer = await exchange(server, request_bytes)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b'{"error":"' in answer
+
+
+@pytest.mark.integration
+async def test_a_request_that_does_not_arrive_is_ended(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_server, "HEAD_SECONDS", 0.05)
+    assert await exchange(server, b"GET /echo HTTP/1.1\r\n") == b""
+
+
+@pytest.mark.integration
+async def test_a_health_check_gets_through_while_others_hold_connections_open(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest of them are closed; the server never has more than its bound."""
+    monkeypatch.setattr(page_server, "HEAD_SECONDS", 600.0)
+    held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2 * MOST_CONNECTIONS)]
+    try:
+        assert (await exchange(server, b"GET /healthz HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\nok\n")
+        async with asyncio.timeout(60):
+            for reader, _ in held[: MOST_CONNECTIONS + 1]:
+                assert await reader.read() == b""
+        last = held[-1]
+        last[1].write(b"GET /healthz HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(60):
+            assert (await last[0].read()).endswith(b"ok\n")
+    finally:
+        for _, writer in held:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda data: b"GET /" + data))
+def test_any_head_is_a_request_or_none(head: bytes) -> None:
+    request = page_server._parsed(head)
+    if request is not None:
+        assert request.path.startswith("/")
+        assert len(request.query) <= MOST_PARAMETERS
+        assert "\r" not in request.path
+        assert request.path.isascii()

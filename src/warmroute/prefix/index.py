@@ -121,8 +121,11 @@ class PrefixIndex:
             depth = low + 1
         return groups
 
-    def insert(self, holder: int, chain: Chain) -> None:
-        """The holder's engine will have the whole chain: add what is new, touch the rest, evict what no longer fits."""
+    def insert(self, holder: int, chain: Chain) -> int:
+        """The holder's engine will have the whole chain: add what is new, touch the rest, evict what no longer fits.
+
+        Returns how many of its checkpoints were confirmed before.
+        """
         holding = self._open[holder]
         checkpoints = holding.checkpoints
         hashes, ends = chain.hashes, chain.ends
@@ -146,6 +149,7 @@ class PrefixIndex:
         most = self._limit // len(self._open)
         if holding.prompt_bytes > holding.capacity or len(checkpoints) + len(unconfirmed) > most:
             self._evict(holding, most)
+        return known
 
     def known(self, holder: int, chain: Chain) -> int:
         """How many of the chain's checkpoints the holder has."""

@@ -98,11 +98,14 @@ class Confirmation:
         """A prompt was sent. ``chain`` is what is to be confirmed, if anything."""
         self._open.append(_Prompt(now, tokens, cached_tokens, chain))
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether :meth:`overdue` has something to give."""
+        return len(self._open) > MOST_OPEN or (bool(self._open) and self._open[0].at <= now - LONGEST_WAIT)
+
     def overdue(self, now: float) -> Iterator[Verdict]:
         """Prompts that count as accepted since nothing has decided them."""
-        waiting = self._open
-        while waiting and (len(waiting) > MOST_OPEN or waiting[0].at <= now - LONGEST_WAIT):
-            prompt = waiting.popleft()
+        while self.is_overdue(now):
+            prompt = self._open.popleft()
             if prompt.chain is not None:
                 yield Verdict(prompt.chain, accepted=True)
 

@@ -12,21 +12,19 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
-from http import HTTPStatus
 
 from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.pool.work import prefill_work
-from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
-from warmroute.prefix.index import PrefixIndex, holders_of
+from warmroute.prefix.chain import EMPTY_CHAIN, build
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
-from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
+from warmroute.routing.cache_model import CacheModel
+from warmroute.routing.cached_tokens import NOTHING_CACHED
 from warmroute.routing.calibration import UNKNOWN, BytesPerToken
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.confirmation import Verdict
 from warmroute.routing.decision import Decision, DecisionRecord, reason_of
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
@@ -37,11 +35,6 @@ logger = logging.getLogger(__name__)
 
 MAX_KNOWN_ADAPTERS = 1000
 """LoRA adapter names that are remembered as such."""
-LONG_TAIL = 16_384
-"""Bytes of a prompt beyond what the endpoint holds (about 4,000 tokens) from which they are unconfirmed until the engine has
-looked them up. Rejected prompts with less evict little."""
-LENGTH_ERROR = 1.5
-"""Factor by which an estimated prompt length must exceed the engine's limit for the engine to reject it for certain."""
 SLOWNESS_INTERVAL = 1.0
 """Seconds between two updates of the endpoints' slowness."""
 
@@ -70,7 +63,7 @@ class Router(PoolListener):
         self._rng = rng
         self._outliers = OutlierDetection(self._health_changed)
         self._loads: dict[str, EndpointLoad] = {}
-        self._index = PrefixIndex(limit=constants.index_limit)
+        self._caches = CacheModel(limit=constants.index_limit, headroom=constants.cache_headroom)
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
         self._known_adapters: OrderedDict[str, None] = OrderedDict()
         self._choices = 0
@@ -79,8 +72,6 @@ class Router(PoolListener):
         self._strategy = strategies.find(constants.strategy, rng=rng)
         self._records: deque[DecisionRecord] = deque(maxlen=constants.remembered_decisions)
         self._table: CandidateTable | None = None
-        self._distrusted: dict[int, float] = {}
-        """Factors on expected cached tokens, by number in the prefix index, of endpoints that hold less than expected."""
         pool.subscribe(self, now)
 
     # ---------------------------------------------------------------- settings
@@ -96,21 +87,21 @@ class Router(PoolListener):
         strategy = strategies.find(constants.strategy, rng=self._rng)
         self._strategy, self._constants = strategy, constants
         self._bytes_per_token.begin_with(constants.bytes_per_token)
+        self._caches.headroom = constants.cache_headroom
         self._table = None
 
     # ---------------------------------------------------------------- pool listener
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """Keep its load, and what it holds in the prefix index."""
-        self._loads[endpoint.id] = EndpointLoad(endpoint, self._index.open(self._capacity(endpoint)), now)
+        self._loads[endpoint.id] = EndpointLoad(endpoint, self._caches.open(self._capacity(endpoint)), now)
         self._outliers.added(endpoint)
         self._table = None
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Forget both."""
         load = self._loads.pop(endpoint.id)
-        self._distrusted.pop(load.holder, None)
-        self._index.close(load.holder)
+        self._caches.close(load.holder)
         self._bytes_per_token.forget(load)
         self._outliers.removed(endpoint)
         self._table = None
@@ -122,9 +113,8 @@ class Router(PoolListener):
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its KV cache and its queue are empty."""
         load = self._loads[endpoint.id]
-        self._distrusted.pop(load.holder, None)
-        self._index.close(load.holder)
-        load.holder = self._index.open(self._capacity(endpoint))
+        self._caches.close(load.holder)
+        load.holder = self._caches.open(self._capacity(endpoint))
         load.reset(now)
         self._bytes_per_token.forget(load)
         self._outliers.restarted(endpoint, now)
@@ -138,10 +128,8 @@ class Router(PoolListener):
         load = self._loads[endpoint.id]
         load.observe(state, self._constants.load)
         self._bytes_per_token.observe(load, state)
-        self._index.resize(load.holder, self._capacity(endpoint))
         self._outliers.observed(endpoint, state, now)
-        self._settle(load, load.confirmation.observe(state))
-        self._weigh_trust(load)
+        self._caches.observe(load, state, self._capacity(endpoint))
         for adapter in state.loaded_adapters:
             self._known_adapters[adapter] = None
             if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
@@ -199,7 +187,7 @@ class Router(PoolListener):
         cached, best, chain = NOTHING_CACHED, 0.0, EMPTY_CHAIN
         if prompt_bytes and self._strategy.uses_prefix:
             chain = build(request.seed, request.parts)
-            cached, best = self._match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates)
+            cached, best = self._caches.match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates.members)
         context = strategies.PickContext(
             request=request,
             candidates=candidates,
@@ -238,47 +226,6 @@ class Router(PoolListener):
         table.refresh(now)
         return table
 
-    def _match(
-        self, chain: Chain, tokens_per_byte: float, prompt_tokens: float, candidates: Candidates
-    ) -> tuple[CachedTokens, float]:
-        """The tokens of the prompt that each candidate holds, and the most that any holds."""
-        members = candidates.members
-        rest = members.mask
-        groups = self._index.match(chain, rest)
-        if not groups:
-            return NOTHING_CACHED, 0.0
-        # The last token is always computed: its logits give the first token of the answer.
-        held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt_tokens - 1)) for mask, depth in groups]
-        best = held[-1][1]
-        for mask, _ in groups:
-            rest &= ~mask
-        held.append((rest, 0.0))
-        if self._distrusted:
-            held = self._discounted(held)
-        most, default = held[0]  # often a system prompt that nearly all hold
-        for mask, tokens in held:
-            if mask.bit_count() > most.bit_count():
-                most, default = mask, tokens
-        overrides = {}
-        for mask, tokens in held:
-            if mask != most:
-                for holder in holders_of(mask):
-                    overrides[members.position[holder]] = tokens
-        return CachedTokens(default, overrides), best
-
-    def _discounted(self, groups: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        """The groups of endpoints and cached tokens; endpoints that are not trusted stand alone with fewer tokens."""
-        result = []
-        for mask, tokens in groups:
-            trusted = mask
-            for holder, factor in self._distrusted.items():
-                if mask >> holder & 1:
-                    trusted &= ~(1 << holder)
-                    result.append((1 << holder, factor * tokens))
-            if trusted:
-                result.append((trusted, tokens))
-        return result
-
     def _book(self, decision: Decision, request: InferenceRequest, now: float) -> None:
         """Count the request on the chosen endpoint, so that the next decision sees it."""
         load = decision.load
@@ -294,46 +241,8 @@ class Router(PoolListener):
         if decision.adapter:
             load.adapters.use(decision.adapter)
         if decision.chain.hashes:
-            self._expect_in_cache(decision, exact=request.tokens is not None, now=now)
+            self._caches.expect(decision, exact=request.tokens is not None, now=now)
         self._update(load, now)
-
-    def _expect_in_cache(self, decision: Decision, *, exact: bool, now: float) -> None:
-        """Let the index hold the prompt. A long new tail is unconfirmed until the engine has looked it up."""
-        load, chain = decision.load, decision.chain
-        state = load.endpoint.state
-        longest = None if state is None else state.max_model_len
-        if longest is not None and decision.prompt_tokens > longest * (1.0 if exact else LENGTH_ERROR):
-            return  # the engine rejects it
-        decision.held = depth = self._index.known(load.holder, chain)
-        new_bytes = chain.ends[-1] - (chain.ends[depth - 1] if depth else 0)
-        confirmation = load.confirmation
-        unconfirmed = confirmation.counts and new_bytes >= LONG_TAIL
-        if unconfirmed:
-            self._index.insert_unconfirmed(load.holder, chain)
-        else:
-            self._insert(load, chain)
-        expected = decision.cached_tokens / confirmation.factor
-        confirmation.sent(decision.prompt_tokens, expected, chain if unconfirmed else None, now)
-        self._settle(load, confirmation.overdue(now))
-
-    def _weigh_trust(self, load: EndpointLoad) -> None:
-        factor = load.confirmation.factor
-        if factor < 1:
-            self._distrusted[load.holder] = factor
-        else:
-            self._distrusted.pop(load.holder, None)
-
-    def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
-        """The engine has accepted prompts, or rejected them."""
-        for chain, accepted in verdicts:
-            if accepted:
-                self._insert(load, chain)
-            else:
-                self._index.discard(load.holder, chain)
-
-    def _insert(self, load: EndpointLoad, chain: Chain) -> None:
-        self._index.insert(load.holder, chain)
-        load.cache_fill = min(1.0, self._index.fill(load.holder) * self._constants.cache_headroom)
 
     def _adapter_costs(self, candidates: Candidates, model: str) -> Sequence[float] | None:
         """The cost of loading the adapter on each candidate; None if ``model`` is not known to be an adapter."""
@@ -360,8 +269,7 @@ class Router(PoolListener):
     def responded(self, decision: Decision, status: int, now: float) -> None:
         """The gateway shows the HTTP status of the endpoint's response."""
         self._outliers.responded(decision.load.endpoint, status, now)
-        if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
-            self._index.remove(decision.load.holder, decision.chain, decision.held)
+        self._caches.responded(decision, status)
 
     def served(self, decision: Decision, target: str, now: float) -> None:
         """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen.
@@ -380,7 +288,7 @@ class Router(PoolListener):
         decision.load = other
         other.open_responses += 1
         if decision.chain.hashes:
-            self._insert(other, decision.chain)
+            self._caches.expect(decision, exact=False, now=now)
         self._update(other, now)
 
     # ---------------------------------------------------------------- upkeep and insight
@@ -391,7 +299,7 @@ class Router(PoolListener):
         Returns whether more of that clean-up is left.
         """
         self._outliers.advance(now)
-        return self._index.sweep()
+        return self._caches.sweep()
 
     @property
     def loads(self) -> Iterable[EndpointLoad]:
@@ -409,7 +317,7 @@ class Router(PoolListener):
 
     def held(self, load: EndpointLoad) -> tuple[int, float]:
         """Checkpoints and tokens that the prefix index believes the endpoint to hold."""
-        checkpoints, prompt_bytes = self._index.held(load.holder)
+        checkpoints, prompt_bytes = self._caches.held(load.holder)
         return checkpoints, prompt_bytes / self._bytes_per_token.estimate
 
     def load_of(self, load: EndpointLoad, now: float) -> tuple[float, float, float]:

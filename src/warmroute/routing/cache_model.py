@@ -1,0 +1,153 @@
+"""What every engine holds in its KV cache, as far as the picker can know: the prefix index, corrected by counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from warmroute.pool.endpoint import EngineState
+from warmroute.prefix.chain import Chain
+from warmroute.prefix.index import PrefixIndex, holders_of
+from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
+from warmroute.routing.candidates import Members
+from warmroute.routing.confirmation import Verdict
+from warmroute.routing.decision import Decision
+from warmroute.routing.endpoint_load import EndpointLoad
+
+LONG_TAIL = 16_384
+"""Bytes of a prompt beyond what the endpoint holds (about 4,000 tokens) from which they are unconfirmed until the engine has
+looked them up. Rejected prompts with less evict little."""
+LENGTH_ERROR = 1.5
+"""Factor by which an estimated prompt length must exceed the engine's limit for the engine to reject it for certain."""
+
+
+class CacheModel:
+    """The prefix index with one holder for each endpoint's load, and how far each holder is trusted.
+
+    Capacities are in bytes of prompt; they include ``headroom``, the factor by which they exceed the KV cache.
+    """
+
+    def __init__(self, *, limit: int, headroom: float) -> None:
+        self._index = PrefixIndex(limit=limit)
+        self.headroom = headroom
+        self._distrusted: dict[int, float] = {}
+        """Factors on expected cached tokens, by holder, of engines that hold less than expected."""
+
+    # ---------------------------------------------------------------- members
+
+    def open(self, capacity: int) -> int:
+        """A holder, which holds nothing, for an engine whose cache takes ``capacity`` bytes."""
+        return self._index.open(capacity)
+
+    def close(self, holder: int) -> None:
+        """Forget all that the holder holds."""
+        self._distrusted.pop(holder, None)
+        self._index.close(holder)
+
+    def sweep(self) -> bool:
+        """A slice of the clean-up after closed holders. True while there is more."""
+        return self._index.sweep()
+
+    def held(self, holder: int) -> tuple[int, int]:
+        """Checkpoints and bytes of prompt that the holder holds."""
+        return self._index.held(holder)
+
+    # ---------------------------------------------------------------- decisions
+
+    def match(
+        self, chain: Chain, tokens_per_byte: float, prompt_tokens: float, members: Members
+    ) -> tuple[CachedTokens, float]:
+        """The tokens of the prompt that each member holds, and the most that any holds."""
+        rest = members.mask
+        groups = self._index.match(chain, rest)
+        if not groups:
+            return NOTHING_CACHED, 0.0
+        # The last token is always computed: its logits give the first token of the answer.
+        held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt_tokens - 1)) for mask, depth in groups]
+        best = held[-1][1]
+        for mask, _ in groups:
+            rest &= ~mask
+        held.append((rest, 0.0))
+        if self._distrusted:
+            held = self._discounted(held)
+        most, default = held[0]  # often a system prompt that nearly all hold
+        for mask, tokens in held:
+            if mask.bit_count() > most.bit_count():
+                most, default = mask, tokens
+        overrides = {}
+        for mask, tokens in held:
+            if mask != most:
+                for holder in holders_of(mask):
+                    overrides[members.position[holder]] = tokens
+        return CachedTokens(default, overrides), best
+
+    def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
+        """The decision's prompt is on its way to the engine. ``exact``: its length is known, not estimated.
+
+        A long new tail is unconfirmed until the engine has looked it up. A prompt that the engine will reject for its length
+        is not expected in its cache.
+        """
+        load, chain = decision.load, decision.chain
+        state = load.endpoint.state
+        longest = None if state is None else state.max_model_len
+        if longest is not None and decision.prompt_tokens > longest * (1.0 if exact else LENGTH_ERROR):
+            return
+        confirmation = load.confirmation
+        if not confirmation.counts:
+            decision.held = self._insert(load, chain)
+            return
+        unconfirmed = None
+        if chain.prompt_bytes < LONG_TAIL:
+            decision.held = self._insert(load, chain)
+        else:
+            decision.held = depth = self._index.known(load.holder, chain)
+            if chain.ends[-1] - (chain.ends[depth - 1] if depth else 0) < LONG_TAIL:
+                self._insert(load, chain)
+            else:
+                self._index.insert_unconfirmed(load.holder, chain)
+                unconfirmed = chain
+        confirmation.sent(decision.prompt_tokens, decision.cached_tokens / confirmation.factor, unconfirmed, now)
+        if confirmation.is_overdue(now):
+            self._settle(load, confirmation.overdue(now))
+
+    # ---------------------------------------------------------------- evidence
+
+    def observe(self, load: EndpointLoad, state: EngineState, capacity: int) -> None:
+        """A scrape of the endpoint's engine: its counters confirm prompts and measure hits."""
+        self._index.resize(load.holder, capacity)
+        confirmation = load.confirmation
+        self._settle(load, confirmation.observe(state))
+        if confirmation.factor < 1:
+            self._distrusted[load.holder] = confirmation.factor
+        else:
+            self._distrusted.pop(load.holder, None)
+
+    def responded(self, decision: Decision, status: int) -> None:
+        """The engine's response to the decision's request: one that failed has computed nothing."""
+        if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
+            self._index.remove(decision.load.holder, decision.chain, decision.held)
+
+    def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
+        for chain, accepted in verdicts:
+            if accepted:
+                self._insert(load, chain)
+            else:
+                self._index.discard(load.holder, chain)
+
+    def _insert(self, load: EndpointLoad, chain: Chain) -> int:
+        held = self._index.insert(load.holder, chain)
+        load.cache_fill = min(1.0, self._index.fill(load.holder) * self.headroom)
+        return held
+
+    def _discounted(self, groups: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """The groups of holders and cached tokens; a holder that is not trusted stands alone with fewer tokens."""
+        result = []
+        for mask, tokens in groups:
+            trusted = mask
+            for holder, factor in self._distrusted.items():
+                if mask >> holder & 1:
+                    trusted &= ~(1 << holder)
+                    result.append((1 << holder, factor * tokens))
+            if trusted:
+                result.append((trusted, tokens))
+        return result

@@ -139,6 +139,9 @@ def gateway_extension(
             help="Headless Service of a pool's pods, as `{pool}-pods`: keeps retries and FailOpen; empty: none."
         ),
     ] = "",
+    write_pool_status: Annotated[
+        bool, typer.Option(help="Write the status of the pools served: Envoy Gateway writes none.")
+    ] = False,
     log_format: Annotated[str, typer.Option(help="console or json.")] = "console",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -159,6 +162,7 @@ def gateway_extension(
             picker_tls=picker_tls,
             pods_service=pods_service,
         ),
+        write_pool_status=write_pool_status,
     )
 
 

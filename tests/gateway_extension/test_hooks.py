@@ -15,12 +15,13 @@ from warmroute.gateway_extension import hooks
 from warmroute.gateway_extension.hooks import Options
 from warmroute.gateway_extension.picked_pool import PickedPool, picked_pools
 
+X_VERSION = "inference.networking.x-k8s.io/v1alpha2"
 FILTER = "envoy.filters.http.ext_proc/inferencepool/default/vllm-qwen-pool"
 
 
 def test_a_v1alpha2_pool_names_its_picker_by_extension_ref() -> None:
     assert picked_pools([eg.pool_v1alpha2()]) == [
-        PickedPool("default", "vllm-qwen-pool", (8000,), "inference-gateway-ext-proc", 9002, fail_open=False)
+        PickedPool(X_VERSION, "default", "vllm-qwen-pool", (8000,), "inference-gateway-ext-proc", 9002, fail_open=False)
     ]
 
 
@@ -103,7 +104,7 @@ def test_a_route_without_a_pool_stays_as_it_is() -> None:
 
 def test_a_rule_with_two_pools_answers_with_an_error_that_names_them() -> None:
     (one,) = picked_pools([eg.pool_v1alpha2()])
-    two = PickedPool("default", "other", (8000,), "picker", 9002, fail_open=False)
+    two = PickedPool(X_VERSION, "default", "other", (8000,), "picker", 9002, fail_open=False)
     route = modified_route([one, two])
     assert route.direct_response is not None
     assert route.direct_response.status == 500
@@ -229,3 +230,8 @@ def test_the_listeners_buffer_is_raised_for_old_envoys_only(raised: bool) -> Non
     plain, llm = translation(Options(request_body_limit=1 << 20, listener_body_limit=raised)).listeners
     assert plain.per_connection_buffer_limit_bytes.value == 32768
     assert llm.per_connection_buffer_limit_bytes.value == (1 << 20 if raised else 32768)
+
+
+def test_the_gateway_of_each_pool_is_known() -> None:
+    pools = picked_pools([eg.pool_v1alpha2()])
+    assert hooks.pools_by_gateway(translation().routes) == {hooks.Gateway("default", "gw"): set(pools)}

@@ -92,10 +92,12 @@ class RouteConfiguration(_message.Message):
     def __init__(self, name: _Optional[str] = ..., virtual_hosts: _Optional[_Iterable[_Union[VirtualHost, _Mapping]]] = ...) -> None: ...
 
 class VirtualHost(_message.Message):
-    __slots__ = ("routes",)
+    __slots__ = ("routes", "metadata")
     ROUTES_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     routes: _containers.RepeatedCompositeFieldContainer[Route]
-    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ...) -> None: ...
+    metadata: Metadata
+    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., metadata: _Optional[_Union[Metadata, _Mapping]] = ...) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ("route", "redirect", "direct_response", "metadata", "typed_per_filter_config", "name", "request_body_buffer_limit")

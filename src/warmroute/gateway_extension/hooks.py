@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -26,6 +27,8 @@ from warmroute.gateway_extension.picked_pool import PickedPool
 
 ROUTE_METADATA = "warmroute.inference_pool"
 """Key of a route's filter metadata: the struct's field ``pool`` is the route's :class:`PickedPool` as JSON."""
+ENVOY_GATEWAY_METADATA = "envoy-gateway"
+"""Key of the filter metadata in which Envoy Gateway names the Kubernetes objects that a part was made of."""
 HTTP_CONNECTION_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER_FILTER = "envoy.filters.http.router"
 EARLY_HEADER_MUTATION = "envoy.http.early_header_mutation.header_mutation"
@@ -42,6 +45,14 @@ PICKER_RETRIES = 10
 POD_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Failures of a pod after which Envoy tries another one: the pod has not begun to work on the request."""
 POD_RETRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A Gateway object."""
+
+    namespace: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +140,34 @@ def modify_translation(request: pb.PostTranslateModifyRequest, options: Options)
     )
 
 
+def pools_by_gateway(routes: Iterable[pb.RouteConfiguration]) -> dict[Gateway, set[PickedPool]]:
+    """The pools that each Gateway serves. Envoy Gateway writes a virtual host's Gateway into its metadata."""
+    found: dict[Gateway, set[PickedPool]] = {}
+    for virtual_host in (one for configuration in routes for one in configuration.virtual_hosts):
+        pools = set(_pools_of_virtual_host(virtual_host))
+        if ENVOY_GATEWAY_METADATA not in virtual_host.metadata.filter_metadata:
+            continue
+        described = json_format.MessageToDict(virtual_host.metadata.filter_metadata[ENVOY_GATEWAY_METADATA])
+        for resource in described.get("resources", []):
+            if resource.get("kind") == "Gateway":
+                gateway = Gateway(str(resource.get("namespace")), str(resource.get("name")))
+                found.setdefault(gateway, set()).update(pools)
+    return found
+
+
 def _pools_of(configuration: pb.RouteConfiguration) -> Iterator[PickedPool]:
     """The pools of a route configuration, each once."""
     found: dict[str, PickedPool] = {}
     for virtual_host in configuration.virtual_hosts:
-        for route in virtual_host.routes:
-            if ROUTE_METADATA in route.metadata.filter_metadata:
-                pool = PickedPool.of_json(str(route.metadata.filter_metadata[ROUTE_METADATA]["pool"]))
-                found[pool.filter_name] = pool
+        for pool in _pools_of_virtual_host(virtual_host):
+            found[pool.filter_name] = pool
     yield from found.values()
+
+
+def _pools_of_virtual_host(virtual_host: pb.VirtualHost) -> Iterator[PickedPool]:
+    for route in virtual_host.routes:
+        if ROUTE_METADATA in route.metadata.filter_metadata:
+            yield PickedPool.of_json(str(route.metadata.filter_metadata[ROUTE_METADATA]["pool"]))
 
 
 def _modify_listener(listener: pb.Listener, pools_of: dict[str, list[PickedPool]], options: Options) -> None:

@@ -16,6 +16,7 @@ KIND = "InferencePool"
 class PickedPool:
     """One InferencePool and its picker."""
 
+    api_version: str
     namespace: str
     name: str
     ports: tuple[int, ...]
@@ -44,15 +45,15 @@ class PickedPool:
     def to_json(self) -> str:
         """The pool as text, for :meth:`of_json`."""
         return json.dumps(
-            [self.namespace, self.name, self.ports, self.picker, self.picker_port, self.fail_open],
+            [self.api_version, self.namespace, self.name, self.ports, self.picker, self.picker_port, self.fail_open],
             separators=(",", ":"),
         )
 
     @classmethod
     def of_json(cls, text: str) -> PickedPool:
         """The pool that :meth:`to_json` wrote. Raises ValueError or TypeError for other text."""
-        namespace, name, ports, picker, picker_port, fail_open = json.loads(text)
-        return cls(namespace, name, tuple(ports), picker, picker_port, fail_open)
+        api_version, namespace, name, ports, picker, picker_port, fail_open = json.loads(text)
+        return cls(api_version, namespace, name, tuple(ports), picker, picker_port, fail_open)
 
 
 def picked_pools(resources: list[bytes]) -> list[PickedPool]:
@@ -73,7 +74,7 @@ def picked_pools(resources: list[bytes]) -> list[PickedPool]:
             name = f"{metadata.get('namespace')}/{metadata.get('name')}"
             raise ValueError(f"the InferencePool {name} cannot be used: {error!r}") from error
         pools[pool.namespace, pool.name] = PickedPool(
-            pool.namespace, pool.name, pool.ports, picker, port, mode == "FailOpen"
+            pool.api_version, pool.namespace, pool.name, pool.ports, picker, port, mode == "FailOpen"
         )
     return list(pools.values())
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -23,6 +23,9 @@ from warmroute.extproc import health
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
 from warmroute.gateway_extension.picked_pool import picked_pools
+
+if TYPE_CHECKING:  # it needs the Kubernetes client
+    from warmroute.gateway_extension.status import StatusWriter
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +51,10 @@ class ServerOptions:
 class GatewayExtension:
     """The extension service. ``run`` is its life; ``start`` and ``stop`` are for those who embed it."""
 
-    def __init__(self, listen: ServerOptions, options: hooks.Options) -> None:
+    def __init__(self, listen: ServerOptions, options: hooks.Options, status: StatusWriter | None = None) -> None:
         self._listen = listen
         self._options = options
+        self._status = status
         self._registry = CollectorRegistry()
         self._calls = Counter(
             "warmroute_gateway_extension_calls",
@@ -123,6 +127,8 @@ class GatewayExtension:
         self._servers = [server, health_server]
         for one in self._servers:
             await one.start()
+        if self._status is not None:
+            self._status.start()
         logger.info(
             "serving the gateway extension",
             extra={
@@ -137,6 +143,8 @@ class GatewayExtension:
 
     async def stop(self) -> None:
         """Stop listening and let calls in progress end; safe after a failed start."""
+        if self._status is not None:
+            await self._status.stop()
         await asyncio.gather(*(server.stop(GRACE) for server in self._servers))
         self._servers.clear()
         await asyncio.to_thread(self._stop_metrics)
@@ -203,7 +211,10 @@ class GatewayExtension:
         changed = pb.PostTranslateModifyRequest()
         changed.CopyFrom(request)
         try:
-            return hooks.modify_translation(changed, self._options), "ok"
+            response = hooks.modify_translation(changed, self._options)
+            if self._status is not None:
+                self._status.translated(hooks.pools_by_gateway(response.routes))
+            return response, "ok"
         except Exception:
             logger.exception("hook failed", extra={"fields": {"hook": "PostTranslateModify"}})
             unchanged = pb.PostTranslateModifyResponse(
@@ -229,8 +240,23 @@ def _bind(server: grpc.aio.Server, host: str, port: int, flag: str, credentials:
     raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
 
 
-def serve(listen: ServerOptions, options: hooks.Options) -> None:
-    """Serve until a signal. Raises ConfigurationError."""
+def serve(listen: ServerOptions, options: hooks.Options, *, write_pool_status: bool = False) -> None:
+    """Serve until a signal. Raises ConfigurationError, also if there is no cluster whose pools have a status."""
     import uvloop
 
-    uvloop.run(GatewayExtension(listen, options).run())
+    uvloop.run(_run(listen, options, write_pool_status=write_pool_status))
+
+
+async def _run(listen: ServerOptions, options: hooks.Options, *, write_pool_status: bool) -> None:
+    if not write_pool_status:
+        await GatewayExtension(listen, options).run()
+        return
+    from warmroute.gateway_extension.status import StatusWriter
+    from warmroute.kubernetes.api import Cluster
+
+    cluster = Cluster()
+    cluster.find()
+    try:
+        await GatewayExtension(listen, options, StatusWriter(cluster)).run()
+    finally:
+        await cluster.close()

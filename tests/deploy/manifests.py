@@ -62,8 +62,14 @@ def render(directory: Path) -> tuple[Manifest, ...]:
 
 
 def overlay(name: str) -> tuple[Manifest, ...]:
-    """One of deploy/overlays, rendered."""
-    return render(DEPLOY / "overlays" / name)
+    """One of deploy/overlays, rendered, without the gateway extension: that has tests of its own."""
+    return tuple(d for d in render(DEPLOY / "overlays" / name) if not is_of_gateway_extension(d))
+
+
+def is_of_gateway_extension(document: Manifest) -> bool:
+    """Whether a document is one of deploy/gateway-extension."""
+    labels = document["metadata"].get("labels", {})
+    return bool(labels.get("app.kubernetes.io/component") == "gateway-extension")
 
 
 def with_components(base: str, components: tuple[str, ...], directory: Path, **changes: str) -> tuple[Manifest, ...]:
@@ -76,7 +82,7 @@ def with_components(base: str, components: tuple[str, ...], directory: Path, **c
         **changes,
     }
     (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return render(directory)
+    return tuple(document for document in render(directory) if not is_of_gateway_extension(document))
 
 
 def pick(documents: tuple[Manifest, ...], kind: str, name: str | None = None) -> Manifest:

@@ -74,7 +74,7 @@ def pool_of_the_walk_through() -> Any:
 
 
 def test_the_overlays_are_there() -> None:
-    assert OVERLAYS == ("ack", "envoy-ai-gateway", "envoy-gateway", "sidecar")
+    assert OVERLAYS == ("ack", "envoy-ai-gateway", "envoy-gateway", "envoy-gateway-extension", "sidecar")
 
 
 @every_overlay
@@ -83,7 +83,10 @@ def test_every_document_validates(name: str) -> None:
         validate(document)
 
 
-@pytest.mark.parametrize("base", ["base", "overlays/ack", "overlays/envoy-ai-gateway", "overlays/envoy-gateway"])
+@pytest.mark.parametrize(
+    "base",
+    ["base", "overlays/ack", "overlays/envoy-ai-gateway", "overlays/envoy-gateway", "overlays/envoy-gateway-extension"],
+)
 def test_components_go_with_it(base: Any, tmp_path: Path) -> None:
     documents = with_components(base, ("high-availability", "pod-monitor"), tmp_path)
     for document in documents:
@@ -133,7 +136,14 @@ def test_the_arguments_are_those_of_the_command_line(name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "secure"), [("ack", True), ("envoy-ai-gateway", True), ("envoy-gateway", False), ("sidecar", False)]
+    ("name", "secure"),
+    [
+        ("ack", True),
+        ("envoy-ai-gateway", True),
+        ("envoy-gateway", False),
+        ("envoy-gateway-extension", True),
+        ("sidecar", False),
+    ],
 )
 def test_tls_where_the_gateway_speaks_it(name: str, secure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_of(pick(overlay(name), "Deployment"), monkeypatch).secure_serving is secure
@@ -169,7 +179,11 @@ def test_selectors_and_ports_meet(name: str) -> None:
     namespace, labels = deployment["metadata"]["namespace"], deployment["spec"]["template"]["metadata"]["labels"]
     ports = named_ports(deployment)
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    services = [d for d in documents if d["kind"] == "Service" and d["spec"]["selector"].items() <= labels.items()]
+    services = [
+        d
+        for d in documents
+        if d["kind"] == "Service" and "selector" in d["spec"] and d["spec"]["selector"].items() <= labels.items()
+    ]
     assert services
     for service in services:
         assert service["metadata"]["namespace"] == namespace

@@ -310,5 +310,6 @@ async def test_a_hostile_peer_stalls_nobody(kind: str) -> None:
                 await lag.measure()
         finally:
             await scraper.stop()
-    assert min(lag.of_scrapes[1:]) < 0.05
+    most = 0.05 if sys.gettrace() is None else 0.5  # measuring coverage multiplies the CPU
+    assert min(lag.of_scrapes[1:]) < most
     assert ScrapeOutcome.INTERNAL not in outcomes

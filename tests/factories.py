@@ -10,6 +10,7 @@ from warmroute.extproc.session import SessionRules
 from warmroute.observability.metrics import EndpointReading
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
+from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import RoutingConstants
 from warmroute.settings import Settings
@@ -67,6 +68,7 @@ def readings(count: int, pool: Pool | None = None) -> list[EndpointReading]:
             prefill_rate=9000.0,
             checkpoints=1234,
             index_tokens=123_456.0,
+            confirmation=Confirmation(),
         )
         for endpoint in endpoints
     ]

@@ -326,6 +326,7 @@ class EndpointPicker:
             prefill_rate=self.router.speed_of(load),
             checkpoints=checkpoints,
             index_tokens=tokens,
+            confirmation=load.confirmation,
         )
 
     def _debug_pages(self) -> DebugPages:

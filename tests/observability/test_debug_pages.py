@@ -17,9 +17,10 @@ from tests.factories import readings, routing_constants
 from warmroute.observability import page_server
 from warmroute.observability.debug_pages import PAGES, TOTAL_HEADER, DebugPages, Number
 from warmroute.observability.page_server import MOST_REQUESTS, PageServer
-from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.endpoint import EndpointSpec, Health
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
+from warmroute.routing.confirmation import HitRatios
 from warmroute.routing.router import Router
 from warmroute.settings import Settings
 
@@ -177,7 +178,25 @@ async def test_the_index_names_every_page_and_parameter(client: aiohttp.ClientSe
 
 async def test_index_figures_are_coarse(client: aiohttp.ClientSession) -> None:
     (endpoint, *_) = await read(client, "/debug/endpoints")
-    assert endpoint["index"] == {"checkpoints": 1200, "tokens": 120000}
+    assert (endpoint["index"]["checkpoints"], endpoint["index"]["tokens"]) == (1200, 120000)
+
+
+async def test_an_endpoint_shows_its_health_and_its_expected_and_measured_hits() -> None:
+    world = World(endpoints=2)
+    first, second = world.readings.values()
+    first.endpoint.health = Health.TRIAL
+    first.confirmation.trust = 0.612
+    first.confirmation.last_window = HitRatios(0.8049, 0.4)
+    async with serving(world) as client:
+        shown, other = await read(client, "/debug/endpoints")
+        assert [item["endpoint"] for item in await read(client, "/debug/endpoints?state=ejected")] == ["ns/e0"]
+    assert (shown["state"], shown["health"]) == ("ejected", "trial")
+    index = shown["index"]
+    assert (index["trust"], index["factor"]) == (0.61, 0.61)
+    assert (index["expected_hit_ratio"], index["measured_hit_ratio"]) == (0.8, 0.4)
+    assert (other["state"], other["health"]) == ("ready", "healthy")
+    assert other["index"]["trust"] == second.confirmation.trust == 1
+    assert other["index"]["expected_hit_ratio"] is None
 
 
 class Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -21,12 +22,15 @@ from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, build
 from warmroute.request.inference import PromptPart
 from warmroute.request.rejections import malformed, no_endpoint, unknown_model
+from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.settings import Settings
 
 NOW = 100.0
 CHAIN = build(b"", (PromptPart(b"hello", 5),))
+CONFIRMED = Confirmation()
+list(CONFIRMED.observe(EngineState(NOW, 0, 0, 0.0, prefix_queries_total=0.0, prefix_hits_total=0.0)))
 
 
 class World:
@@ -51,6 +55,7 @@ class World:
                 prefill_rate=9000.0,
                 checkpoints=7,
                 index_tokens=4000.0,
+                confirmation=CONFIRMED,
             )
             for endpoint in self.pool.endpoints.values()
         ]
@@ -391,3 +396,18 @@ def fastest(call: Callable[[], None], *, rounds: int = 20, calls: int = 200) -> 
             call()
         best = min(best, perf_counter() - begin)
     return best
+
+
+def test_trust_is_exported_for_engines_whose_counters_show_it(world: World) -> None:
+    def exported() -> list[str]:
+        return world.labels_of("warmroute_endpoint_prefix_trust", "endpoint")
+
+    assert exported() == ["default/a", "default/b"]
+    readings = [replace(reading, confirmation=Confirmation()) for reading in world.readings()[:1]]
+    (trust,) = [
+        metric
+        for parts in world.metrics.families([*readings, *world.readings()[1:]])
+        for metric in parts
+        if metric.name == "warmroute_endpoint_prefix_trust"
+    ]
+    assert [sample.labels["endpoint"] for sample in trust.samples] == ["default/b"]

@@ -12,9 +12,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from tests.factories import readings
 from warmroute.errors import ConfigurationError
+from warmroute.observability import page_server
 from warmroute.observability.metrics import EndpointReading, Metrics
-from warmroute.observability.metrics_pages import SAMPLES_AT_ONCE, MetricsPages
+from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
+from warmroute.observability.series import SAMPLES_AT_ONCE
 from warmroute.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -141,3 +143,21 @@ async def test_the_port_is_free_after_the_stop(metrics: Metrics) -> None:
     again = pages(metrics, port=server.port)
     await again.start()
     await again.stop()
+
+
+async def test_a_page_of_many_endpoints_leaves_the_event_loop_to_others(
+    client: aiohttp.ClientSession, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others run after each reading of an endpoint and after each part of a metric."""
+    pauses = 0
+
+    async def pause(self: page_server.Slices) -> None:
+        nonlocal pauses
+        pauses += 1
+
+    monkeypatch.setattr(page_server.Slices, "pause", pause)
+    async with client.get("/metrics") as answer:
+        await answer.read()
+    parts = [part for family in metrics.families(MANY) for part in family]
+    assert pauses == len(MANY) + len(parts)
+    assert max(len(part.samples) for part in parts) == SAMPLES_AT_ONCE

@@ -123,6 +123,15 @@ def test_an_engine_that_holds_less_than_expected_is_trusted_less(measured: float
     assert confirmation.factor == factor
 
 
+def test_the_ratios_of_the_last_window_are_kept() -> None:
+    confirmation = begun()
+    assert confirmation.last_window is None
+    windows(confirmation, 1, expected=0.8, measured=0.4)
+    assert confirmation.last_window == pytest.approx((0.8, 0.4))
+    windows(confirmation, 1, expected=0.0, measured=3.0)
+    assert confirmation.last_window == pytest.approx((0.0, 1.0))
+
+
 def test_trust_returns_when_the_hits_do() -> None:
     confirmation = begun()
     windows(confirmation, 6, expected=0.8, measured=0.1)

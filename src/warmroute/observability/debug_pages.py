@@ -45,7 +45,7 @@ ENDPOINT_PARAMETERS: Mapping[str, Number | str] = {
     **_PAGING,
     "limit": Number(50, 1, 200),
     "endpoint": "id or name of the endpoint",
-    "state": "ready, unreachable, sleeping or gone",
+    "state": "ready, unreachable, ejected, sleeping or gone",
     "pretty": "1: indented",
 }
 DECISION_PARAMETERS: Mapping[str, Number | str] = {
@@ -61,7 +61,10 @@ DECISION_PARAMETERS: Mapping[str, Number | str] = {
 SETTINGS_PARAMETERS: Mapping[str, Number | str] = {"pretty": "1: indented"}
 
 PAGES: Mapping[str, tuple[str, Mapping[str, Number | str]]] = {
-    "/debug/endpoints": ("the endpoints: state, load, share of the prefix index, last scrape", ENDPOINT_PARAMETERS),
+    "/debug/endpoints": (
+        "the endpoints: state, passive health, load, share of the prefix index, expected and measured hits, last scrape",
+        ENDPOINT_PARAMETERS,
+    ),
     "/debug/decisions": (
         "the latest decisions, newest first: the chosen endpoint and the next best ones with the terms of their cost",
         DECISION_PARAMETERS,

@@ -1,8 +1,7 @@
-"""What happened and how things stand, for Prometheus.
+"""The picker's metrics for Prometheus.
 
-The server's parts call the methods of :class:`Metrics` as things happen; what has a present value (the endpoints' load,
-the index, the settings) is asked for when a page is rendered, so that nothing is stale and the series of an endpoint that
-left are gone with it.
+The server's parts call a method of :class:`Metrics` for each event. Present values (load of the endpoints, index, settings)
+are read when a page is rendered, so the series of an endpoint end when it leaves the pool.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from warmroute.observability.instruments import (
 from warmroute.pool.endpoint import Endpoint, EngineState, Health
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
+from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.decision import Decision
 from warmroute.settings import Settings
 
@@ -44,7 +44,7 @@ ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
 
 @dataclass(frozen=True, slots=True)
 class EndpointReading:
-    """How one member of the pool stands at this moment, as the router sees it."""
+    """State and load of one member of the pool at one time, as the router sees them."""
 
     endpoint: Endpoint
     waiting: float
@@ -56,19 +56,23 @@ class EndpointReading:
     slowness: float
     """The pool's median speed divided by the endpoint's."""
     prefill_rate: float
-    """Prefill tokens per second that the router reckons with."""
+    """Prefill tokens per second that the router assumes."""
     checkpoints: int
     """Checkpoints in the prefix index."""
     index_tokens: float
     """Tokens that the prefix index holds for the endpoint."""
+    confirmation: Confirmation
+    """Expected against measured cache hits."""
 
     def plain(self, now: float) -> dict[str, Any]:
         """The reading as data for JSON; ``now`` in the seconds that stamp the engines' states."""
         endpoint, engine = self.endpoint, self.endpoint.state
+        window = self.confirmation.last_window
         return {
             "endpoint": endpoint.id,
             "target": endpoint.target,
             "state": endpoint_state(endpoint),
+            "health": endpoint.health.value,
             "engine": endpoint.engine,
             "member_for_seconds": round(now - endpoint.added_at, 3),
             "router": {
@@ -78,7 +82,14 @@ class EndpointReading:
                 "slowness": round(self.slowness, 3),
                 "prefill_tokens_per_second": round(self.prefill_rate, 1),
             },
-            "index": {"checkpoints": _coarse(self.checkpoints), "tokens": _coarse(self.index_tokens)},
+            "index": {
+                "checkpoints": _coarse(self.checkpoints),
+                "tokens": _coarse(self.index_tokens),
+                "trust": round(self.confirmation.trust, 2),
+                "factor": round(self.confirmation.factor, 2),
+                "expected_hit_ratio": None if window is None else round(window.expected, 2),
+                "measured_hit_ratio": None if window is None else round(window.measured, 2),
+            },
             "scrape": None
             if engine is None
             else {
@@ -96,16 +107,16 @@ class EndpointReading:
 
 
 def _coarse(count: float) -> int:
-    """Two significant digits. The debug page shows no more: exact counts tell how much of a prompt was new to the index."""
+    """Two significant digits: from exact counts a reader of the debug page could infer how much of a prompt was new."""
     return int(float(f"{count:.2g}"))
 
 
 EndpointView = Callable[[], Iterable[EndpointReading]]
-"""Gives a reading of every member of the pool, those that are gone but remembered included."""
+"""Reads every member of the pool one by one, also those that have left and are remembered."""
 
 
 def endpoint_state(endpoint: Endpoint) -> EndpointState:
-    """The one word for whether the endpoint can be chosen, and if not, why."""
+    """Whether the endpoint can be chosen, and if not, why."""
     if endpoint.gone_at is not None:
         return "gone"
     if not endpoint.reachable:
@@ -117,12 +128,12 @@ def endpoint_state(endpoint: Endpoint) -> EndpointState:
 
 @dataclass(slots=True)
 class _Member:
-    """What is counted for one member of the pool while it is one."""
+    """Counters of one member of the pool."""
 
     target: str
-    """Where the engine is that is counted for."""
+    """``address:port`` of the engine that the counters are about."""
     process_since: float
-    """Monotonic seconds at which it joined, or at which its engine was last known to be a new process."""
+    """Monotonic seconds at which it joined, or at which its engine last restarted."""
     picks: int = 0
     health: Health = Health.HEALTHY
     ejections: int = 0
@@ -140,6 +151,7 @@ _ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], 
     (series.INDEX_CHECKPOINTS, lambda reading: reading.checkpoints),
     (series.INDEX_TOKENS, lambda reading: reading.index_tokens),
 )
+
 _ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...] = (
     (series.ENGINE_WAITING, lambda state: state.waiting),
     (series.ENGINE_RUNNING, lambda state: state.running),
@@ -150,8 +162,8 @@ _ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...]
 class Metrics(PoolListener, Collector):
     """The metrics of one picker, in a registry of its own. Not thread-safe: one event loop owns it.
 
-    Subscribe it to the pool: what is counted by endpoint is kept for the pool's members only. ``settings`` and
-    ``endpoints`` are called for every page; ``clock`` must be the one that stamps the engines' states.
+    Subscribe it to the pool: counters by endpoint are kept for the pool's members only. ``settings`` and ``endpoints`` are
+    called for each page; ``clock`` must be the one that stamps the engines' states.
     """
 
     def __init__(
@@ -188,18 +200,19 @@ class Metrics(PoolListener, Collector):
         self._pick = Histogram(series.PICK_SECONDS, SECONDS)
         self._processing = Histogram(series.PROCESSING_SECONDS, SECONDS)
         self._lag = Histogram(series.LOOP_LAG, SECONDS)
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        GCCollector(registry=self._process)
         self.registry.register(self)
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
 
-    # What happens
+    # Events
 
     def stream_opened(self) -> None:
         """An ext_proc stream began."""
         self._streams += 1
 
     def stream_closed(self) -> None:
-        """An ext_proc stream ended, in whatever way."""
+        """An ext_proc stream ended."""
         self._streams -= 1
 
     def stream_refused(self, reason: RefusalReason) -> None:
@@ -207,7 +220,7 @@ class Metrics(PoolListener, Collector):
         self._refused.add(reason)
 
     def stream_broken(self, reason: StreamFault) -> None:
-        """An ext_proc stream was ended by a mistake: the proxy's, or a bug of ours."""
+        """An ext_proc stream was ended by an error: the proxy's, or a bug of the picker."""
         self._broken.add(reason)
 
     def routed(self, decision: Decision, *, model: str, body_bytes: int) -> None:
@@ -224,7 +237,7 @@ class Metrics(PoolListener, Collector):
             member.picks += 1
 
     def rejected(self, rejection: Rejection, model: str = "") -> None:
-        """A request was answered with an error. Names of models that were never routed take no room."""
+        """A request was answered with an error. Models that were never routed get no label value of their own."""
         self._requests.add(model if not model or model in self._requests else series.OTHER, self._clock())
         self._errors.add(rejection.reason, str(rejection.status))
 
@@ -241,37 +254,37 @@ class Metrics(PoolListener, Collector):
         self._processing.observe(seconds)
 
     def scraped(self, endpoint_id: str, result: str = "ok") -> None:
-        """A scrape of an engine ended: ``ok`` or one of a few words for what went wrong."""
+        """A scrape of an engine ended; ``result`` is ``ok`` or the kind of failure."""
         member = self._members.get(endpoint_id)
         if member is not None:
             member.scrapes[result] += 1
 
     def reloaded(self, source: ReloadSource, *, ok: bool) -> None:
-        """Something was read again while running; not ``ok`` means that the former version stays in force."""
+        """A source of configuration was read again; if not ``ok``, the former version stays in force."""
         self._reloads.add(source, "ok" if ok else "error")
 
     def loop_lagged(self, seconds: float) -> None:
         """The event loop ran something ``seconds`` after it was due."""
         self._lag.observe(seconds)
 
-    # What the pool tells
+    # Changes of the pool
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
-        """Count for it from now on."""
+        """Start its counters."""
         self._members[endpoint.id] = _Member(endpoint.target, now)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
-        """Its series end."""
+        """Drop its counters, so that its series end."""
         self._members.pop(endpoint.id, None)
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
-        """Its engine told how it stands."""
+        """Add up the counters of its engine's prefix cache."""
         if endpoint.state is not None:
             state = endpoint.state
             self._members[endpoint.id].prefix_cache.read(state.prefix_queries_total, state.prefix_hits_total)
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
-        """Its engine lost its cache."""
+        """Count a restart of its engine."""
         member = self._members[endpoint.id]
         member.restarts += 1
         member.process_since = now
@@ -288,59 +301,77 @@ class Metrics(PoolListener, Collector):
 
     # What Prometheus reads
 
-    def collect(self) -> Iterator[Metric]:
-        """Every series of the catalogue."""
-        settings = self._settings()
-        readings = list(self._endpoints())
-        yield self._requests.collect()
-        yield self._errors.collect()
-        yield series.STREAMS_IN_FLIGHT.family([((), self._streams)])
-        yield self._broken.collect()
-        yield self._refused.collect()
-        yield self._responses.collect()
-        yield series.STREAMS_LIMIT.family([((), settings.max_streams)])
-        yield self._body_bytes.collect()
-        yield self._prompt_tokens.collect()
-        yield self._matched_tokens.collect()
-        yield self._decisions.collect()
-        yield self._match_ratio.collect()
-        yield self._pick.collect()
-        yield self._processing.collect()
-        yield from self._collect_endpoints(readings)
-        yield series.INDEX_LIMIT.family([((), settings.index_limit)])
-        yield self._lag.collect()
-        yield self._reloads.collect()
-        yield series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())])
-        yield series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)])
-        yield series.BUILD_INFO.family([((__version__, platform.python_version()), 1)])
-        yield from _collect_pool(settings.pool_name or "default", readings)
-        yield series.EXTENSION_INFO.family([(("", f"warmroute-{__version__}"), 1)])
+    def readings(self) -> Iterator[EndpointReading]:
+        """A reading of every member of the pool, made one by one."""
+        return iter(self._endpoints())
 
-    def _collect_endpoints(self, readings: list[EndpointReading]) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, each whole."""
+        for parts in self.families(list(self.readings())):
+            yield series.whole(parts)
+
+    def families(self, readings: list[EndpointReading]) -> Iterator[Iterable[Metric]]:
+        """Every metric of the catalogue and of the process, each as the parts that :meth:`Series.parts` makes of it.
+
+        Events may be counted while the parts are taken.
+        """
+        settings = self._settings()
+        yield (self._requests.collect(),)
+        yield (self._errors.collect(),)
+        yield (series.STREAMS_IN_FLIGHT.family([((), self._streams)]),)
+        yield (self._broken.collect(),)
+        yield (self._refused.collect(),)
+        yield (self._responses.collect(),)
+        yield (series.STREAMS_LIMIT.family([((), settings.max_streams)]),)
+        yield (self._body_bytes.collect(),)
+        yield (self._prompt_tokens.collect(),)
+        yield (self._matched_tokens.collect(),)
+        yield (self._decisions.collect(),)
+        yield (self._match_ratio.collect(),)
+        yield (self._pick.collect(),)
+        yield (self._processing.collect(),)
+        yield from self._endpoint_families(readings)
+        yield (series.INDEX_LIMIT.family([((), settings.index_limit)]),)
+        yield (self._lag.collect(),)
+        yield (self._reloads.collect(),)
+        yield (series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())]),)
+        yield (series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)]),)
+        yield (series.BUILD_INFO.family([((__version__, platform.python_version()), 1)]),)
+        for metric in _pool_metrics(settings.pool_name or "default", readings):
+            yield (metric,)
+        yield (series.EXTENSION_INFO.family([(("", f"warmroute-{__version__}"), 1)]),)
+        for metric in self._process.collect():
+            yield (metric,)
+
+    def _endpoint_families(self, readings: list[EndpointReading]) -> Iterator[Iterable[Metric]]:
         now = self._clock()
         states = Tally(endpoint_state(reading.endpoint) for reading in readings)
-        yield series.ENDPOINTS.family([((state,), states[state]) for state in get_args(EndpointState)])
+        yield (series.ENDPOINTS.family([((state,), states[state]) for state in get_args(EndpointState)]),)
         for gauge, of_reading in _ROUTER_GAUGES:
-            yield gauge.family([((reading.endpoint.id,), of_reading(reading)) for reading in readings])
+            yield gauge.parts(((reading.endpoint.id,), of_reading(reading)) for reading in readings)
+        yield series.PREFIX_TRUST.parts(
+            ((reading.endpoint.id,), reading.confirmation.trust) for reading in readings if reading.confirmation.counts
+        )
         engines = [(r.endpoint.id, r.endpoint.state) for r in readings if r.endpoint.state is not None]
         for gauge, of_state in _ENGINE_GAUGES:
-            yield gauge.family([((name,), of_state(state)) for name, state in engines])
-        members = self._members.items()
+            yield gauge.parts(((name,), of_state(state)) for name, state in engines)
+        members = list(self._members.items())
         observed = {name: state.observed_at for name, state in engines}
-        ages = [((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members]
-        yield series.SCRAPE_AGE.family(ages)
-        yield series.EJECTIONS.family([((name,), member.ejections) for name, member in members])
-        yield series.PICKS.family([((name,), member.picks) for name, member in members])
-        yield series.RESTARTS.family([((name,), member.restarts) for name, member in members])
-        told = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]
-        yield series.PREFIX_LOOKUPS.family([((name,), cache.lookups) for name, cache in told])
-        yield series.PREFIX_HITS.family([((name,), cache.hits) for name, cache in told])
-        yield series.SCRAPES.family(
-            [((name, result), count) for name, member in members for result, count in member.scrapes.items()]
+        yield series.SCRAPE_AGE.parts(
+            ((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members
+        )
+        yield series.EJECTIONS.parts(((name,), member.ejections) for name, member in members)
+        yield series.PICKS.parts(((name,), member.picks) for name, member in members)
+        yield series.RESTARTS.parts(((name,), member.restarts) for name, member in members)
+        exported = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]
+        yield series.PREFIX_LOOKUPS.parts(((name,), cache.lookups) for name, cache in exported)
+        yield series.PREFIX_HITS.parts(((name,), cache.hits) for name, cache in exported)
+        yield series.SCRAPES.parts(
+            ((name, result), count) for name, member in members for result, count in list(member.scrapes.items())
         )
 
 
-def _collect_pool(name: str, readings: list[EndpointReading]) -> Iterator[Metric]:
+def _pool_metrics(name: str, readings: list[EndpointReading]) -> Iterator[Metric]:
     states = [reading.endpoint.state for reading in readings if reading.endpoint.available]
     known = [state for state in states if state is not None]
     kv_usage = [((name,), fmean(state.kv_usage for state in known))] if known else []

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from prometheus_client import Metric
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 OTHER = "other"
-"""Label value that stands for all those beyond a series' bound."""
+"""Label value that stands for all values beyond a series' bound."""
+SAMPLES_AT_ONCE = 200
+"""Samples of a part: it takes about 1 ms to make and to encode."""
+
+Sample = tuple[tuple[str, ...], float]
+"""Label values, in the order of ``Series.labels``, and the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +29,8 @@ class Series:
     meaning: str
     labels: tuple[str, ...] = ()
 
-    def family(self, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-        """The metric with one sample for each (label values, value). Not for histograms."""
+    def family(self, samples: Iterable[Sample]) -> Metric:
+        """The metric with these samples. Not for histograms."""
         if self.type == "info":
             info = InfoMetricFamily(self.name.removesuffix("_info"), self.meaning)
             for values, _ in samples:
@@ -35,6 +41,24 @@ class Series:
         for values, value in samples:
             family.add_metric(values, value)
         return family
+
+    def parts(self, samples: Iterable[Sample]) -> Iterator[Metric]:
+        """The metric as several with at most :data:`SAMPLES_AT_ONCE` samples each, made one by one; at least one."""
+        rest = iter(samples)
+        part = list(islice(rest, SAMPLES_AT_ONCE))
+        while True:
+            yield self.family(part)
+            part = list(islice(rest, SAMPLES_AT_ONCE))
+            if not part:
+                return
+
+
+def whole(parts: Iterable[Metric]) -> Metric:
+    """The metric that these are the parts of. The first part is changed."""
+    first, *rest = parts
+    for part in rest:
+        first.samples += part.samples
+    return first
 
 
 _CATALOGUE: list[Series] = []
@@ -113,7 +137,7 @@ DECISIONS = _series(
     "warmroute_decisions_total",
     "counter",
     "requests",
-    "Endpoints chosen, by strategy and by what decided.",
+    "Endpoints chosen, by strategy and reason.",
     ("strategy", "reason"),
 )
 PICKS = _series(
@@ -219,7 +243,7 @@ PREFIX_LOOKUPS = _series(
     "counter",
     "tokens",
     "Prompt tokens that the engine looked up in its prefix cache since the endpoint joined, by its own count; absent if it "
-    "does not tell.",
+    "does not export both counters.",
     ("endpoint",),
 )
 PREFIX_HITS = _series(
@@ -228,6 +252,14 @@ PREFIX_HITS = _series(
     "tokens",
     "Prompt tokens that the engine found in its prefix cache, likewise; divided by the lookups this is the measured hit "
     "ratio.",
+    ("endpoint",),
+)
+PREFIX_TRUST = _series(
+    "warmroute_endpoint_prefix_trust",
+    "gauge",
+    "ratio",
+    "Measured over expected cache hits of the endpoint, smoothed, 0 to 1; below 0.7 the router expects that much less. "
+    "Absent if the engine does not export both counters.",
     ("endpoint",),
 )
 

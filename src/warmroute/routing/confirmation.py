@@ -48,6 +48,15 @@ class _Prompt(NamedTuple):
     chain: Chain | None
 
 
+class HitRatios(NamedTuple):
+    """Cached share of the prompts of one window, each 0 to 1."""
+
+    expected: float
+    """As the index had it."""
+    measured: float
+    """As the engine counted it; prompts of other clients count, too."""
+
+
 class Verdict(NamedTuple):
     """What became of a prompt whose chain waited for confirmation."""
 
@@ -67,12 +76,15 @@ class Confirmation:
         "_open",
         "_settled",
         "_settled_tokens",
+        "last_window",
         "trust",
     )
 
     def __init__(self) -> None:
         self.trust = 1.0
         """EWMA of measured over expected hits, at most 1."""
+        self.last_window: HitRatios | None = None
+        """Of the latest window that was compared; None before the first."""
         self.reset()
 
     def reset(self) -> None:
@@ -146,6 +158,9 @@ class Confirmation:
     def _compare(self) -> None:
         if self._settled < WINDOW_PROMPTS or self._settled_tokens < WINDOW_TOKENS:
             return
+        self.last_window = HitRatios(
+            min(1.0, self._expected / self._settled_tokens), min(1.0, self._measured / self._settled_tokens)
+        )
         if self._expected >= LEAST_EXPECTED * self._settled_tokens:
             self.trust += TRUST_WEIGHT * (min(1.0, self._measured / self._expected) - self.trust)
         self._forget_window()

@@ -34,12 +34,12 @@ def created(documents: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("directory", ["crds", "overlays/envoy-gateway"])
+@pytest.mark.parametrize("directory", ["crds", "overlays/envoy-gateway", "overlays/envoy-gateway-extension"])
 def test_what_apply_k_prints(directory: str) -> None:
     assert printed_by(f"kubectl apply -k deploy/{directory}") == created(render(DEPLOY / directory))
 
 
-@pytest.mark.parametrize("name", ["vllm-service.yaml", "inference-pool.yaml"])
+@pytest.mark.parametrize("name", ["vllm-service.yaml", "inference-pool.yaml", "inference-gateway.yaml"])
 def test_what_apply_f_prints(name: str) -> None:
     assert printed_by(f"kubectl apply -f deploy/samples/{name}") == created(
         read_documents((SAMPLES / name).read_text())

@@ -78,7 +78,7 @@ def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> No
         (["serve", "-destinationEndpointHintKey=x"], "--destination-endpoint-hint-key can only be x-gateway-dest"),
         (["serve", "--endpoints-file=nowhere.yaml"], "cannot read the endpoints file nowhere.yaml"),
         (["serve", "--endpoints-file=x", "--grpc-port=many"], "--grpc-port: "),
-        (["simulate", "--port=65535", "--count=2"], "there is no port 65536"),
+        (["simulate", "--port=65535", "--count=2"], "port 65536 does not exist"),
         (["simulate", "--profile=abacus"], "there is no profile 'abacus'"),
         (["demo", *NO_FIXED_PORTS, "--pod-port=65535"], "there is no such port"),
     ],

@@ -1,4 +1,4 @@
-"""``warmroute bench``: what routing gains and what it costs."""
+"""``warmroute bench``: benchmarks of the routing and of the picker's own cost."""
 
 from __future__ import annotations
 
@@ -11,53 +11,79 @@ from typer.core import TyperCommand
 
 from warmroute.errors import WarmrouteError
 from warmroute.settings_sources import load
-from warmroute_lab.cli import command_line
+from warmroute_lab.cli import ListsPolicies, ListsProfiles, command_line
 
-app = command_line(help="Measure what routing gains and what it costs.", no_args_is_help=True)
+app = command_line(
+    help="Benchmarks: what prefix-aware routing gains, and what the picker itself costs.",
+    epilog="Example: warmroute bench replay shared-prompts --requests 1500",
+    no_args_is_help=True,
+)
 
 
 class _BareShareGPT(TyperCommand):
-    """Lets ``--sharegpt`` stand without a file, as commands written for LMCache's multi-round-qa have it."""
+    """Accepts ``--sharegpt`` without a file, as in commands written for LMCache's multi-round-qa."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         complete: list[str] = []
-        for argument, following in zip(args, [*args[1:], "-"], strict=True):
+        for argument, following in zip(args, [*args, "-"][1:], strict=True):
             complete.append(argument)
             if argument == "--sharegpt" and following.startswith("-"):
                 complete.append("")
         return super().parse_args(ctx, complete)
 
 
-@app.command("multi-round", cls=_BareShareGPT)
+@app.command(
+    "multi-round",
+    cls=_BareShareGPT,
+    epilog="Example: warmroute bench multi-round --base-url http://127.0.0.1:8080/v1 "
+    "--compare http://127.0.0.1:8081/v1 --time 60 --qps 2",
+)
 def run_multi_round(
     *,
-    base_url: Annotated[str, typer.Option(help="OpenAI-compatible server.")] = "http://127.0.0.1:8081/v1",
-    compare: Annotated[str, typer.Option(help="Second base URL: run both in turn and print the ratio.")] = "",
-    num_users: Annotated[int, typer.Option(help="Users at any one time.")] = 8,
-    num_rounds: Annotated[int, typer.Option(help="Questions of one user.")] = 15,
+    base_url: Annotated[
+        str, typer.Option(help="Base URL of an OpenAI-compatible server.")
+    ] = "http://127.0.0.1:8081/v1",
+    compare: Annotated[
+        str, typer.Option(help="Second base URL: run the load on both, one after the other, and print the ratio.")
+    ] = "",
+    num_users: Annotated[int, typer.Option(help="Number of concurrent users.")] = 8,
+    num_rounds: Annotated[int, typer.Option(help="Questions of each user.")] = 15,
     qps: Annotated[float, typer.Option(help="Requests per second of all users together.")] = 0.5,
-    shared_system_prompt: Annotated[int, typer.Option(help="Words of the system prompt of all users.")] = 100,
-    user_history_prompt: Annotated[int, typer.Option(help="Words of context of each user.")] = 2000,
+    shared_system_prompt: Annotated[int, typer.Option(help="Words of the system prompt that all users share.")] = 100,
+    user_history_prompt: Annotated[int, typer.Option(help="Words of each user's own context.")] = 2000,
     answer_len: Annotated[int, typer.Option(help="Tokens of each answer.")] = 100,
-    model: Annotated[str, typer.Option(help="Model to ask for; default: the first that the server names.")] = "",
+    model: Annotated[str, typer.Option(help="Model of the requests. Default: the first that the server lists.")] = "",
     time: Annotated[
         float | None,
         typer.Option(
-            help="Seconds for which requests are sent, users coming and going; none: each user asks all once."
+            help="Seconds of load; users who have asked all questions are replaced by new ones. "
+            "Default: each user asks all questions once."
         ),
     ] = None,
     sharegpt: Annotated[
-        str | None, typer.Option(metavar="[FILE]", help="Questions from a ShareGPT file; bare: synthetic text.")
+        str | None,
+        typer.Option(metavar="[FILE]", help="Questions from a ShareGPT file; without a file: synthetic text."),
     ] = None,
-    init_user_id: Annotated[int, typer.Option(help="Number after which users are counted.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="CSV file: one line a request.")] = None,
+    salt: Annotated[
+        str | None,
+        typer.Option(
+            help="Text before each user's first question. Default: a random one, so that no cache holds the prompts of "
+            "an earlier run. Empty: LMCache's prompts."
+        ),
+    ] = None,
+    init_user_id: Annotated[int, typer.Option(help="Users are numbered from this number plus 1.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="CSV file with one line for each request.")] = None,
     log_interval: Annotated[
-        float, typer.Option(help="Seconds between progress lines where there is no terminal.")
+        float, typer.Option(help="Seconds between progress lines if the output is no terminal.")
     ] = 30,
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token.")] = "",
 ) -> None:
-    """Users who talk in rounds, each sending the whole conversation so far; the options of LMCache's multi-round-qa."""
+    """Load of users who ask several questions each, always with the whole conversation so far.
+
+    Options and summary are those of LMCache's multi-round-qa.
+    """
     import asyncio
+    import secrets
 
     from rich.console import Console
 
@@ -79,6 +105,7 @@ def run_multi_round(
         seconds=time,
         init_user_id=init_user_id,
         conversations=read_conversations(Path(sharegpt)) if sharegpt else (),
+        salt=secrets.token_hex(4) if salt is None else salt,
     )
     answered = asyncio.run(
         multi_round.bench(
@@ -95,14 +122,18 @@ def run_multi_round(
         raise typer.Exit(1)
 
 
-@app.command("validate")
+@app.command(
+    "validate", cls=ListsProfiles, epilog="Example: warmroute bench validate graphs.jsonl --picture graphs.png"
+)
 def bench_validate(
-    files: Annotated[list[Path], typer.Argument(help="Measured traces, JSONL.")],
-    profile: Annotated[str, typer.Option(help="Simulated engine; else what the file's name tells.")] = "",
+    files: Annotated[list[Path], typer.Argument(help="Traces measured on a real engine, JSONL.")],
+    profile: Annotated[
+        str, typer.Option(help="Profile of the simulated engine. Default: by the file's name, eager or graphs.")
+    ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the distributions into this PNG file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the distributions to this PNG file.")] = None,
 ) -> None:
-    """Replay what a real engine was measured doing, and print real beside simulated. Exit code 1: outside the limits."""
+    """Replay traces of a real engine on the simulated one and print both. Exit code 1: an error exceeds its limit."""
     from rich.console import Console
 
     from warmroute_lab.replay import validate
@@ -111,57 +142,71 @@ def bench_validate(
         raise typer.Exit(1)
 
 
-@app.command("cost")
+@app.command("cost", epilog="Example: warmroute bench cost --quick --json cost.json")
 def bench_cost(
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: under a minute.")] = False,
-    gateway: Annotated[bool, typer.Option(help="Measure through a real Envoy too.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: less than a minute.")] = False,
+    gateway: Annotated[bool, typer.Option(help="Measure through a real Envoy, too.")] = True,
+    budgets: Annotated[
+        bool, typer.Option("--budgets", help="For developers: compare each figure with the project's budget.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
-    """What the picker itself costs, each figure beside its floor. Budgets are judged but not enforced: exit code 0."""
+    """Measure the picker's own cost: CPU, latency and memory, each beside a floor measured in the same run.
+
+    The floor is a server that does the least that is possible on the same transport. Exit code 1: it could not be measured.
+    """
     import asyncio
     from dataclasses import replace
 
     from rich.console import Console
 
     from warmroute_lab import json_file
-    from warmroute_lab.overhead import overhead
+    from warmroute_lab.overhead import bench
     from warmroute_lab.overhead.options import QUICK, CostOptions
 
     json_file.require_place(output)
     options = replace(QUICK if quick else CostOptions(), gateway=gateway)
     try:
-        figures = asyncio.run(overhead.bench(options, Console()))
+        figures = asyncio.run(bench.run(options, Console(), budgets=budgets))
     except (WarmrouteError, OSError) as error:
         typer.echo(f"warmroute: {error}", err=True)
         raise typer.Exit(1) from error
     if output is not None:
-        json_file.write(output, overhead.plain(figures))
+        json_file.write(output, bench.plain(figures, budgets=budgets))
 
 
-@app.command()
+@app.command(
+    cls=ListsPolicies, epilog="Example: warmroute bench replay shared-prompts --strategy all --json figures.json"
+)
 def replay(
     source: Annotated[
         str,
-        typer.Argument(metavar="TRACE", help="Mooncake JSONL, ShareGPT JSON, or a scenario; a wrong name lists them."),
+        typer.Argument(metavar="TRACE", help="Mooncake JSONL file, ShareGPT JSON file, or a scenario listed below."),
     ],
     *,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help="Strategy of the server or baseline; repeatable. all: PREFIX_CACHE and every baseline."),
+        typer.Option(
+            help="Routing strategy of the picker, or a baseline listed below; repeatable. all: PREFIX_CACHE and every "
+            "baseline. Default: PREFIX_CACHE, LEAST_REQUEST and ROUND_ROBIN."
+        ),
     ] = None,
-    pods: Annotated[int, typer.Option(min=1, max=1000, help="Simulated engines.")] = 8,
+    pods: Annotated[int, typer.Option(min=1, max=1000, help="Number of simulated engines.")] = 8,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="Engine as NAME, or NAME/8 for a GPU an eighth as large; repeatable for a mixed fleet."),
+        typer.Option(
+            help="Engine: a profile listed below, or NAME/8 for a GPU an eighth as large; repeatable for a mixed fleet."
+        ),
     ] = None,
     speedup: Annotated[
         list[float] | None,
-        typer.Option(help="Factor on the request rate; repeatable. Default: half, 0.8 and 1.1 times saturation."),
+        typer.Option(help="Factor on the request rate; repeatable. Default: 0.5, 0.8 and 1.1 times saturation."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 1,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="The first so many; of a scenario, about so many.")
+        int | None,
+        typer.Option(min=1, help="Number of requests: the first of a trace, or about as many of a scenario."),
     ] = None,
     restart: Annotated[
         list[str] | None, typer.Option(metavar="POD@T", help="Pod that restarts T seconds into the trace; repeatable.")
@@ -170,14 +215,16 @@ def replay(
         list[str] | None, typer.Option(metavar="N@T", help="Number of pods from T seconds on; repeatable.")
     ] = None,
     pickers: Annotated[
-        int | None, typer.Option(min=1, help="Pickers that share the requests, unaware of each other.")
+        int | None, typer.Option(min=1, help="Number of pickers that share the requests and exchange nothing.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw TTFT distributions and load per pod to this PNG.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the TTFT distributions and the load of each pod to this PNG file.")
+    ] = None,
 ) -> None:
     """Replay a trace or a scenario through the router and simulated engines, in virtual time.
 
-    Settings of the server's strategies come from WARMROUTE_<NAME> variables, as for `serve`.
+    Settings of the strategies come from WARMROUTE_<NAME> variables, as for `serve`.
     """
     from rich.console import Console
 
@@ -185,7 +232,7 @@ def replay(
     from warmroute_lab.json_file import require_place
     from warmroute_lab.replay import comparison
     from warmroute_lab.replay.fleet import PodEvent
-    from warmroute_lab.replay.strategy import names
+    from warmroute_lab.replay.policy_registry import names
 
     plan = comparison.Plan(
         source=source,
@@ -208,37 +255,38 @@ def replay(
         comparison.draw(picture, outcomes)
 
 
-@app.command()
+@app.command(
+    cls=ListsPolicies,
+    epilog="Example: warmroute bench standings --strategy PREFIX_CACHE --against baselines.json",
+)
 def standings(
     *,
     strategy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Strategy of the server or baseline; repeatable, and the first is shown in detail. "
+            help="Routing strategy of the picker, or a baseline listed below; repeatable. The first is shown in detail. "
             "all: PREFIX_CACHE and every baseline."
         ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="Take the other strategies from this earlier --json instead of replaying."),
+        typer.Option(metavar="JSON", help="Take the other strategies from this file, written by an earlier --json."),
     ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Seed of everything that is drawn; repeatable. Default: 1.")
-    ] = None,
-    pods: Annotated[int, typer.Option(min=1, max=1000, help="Simulated engines.")] = 8,
-    requests: Annotated[int | None, typer.Option(min=1, help="Of each scenario, about so many.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Replays at once; default: one for each core.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of all random numbers; repeatable. Default: 1.")] = None,
+    pods: Annotated[int, typer.Option(min=1, max=1000, help="Number of simulated engines.")] = 8,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests of each scenario, about.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Parallel replays. Default: one for each core.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
-    """Replay every scenario at every load, and show how the strategies stand. By this a change of the cost is judged.
+    """Replay every scenario at three loads and compare each strategy with the best of the others.
 
-    With all strategies a seed takes about ten minutes on two cores, with PREFIX_CACHE alone half a minute: write the
-    baselines once with --json, and say --against afterwards.
+    With all strategies, a seed takes about ten minutes on two cores; with PREFIX_CACHE alone, half a minute. Write the
+    baselines' figures once with --json and pass them with --against afterwards.
     """
     from rich.console import Console
 
     from warmroute_lab.replay import standings as every
-    from warmroute_lab.replay.strategy import names
+    from warmroute_lab.replay.policy_registry import names
 
     options = every.Options(
         strategies=names(strategy or []),

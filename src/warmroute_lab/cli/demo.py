@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
-from warmroute_lab.cli import command_line
+from warmroute_lab.cli import ListsProfiles, command_line
+from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
 app = command_line()
 
 
-@app.command()
+@app.command(cls=ListsProfiles, epilog="Example: warmroute demo --once --json figures.json")
 def demo(
     *,
-    once: Annotated[bool, typer.Option("--once", help="End after the figures.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the figures.")] = False,
     load: Annotated[
-        bool, typer.Option("--load/--no-load", help="Compare the ports under load, or leave the engines to you.")
+        bool, typer.Option("--load/--no-load", help="Compare the two ports under load, or leave the engines idle.")
     ] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     config_directory: Annotated[
@@ -32,12 +33,14 @@ def demo(
     epp_health_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's health service.")] = 9003,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's metrics.")] = 9090,
     debug_port: Annotated[int, typer.Option(min=0, max=65535, help="The picker's debug pages.")] = 9091,
-    pods: Annotated[int, typer.Option(min=1, max=100, help="Simulated engines.")] = 5,
-    pod_port: Annotated[int, typer.Option(min=0, max=65535, help="First engine's port; the others follow.")] = 8000,
-    profile: Annotated[str, typer.Option(help="Engine, model and GPU; a wrong name lists those there are.")] = "",
-    time_scale: Annotated[float, typer.Option(help="2.0: engines twice as fast as real ones.")] = 1.0,
+    pods: Annotated[int, typer.Option(min=1, max=100, help="Number of simulated engines.")] = 5,
+    pod_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the first engine; the others follow.")
+    ] = 8000,
+    profile: Annotated[str, typer.Option(help="Engine, model and GPU: a profile listed below.")] = DEFAULT_PROFILE,
+    time_scale: Annotated[float, typer.Option(help="Speed relative to real engines; 2.0: twice as fast.")] = 1.0,
 ) -> None:
-    """See a prompt land on the warm replica: a real Envoy, simulated engines and the picker on this machine."""
+    """Run a real Envoy, simulated engines and the picker on this machine, and show prefix-aware routing."""
     import asyncio
 
     from rich.console import Console
@@ -46,7 +49,6 @@ def demo(
     from warmroute_lab.demo import demo as running
     from warmroute_lab.demo.config_files import write_config
     from warmroute_lab.demo.options import DemoOptions
-    from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
     options = DemoOptions(
         port=port,
@@ -58,7 +60,7 @@ def demo(
         debug_port=debug_port,
         pods=pods,
         pod_port=pod_port,
-        profile=profile or DEFAULT_PROFILE,
+        profile=profile,
         time_scale=time_scale,
     )
     if config_directory is not None:

@@ -7,37 +7,43 @@ from typing import Annotated
 import typer
 
 from warmroute.errors import ConfigurationError
-from warmroute_lab.cli import command_line
+from warmroute_lab.cli import ListsProfiles, command_line
+from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
 app = command_line()
 
 
-@app.command()
+@app.command(cls=ListsProfiles, epilog="Example: warmroute simulate --port 8000 --count 5 --model /model/qwen")
 def simulate(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many engines, on consecutive ports.")] = 1,
-    name: Annotated[str, typer.Option(help="Sent as x-simulator-name; numbered from 0 with --count.")] = "simulator",
-    model: Annotated[str, typer.Option(help="Model name that is served.")] = "Qwen/Qwen2.5-7B-Instruct",
-    profile: Annotated[str, typer.Option(help="Engine, model and GPU; a wrong name lists those there are.")] = "",
-    time_scale: Annotated[float, typer.Option(help="2.0: twice as fast as the real one.")] = 1.0,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests run at once.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the first engine; 0: any free port.")] = 8000,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Number of engines, on consecutive ports.")] = 1,
+    name: Annotated[
+        str,
+        typer.Option(help="Sent with each response as x-simulator-name; numbered with --count. Empty: simulator-PORT."),
+    ] = "",
+    model: Annotated[str, typer.Option(help="Name of the served model.")] = "Qwen/Qwen2.5-7B-Instruct",
+    profile: Annotated[str, typer.Option(help="Engine, model and GPU: a profile listed below.")] = DEFAULT_PROFILE,
+    time_scale: Annotated[float, typer.Option(help="Speed relative to the real engine; 2.0: twice as fast.")] = 1.0,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests that run at once.")] = None,
     num_gpu_blocks: Annotated[int | None, typer.Option(help="Size of the KV cache in blocks.")] = None,
     max_loras: Annotated[int | None, typer.Option(help="Most LoRA adapters in one batch.")] = None,
     lora_modules: Annotated[list[str] | None, typer.Option(help="LoRA adapter as NAME=PATH; repeatable.")] = None,
     fail_rate: Annotated[float, typer.Option(help="Share of requests answered with 500.")] = 0.0,
-    stall_rate: Annotated[float, typer.Option(help="Share of requests never answered.")] = 0.0,
-    reset_rate: Annotated[float, typer.Option(help="Share of connections reset.")] = 0.0,
-    slow_start: Annotated[float, typer.Option(min=0, help="Seconds of 503 after the start.")] = 0.0,
+    stall_rate: Annotated[float, typer.Option(help="Share of requests that get no answer.")] = 0.0,
+    reset_rate: Annotated[float, typer.Option(help="Share of requests whose connection is reset.")] = 0.0,
+    slow_start: Annotated[float, typer.Option(min=0, help="Seconds after the start in which requests get 503.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of faults and host noise.")] = 0,
 ) -> None:
-    """Run a vLLM stand-in: its HTTP surface, scheduling, cache and speed, without a GPU."""
+    """Run simulated vLLM engines: HTTP API, scheduler, prefix cache and speed, without a GPU.
+
+    The share options take numbers from 0 to 1. POST /simulator/faults changes them while an engine runs.
+    """
     import uvloop
 
     from warmroute_lab.simulator.faults import Faults
     from warmroute_lab.simulator.options import SimulatorOptions
-    from warmroute_lab.simulator.profile import DEFAULT_PROFILE
     from warmroute_lab.simulator.server import SimulatorServer
     from warmroute_lab.simulator.server import simulate as run
 
@@ -47,9 +53,9 @@ def simulate(
         SimulatorOptions(
             host=host,
             port=port + number if port else 0,
-            name=f"{name}-{number}" if count > 1 else name,
+            name=f"{name}-{number}" if name and count > 1 else name,
             model=model,
-            profile=profile or DEFAULT_PROFILE,
+            profile=profile,
             time_scale=time_scale,
             max_num_seqs=max_num_seqs,
             num_gpu_blocks=num_gpu_blocks,
@@ -63,6 +69,6 @@ def simulate(
     ]
 
     def announce(server: SimulatorServer) -> None:
-        typer.echo(f"{server.options.name} listens on {server.url}")
+        typer.echo(f"{server.name} listens on {server.url}")
 
     uvloop.run(run(options, announce))

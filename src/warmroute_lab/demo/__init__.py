@@ -1,1 +1,1 @@
-"""The demonstration: a real Envoy, simulated engines and the picker on one machine."""
+"""The demo: a real Envoy, simulated engines and the picker on one machine."""

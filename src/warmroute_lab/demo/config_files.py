@@ -1,4 +1,4 @@
-"""Envoy's configurations and the endpoints file, written to a directory for use without the demo."""
+"""Envoy's configurations and the endpoints file, for use without the demo."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from warmroute_lab.demo.options import PORT_FLAGS, DemoOptions
 
 
 def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
-    """Write what one needs to run Envoy oneself; nothing is started.
+    """Write the files that Envoy and the picker need; returns their paths.
 
-    Raises ConfigurationError if they cannot be written, one is there already, or a port is 0.
+    Raises ConfigurationError if one cannot be written or exists already, or if a port is 0.
     """
     if zero := [flag for name, flag in PORT_FLAGS.items() if getattr(options, name) == 0]:
-        raise ConfigurationError(f"a configuration to keep needs a port for {zero[0]}")
+        raise ConfigurationError(f"--write-config needs a fixed port for {zero[0]}")
     start = (
         f"  warmroute serve --endpoints-file endpoints.yaml --grpc-port {options.epp_port} --secure-serving=false \\\n"
         "      --routing-strategy PREFIX_CACHE\n"
         "  envoy -c {file}        (Envoy 1.40; Warmroute's extra `standalone` brings one)\n"
-        f"Port {options.port} asks the picker, port {options.plain_port} balances by least requests over the same engines.\n"
-        "Destination headers that clients send are removed: only the picker says where a request goes."
+        f"Port {options.port} uses the picker; port {options.plain_port} balances by least requests over the same engines.\n"
+        "Destination headers of clients are removed: only the picker chooses the endpoint of a request."
     )
     override_host = (
-        "Envoy before an endpoint picker, picking by override_host: the picked endpoint if it is one of those below, else\n"
-        "least requests. Fail-open: while the picker does not answer, requests are balanced without it.\n\n"
+        "Envoy with an endpoint picker, by override_host: the picked endpoint if it is one of those below, otherwise least\n"
+        "requests. Fail-open: while the picker does not answer, requests are balanced without it.\n\n"
         "Put your engines into endpoints.yaml and into load_assignment of both pools below, then:\n"
     )
     original_dst = (
-        "Envoy before an endpoint picker, picking by ORIGINAL_DST: Envoy connects to the address that the picker names, so\n"
-        "only the picker needs to know the engines. Without the picker there is nowhere to go (503).\n\n"
+        "Envoy with an endpoint picker, by ORIGINAL_DST: Envoy connects to the address that the picker names, so only the\n"
+        "picker needs to know the engines. Without the picker, requests get 503.\n\n"
         "Put your engines into endpoints.yaml (and into plain_pool below, if you want the plain port), then:\n"
     )
     files = {
-        "endpoints.yaml": "# The engines, for warmroute serve --endpoints-file; changes are picked up while it runs.\n"
+        "endpoints.yaml": "# The engines, for warmroute serve --endpoints-file. It is read again whenever it changes.\n"
         + options.endpoints_document()
     }
     for name, picking, text in (
@@ -46,9 +46,7 @@ def write_config(options: DemoOptions, directory: Path) -> Sequence[Path]:
         config = bootstrap(options.proxy_config(picking))
         files[name] = to_yaml(config, text + start.replace("{file}", name))
     if there := [name for name in files if (directory / name).exists()]:
-        raise ConfigurationError(
-            f"{directory / there[0]} is there already and stays as it is: choose another directory"
-        )
+        raise ConfigurationError(f"{directory / there[0]} exists and is not overwritten: choose another directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

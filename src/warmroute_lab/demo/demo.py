@@ -1,4 +1,4 @@
-"""``warmroute demo``: a real Envoy, simulated engines and the picker on one machine, and what they do for a conversation."""
+"""``warmroute demo``: a real Envoy, simulated engines and the picker on one machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
+from warmroute_lab import terminal
 from warmroute_lab.demo.options import HOST, DemoOptions
+from warmroute_lab.demo.program import program
 from warmroute_lab.demo.rounds import MODEL, ROUND1, ROUND2
 from warmroute_lab.json_file import require_place, write
 from warmroute_lab.load.chat_client import Answer, ChatClient
@@ -31,9 +33,7 @@ from warmroute_lab.load.summary import Summary, table
 from warmroute_lab.load.workload import Workload
 
 LOG_MARK = "Do prefix-aware routing!"
-"""What the picker logs when it sends a request to an engine that holds most of its prompt."""
-BUDGET = 0.6
-"""The mean TTFT through the picker is meant to be at most this share of that without it."""
+"""The picker's log line for a request whose engine holds most of its prompt."""
 LOAD = Workload(
     num_users=10,
     num_rounds=6,
@@ -43,14 +43,14 @@ LOAD = Workload(
     answer_len=20,
     model=MODEL,
 )
-"""The multi-round load: every user asks all rounds once. The contexts are long because the default engine's GPU is fast."""
+"""Every user asks all its questions once. The contexts are long because the default profile's GPU is fast."""
 
 
 class Demo:
-    """All parts running; entered and left as an async context manager, the last started stopped first."""
+    """The running parts. An async context manager; the parts are stopped in reverse order of their start."""
 
     def __init__(self, options: DemoOptions, directory: Path, console: Console) -> None:
-        """``options`` must be settled. ``directory`` gets the configurations, the logs and the two requests."""
+        """``options`` must be settled. ``directory`` gets configurations, logs and the two requests."""
         self.options = options
         self.console = console
         self._directory = directory
@@ -126,7 +126,7 @@ class Demo:
             await self.simulators.until(healthy, "healthy")
 
     async def first_death(self) -> None:
-        """Return never; raises ChildError as soon as one of the processes ends by itself."""
+        """Raise ChildError when one of the processes ends by itself. Never returns."""
         children = (self.simulators, self.picker, self.envoy.child)
         ends = [asyncio.create_task(child.wait()) for child in children]
         try:
@@ -148,18 +148,18 @@ class Demo:
         return self.envoy.plain_url + "/v1"
 
     async def converse(self) -> dict[str, Any]:
-        """Send the two rounds of a conversation through the picker; print and return who answered and why."""
-        self._say("\nA conversation: the second request repeats the first and goes on", "bold")
+        """Send the two requests of a conversation through the picker; print and return which engines answered."""
+        self._say("\nA conversation: the second request begins with the first", "bold")
         async with ChatClient(self.base_url) as client:
             first = await self._ask(client, "round1", ROUND1)
             second = await self._ask(client, "round2", ROUND2)
         line = await self._log_line()
         self._say("the picker's log:")
-        self.console.file.write(line + "\n")  # as it is: the console would expand its tabs
+        self.console.file.write(line + "\n")  # the console would expand its tabs
         if first.pod == second.pod:
-            self._say(f"both were answered by {first.pod}, which has the first in its cache", "green")
+            self._say(f"{first.pod} answered both: it had the first request in its cache", "green")
         else:
-            self._say(f"round1 was answered by {first.pod}, round2 by {second.pod}", "red")
+            self._say(f"{first.pod} answered round1, {second.pod} answered round2", "red")
         return {"round1_pod": first.pod, "round2_pod": second.pod, "log": line}
 
     async def _ask(self, client: ChatClient, name: str, body: bytes) -> Answer:
@@ -168,7 +168,7 @@ class Demo:
         if not answer.complete or answer.ttft is None:
             raise self.envoy.child.failure(f"gave no answer to {name} ({answer.error})")
         self._say(
-            f"{name}: answered by {answer.pod}, TTFT {answer.ttft * 1000:.1f} ms, "
+            f"{name}: {answer.pod}, TTFT {answer.ttft * 1000:.1f} ms, "
             f"{answer.cached_tokens} of {answer.prompt_tokens} prompt tokens from its cache"
         )
         return answer
@@ -181,20 +181,20 @@ class Demo:
             found = next((line for line in reversed(self.picker.tail(200).splitlines()) if LOG_MARK in line), "")
             return bool(found)
 
-        await self.picker.until(logged, f"seen to log {LOG_MARK!r}")
+        await self.picker.until(logged, f"logging `{LOG_MARK}`")
         return found
 
     async def measure(self) -> dict[str, Any]:
-        """Put the multi-round load on both ports in turn; print and return the figures."""
-        load = LOAD
+        """Send the load to the picker's port and to the plain port, one after the other; print and return the figures."""
+        load = replace(LOAD, salt="picked")
         self._say(
             f"\nA load: {load.num_users} users, {load.num_rounds} rounds each, {load.qps:g} requests per second, "
-            f"{load.user_history_prompt:,} words of context each",
+            f"{load.user_history_prompt:,} words of context each; first through the picker, then without it",
             "bold",
         )
         title = f"through the picker (port {self.options.port})"
         picked = Summary.of(await run_with_progress(load, self.base_url, self.console, title=title, log_interval=5))
-        others = replace(load, init_user_id=load.init_user_id + load.num_users)
+        others = replace(load, init_user_id=load.init_user_id + load.num_users, salt="plain")
         title = f"plain least requests (port {self.options.plain_port})"
         plain = Summary.of(
             await run_with_progress(others, self.plain_base_url, self.console, title=title, log_interval=5)
@@ -202,22 +202,16 @@ class Demo:
         if not picked.requests or not plain.requests:
             raise self.envoy.child.failure("answered none of the load's requests")
         columns = [(f"{self.options.plain_port}: plain", plain), (f"{self.options.port}: picked", picked)]
-        self.console.print(table("Multi-round, the same engines", columns, self.options.pod_names))
-        self._say(
-            "Both started cold: each had users of its own, whose contexts no engine had seen. The picked one ran first,\n"
-            "so only the plain one found the shared system prompt in the caches."
-        )
+        terminal.show(table("The same load with and without the picker", columns, self.options.pod_names), self.console)
+        self._say("Before each load, no cache held any of its prompts.")
         if self.options.time_scale != 1:
-            self._say(
-                f"The engines ran {self.options.time_scale:g} times as fast as real ones, which shortens these times."
-            )
+            self._say(f"The engines ran {self.options.time_scale:g} times as fast as real ones.")
         ratio = picked.ttft.mean / plain.ttft.mean
         idle = [name for name in self.options.pod_names if not picked.pods.get(name)]
-        met = ratio <= BUDGET and not idle
         self._say(
-            f"Mean TTFT: {ratio:.2f} of that without the picker (meant to be at most {BUDGET}); "
-            + (f"idle: {', '.join(idle)}" if idle else "no engine was idle"),
-            "green" if met else "yellow",
+            f"Mean TTFT through the picker: {ratio:.2f} of the mean TTFT without it. "
+            + (f"Engines without a request: {', '.join(idle)}." if idle else "Every engine had requests."),
+            "green" if ratio < 1 and not idle else "yellow",
         )
         return {
             "plain": plain.figures(),
@@ -227,16 +221,18 @@ class Demo:
         }
 
     def print_what_to_try(self) -> None:
-        """The commands with which a person goes on."""
+        """Print commands to try while the demo runs. They work as printed."""
         chat, plain = self.base_url, self.plain_base_url
+        debug = f"http://{HOST}:{self.options.debug_port}"
         file = shlex.quote(str(self._directory / "round2.json"))
-        self._say("\nEverything keeps running until Ctrl-C. To try:", "bold")
+        self._say("\nEverything runs until Ctrl-C. Commands to try:", "bold")
         for line in (
             f"curl -i {chat}/chat/completions -H 'Content-Type: application/json' -d @{file}",
             f"curl -i {plain}/chat/completions -H 'Content-Type: application/json' -d @{file}",
-            f"curl http://{HOST}:{self.options.debug_port}/debug/decisions?pretty=1",
+            f"curl '{debug}/debug/endpoints?pretty=1'",
+            f"curl '{debug}/debug/decisions?pretty=1'",
             f"curl http://{HOST}:{self.options.metrics_port}/metrics",
-            f"warmroute bench multi-round --base-url {plain} --compare {chat} --time 60 --qps 2",
+            f"{program()} bench multi-round --base-url {plain} --compare {chat} --time 60 --qps 2",
             f"tail -f {shlex.quote(str(self.picker.log))}",
         ):
             self._say("  " + line)
@@ -245,17 +241,16 @@ class Demo:
 async def run(
     options: DemoOptions, console: Console, *, once: bool, load: bool = True, json_file: Path | None = None
 ) -> int:
-    """The whole demo, without its load if not ``load``; the exit status.
+    """Run the demo, without the load if not ``load``; returns the exit status.
 
-    Raises ConfigurationError for taken ports, ChildError when a process fails. SIGINT, SIGTERM and a terminal that is
-    closed end it in order.
+    SIGINT, SIGTERM and SIGHUP stop all parts. Raises ConfigurationError if a port is taken, ChildError if a process fails.
     """
     options = options.settled()
     require_place(json_file)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             loop.add_signal_handler(number, stopped.set)
     directory = Path(tempfile.mkdtemp(prefix="warmroute-demo-"))
     show = asyncio.create_task(_show(Demo(options, directory, console), once=once, load=load, json_file=json_file))
@@ -267,7 +262,7 @@ async def run(
         show.cancel()
         await asyncio.wait({show})
     if not show.cancelled():
-        show.result()  # if it failed, the logs stay for whoever reads the error
+        show.result()  # raises if it failed; then the logs are kept
     shutil.rmtree(directory, ignore_errors=True)
     return 130 if once and show.cancelled() else 0
 
@@ -279,7 +274,7 @@ async def _show(demo: Demo, *, once: bool, load: bool, json_file: Path | None) -
         try:
             await asyncio.wait({death, show}, return_when=asyncio.FIRST_COMPLETED)
             if show.done() and show.exception():
-                # Perhaps because a process died, which explains it better.
+                # If a process died, its error explains more.
                 await asyncio.wait({death}, timeout=0.5)
             if death.done():
                 death.result()
@@ -296,7 +291,7 @@ async def _show_running(demo: Demo, *, once: bool, load: bool, json_file: Path |
         figures |= await demo.measure()
     if json_file is not None:
         write(json_file, figures)
-        demo.console.print(f"The figures: {json_file}", highlight=False)
+        demo.console.print(f"Figures: {json_file}", highlight=False, soft_wrap=True)
     if not once:
         demo.print_what_to_try()
         await asyncio.Event().wait()

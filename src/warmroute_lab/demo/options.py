@@ -1,4 +1,4 @@
-"""Ports, engines and files of the demo."""
+"""Options of the demo: ports and engines."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PORT_FLAGS = {
     "metrics_port": "--metrics-port",
     "debug_port": "--debug-port",
 }
-"""The flags of the ports that stand alone."""
+"""Flags of the single ports, by field of :class:`DemoOptions`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """Where everything listens (port 0: any free one) and what the engines are."""
+    """Ports (0: any free one) and engines. Raises ConfigurationError for impossible values."""
 
     port: int = 8081
-    """Envoy's listener that asks the picker."""
+    """Envoy's listener with the picker."""
     plain_port: int = 8080
-    """Envoy's listener that balances by least requests over the same engines."""
+    """Envoy's listener without the picker: least requests over the same engines."""
     admin_port: int = 9901
     """Envoy's admin page."""
     epp_port: int = 9002
@@ -45,7 +45,7 @@ class DemoOptions:
     """The first engine's port; the others follow."""
     profile: str = DEFAULT_PROFILE
     time_scale: float = 1.0
-    """How much faster than real engines the simulated ones are."""
+    """Speed of the simulated engines relative to real ones."""
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
@@ -55,9 +55,9 @@ class DemoOptions:
             raise ConfigurationError("--time-scale must be more than 0")
 
     def settled(self) -> DemoOptions:
-        """The same with every port 0 replaced by a free one.
+        """The options with a free port in place of every 0.
 
-        Raises ConfigurationError if a wanted port is taken or wanted twice.
+        Raises ConfigurationError if a port is taken or given twice.
         """
         for name, flag in PORT_FLAGS.items():
             require_free(HOST, getattr(self, name), flag)
@@ -70,7 +70,7 @@ class DemoOptions:
         settled = replace(self, pod_port=first, **found)
         ports = [*(getattr(settled, name) for name in PORT_FLAGS), *range(first, first + self.pods)]
         if twice := [port for port in ports if ports.count(port) > 1]:
-            raise ConfigurationError(f"port {twice[0]} is wanted twice")
+            raise ConfigurationError(f"port {twice[0]} is given twice")
         return settled
 
     @property
@@ -80,11 +80,11 @@ class DemoOptions:
 
     @property
     def pod_names(self) -> tuple[str, ...]:
-        """The names by which the engines answer."""
+        """The engines' names in their responses."""
         return tuple(f"qwen-{i}" if self.pods > 1 else "qwen" for i in range(self.pods))
 
     def proxy_config(self, picking: Picking = Picking.OVERRIDE_HOST) -> ProxyConfig:
-        """What Envoy does in the demo."""
+        """Envoy's configuration in the demo."""
         return ProxyConfig(
             epp=(f"{HOST}:{self.epp_port}",),
             endpoints=self.targets,
@@ -95,7 +95,7 @@ class DemoOptions:
         )
 
     def endpoints_document(self) -> str:
-        """The picker's ``--endpoints-file``."""
+        """The content of the picker's ``--endpoints-file``."""
         entries = [
             {"name": name, "namespace": "demo", "address": HOST, "port": self.pod_port + i}
             for i, name in enumerate(self.pod_names)

@@ -1,15 +1,14 @@
-r"""The two requests of a conversation with which one sees prefix-aware routing: the second repeats the first and goes on.
+r"""The two requests of the walk-through's conversation: the second begins with the first.
 
-They are what a bash that runs the well-known walk-through's ``echo '...' > round1.txt`` writes and ``curl -d @round1.txt``
-then sends:
+Their bytes are those that ``curl -d @round1.txt`` sends after bash has run the walk-through's ``echo '...' > round1.txt``:
 
-* ``'\''`` in ``here'\''s`` is an apostrophe: the string ends, ``\'`` is literal, the string goes on.
+* ``'\''`` in ``here'\''s`` is an apostrophe: the string ends, ``\'`` is literal, a new string begins.
 * round2 has plain apostrophes in ``you're`` and ``I'm`` inside the single quotes. The first ends the string and the second
-  opens it again, so both are gone. The words between them stand unquoted: they become arguments, which ``echo`` joins
-  with single spaces, as they were. What arrives is ``youre setting up a fun test. Im ready``.
-* bash's ``echo`` leaves ``\n`` as it is, which is JSON's escape of a line break. (dash's writes real line breaks, and
-  ``curl -d @file`` drops them: a slightly shorter conversation.)
-* ``echo`` ends the file with a line break, and curl drops it too.
+  opens it again, so both are lost. The words between them are unquoted arguments, which ``echo`` joins with single spaces.
+  The result is ``youre setting up a fun test. Im ready``.
+* bash's ``echo`` leaves ``\n`` unchanged: JSON's escape of a line break. (dash's ``echo`` writes line breaks, which
+  ``curl -d @file`` drops, so the conversation is slightly shorter.)
+* ``echo`` ends the file with a line break, which curl drops.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ OPENING = (
     rb" game by typing in commands. I will forward these commands to the game and type in any response. are you ready?"
     rb'","role":"user"}'
 )
-"""The message with which both requests begin."""
+"""The first message of both requests."""
 
 CONTINUATION = (
     rb',{"content":"Hi there! It looks like youre setting up a fun test. Im ready to play Zork! You can","role":"assistant"}'
@@ -32,7 +31,7 @@ CONTINUATION = (
     rb',{"content":"Great!","role":"assistant"}'
     rb',{"content":"Opening the mailbox reveals:\n A leaflet.\n>","role":"user"}'
 )
-"""What the second request has after it."""
+"""The further messages of the second request."""
 
 
 def _request(max_tokens: int, messages: bytes) -> bytes:
@@ -46,4 +45,4 @@ ROUND1 = _request(24, OPENING)
 ROUND2 = _request(3, OPENING + CONTINUATION)
 
 MODEL = "/model/qwen"
-"""The model that they ask for."""
+"""The requests' model."""

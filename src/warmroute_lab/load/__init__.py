@@ -1,1 +1,1 @@
-"""Load generators that talk to a real server."""
+"""Load generators for OpenAI-compatible servers."""

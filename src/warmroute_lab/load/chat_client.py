@@ -1,4 +1,4 @@
-"""A client of OpenAI's chat completions that measures: when the first token came, what the usage said, who answered."""
+"""A client of OpenAI's chat completions that measures TTFT and inter-token latency and records usage and engine."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import orjson
 from warmroute.errors import ConfigurationError
 
 POD_HEADER = "x-simulator-name"
-"""Response header in which the simulated engines give their name; other servers leave it out."""
+"""Response header with the name of a simulated engine; other servers do not send it."""
 
 MAX_EVENT_BYTES = 16 << 20
-"""Longest server-sent event that is accepted."""
+"""Longest accepted server-sent event in bytes."""
 
 
 class EventStream:
-    """Server-sent events out of bytes that are split anywhere. Only ``data`` is kept; that is all OpenAI's API uses."""
+    """Parser of server-sent events. Chunks may end anywhere. Only the field ``data`` is read; OpenAI's API uses no other."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The data of each event that ``chunk`` completes. Raises ValueError for an endless event."""
-        # A carriage return at the very end may be half of a line break, so it waits for what follows.
+        """The data of each event that ``chunk`` completes. Raises ValueError for an event over :data:`MAX_EVENT_BYTES`."""
+        # A carriage return at the end may be the first half of a line break, so it is kept for the next chunk.
         text = self._rest + chunk
         held = b"\r" if text.endswith(b"\r") else b""
         text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -47,19 +47,19 @@ class EventStream:
 
 @dataclass(slots=True)
 class Answer:
-    """One request and what became of it. Durations are seconds since it was sent."""
+    """The result of one request. Times are seconds since it was sent."""
 
     sent_at: float
     """Unix time."""
     status: int = 0
-    """HTTP status; 0 if there was no answer."""
+    """HTTP status; 0 without a response."""
     error: str = ""
-    """Why there is no complete answer; empty if there is one."""
+    """Why the answer is incomplete; empty if it is complete."""
     pod: str = ""
-    """Name of the engine that answered, if it tells."""
+    """Name of the engine that answered; empty if unknown."""
     text: str = ""
     ttft: float | None = None
-    """Time to the first token; None if none came."""
+    """Time to the first token; None without a token."""
     duration: float = 0.0
     """Time to the end of the answer."""
     gaps: list[float] = field(default_factory=list)
@@ -67,11 +67,11 @@ class Answer:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
-    """Prompt tokens found in the engine's cache; None if the usage does not say."""
+    """Prompt tokens found in the engine's cache; None if the usage does not report it."""
 
     @property
     def complete(self) -> bool:
-        """The answer came whole."""
+        """The whole answer was received."""
         return not self.error
 
     @property
@@ -80,12 +80,15 @@ class Answer:
         return 0.0 if self.ttft is None else self.duration - self.ttft
 
     def read_chunk(self, data: bytes, elapsed: float, previous: float) -> float:
-        """Take in one chunk of a streamed completion, ``elapsed`` seconds after sending.
+        """Read one chunk of a streamed completion, received ``elapsed`` seconds after sending.
 
-        ``previous`` is when the last text came; returns when the last text has come now. Raises ValueError for a chunk
-        that is not a completion's.
+        ``previous`` is the time of the last text before; returns the time of the last text now. Raises ValueError for a
+        chunk that is not a completion's.
         """
-        chunk = orjson.loads(data)
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError as broken:
+            raise ValueError(f"a chunk is not JSON: {broken}") from broken
         try:
             if error := chunk.get("error"):
                 self.error = str(error.get("message", error) if isinstance(error, dict) else error)
@@ -102,7 +105,7 @@ class Answer:
                     self.gaps.append(elapsed - previous)
                 previous = elapsed
         except (AttributeError, TypeError) as error:
-            raise ValueError(f"not a chunk of a completion: {data[:200]!r}") from error
+            raise ValueError(f"not a chunk of a completion: {data[:200].decode(errors='replace')}") from error
         return previous
 
     def _read_usage(self, usage: dict[str, Any]) -> None:
@@ -112,11 +115,11 @@ class Answer:
             self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         cause = error.os_error  # the error's own text mentions TLS even without it
         return f"Cannot connect to {error.host}:{error.port}: {os.strerror(cause.errno) if cause.errno else cause}"
-    return f"{type(error).__name__}: {error}"
+    return str(error) or type(error).__name__
 
 
 class ChatClient:
@@ -143,22 +146,22 @@ class ChatClient:
             await self._session.close()
 
     async def first_model(self) -> str:
-        """The first model that the server names. Raises ConfigurationError if it names none."""
+        """The first model that the server lists. Raises ConfigurationError if there is none."""
         url = f"{self._base_url}/models"
         try:
             async with self._entered.get(url, raise_for_status=True) as response:
                 return str(orjson.loads(await response.read())["data"][0]["id"])
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ConfigurationError(
-                f"{url} does not say which models there are: {_said(error)}; if there is one, name it with --model"
+                f"cannot list the models at {url}: {_message(error)}; set --model if the server has one"
             ) from error
         except (ValueError, LookupError, TypeError) as error:
-            raise ConfigurationError(f"{url} names no model: give one with --model") from error
+            raise ConfigurationError(f"{url} lists no model: set --model") from error
 
     async def ask(self, body: bytes) -> Answer:
         """Post ``body`` (a streaming chat completion request) and read the whole answer.
 
-        Whatever goes wrong is in the answer's ``error``; nothing is raised but cancellation.
+        Errors are in the answer's ``error``; only cancellation is raised.
         """
         session = self._entered
         answer = Answer(sent_at=time())
@@ -171,18 +174,18 @@ class ChatClient:
                     text = (await response.content.read(2000)).decode(errors="replace")
                     answer.error = f"HTTP {response.status}: {text}"
                 elif response.content_type != "text/event-stream":
-                    answer.error = f"not a stream of events but {response.content_type}"
+                    answer.error = f"expected an event stream, got {response.content_type}"
                 else:
                     await self._read_stream(response, answer, start)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            answer.error = _said(error)
+            answer.error = _message(error)
         answer.duration = perf_counter() - start
         return answer
 
     @property
     def _entered(self) -> aiohttp.ClientSession:
         if self._session is None:
-            raise RuntimeError("a ChatClient must be entered first")
+            raise RuntimeError("ChatClient is not open: use `async with`")
         return self._session
 
     @staticmethod

@@ -11,7 +11,7 @@ from warmroute.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question of a recorded conversation and how long its answer was."""
+    """A question of a recorded conversation, and the length of its answer in tokens if known."""
 
     question: str
     answer_tokens: int | None = None
@@ -20,7 +20,7 @@ class Turn:
 def read_conversations(path: Path) -> tuple[tuple[Turn, ...], ...]:
     """The questions of a ShareGPT file: a JSON list of ``{"conversations": [{"from", "value", "num_tokens"?}, ...]}``.
 
-    Conversations without a human turn are left out. Raises ConfigurationError if nothing usable is there.
+    Conversations without a human turn are skipped. Raises ConfigurationError if the file has no usable conversation.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -35,8 +35,11 @@ def read_conversations(path: Path) -> tuple[tuple[Turn, ...], ...]:
                     turns[-1] = Turn(turns[-1].question, None if tokens is None else int(tokens))
             if turns:
                 conversations.append(tuple(turns))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path} is not a ShareGPT file: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigurationError(f"{path} is not a ShareGPT file: {reason}") from error
     if not conversations:
         raise ConfigurationError(f"{path} has no conversation with a human turn")
     return tuple(conversations)

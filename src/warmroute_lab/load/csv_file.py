@@ -1,4 +1,4 @@
-"""A CSV file with one line for each request of a run."""
+"""A CSV file with one line per request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CSV_COLUMNS = (
 
 
 def write_csv(path: Path, runs: Sequence[tuple[str, Run]]) -> None:
-    """One line a request; empty where there is no figure. Raises ConfigurationError if the file cannot be written."""
+    """Write one line per request; unknown figures are empty. Raises ConfigurationError if the file cannot be written."""
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Seconds: the mean and three percentiles (linear interpolation); 0 if there is nothing."""
+    """Mean and three percentiles in seconds, with linear interpolation; all 0 without values."""
 
     mean: float
     p50: float

@@ -1,21 +1,23 @@
-"""``warmroute bench multi-round``: users who talk to a model in rounds, each sending the whole conversation so far.
+"""``warmroute bench multi-round``: a load of users who ask several questions each, with the whole conversation so far.
 
-The load is that of LMCache's multi-round-qa benchmark, whose options and summary this one shares: at any time ``num_users``
-users are there, each asks every ``num_users / qps`` seconds, leaves after ``num_rounds`` rounds, and another joins.
+Load, options and summary are those of LMCache's multi-round-qa benchmark
+(https://github.com/LMCache/LMCache/tree/dev/benchmarks/multi_round_qa): there are ``num_users`` concurrent users; each asks
+every ``num_users / qps`` seconds and is replaced by a new user after ``num_rounds`` rounds.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from warmroute.errors import ConfigurationError
-from warmroute_lab import json_file
+from warmroute_lab import json_file, terminal
 from warmroute_lab.load.chat_client import ChatClient
 from warmroute_lab.load.csv_file import write_csv
 from warmroute_lab.load.summary import Summary, table
@@ -33,19 +35,11 @@ async def run_with_progress(
     log_interval: float = 30.0,
     result: Run | None = None,
 ) -> Run:
-    """:func:`run` with a bar on a terminal, elsewhere with a line every ``log_interval`` seconds."""
+    """:func:`run` with a progress bar; if the output is no terminal, with a line every ``log_interval`` seconds."""
     total = workload.planned_requests
     last_line = monotonic()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[ttft]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
+    columns = MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[ttft]}")
+    with terminal.progress(console, *columns) as bar:
         task = bar.add_task(title, total=total, ttft="")
 
         def show(result: Run) -> None:
@@ -72,10 +66,12 @@ async def bench(
     output: Path | None = None,
     log_interval: float = 30.0,
 ) -> bool:
-    """The command: one run, or two in turn with ``compare``, and what is printed and written of them.
+    """Run the load, or with ``compare`` two loads one after the other; print and write the results.
 
-    Without a model in ``workload``, the first one that the first server names is asked for. Returns whether any request was
-    answered by each server. Where it is cancelled, it still shows and writes what was answered until then.
+    Without a model in ``workload``, the requests name the first model that the first server lists. Returns whether each
+    server answered a request. If it is cancelled, it prints and writes the answers received until then.
+
+    Raises ConfigurationError.
     """
     json_file.require_place(output)
     for url in filter(None, (base_url, compare)):
@@ -86,32 +82,45 @@ async def bench(
             workload = replace(workload, model=await client.first_model())
     runs: list[tuple[str, Run]] = []
     try:
-        for url in [base_url, compare] if compare else [base_url]:
-            result = Run(workload)
+        for each, url in zip(_loads(workload), [base_url, compare] if compare else [base_url], strict=False):
+            result = Run(each)
             runs.append((url, result))
             await run_with_progress(
-                workload, url, console, title=url, api_key=api_key, log_interval=log_interval, result=result
+                each, url, console, title=url, api_key=api_key, log_interval=log_interval, result=result
             )
             if compare:
-                console.print(f"{url}:", highlight=False)
+                console.print(f"{url}:", highlight=False, soft_wrap=True)
             console.print(Summary.of(result).performance_block(), highlight=False, markup=False, soft_wrap=True)
             if failures := [record.answer.error for record in result.records if not record.answer.complete]:
                 console.print(f"{len(failures)} requests failed; the first: {failures[0]}", style="red", markup=False)
-            # The next server may stand before the same engines: other users find nothing of theirs in the caches.
-            last = max((visit.user_id for visit in workload.visits()), default=0)
-            workload = replace(workload, init_user_id=last)
     except asyncio.CancelledError:
-        console.print("Interrupted; what was answered until then:")
+        console.print("Interrupted. Answers received until then:")
         raise
     finally:
         columns = [(url, Summary.of(result)) for url, result in runs]
         if columns:
-            console.print(table("Multi-round", columns))
+            terminal.show(table("Multi-round", columns), console)
         if output is not None:
             write_csv(output, runs)
-            console.print(f"One line a request: {output}", highlight=False)
-    if compare:
-        console.print(
-            "Each run had users of its own; only the shared system prompt can have been in the caches before the second."
-        )
+            console.print(f"One line per request: {output}", highlight=False, soft_wrap=True)
+    console.print(_on_caches(workload, compared=bool(compare)), highlight=False, markup=False)
     return all(summary.requests for _, summary in columns)
+
+
+def _loads(workload: Workload) -> Iterator[Workload]:
+    """The loads of the first and the second server: they share no user and, with a salt, no prefix.
+
+    Both servers may be in front of the same engines, so a shared prefix would be cached for the second load.
+    """
+    last = max((visit.user_id for visit in workload.visits()), default=0)
+    yield replace(workload, salt=workload.salt and f"{workload.salt}-1")
+    yield replace(workload, salt=workload.salt and f"{workload.salt}-2", init_user_id=last)
+
+
+def _on_caches(workload: Workload, *, compared: bool) -> str:
+    """What the caches could hold before the load."""
+    if not workload.salt:
+        second = " The second load had other users than the first, but its system prompt." if compared else ""
+        return "Without a salt: caches may hold the prompts of earlier runs." + second
+    each = "Each load's" if compared else "The load's"
+    return f"{each} prompts begin with a salt, so no cache held them before, unless --salt {workload.salt} was used before."

@@ -18,9 +18,9 @@ class Summary:
     """The figures of one run. Times are in seconds; rates are per second of the run."""
 
     qps: float
-    """As asked for."""
+    """Requested rate."""
     requests: int
-    """Answered completely."""
+    """Complete answers."""
     failed: int
     on_the_fly: int
     start: float
@@ -37,9 +37,9 @@ class Summary:
     itl: Distribution
     """Inter-token latency, over all chunks of all answers."""
     hit_rate: float | None
-    """Share of the prompt tokens that came from the engines' caches; None if the usage does not tell."""
+    """Share of the prompt tokens found in the engines' caches; None if the usage does not report it."""
     pods: dict[str, int]
-    """Requests by engine; empty if the engines do not tell their names."""
+    """Requests by engine; empty if the engines send no name."""
 
     @classmethod
     def of(cls, run: Run) -> Summary:
@@ -50,8 +50,8 @@ class Summary:
         elapsed = end - start or 1.0
         timed = [answer for answer in answers if answer.generation_time > 0]
         speeds = [answer.completion_tokens / answer.generation_time for answer in timed]
-        telling = [answer for answer in answers if answer.cached_tokens is not None]
-        looked_up = sum(answer.prompt_tokens for answer in telling)
+        reporting = [answer for answer in answers if answer.cached_tokens is not None]
+        looked_up = sum(answer.prompt_tokens for answer in reporting)
         return cls(
             qps=run.workload.qps,
             requests=len(answers),
@@ -65,12 +65,12 @@ class Summary:
             generation_throughput=sum(speeds) / len(speeds) if speeds else 0.0,
             ttft=Distribution.of([answer.ttft for answer in answers if answer.ttft is not None]),
             itl=Distribution.of([gap for answer in answers for gap in answer.gaps]),
-            hit_rate=sum(answer.cached_tokens or 0 for answer in telling) / looked_up if looked_up else None,
+            hit_rate=sum(answer.cached_tokens or 0 for answer in reporting) / looked_up if looked_up else None,
             pods=dict(sorted(Counter(answer.pod for answer in answers if answer.pod).items())),
         )
 
     def performance_block(self) -> str:
-        """The summary in the words and the format of LMCache's benchmark, which scripts look for."""
+        """The summary in the exact format of LMCache's benchmark, for scripts that parse it."""
         lines = (
             f"  QPS: {self.qps:.4f} reqs/s",
             f"  Processing speed: {self.processing_speed:.4f} reqs/s",
@@ -88,7 +88,7 @@ class Summary:
         )
 
     def figures(self) -> dict[str, Any]:
-        """The figures for a JSON file; seconds and fractions."""
+        """The figures for JSON, in seconds and fractions."""
         return {
             "requests": self.requests,
             "failed": self.failed,
@@ -108,9 +108,9 @@ class Summary:
 
 
 def table(title: str, columns: Sequence[tuple[str, Summary]], pods: Sequence[str] = ()) -> Table:
-    """The figures of one or two runs side by side; of two, also the second in relation to the first.
+    """The figures of one or two runs side by side; of two, also the second divided by the first.
 
-    ``pods`` are engines to list even if no request reached them.
+    ``pods`` are engines to list even without a request.
     """
     grid = Table(title=title)
     grid.add_column("")
@@ -134,7 +134,7 @@ def table(title: str, columns: Sequence[tuple[str, Summary]], pods: Sequence[str
     times("ITL mean", lambda summary: summary.itl.mean)
     times("ITL p99", lambda summary: summary.itl.p99)
     rates = [summary.hit_rate for _, summary in columns]
-    row("cache hit rate", ["not told" if rate is None else f"{rate:.1%}" for rate in rates])
+    row("cache hit rate", ["unknown" if rate is None else f"{rate:.1%}" for rate in rates])
     row("requests", [str(summary.requests) for _, summary in columns])
     if any(summary.failed for _, summary in columns):
         row("failed", [str(summary.failed) for _, summary in columns])

@@ -1,4 +1,4 @@
-"""Simulated users: each sends its questions to an OpenAI-compatible server and records the answers."""
+"""Simulated users. Each sends its questions to an OpenAI-compatible server and records the answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from warmroute_lab.load.chat_client import Answer, ChatClient
 from warmroute_lab.load.workload import Visit, Workload
 
 DRAIN = 60.0
-"""Seconds for which answers under way at the end of the load are waited for; later ones are cancelled."""
+"""Seconds after the end of the load until unfinished answers are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class Record:
 
 @dataclass(slots=True)
 class Run:
-    """What one run has brought so far."""
+    """The results of one run so far."""
 
     workload: Workload
     records: list[Record] = field(default_factory=list)
-    """Finished requests, in the order of their end."""
+    """Finished requests in order of completion."""
     on_the_fly: int = 0
-    """Sent and not finished; at the end of a run: given up."""
+    """Requests in flight. At the end of a run: cancelled requests."""
 
 
 async def run(
@@ -43,10 +43,10 @@ async def run(
     on_progress: Callable[[Run], None] = lambda _: None,
     result: Run | None = None,
 ) -> Run:
-    """Put the load on an OpenAI-compatible server and wait for the answers; a failed request ends no conversation.
+    """Send the load to an OpenAI-compatible server and wait for the answers. A failed request ends no conversation.
 
-    ``on_progress`` hears of every finished request. ``result`` is filled and returned: who hands it in has what came
-    until then even if this is cancelled.
+    ``on_progress`` is called after every finished request. ``result`` is filled and returned; a caller who passes it has the
+    results up to then even if the run is cancelled.
     """
     result = result or Run(workload)
     async with ChatClient(base_url, api_key=api_key) as client:
@@ -70,7 +70,7 @@ async def run(
 async def _converse(
     visit: Visit, start: float, client: ChatClient, result: Run, on_progress: Callable[[Run], None]
 ) -> None:
-    """One user's rounds: each question a gap after the one before, but not before its answer."""
+    """One user's rounds: a question every ``workload.gap`` seconds, or later if the previous answer is not complete."""
     workload = result.workload
     history: list[dict[str, str]] = []
     due = start + visit.first_at

@@ -1,4 +1,4 @@
-"""The multi-round workload: which user asks what, and when. It sends nothing."""
+"""The multi-round workload: which user asks what, and when. WITHOUT IO."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from warmroute_lab.load.conversations import Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What the users do. Lengths of prompts are in words, which are a token each for most tokenizers."""
+    """The users' behaviour. Prompt lengths are in words; for most tokenizers a word is one token."""
 
     num_users: int = 8
-    """Users at any one time."""
+    """Concurrent users."""
     num_rounds: int = 5
-    """Questions of one user."""
+    """Questions of each user."""
     qps: float = 0.5
     """Requests per second of all users together."""
     shared_system_prompt: int = 100
     """Words of the system prompt that all users share."""
     user_history_prompt: int = 2000
-    """Words of context that each user has for itself."""
+    """Words of each user's own context."""
     answer_len: int = 100
     """``max_tokens`` of each request."""
     model: str = "/model/qwen"
     init_user_id: int = 0
-    """Number of the first user; runs with different numbers share the system prompt only."""
+    """Users are numbered from this number plus 1. Users with different numbers share only the system prompt."""
     seconds: float | None = None
-    """For how long requests are sent. None: each of ``num_users`` users asks all of its questions, and nobody else joins."""
+    """Duration of the load. None: each of ``num_users`` users asks all its questions once, and no user is replaced."""
     conversations: tuple[tuple[Turn, ...], ...] = ()
-    """Recorded questions; none: synthetic ones."""
+    """Recorded questions. Empty: synthetic ones."""
+    salt: str = ""
+    """Text before each user's first question. Loads with different salts share no prefix. Empty: LMCache's prompts."""
 
     def __post_init__(self) -> None:
         for name in ("num_users", "num_rounds", "qps", "answer_len"):
@@ -50,16 +52,16 @@ class Workload:
 
     @property
     def planned_requests(self) -> int:
-        """Requests that are sent if the server keeps pace."""
+        """Number of requests if no answer takes longer than :attr:`gap`."""
         if self.seconds is None:
             return self.num_users * self.num_rounds
         return sum(1 for _ in self.schedule())
 
     def visits(self) -> Iterator[Visit]:
-        """The users in the order in which they come.
+        """The users in order of their arrival.
 
-        With ``seconds``, the load is even from the start on: users that would have joined before it are there already and
-        begin in the middle of their rounds.
+        With ``seconds``, the request rate is constant from the start: the first users begin in the middle of their rounds,
+        as if they had joined earlier.
         """
         if self.seconds is None:
             for i in range(self.num_users):
@@ -75,7 +77,7 @@ class Workload:
                 yield Visit(self.init_user_id + i + 1, joined + missed * self.gap, missed)
 
     def schedule(self) -> Iterator[tuple[float, int, int]]:
-        """Earliest time, user and round of each request, if no answer takes longer than the gap."""
+        """Seconds from the start, user and round of each request, if no answer takes longer than :attr:`gap`."""
         for visit in self.visits():
             for i, round_index in enumerate(range(visit.first_round, self.num_rounds)):
                 at = visit.first_at + i * self.gap
@@ -83,9 +85,10 @@ class Workload:
                     yield at, visit.user_id, round_index
 
     def opening(self, user_id: int) -> str:
-        """What stands before a user's first question: the shared system prompt and the user's own context."""
+        """The text before a user's first question: salt, shared system prompt, the user's own context."""
+        salt = f"Run {self.salt}. " if self.salt else ""
         return (
-            f"Hi, here's some system prompt: {_words(self.shared_system_prompt)}."
+            f"{salt}Hi, here's some system prompt: {_words(self.shared_system_prompt)}."
             f"For user {user_id}, here are some other context: {_words(self.user_history_prompt)}."
         )
 
@@ -100,7 +103,7 @@ class Workload:
         )
 
     def body(self, user_id: int, round_index: int, history: Sequence[dict[str, str]]) -> bytes:
-        """The request's JSON: ``history`` ends with the question."""
+        """The request's body. ``history`` ends with the question."""
         recorded = self.turn(user_id, round_index).answer_tokens
         request = {
             "max_tokens": self.answer_len if recorded is None else max(1, min(recorded, self.answer_len)),
@@ -115,7 +118,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One user: when it asks first, in seconds from the start, and with which of its rounds it begins."""
+    """One user: the time of its first question in seconds from the start, and the round of that question, counted from 0."""
 
     user_id: int
     first_at: float

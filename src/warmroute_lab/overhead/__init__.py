@@ -1,1 +1,1 @@
-"""What the picker itself costs, measured beside a server that does nothing."""
+"""Benchmarks of the picker's own cost, measured beside a server that does the least possible."""

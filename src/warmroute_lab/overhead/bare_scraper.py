@@ -1,6 +1,6 @@
-"""The floor of watching pods: asks each for its metrics once a second and throws the answers away.
+"""The floor of scraping: requests each pod's metrics page once a second and discards the answers.
 
-Raw connections on the picker's event loop, woken as often as the picker's scraper is.
+It uses raw connections on uvloop and wakes up as often as the picker's scraper. Run it with
 ``python -m warmroute_lab.overhead.bare_scraper PORT...``.
 """
 
@@ -25,33 +25,33 @@ _REQUEST = (
 
 
 class Connection(asyncio.Protocol):
-    """A connection that stays open; what comes back is thrown away."""
+    """A connection that stays open; received data is discarded."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Keep the transport."""
         self._transport = cast(asyncio.WriteTransport, transport)
 
-    def ask(self) -> None:
-        """Send one request."""
+    def request(self) -> None:
+        """Send one request for the metrics page."""
         self._transport.write(_REQUEST)
 
 
-async def watch(ports: Iterable[int]) -> None:
-    """Ask the pods on ``ports`` of this machine, a part of them at each tick; until cancelled."""
+async def scrape(ports: Iterable[int]) -> None:
+    """Scrape the pods on these ports of this machine until cancelled; an equal part of them at each tick."""
     loop = asyncio.get_running_loop()
     connections = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for port in ports]
     ticks = round(INTERVAL / TICK)
     for part in cycle([connections[phase::ticks] for phase in range(ticks)]):
         for connection in part:
-            connection.ask()
+            connection.request()
         await asyncio.sleep(TICK)
 
 
 def main() -> None:
-    """Command line of the child process."""
+    """Entry point of the child process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ports", type=int, nargs="+")
-    uvloop.run(watch(parser.parse_args().ports))
+    uvloop.run(scrape(parser.parse_args().ports))
 
 
 if __name__ == "__main__":

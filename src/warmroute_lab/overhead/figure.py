@@ -1,4 +1,4 @@
-"""What a cost benchmark found: a figure of ours beside its floor and its budget."""
+"""One figure of the cost benchmark: the picker's value beside its floor."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.table import Table
 
 
 class Against(StrEnum):
-    """How a figure is held against its budget."""
+    """How the picker's value is compared with the floor."""
 
     RATIO = "ratio"
-    """Ours divided by the floor."""
+    """The picker's value divided by the floor."""
     ADDED = "added"
-    """Ours less the floor."""
+    """The picker's value minus the floor."""
     VALUE = "value"
-    """Ours alone; a floor, if there is one, is only shown."""
+    """The picker's value. A floor, if there is one, is only shown."""
 
 
 UNITS: dict[str, Callable[[float], str]] = {
@@ -27,66 +27,68 @@ UNITS: dict[str, Callable[[float], str]] = {
     "core": lambda cores: f"{cores:.3f} core",
     "bytes": lambda size: f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size:.0f} B",
 }
-"""How to write a figure down, by the unit in which it is kept: seconds, cores, bytes."""
+"""Format of a value, by its unit: seconds, cores, bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One line of the result. ``floor``, ``ours`` and, but for ratios, ``result`` and ``budget`` are in ``unit``."""
+    """One line of the result. ``floor`` and ``picker`` are in ``unit``; ``result`` and ``budget``, too, except ratios."""
 
     what: str
     unit: str
-    ours: float
+    picker: float
+    """The picker's value."""
     budget: float
+    """The project's upper bound of ``result``."""
     against: Against
     result: float
-    """What is compared with the budget."""
+    """The comparison of the picker's value with the floor."""
     floor: float | None = None
     spread: tuple[float, float] | None = None
-    """Lowest and highest result of the rounds, where it was measured in rounds."""
+    """Lowest and highest result of the rounds; None without rounds."""
 
     @property
     def within(self) -> bool:
-        """Whether the budget holds."""
+        """Whether the result is within the budget."""
         return self.result <= self.budget
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
+    def plain(self, *, budgets: bool) -> dict[str, Any]:
+        """The figure for JSON, with its budget if ``budgets``."""
+        figure = {
             "what": self.what,
             "unit": self.unit,
             "floor": self.floor,
-            "ours": self.ours,
+            "picker": self.picker,
             "against": str(self.against),
             "result": self.result,
             "spread": self.spread,
-            "budget": self.budget,
-            "within": self.within,
         }
+        return figure | ({"budget": self.budget, "within": self.within} if budgets else {})
 
 
 def of_rounds(
-    what: str, unit: str, against: Against, budget: float, *, floor: Sequence[float], ours: Sequence[float]
+    what: str, unit: str, against: Against, budget: float, *, floor: Sequence[float], picker: Sequence[float]
 ) -> Figure:
-    """A figure of paired rounds: each round of ours is compared with the floor of the same round, then the median is taken.
+    """The figure of several rounds: the picker is compared with the floor of the same round; the result is the median.
 
-    What slows the machine down for a while slows both of a pair down, and so leaves their ratio alone.
+    A slow phase of the machine affects both values of a round, so their ratio changes little. Raises ValueError if the
+    numbers of rounds differ or are 0.
     """
-    if len(floor) != len(ours) or not floor:
-        raise ValueError(f"{len(floor)} rounds of the floor, {len(ours)} of ours")
-    pairs = zip(ours, floor, strict=True)
+    if len(floor) != len(picker) or not floor:
+        raise ValueError(f"{len(floor)} rounds of the floor, {len(picker)} of the picker")
+    pairs = zip(picker, floor, strict=True)
     match against:
         case Against.RATIO:
-            results = [mine / bare for mine, bare in pairs]
+            results = [value / least for value, least in pairs]
         case Against.ADDED:
-            results = [mine - bare for mine, bare in pairs]
+            results = [value - least for value, least in pairs]
         case Against.VALUE:
-            results = list(ours)
+            results = list(picker)
     return Figure(
         what=what,
         unit=unit,
         floor=median(floor),
-        ours=median(ours),
+        picker=median(picker),
         against=against,
         result=median(results),
         spread=(min(results), max(results)),
@@ -94,24 +96,26 @@ def of_rounds(
     )
 
 
-def table(figures: Sequence[Figure], title: str) -> Table:
-    """The figures for people."""
+def table(figures: Sequence[Figure], title: str, *, budgets: bool) -> Table:
+    """The figures as a table, with the budgets if ``budgets``."""
     result = Table(title=title)
     result.add_column("what")
-    for column in ("floor", "ours", "result", "budget"):
+    for column in ("floor", "picker", "result", *(("budget", "") if budgets else ())):
         result.add_column(column, justify="right", no_wrap=True)
-    result.add_column("", no_wrap=True)
     for figure in figures:
         write = UNITS[figure.unit]
         result.add_row(
             figure.what,
             "-" if figure.floor is None else write(figure.floor),
-            write(figure.ours),
+            write(figure.picker),
             _result(figure, figure.result),
-            _result(figure, figure.budget),
-            "[green]within[/]" if figure.within else "[bold red]OVER[/]",
+            *((_result(figure, figure.budget), _judgement(figure)) if budgets else ()),
         )
     return result
+
+
+def _judgement(figure: Figure) -> str:
+    return "[green]within[/]" if figure.within else "[bold red]over[/]"
 
 
 def _result(figure: Figure, value: float) -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks that need no child process: hash, match, insert, pick, memory of the prefix index."""
+"""Benchmarks inside this process: hash, match, insert and pick, and the memory of the prefix index."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ from warmroute_lab.overhead.options import LARGE, MANY, SMALL
 from warmroute_lab.overhead.picker_load import PATH, Chats
 
 MATCH_BUDGET = 150e-6
+"""Seconds."""
 PICK_BUDGET = 40e-6
+"""Seconds."""
 SUBSET_BUDGET = 1.2
+"""Ratio to a pick without a hint."""
 CHECKPOINT_BUDGET = 200.0
+"""Bytes."""
 
 
 def _parsed(chats: Chats) -> InferenceRequest:
@@ -47,7 +51,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def match_and_insert(rounds: int) -> Figure:
-    """Hash a 400 KB prompt, match it where all of a hundred endpoints hold some of it, insert it at one of them."""
+    """Hash a 400 KB prompt, match it while a hundred endpoints hold parts of it, insert it at one of them. Floor: hash."""
     chats = Chats(LARGE)
     index = PrefixIndex()
     slots = [index.open(10**7) for _ in range(MANY)]
@@ -57,27 +61,27 @@ def match_and_insert(rounds: int) -> Figure:
         index.insert(slot, build(request.seed, request.parts))
     turns = count()
 
-    def ours(request: InferenceRequest) -> None:
+    def everything(request: InferenceRequest) -> None:
         chain = build(request.seed, request.parts)
         index.match(chain, candidates)
         index.insert(slots[next(turns) % MANY], chain)
 
-    hashing, all_of_it = [], []
+    hashing, complete = [], []
     for _ in range(rounds):
         requests = [_parsed(chats) for _ in range(40)]
         hashing.append(median(_timed(lambda r=request: build(r.seed, r.parts)) for request in requests))  # type: ignore[misc]
-        all_of_it.append(median(_timed(lambda r=request: ours(r)) for request in requests))  # type: ignore[misc]
+        complete.append(median(_timed(lambda r=request: everything(r)) for request in requests))  # type: ignore[misc]
     what = f"hash, match and insert, {LARGE / 1000:g} KB, {MANY} endpoints (floor: hash)"
-    return of_rounds(what, "s", Against.VALUE, MATCH_BUDGET, floor=hashing, ours=all_of_it)
+    return of_rounds(what, "s", Against.VALUE, MATCH_BUDGET, floor=hashing, picker=complete)
 
 
 def pick(rounds: int, rng: random.Random) -> Figure:
-    """``Router.pick`` of a small chat, whose system prompt all of a hundred endpoints hold. It has no floor."""
+    """``Router.pick`` of a small chat while each of a hundred endpoints holds its system prompt. No floor."""
     (seconds,) = _picks(rounds, rng, (None,))
     return Figure(
         what=f"pick over {MANY} endpoints, all of which hold the system prompt",
         unit="s",
-        ours=median(seconds),
+        picker=median(seconds),
         result=median(seconds),
         spread=(min(seconds), max(seconds)),
         budget=PICK_BUDGET,
@@ -86,18 +90,17 @@ def pick(rounds: int, rng: random.Random) -> Figure:
 
 
 def pick_in_subset(rounds: int, rng: random.Random) -> Figure:
-    """Such a pick with the gateway's subset hint, which names all endpoints, read from the message's bytes. The floor is the
-    pick without a hint."""
+    """Such a pick with a subset hint that names all endpoints, read from the bytes of Envoy's metadata. Floor: without."""
     metadata = Metadata()
     targets = [f"10.0.0.{k}:8000" for k in range(MANY)]
     metadata.filter_metadata[SUBSET_NAMESPACE].update({SUBSET_KEY: targets})
-    floor, ours = _picks(rounds, rng, (None, metadata.SerializeToString()))
+    floor, hinted = _picks(rounds, rng, (None, metadata.SerializeToString()))
     what = f"pick with a subset hint of {MANY} endpoints (floor: without)"
-    return of_rounds(what, "s", Against.RATIO, SUBSET_BUDGET, floor=floor, ours=ours)
+    return of_rounds(what, "s", Against.RATIO, SUBSET_BUDGET, floor=floor, picker=hinted)
 
 
 def _picks(rounds: int, rng: random.Random, hints: Sequence[bytes | None]) -> list[list[float]]:
-    """Median seconds of a pick with each of the hints, in each round."""
+    """For each hint, the median seconds of a pick in each round."""
     pool = Pool()
     router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
     pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
@@ -119,7 +122,7 @@ def _picks(rounds: int, rng: random.Random, hints: Sequence[bytes | None]) -> li
 
 
 def index_memory(checkpoints: int, *, shared: bool) -> Figure:
-    """Bytes of the index for each checkpoint and endpoint that holds it, every one held by one endpoint or by all."""
+    """Bytes of the index per checkpoint and holder, with each checkpoint held by one endpoint or, if ``shared``, by all."""
     length = 250
     chains = checkpoints // length
     hashes = random.Random(1)
@@ -151,7 +154,7 @@ def index_memory(checkpoints: int, *, shared: bool) -> Figure:
     return Figure(
         what=f"index, per checkpoint and endpoint, held by {f'all {MANY}' if shared else 'one each'}",
         unit="bytes",
-        ours=size,
+        picker=size,
         result=size,
         budget=CHECKPOINT_BUDGET,
         against=Against.VALUE,

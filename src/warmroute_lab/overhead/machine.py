@@ -9,18 +9,18 @@ from pathlib import Path
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, all its threads, to the nanosecond: the clock that ``clock_getcpuclockid`` gives on Linux."""
+    """CPU time of a process with all its threads. Linux only: the clock id is that of ``clock_getcpuclockid(3)``."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
+    """Resident memory of a process. Linux only."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine() -> str:
-    """On what it was measured."""
+    """CPU, kernel and Python version, in one line."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

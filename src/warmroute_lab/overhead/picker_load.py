@@ -1,4 +1,4 @@
-"""Load for an endpoint picker: chats of a given size, sent over ext_proc or through a gateway."""
+"""Load for the picker: chats of a given size, sent over ext_proc or through a gateway."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import orjson
 
 from warmroute.errors import WarmrouteError
 from warmroute.extproc.ext_proc_pb2 import BUFFERED, HttpBody, HttpHeaders, ProcessingRequest, ProtocolConfiguration
-from warmroute_lab.overhead.bare_picker import METHOD
+from warmroute_lab.overhead.bare_server import METHOD
 
 SHARED = 0.3
-"""Share of each prompt that is the system prompt of all."""
+"""Share of each prompt that is the common system prompt."""
 LARGEST_MESSAGE = 20_000
-"""Bytes of a message; longer prompts have more messages."""
+"""Most bytes of a message; longer prompts have more messages."""
 PATH = "/v1/chat/completions"
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog while the engines warm their caches. "
 
 
 class LoadError(WarmrouteError):
-    """The picker, or the gateway, did not answer a request as it should."""
+    """The picker or the gateway did not answer a request correctly."""
 
 
 class Chats:
-    """Chat bodies of nearly ``size`` bytes each.
+    """Chat bodies of about ``size`` bytes each.
 
-    They come in pairs: the first begins a conversation that only shares the system prompt with others, the second asks
-    another question at the end of the same conversation. So one half of the prompts is warm and one half mostly new.
+    They come in pairs. The first starts a conversation that shares only the system prompt with the others; the second asks
+    another question at the end of the same conversation. Half of the prompts are therefore warm.
     """
 
     def __init__(self, size: int, model: str = "model") -> None:
@@ -55,18 +55,18 @@ class Chats:
         self._numbers = count()
 
     def next(self) -> bytes:
-        """The next body; all have the same length."""
+        """The next body. All bodies have the same length."""
         number = next(self._numbers)
         head, middle, tail = self._pieces
         return b"%b%08d%b%08d%b" % (head, number // 2, middle, number, tail)
 
 
 class Load(ABC):
-    """A client with several connections; use it as an async context manager."""
+    """A client with several connections. An async context manager."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect, waiting until there is somebody to connect to."""
+        """Connect; wait until the server listens."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -74,10 +74,10 @@ class Load(ABC):
 
     @abstractmethod
     async def request(self, connection: int, body: bytes) -> None:
-        """One request on one of the connections. Raises LoadError, or what the transport raises."""
+        """Send one request on one of the connections. Raises LoadError, or an exception of the transport."""
 
     async def run(self, chats: Chats, requests: int, *, workers: int) -> list[float]:
-        """Send that many, ``workers`` at a time; returns the seconds that each took. Raises LoadError if one fails."""
+        """Send requests, ``workers`` at a time; the duration of each in seconds. Raises LoadError if one fails."""
         left = iter(range(requests))
         seconds: list[float] = []
 
@@ -93,7 +93,9 @@ class Load(ABC):
                 for connection in range(workers):
                     group.create_task(work(connection))
         except ExceptionGroup as failed:
-            raise LoadError(f"a request failed: {failed.exceptions[0]}") from failed
+            raise LoadError(
+                f"a request failed: {str(failed.exceptions[0]) or type(failed.exceptions[0]).__name__}"
+            ) from failed
         return seconds
 
     async def __aenter__(self) -> Self:
@@ -105,7 +107,7 @@ class Load(ABC):
 
 
 class ExtProcLoad(Load):
-    """Speaks ext_proc to a picker as Envoy does in BUFFERED mode."""
+    """ext_proc streams to a picker, as Envoy opens them in BUFFERED mode."""
 
     def __init__(self, target: str, connections: int = 4) -> None:
         self._target = target
@@ -113,7 +115,7 @@ class ExtProcLoad(Load):
         self._channels: list[grpc.aio.Channel] = []
 
     async def open(self) -> None:
-        """See :class:`Load`; 60 seconds are allowed."""
+        """Connect within 60 seconds; raises TimeoutError."""
         own_connection = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
         self._channels = [
             grpc.aio.insecure_channel(self._target, options=own_connection) for _ in range(self._connections)
@@ -123,12 +125,12 @@ class ExtProcLoad(Load):
                 await channel.channel_ready()
 
     async def close(self) -> None:
-        """See :class:`Load`."""
+        """Disconnect."""
         for channel in self._channels:
             await channel.close(grace=None)
 
     async def request(self, connection: int, body: bytes) -> None:
-        """See :class:`Load`."""
+        """One stream. Raises LoadError or grpc.aio.AioRpcError."""
         process: Any = self._channels[connection % self._connections].stream_stream(METHOD, None, None)
         call = process()
         await call.write(_headers(len(body)))
@@ -136,7 +138,7 @@ class ExtProcLoad(Load):
         await call.write(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
         answer = await call.read()
         if answer is grpc.aio.EOF or b"x-gateway-destination-endpoint" not in answer:  # type: ignore[attr-defined]
-            raise LoadError(f"the picker at {self._target} named no endpoint")
+            raise LoadError(f"the picker at {self._target} chose no endpoint")
         if await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
             raise LoadError(f"the picker at {self._target} did not end the stream")
 
@@ -163,26 +165,26 @@ def _headers(length: int) -> bytes:
 
 
 class GatewayLoad(Load):
-    """Posts to a gateway; each worker has a connection of its own."""
+    """HTTP requests to a gateway; each worker has its own connection."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """See :class:`Load`."""
+        """Make a session; connections are opened by the first requests."""
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
     async def close(self) -> None:
-        """See :class:`Load`."""
+        """Disconnect."""
         if self._session is not None:
             await self._session.close()
 
     async def request(self, connection: int, body: bytes) -> None:
-        """See :class:`Load`."""
+        """One POST. Raises LoadError or aiohttp.ClientError."""
         assert self._session is not None
         headers = {"content-type": "application/json"}
         async with self._session.post(self._url + PATH, data=body, headers=headers) as answer:
             content = await answer.read()
             if answer.status != 200:
-                raise LoadError(f"{self._url} answered with {answer.status}: {content[:200]!r}")
+                raise LoadError(f"{self._url} answered with {answer.status}: {content[:200].decode(errors='replace')}")

@@ -1,6 +1,6 @@
-"""Pods that cost next to nothing: a small metrics page to every GET, an empty completion to every POST.
+"""Pods with little CPU cost: a small metrics page for every GET, an empty completion for every POST.
 
-``python -m warmroute_lab.overhead.trivial_pods --first-port N --count M``.
+Run them with ``python -m warmroute_lab.overhead.trivial_pods --first-port N --count M``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _answer(content_type: str, body: str) -> bytes:
 _PAGE = _answer(
     "text/plain; version=0.0.4",
     "".join(
-        f"# HELP {name} About as long as such a line is.\n# TYPE {name} gauge\n{name}{_LABELS} {value}\n"
+        f"# HELP {name} A help text of the usual length.\n# TYPE {name} gauge\n{name}{_LABELS} {value}\n"
         for name, value in _SERIES.items()
     ),
 )
@@ -44,15 +44,15 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Pod(asyncio.Protocol):
-    """One connection. Requests come one at a time, as proxies and scrapers send them."""
+    """One connection, without pipelining: proxies and scrapers send one request at a time."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Keep the transport."""
         self._transport = cast(asyncio.WriteTransport, transport)
         self._received = bytearray()
 
     def data_received(self, data: bytes) -> None:
-        """Answer once the request is complete."""
+        """Answer when the request is complete."""
         received = self._received
         received += data
         head = received.find(b"\r\n\r\n") + 4
@@ -68,7 +68,7 @@ class Pod(asyncio.Protocol):
 
 
 async def serve(first_port: int, count: int) -> None:
-    """``count`` pods on consecutive ports; until cancelled."""
+    """Serve ``count`` pods on consecutive ports until cancelled."""
     loop = asyncio.get_running_loop()
     for port in range(first_port, first_port + count):
         await loop.create_server(Pod, "127.0.0.1", port)
@@ -76,7 +76,7 @@ async def serve(first_port: int, count: int) -> None:
 
 
 def main() -> None:
-    """Command line of the child process."""
+    """Entry point of the child process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first-port", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from warmroute.pool.endpoint import EngineState
-from warmroute_lab.replay.held import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
+from warmroute_lab.replay.baseline_indexes import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.trace import BYTES_PER_TOKEN, TracedRequest
 from warmroute_lab.simulator.blocks import hash_segments

@@ -11,17 +11,17 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
-from warmroute_lab import json_file, plot
+from warmroute_lab import json_file, plot, terminal
 from warmroute_lab.replay import scenarios
 from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
 from warmroute_lab.replay.outcome import Outcome
+from warmroute_lab.replay.policy_registry import policy_factory
 from warmroute_lab.replay.replay import Replay
-from warmroute_lab.replay.strategy import policy_factory
 from warmroute_lab.replay.trace import Trace, read
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
@@ -100,8 +100,7 @@ def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
     if min(speedups) <= 0:
         raise ConfigurationError("--speedup must be more than 0")
     outcomes = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with terminal.progress(console, MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for speedup in speedups:
             for name, factory in factories.items():
                 replay = Replay(trace, fleet, factory, strategy=name, speedup=speedup, seed=plan.seed)

@@ -23,17 +23,17 @@ from time import monotonic
 from typing import NamedTuple, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings
-from warmroute_lab import json_file
+from warmroute_lab import json_file, terminal
 from warmroute_lab.replay.comparison import LOADS, Plan
 from warmroute_lab.replay.fleet import saturation
+from warmroute_lab.replay.policy_registry import policy_factory
 from warmroute_lab.replay.replay import Replay
 from warmroute_lab.replay.scenarios import SCENARIOS
-from warmroute_lab.replay.strategy import policy_factory
 
 LOG_INTERVAL = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -125,11 +125,11 @@ def measure(options: Options, settings: Settings, console: Console) -> list[Resu
     """Run all replays, with a progress bar on a terminal, elsewhere with a line now and then."""
     asked = list(product(options.draws(), options.strategies))
     order = {(drawn, name): position for position, (drawn, name) in enumerate(asked)}
-    columns = (TextColumn("replays"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     results = []
     with (
         ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as workers,
-        Progress(*columns, console=console, transient=True) as progress,
+        terminal.progress(console, *columns, description="replays") as progress,
     ):
         task, said_at = progress.add_task("", total=len(asked)), monotonic()
         running = [workers.submit(_replay, *each, options.pods, options.requests, settings) for each in asked]
@@ -266,9 +266,9 @@ def show(results: Sequence[Result], console: Console) -> None:
             )
     strategies = list(dict.fromkeys(result.strategy for result in results))
     means, tails = drawn(results, "ttft_mean"), drawn(results, "ttft_p99")
-    console.print(_strategies(over_seeds(means), over_seeds(tails), strategies))
-    console.print(_cells(over_seeds(means), over_seeds(tails), strategies[0]))
-    console.print(_seeds(means, tails, strategies[0]))
+    terminal.show(_strategies(over_seeds(means), over_seeds(tails), strategies), console)
+    terminal.show(_cells(over_seeds(means), over_seeds(tails), strategies[0]), console)
+    terminal.show(_seeds(means, tails, strategies[0]), console)
 
 
 def _strategies(means: Times[Cell], tails: Times[Cell], strategies: Sequence[str]) -> Table:

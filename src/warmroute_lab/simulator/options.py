@@ -19,8 +19,8 @@ class SimulatorOptions:
     host: str = "127.0.0.1"
     port: int = 0
     """0: any free port."""
-    name: str = "simulator"
-    """Sent with every response as ``x-simulator-name``."""
+    name: str = ""
+    """Sent with every response as ``x-simulator-name``. Empty: ``simulator-PORT``."""
     model: str = "Qwen/Qwen2.5-7B-Instruct"
     profile: str = DEFAULT_PROFILE
     time_scale: float = 1.0

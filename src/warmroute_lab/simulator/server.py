@@ -61,6 +61,11 @@ class SimulatorServer:
         return self._port
 
     @property
+    def name(self) -> str:
+        """Sent with every response as ``x-simulator-name``. Raises RuntimeError before :meth:`start`."""
+        return self.options.name or f"simulator-{self.port}"
+
+    @property
     def url(self) -> str:
         """The base URL."""
         host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
@@ -146,7 +151,7 @@ class SimulatorServer:
                 raise
             response = web.json_response({"detail": error.reason}, status=error.status)
         if not response.prepared:
-            response.headers["x-simulator-name"] = self.options.name
+            response.headers["x-simulator-name"] = self.name
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "none"
         if path not in _UNCOUNTED:
@@ -193,7 +198,7 @@ class SimulatorServer:
             live.close(stream)
 
     async def _stream(self, request: web.Request, stream: TokenStream, answer: Answer, text: str) -> web.StreamResponse:
-        headers = {"Content-Type": "text/event-stream; charset=utf-8", "x-simulator-name": self.options.name}
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "x-simulator-name": self.name}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         work, size = stream.request, tokenizer.TOKEN_BYTES

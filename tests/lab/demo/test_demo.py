@@ -60,7 +60,7 @@ def test_a_taken_port_is_named_with_its_flag(name: str) -> None:
 
 def test_a_port_wanted_twice_is_refused() -> None:
     port = free_port()
-    with pytest.raises(ConfigurationError, match=f"{port} is wanted twice"):
+    with pytest.raises(ConfigurationError, match=f"{port} is given twice"):
         DemoOptions(**{**ANY_PORTS, "port": port, "metrics_port": port}).settled()
 
 
@@ -89,7 +89,7 @@ def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path
 
 def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "endpoints.yaml").write_text("mine")
-    with pytest.raises(ConfigurationError, match="is there already and stays as it is"):
+    with pytest.raises(ConfigurationError, match="exists and is not overwritten"):
         write_config(DemoOptions(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["endpoints.yaml"]
     assert (tmp_path / "endpoints.yaml").read_text() == "mine"
@@ -114,6 +114,7 @@ async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path: Path)
     text = shown.getvalue()
     assert figures["log"] in text
     assert f"curl -i {demo.base_url}/chat/completions" in text
+    assert f"curl 'http://127.0.0.1:{options.debug_port}/debug/endpoints?pretty=1'" in text
     assert [child.returncode for child in (demo.envoy.child, demo.picker, demo.simulators)] == [0, 0, 0]
     for port in (options.port, options.epp_port, options.pod_port):
         require_free("127.0.0.1", port, "nothing is left")

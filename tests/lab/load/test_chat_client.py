@@ -98,8 +98,8 @@ async def test_an_answer_with_usage() -> None:
         (Engine(b'{"error": "no"}', status=503), "HTTP 503: .*no"),
         (Engine(b"{}", content_type="application/json"), "application/json"),
         (Engine(chunk("Hel")), r"without \[DONE\]"),
-        (Engine(b"data: nonsense\n\n"), "JSONDecodeError"),
-        (Engine(b"data: [1]\n\n"), "not a chunk"),
+        (Engine(b"data: nonsense\n\n"), "a chunk is not JSON: "),
+        (Engine(b"data: [1]\n\n"), r"not a chunk of a completion: \[1\]$"),
         (Engine(b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n'), "out of memory"),
     ],
 )
@@ -121,10 +121,10 @@ async def test_a_server_that_is_not_there_is_an_error_of_the_answer() -> None:
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (Engine(b'{"data": []}'), "names no model: give one with --model"),
-        (Engine(b'["x"]'), "names no model"),
-        (Engine(b"<html>"), "names no model"),
-        (Engine(b"{}", status=404), "does not say which models there are: .*404.*--model"),
+        (Engine(b'{"data": []}'), "lists no model: set --model"),
+        (Engine(b'["x"]'), "lists no model"),
+        (Engine(b"<html>"), "lists no model"),
+        (Engine(b"{}", status=404), "cannot list the models at .*.*404.*--model"),
     ],
 )
 async def test_a_server_that_names_no_model(engine: Any, said: Any) -> None:

@@ -39,6 +39,11 @@ def test_the_opening_has_the_seeds_words() -> None:
     )
 
 
+def test_a_salt_comes_before_everything_else() -> None:
+    workload = Workload(shared_system_prompt=10, user_history_prompt=20)
+    assert replace(workload, salt="3f2a").opening(3) == "Run 3f2a. " + workload.opening(3)
+
+
 def test_the_body_has_the_seeds_keys_in_their_order() -> None:
     history = [{"content": "Hi", "role": "user"}]
     assert Workload(answer_len=24).body(1, 0, history) == (
@@ -288,6 +293,23 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path: Path) 
     assert not {row["user_id"] for row in rows[:6]} & {row["user_id"] for row in rows[6:]}
 
 
+async def test_compared_loads_share_no_prefix_and_the_text_says_so() -> None:
+    shown = io.StringIO()
+    engine = FakeEngine()
+    async with engine as url:
+        await multi_round.bench(replace(QUICK, salt="mine"), url, Console(file=shown, width=200), compare=url)
+    openings = [request["messages"][0]["content"].partition(" Hi,")[0] for request in engine.requests]
+    assert openings == ["Run mine-1."] * 6 + ["Run mine-2."] * 6
+    assert "no cache held them before, unless --salt mine was used before" in shown.getvalue()
+
+
+async def test_without_a_salt_the_text_says_that_caches_may_be_warm() -> None:
+    shown = io.StringIO()
+    async with FakeEngine() as url:
+        await multi_round.bench(QUICK, url, Console(file=shown, width=200))
+    assert "caches may hold the prompts of earlier runs" in shown.getvalue()
+
+
 async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_path: Path) -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=100)
@@ -301,7 +323,7 @@ async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_pa
         bench.cancel()
         with pytest.raises(asyncio.CancelledError):
             await bench
-    assert "Interrupted; what was answered until then:" in shown.getvalue()
+    assert "Interrupted. Answers received until then:" in shown.getvalue()
     assert "TTFT mean" in shown.getvalue()
     assert 4 <= len(output.read_text().splitlines()) - 1 <= len(engine.requests)
 

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from warmroute.pool.endpoint import EngineState
+from warmroute_lab.replay.baseline_indexes import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
 from warmroute_lab.replay.baselines import (
     BASELINES,
     LLMD,
@@ -21,7 +22,6 @@ from warmroute_lab.replay.baselines import (
     RoundRobin,
     SGLang,
 )
-from warmroute_lab.replay.held import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
 from warmroute_lab.replay.trace import BYTES_PER_TOKEN, Identities, TracedRequest
 
 TEXTS = Identities()

@@ -18,8 +18,8 @@ from warmroute_lab.replay.baselines import RoundRobin
 from warmroute_lab.replay.fleet import DOWN, Fleet, PodEvent, profile, saturation
 from warmroute_lab.replay.outcome import Outcome, Sample
 from warmroute_lab.replay.policy import Policy, RouterPolicy
+from warmroute_lab.replay.policy_registry import names, policy_factory
 from warmroute_lab.replay.replay import Replay
-from warmroute_lab.replay.strategy import names, policy_factory
 from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, read, sorted_by_time
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 

@@ -270,7 +270,7 @@ async def test_bad_requests_are_told_so(start: Start, client: aiohttp.ClientSess
     server = await start()
     async with client.post(server.url + path, data=body) as response:
         assert response.status == 400
-        assert response.headers["x-simulator-name"] == "simulator"
+        assert response.headers["x-simulator-name"] == f"simulator-{server.port}"
         error = (await response.json())["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert error["code"] == 400
@@ -451,7 +451,7 @@ async def test_the_command_runs_several_and_ends_on_a_signal() -> None:
     try:
         async with asyncio.timeout(60):
             lines = [(await process.stdout.readline()).decode() for _ in range(2)]
-        assert [line.split()[0] for line in lines] == ["simulator-0", "simulator-1"]
+        assert [line.split()[0] for line in lines] == [f"simulator-{line.strip().rpartition(':')[2]}" for line in lines]
         async with aiohttp.ClientSession() as session:
             for line in lines:
                 async with session.get(line.split()[-1] + "/health") as response:

@@ -1,7 +1,7 @@
-"""The floor: an ext_proc server that does nothing but answer constants, on the same transport as the endpoint picker.
+"""The floor: an ext_proc server that answers constants, on the same transport as the picker.
 
-What it costs is gRPC, protobuf, Python's event loop and two messages each way.
-Run it with ``python -m warmroute_lab.overhead.bare_picker``.
+Its cost is gRPC, protobuf, Python's event loop and two messages each way. Run it with
+``python -m warmroute_lab.overhead.bare_server``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 
 async def serve(port: int, target: str, *, decode: bool) -> None:
-    """Answer every request with ``target``, having decoded its JSON body if ``decode``; until cancelled."""
+    """Answer every request with ``target`` until cancelled; decode its JSON body first if ``decode``."""
     answer = replies.destination_in_body(target)
 
     async def process(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -39,12 +39,12 @@ async def serve(port: int, target: str, *, decode: bool) -> None:
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     gc.collect()
-    gc.freeze()  # as the endpoint picker does
+    gc.freeze()  # as the picker does
     await server.wait_for_termination()
 
 
 def main() -> None:
-    """Command line of the child process."""
+    """Entry point of the child process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target", required=True, help="ip:port to answer with")

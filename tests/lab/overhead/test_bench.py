@@ -1,4 +1,4 @@
-"""What the picker costs: the arithmetic of the figures, the load, and a whole run in miniature."""
+"""The cost benchmark: arithmetic of the figures, the load, and a small whole run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection
 from warmroute.standalone.child import Child
 from warmroute.standalone.ports import free_port
-from warmroute_lab.overhead import in_process, machine, options, overhead
+from warmroute_lab.overhead import bench, in_process, machine, options
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
 from warmroute_lab.overhead.picker_load import PATH, Chats, ExtProcLoad, Load, LoadError
 
@@ -31,37 +31,37 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
-    figure = of_rounds("cpu", "s", Against.RATIO, 1.4, floor=[1.0, 10.0, 2.0], ours=[1.2, 13.0, 3.0])
+    figure = of_rounds("cpu", "s", Against.RATIO, 1.4, floor=[1.0, 10.0, 2.0], picker=[1.2, 13.0, 3.0])
     assert figure.result == pytest.approx(1.3)  # not 3.0 / 2.0: the machine was slower in one round
-    assert (figure.floor, figure.ours) == (2.0, 3.0)
+    assert (figure.floor, figure.picker) == (2.0, 3.0)
     assert figure.spread == (pytest.approx(1.2), pytest.approx(1.5))
     assert figure.within
 
 
-def test_what_is_added_is_the_difference_and_a_value_is_ours_alone() -> None:
-    added = of_rounds("latency", "s", Against.ADDED, 0.3e-3, floor=[1e-3, 2e-3], ours=[1.2e-3, 2.6e-3])
+def test_what_is_added_is_the_difference_and_a_value_is_the_pickers_alone() -> None:
+    added = of_rounds("latency", "s", Against.ADDED, 0.3e-3, floor=[1e-3, 2e-3], picker=[1.2e-3, 2.6e-3])
     assert added.result == pytest.approx(0.4e-3)
     assert not added.within
-    value = of_rounds("match", "s", Against.VALUE, 150e-6, floor=[50e-6], ours=[150e-6])
+    value = of_rounds("match", "s", Against.VALUE, 150e-6, floor=[50e-6], picker=[150e-6])
     assert value.result == 150e-6
     assert value.within
 
 
-@pytest.mark.parametrize(("floor", "ours"), [([], []), ([1.0], [1.0, 2.0])])
-def test_rounds_must_be_pairs(floor: list[float], ours: list[float]) -> None:
+@pytest.mark.parametrize(("floor", "picker"), [([], []), ([1.0], [1.0, 2.0])])
+def test_rounds_must_be_pairs(floor: list[float], picker: list[float]) -> None:
     with pytest.raises(ValueError, match="rounds"):
-        of_rounds("cpu", "s", Against.RATIO, 1.4, floor=floor, ours=ours)
+        of_rounds("cpu", "s", Against.RATIO, 1.4, floor=floor, picker=picker)
 
 
 def test_the_table_says_within_or_over_beside_each_budget() -> None:
-    def value(what: str, unit: str, ours: float, budget: float) -> Figure:
-        return Figure(what=what, unit=unit, ours=ours, result=ours, budget=budget, against=Against.VALUE)
+    def value(what: str, unit: str, picker: float, budget: float) -> Figure:
+        return Figure(what=what, unit=unit, picker=picker, result=picker, budget=budget, against=Against.VALUE)
 
-    ratio = of_rounds("cpu", "s", Against.RATIO, 1.4, floor=[0.5e-3], ours=[0.6e-3])
-    less = of_rounds("memory", "bytes", Against.ADDED, 40e6, floor=[45e6], ours=[44e6])
+    ratio = of_rounds("cpu", "s", Against.RATIO, 1.4, floor=[0.5e-3], picker=[0.6e-3])
+    less = of_rounds("memory", "bytes", Against.ADDED, 40e6, floor=[45e6], picker=[44e6])
     console = Console(file=StringIO(), width=120)
     figures = [ratio, less, value("pick", "s", 50e-6, 40e-6), value("idle", "core", 0.02, 0.05)]
-    console.print(table(figures, "costs"))
+    console.print(table(figures, "costs", budgets=True))
     lines = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "│" in line}  # type: ignore[attr-defined]
     assert [cell.strip() for cell in lines["cpu"].split("│")[2:7]] == [
         "0.500 ms",
@@ -72,8 +72,15 @@ def test_the_table_says_within_or_over_beside_each_budget() -> None:
     ]
     assert "- 1.0 MB" in lines["memory"]
     assert "50 us" in lines["pick"]
-    assert "OVER" in lines["pick"]
+    assert "over" in lines["pick"]
     assert "0.020 core" in lines["idle"]
+    without = Console(file=StringIO(), width=120)
+    without.print(table(figures, "costs", budgets=False))
+    shown = without.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.600 ms" in shown
+    assert "x 1.20" in shown
+    assert not any(word in shown for word in ("budget", "within", "over", "x 1.40"))
+    assert "budget" not in ratio.plain(budgets=False)
 
 
 def _shared(one: bytes, other: bytes) -> int:
@@ -148,7 +155,7 @@ async def _bare(directory: Path, *flags: str) -> AsyncIterator[str]:
     argv = [
         sys.executable,
         "-m",
-        "warmroute_lab.overhead.bare_picker",
+        "warmroute_lab.overhead.bare_server",
         f"--port={port}",
         "--target=10.0.0.1:80",
         *flags,
@@ -169,7 +176,7 @@ def test_a_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tiny = options.CostOptions(rounds=1, small_requests=8, large_requests=4, idle_seconds=0.2, index_checkpoints=25_000)
     monkeypatch.setattr(options, "QUICK", tiny)
     file = tmp_path / "overhead.json"
-    result = CliRunner().invoke(cli.app, ["bench", "cost", "--quick", "--json", str(file)])
+    result = CliRunner().invoke(cli.app, ["bench", "cost", "--quick", "--budgets", "--json", str(file)])
     assert result.exit_code == 0, result.output
     assert "budget" in result.output
     document = orjson.loads(file.read_bytes())
@@ -182,10 +189,10 @@ def test_a_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_run_that_cannot_be_made_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> list[Figure]:
+    async def broken(*_: object, **__: object) -> list[Figure]:
         raise LoadError("the picker did not answer")
 
-    monkeypatch.setattr(overhead, "bench", broken)
+    monkeypatch.setattr(bench, "run", broken)
     result = CliRunner().invoke(cli.app, ["bench", "cost", "--quick"])
     assert result.exit_code == 1
     assert "did not answer" in result.output

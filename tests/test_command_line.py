@@ -13,11 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 import warmroute
-from warmroute import go_flags
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
-from warmroute.settings import Settings, extra_of
-from warmroute.settings_sources import mistyped_variables
+from warmroute.settings import Settings, extra_of, go_flags
+from warmroute.settings.sources import mistyped_variables
 
 pytestmark = pytest.mark.integration
 

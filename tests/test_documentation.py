@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from warmroute.discovery.file import EndpointEntry, EndpointsFile, ModelEntry, ModelTargetEntry, parse
-from warmroute.settings_table import markdown
+from warmroute.settings.table import markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

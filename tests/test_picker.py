@@ -18,8 +18,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.picker import EndpointPicker, routing_constants, server_options, session_rules
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality
-from warmroute.settings import Settings
-from warmroute.settings_sources import changed
+from warmroute.settings import Settings, changed
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from warmroute.durations import seconds
 from warmroute.errors import ConfigurationError
-from warmroute.settings import Settings
-from warmroute.settings_sources import changed, load
+from warmroute.settings import Settings, changed, load
+from warmroute.settings.durations import seconds
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
-from warmroute.settings_sources import load
+from warmroute.settings import load
 from warmroute.yaml_file import Document
 
 LAUGHS = "\n".join(

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from warmroute import go_flags, settings_table
 from warmroute.errors import ConfigurationError, WarmrouteError
-from warmroute.settings import Settings
-from warmroute.settings_flags import with_settings_flags
-from warmroute.settings_sources import load, mistyped_variables
+from warmroute.settings import Settings, go_flags, load, table
+from warmroute.settings.flags import with_settings_flags
+from warmroute.settings.sources import mistyped_variables
 
 COMMANDS_GROUP = "warmroute.commands"
 """Entry-point group of commands from other distributions: each is a :class:`typer.Typer`."""
@@ -169,7 +168,7 @@ def gateway_extension(
 @app.command(epilog="Example: warmroute settings > settings.md")
 def settings() -> None:
     """Print all settings of `warmroute serve` with default and meaning, as Markdown."""
-    typer.echo(settings_table.markdown())
+    typer.echo(table.markdown())
 
 
 def _warn(text: str) -> None:

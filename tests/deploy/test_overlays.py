@@ -19,12 +19,12 @@ from tests.deploy.manifests import (
     validate,
     with_components,
 )
-from warmroute import cli, go_flags
+from warmroute import cli
 from warmroute.extproc.headers import CONTROL
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.kubernetes.inference_pool import VERSIONS
 from warmroute.picker import memory_bound
-from warmroute.settings import Settings
+from warmroute.settings import Settings, go_flags
 
 pytestmark = pytest.mark.integration
 

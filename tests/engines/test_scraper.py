@@ -16,8 +16,7 @@ from warmroute.engines.scraper import ScrapeOutcome, Scraper, busy_interval
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool, PoolListener
-from warmroute.settings import Settings
-from warmroute.settings_sources import changed
+from warmroute.settings import Settings, changed
 
 IDLE = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
 BUSY = b"vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n"

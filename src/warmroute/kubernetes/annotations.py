@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from warmroute.errors import ConfigurationError
-from warmroute.settings import HOT_SETTINGS, Settings, extra_of
-from warmroute.settings_sources import ENV_PREFIX, changed
+from warmroute.settings import ENV_PREFIX, HOT_SETTINGS, Settings, changed, extra_of
 
 logger = logging.getLogger(__name__)
 

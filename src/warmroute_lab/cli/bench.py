@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from warmroute.errors import WarmrouteError
-from warmroute.settings_sources import load
+from warmroute.settings import load
 from warmroute_lab.cli import ListsPolicies, ListsProfiles, command_line
 
 app = command_line(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from warmroute.errors import ConfigurationError
-from warmroute.settings import Settings, extra_of
+from warmroute.settings.settings import Settings, extra_of
 
 IGNORED_FLAGS = frozenset(
     (

@@ -1,9 +1,7 @@
-"""The settings of ``warmroute serve``: default, meaning, group and limits of each, declared once.
+"""The declarations: default, meaning, group and limits of each setting, written once.
 
 The setting ``grpc_port`` is the flag ``--grpc-port``, the environment variable ``WARMROUTE_GRPC_PORT`` and the key
-``grpc_port`` of the settings file. Other modules build on these declarations: :mod:`warmroute.settings_sources` merges
-flags, environment and file; :mod:`warmroute.settings_table` prints the table of the README; :mod:`warmroute.cli` makes the
-flags.
+``grpc_port`` of the settings file.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from warmroute.durations import seconds
+from warmroute.settings.durations import seconds
 
 Seconds = Annotated[float, BeforeValidator(seconds)]
 """A number of seconds; also accepts text with units ("500ms", "1m30s")."""

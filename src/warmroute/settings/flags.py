@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from warmroute.settings import Settings, extra_of
-from warmroute.settings_table import as_text
+from warmroute.settings.settings import Settings, extra_of
+from warmroute.settings.table import as_text
 
 
 def with_settings_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warmroute.settings import Settings, extra_of
+from warmroute.settings.settings import Settings, extra_of
 
 
 def markdown() -> str:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
-from warmroute.settings import HOT_SETTINGS, Settings, extra_of
+from warmroute.settings.settings import HOT_SETTINGS, Settings, extra_of
 from warmroute.yaml_file import shown, summary
 
 ENV_PREFIX = "WARMROUTE_"

@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-unit test-fast test-layer coverage e2e-kubernetes lint bench soak build lock protos clean help
+.PHONY: demo test test-unit test-fast test-layer coverage e2e-kubernetes e2e-gateway lint bench soak build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,6 +56,9 @@ coverage: $(VENV)/.dev  ## unit and integration tests, and the lines and branche
 
 e2e-kubernetes: $(VENV)/.dev  ## the walk-through against the cluster of KUBECONFIG
 	WARMROUTE_E2E_KUBERNETES=1 $(BIN)/pytest tests/e2e/test_kubernetes.py -k real -rs
+
+e2e-gateway: $(VENV)/.dev  ## the walk-through on a real kube-apiserver and Envoy Gateway: WARMROUTE_ETCD=, WARMROUTE_KUBE_APISERVER=, WARMROUTE_ENVOY_GATEWAY= (binaries), WARMROUTE_ENVOY_GATEWAY_CRDS= (directory)
+	$(BIN)/pytest tests/e2e/test_envoy_gateway.py -rs
 
 bench: $(VENV)/.dev  ## what routing gains and what it costs, in short: under five minutes
 	$(BIN)/warmroute demo --once

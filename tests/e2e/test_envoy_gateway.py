@@ -1,0 +1,253 @@
+"""The walk-through's documents, unchanged, on a real kube-apiserver and a real Envoy Gateway (`make e2e-gateway`).
+
+Envoy Gateway reads the API server and runs Envoy itself, as on a host. Pods are objects without a kubelet: their engines are
+simulated, on loopback addresses. The picker and the extension have the tokens of their service accounts, so their rights are
+those of the manifests. The plain route of port 8080 is not asked: an EndpointSlice may not have loopback addresses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import DEPLOY, PICKER, SAMPLES
+from tests.fixtures.dns import dns_server
+from tests.fixtures.envoy.http1 import Message, exchange
+from tests.fixtures.kubernetes.control_plane import ADMIN, ControlPlane, binary, control_plane
+from warmroute.standalone.child import Child
+from warmroute.standalone.envoy import envoy_path
+from warmroute.standalone.picker_process import PickerPorts, start_picker
+from warmroute.standalone.ports import free_port
+from warmroute_lab.demo.rounds import ROUND1, ROUND2
+from warmroute_lab.simulator.options import SimulatorOptions
+from warmroute_lab.simulator.server import SimulatorServer
+
+ENVOY_VERSION = "1.40.0"
+NAMESPACE = "envoy-gateway-system"
+EXTENSION_ACCOUNT, PICKER_ACCOUNT = f"{NAMESPACE}/warmroute-gateway-extension", f"{NAMESPACE}/{PICKER}"
+ENGINES = 3
+GATEWAY_LIMIT = 120.0
+"""Seconds for Envoy Gateway to translate and for Envoy to start."""
+
+
+@dataclass
+class Walk:
+    """Everything that runs."""
+
+    cluster: ControlPlane
+    picked: str
+    """Base URL of the walk-through's port 8081."""
+    picker_log: Path
+    envoy_gateway: Child
+
+
+def gateway_configuration(directory: Path, extension_port: int, dns_port: int) -> dict[str, Any]:
+    """The values of deploy/gateway-extension for an Envoy Gateway that runs here."""
+    values = yaml.safe_load((DEPLOY / "gateway-extension" / "envoy-gateway-values.yaml").read_text())
+    configuration: dict[str, Any] = values["config"]["envoyGateway"]
+    configuration["extensionManager"]["service"] = {"ip": {"address": "127.0.0.1", "port": extension_port}}
+    homes = {name: str(directory / name) for name in ("configHome", "dataHome", "stateHome", "runtimeDir")}
+    resolver = {
+        "name": "envoy.network.dns_resolver.cares",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+            "resolvers": [{"socket_address": {"protocol": "UDP", "address": "127.0.0.1", "port_value": dns_port}}],
+            "dns_resolver_options": {"no_default_search_domain": True},
+        },
+    }
+    return {
+        **configuration,
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "EnvoyGateway",
+        "extensionApis": {"enableEnvoyPatchPolicy": True},
+        "provider": {
+            "type": "Custom",
+            "custom": {
+                "resource": {"type": "Kubernetes"},
+                "infrastructure": {"type": "Host", "host": homes},
+            },
+        },
+        "envoyProxy": {
+            "provider": {"type": "Host", "host": {"envoyVersion": ENVOY_VERSION}},
+            "bootstrap": {"type": "Merge", "value": yaml.safe_dump({"typed_dns_resolver_config": resolver})},
+        },
+    }
+
+
+def listener_ports(ports: dict[str, int]) -> dict[str, Any]:
+    """Envoy Gateway itself takes port 8081 of the host, so the listeners get free ports."""
+    return {
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "EnvoyPatchPolicy",
+        "metadata": {"name": "ports", "namespace": "default"},
+        "spec": {
+            "targetRef": {
+                "group": "gateway.networking.k8s.io",
+                "kind": "Gateway",
+                "name": "qwen-inference-gateway",
+            },
+            "type": "JSONPatch",
+            "jsonPatches": [
+                {
+                    "type": "type.googleapis.com/envoy.config.listener.v3.Listener",
+                    "name": f"default/qwen-inference-gateway/{section}",
+                    "operation": {"op": "replace", "path": "/address/socket_address/port_value", "value": port},
+                }
+                for section, port in ports.items()
+            ],
+        },
+    }
+
+
+def pod(engine: SimulatorServer) -> dict[str, Any]:
+    """A running pod of the walk-through's Deployment."""
+    conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady", "Initialized")]
+    host = engine.options.host
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": engine.options.name, "namespace": "default", "labels": {"app": "qwen"}},
+        "spec": {"containers": [{"name": "custom-serving", "image": "none"}]},
+        "status": {"phase": "Running", "podIP": host, "podIPs": [{"ip": host}], "conditions": conditions},
+    }
+
+
+@asynccontextmanager
+async def walk(directory: Path) -> AsyncIterator[Walk]:
+    """The walk-through up to its requests."""
+    gateway_path = binary("WARMROUTE_ENVOY_GATEWAY", "an envoy-gateway")
+    gateway_crds = binary("WARMROUTE_ENVOY_GATEWAY_CRDS", "a directory with the CRDs of Envoy Gateway and Gateway API")
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(control_plane(directory, [EXTENSION_ACCOUNT, PICKER_ACCOUNT]))
+        await cluster.kubectl("create", "namespace", NAMESPACE)
+        await cluster.kubectl("apply", "--server-side", "-R", "-f", gateway_crds)
+        await cluster.kubectl("apply", "--server-side", "-k", str(DEPLOY / "crds"))
+        await cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        await cluster.kubectl("apply", "-k", str(DEPLOY / "overlays" / "envoy-gateway-extension"))
+
+        engines = [
+            SimulatorServer(
+                SimulatorOptions(
+                    host=f"127.0.0.{i + 1}", port=8000, name=f"qwen-{i}", model="/model/qwen", time_scale=50
+                )
+            )
+            for i in range(ENGINES)
+        ]
+        for engine in engines:
+            await engine.start()
+            stack.push_async_callback(engine.stop)
+            await cluster.apply(pod(engine))
+        names = {
+            "inference-gateway-ext-proc.default.svc": ["127.0.0.1"],
+            "vllm-qwen-pool-pods.default.svc": [engine.options.host for engine in engines],
+        }
+        dns_port = await stack.enter_async_context(dns_server(names))
+
+        picker_ports = PickerPorts(grpc=9002, health=free_port(), metrics=free_port(), debug=free_port())
+        picker = Child(
+            "warmroute serve",
+            [
+                *(
+                    "env",
+                    f"KUBECONFIG={cluster.kubeconfig(PICKER_ACCOUNT)}",
+                    sys.executable,
+                    "-m",
+                    "warmroute",
+                    "serve",
+                ),
+                *("--pool-name=vllm-qwen-pool", "--pool-namespace=default", "--max-endpoints=2"),
+                *("--grpc-port", str(picker_ports.grpc), "--grpc-health-port", str(picker_ports.health)),
+                *("--metrics-port", str(picker_ports.metrics), "--debug-port", str(picker_ports.debug)),
+            ],
+            directory / "picker.log",
+        )
+        stack.push_async_callback(picker.stop)
+        extension_port = free_port()
+        await stack.enter_async_context(
+            Child(
+                "warmroute gateway-extension",
+                [
+                    *("env", f"KUBECONFIG={cluster.kubeconfig(EXTENSION_ACCOUNT)}", sys.executable, "-m", "warmroute"),
+                    *("gateway-extension", "--port", str(extension_port), "--health-port=0", "--metrics-port=0"),
+                    *("--pods-service={pool}-pods", "--write-pool-status"),
+                ],
+                directory / "extension.log",
+            )
+        )
+
+        versions = directory / "dataHome" / "envoy-versions" / ENVOY_VERSION / "bin"
+        versions.mkdir(parents=True)
+        (versions / "envoy").symlink_to(envoy_path())
+        certificates = Child(
+            "certgen",
+            [gateway_path, "certgen", "--local", "--config-home", str(directory / "configHome")],
+            directory / "certgen.log",
+        )
+        await certificates.start()
+        assert await certificates.wait() == 0, certificates.tail()
+        configuration = directory / "envoy-gateway.yaml"
+        configuration.write_text(yaml.safe_dump(gateway_configuration(directory, extension_port, dns_port)))
+        ports = {"http": free_port(), "llm-gw": free_port()}
+        await cluster.apply(listener_ports(ports))
+        envoy_gateway = await stack.enter_async_context(
+            Child(
+                "Envoy Gateway",
+                [
+                    *("env", f"KUBECONFIG={cluster.kubeconfig(ADMIN)}", f"ENVOY_GATEWAY_NAMESPACE={NAMESPACE}"),
+                    *(gateway_path, "server", "--config-path", str(configuration)),
+                ],
+                directory / "envoy-gateway.log",
+            )
+        )
+
+        for name in ("vllm-service.yaml", "inference-pool.yaml", "inference-gateway.yaml"):
+            await cluster.kubectl("apply", "-f", str(SAMPLES / name))
+        await start_picker(picker, picker_ports)
+        yield Walk(cluster, f"http://127.0.0.1:{ports['llm-gw']}", picker.log, envoy_gateway)
+
+
+async def ask(url: str, body: bytes) -> Message | None:
+    """The answer, or None while nothing listens."""
+    try:
+        return await exchange(url, body=body)
+    except (ConnectionError, OSError, EOFError):
+        return None
+
+
+@pytest.mark.skipif(
+    not os.environ.get("WARMROUTE_ENVOY_GATEWAY"), reason="run `make e2e-gateway` with the paths that it asks for"
+)
+async def test_the_walk_through_works_unchanged_on_a_real_envoy_gateway(tmp_path: Path) -> None:
+    async with walk(tmp_path) as running:
+
+        async def served() -> bool:
+            answer = await ask(running.picked, b'{"model": "/model/qwen", "prompt": "are you there?"}')
+            return answer is not None and answer.status == 200
+
+        await running.envoy_gateway.until(served, "serving the pool's route", GATEWAY_LIMIT)
+        first, second = await exchange(running.picked, body=ROUND1), await exchange(running.picked, body=ROUND2)
+        assert (first.status, second.status) == (200, 200)
+        assert first.headers["x-simulator-name"] == second.headers["x-simulator-name"]
+        (line,) = [line for line in running.picker_log.read_text().splitlines() if "Do prefix" in line]
+        assert '"matching ratio": " 0.54 > 0.50"' in line
+
+        async def accepted() -> bool:
+            status = await running.cluster.kubectl(
+                "get", "xinfpool", "vllm-qwen-pool", "-o", "jsonpath={.status.parent[*].conditions[*].status}"
+            )
+            return status == "True True"
+
+        await running.envoy_gateway.until(accepted, "the gateway of a pool with a status", GATEWAY_LIMIT)
+        resolved = await running.cluster.kubectl(
+            *("get", "httproute", "qwen-backend", "-o"),
+            'jsonpath={.status.parents[*].conditions[?(@.type=="ResolvedRefs")].status}',
+        )
+        assert resolved == "True"

@@ -57,7 +57,7 @@ coverage: $(VENV)/.dev  ## unit and integration tests, and the lines and branche
 e2e-kubernetes: $(VENV)/.dev  ## the walk-through against the cluster of KUBECONFIG
 	WARMROUTE_E2E_KUBERNETES=1 $(BIN)/pytest tests/e2e/test_kubernetes.py -k real -rs
 
-e2e-gateway: $(VENV)/.dev  ## the walk-through on a real kube-apiserver and Envoy Gateway: WARMROUTE_ETCD=, WARMROUTE_KUBE_APISERVER=, WARMROUTE_ENVOY_GATEWAY= (binaries), WARMROUTE_ENVOY_GATEWAY_CRDS= (directory)
+e2e-gateway: $(VENV)/.dev  ## the walk-through on a real kube-apiserver and Envoy Gateway; CONTRIBUTING.md names its variables
 	$(BIN)/pytest tests/e2e/test_envoy_gateway.py -rs
 
 bench: $(VENV)/.dev  ## what routing gains and what it costs, in short: under five minutes

@@ -205,6 +205,67 @@ def test_a_chain_that_was_not_served_goes_back_to_what_was_held_before() -> None
     assert bytes_held(index, holder) == 4000
 
 
+def test_a_longer_chain_is_inserted_again_after_its_beginning_was_not_served() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    depth = index.insert(holder, conversation(1, length=4))
+    index.insert(holder, conversation(1))
+    index.remove(holder, conversation(1, length=4), depth)
+    assert index.match(conversation(1), 1 << holder) == []
+    index.insert(holder, conversation(1))
+    assert index.match(conversation(1), 1 << holder) == [(1 << holder, len(conversation(1).hashes))]
+    assert bytes_held(index, holder) == conversation(1).prompt_bytes
+
+
+def test_a_closed_holder_has_nothing_to_be_removed() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    index.insert(holder, conversation(1))
+    index.close(holder)
+    index.remove(holder, conversation(1), 0)
+    assert index.match(conversation(1), 0) == []
+
+
+short_prompts = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)
+
+
+class AnyOrderMachine(RuleBasedStateMachine):
+    """Every operation in any order: none fails, and what is counted is what is there."""
+
+    @initialize(capacity=st.integers(8, 400))
+    def start(self, capacity: int) -> None:
+        self.index = PrefixIndex(limit=60)
+        self.holder = self.index.open(capacity)
+
+    @rule(words=short_prompts)
+    def insert(self, words: tuple[int, ...]) -> None:
+        self.index.insert(self.holder, chain_of(words))
+
+    @rule(words=short_prompts)
+    def insert_unconfirmed(self, words: tuple[int, ...]) -> None:
+        self.index.insert_unconfirmed(self.holder, chain_of(words))
+
+    @rule(words=short_prompts)
+    def discard(self, words: tuple[int, ...]) -> None:
+        self.index.discard(self.holder, chain_of(words))
+
+    @rule(words=short_prompts, depth=st.integers(0, 3))
+    def remove(self, words: tuple[int, ...], depth: int) -> None:
+        self.index.remove(self.holder, chain_of(words), depth)
+
+    @invariant()
+    def counts_what_is_there(self) -> None:
+        if hasattr(self, "index"):
+            checkpoints, prompt_bytes = self.index.held(self.holder)
+            assert checkpoints == len(self.index)
+            assert checkpoints <= 60 + 4
+            assert 8 * checkpoints <= prompt_bytes <= 10 * checkpoints
+
+
+TestAnyOrder = AnyOrderMachine.TestCase
+TestAnyOrder.settings = settings(stateful_step_count=40)
+
+
 def test_a_closed_holders_unconfirmed_checkpoints_are_swept() -> None:
     index = PrefixIndex()
     holder = index.open(100_000)

@@ -143,9 +143,7 @@ class PrefixIndex:
             holding.prompt_bytes += distance
             mask = masks.get(key)
             masks[key] = bit if mask is None else mask | bit
-        touch = checkpoints.move_to_end
-        for key in reversed(hashes[:known]):
-            touch(key)
+        self._touch(holding, chain, known)
         most = self._limit // len(self._open)
         if holding.prompt_bytes > holding.capacity or len(checkpoints) + len(unconfirmed) > most:
             self._evict(holding, most)
@@ -175,8 +173,7 @@ class PrefixIndex:
             unconfirmed[key] = distance = ends[depth] - ends[depth - 1] if depth else ends[0]
             holding.unconfirmed_bytes += distance
             self._masks[key] = self._masks.get(key, 0) | holding.bit
-        for key in reversed(hashes[:depth]):
-            checkpoints.move_to_end(key)
+        self._touch(holding, chain, depth)
         most = self._limit // len(self._open)
         while holding.unconfirmed_bytes > UNCONFIRMED_SHARE * holding.capacity or len(unconfirmed) > most // 4:
             key, distance = unconfirmed.popitem(last=False)
@@ -192,8 +189,13 @@ class PrefixIndex:
                 self._clear(key, holding.bit)
 
     def remove(self, holder: int, chain: Chain, depth: int) -> None:
-        """The holder's engine did not serve the chain: forget its checkpoints after the first ``depth``."""
-        holding = self._open[holder]
+        """The holder's engine did not serve the chain: forget its checkpoints after the first ``depth``.
+
+        Nothing to do once the holder is closed.
+        """
+        holding = self._open.get(holder)
+        if holding is None:
+            return
         for key in chain.hashes[depth:]:
             if (distance := holding.unconfirmed.pop(key, None)) is not None:
                 holding.unconfirmed_bytes -= distance
@@ -202,6 +204,30 @@ class PrefixIndex:
             else:
                 continue
             self._clear(key, holding.bit)
+
+    def _touch(self, holding: _Holding, chain: Chain, depth: int) -> None:
+        """The first ``depth`` checkpoints are used, of which the holder has the last: so the engine accepted them all.
+
+        Some may be missing: :meth:`remove` takes the beginning of a chain that was not served from longer ones that were.
+        """
+        checkpoints, ends = holding.checkpoints, chain.ends
+        touch = checkpoints.move_to_end
+        try:
+            for key in reversed(chain.hashes[:depth]):
+                touch(key)
+        except KeyError:
+            for place in range(depth - 1, -1, -1):
+                key = chain.hashes[place]
+                if key not in checkpoints:
+                    self._add(holding, key, ends[place] - (ends[place - 1] if place else 0))
+                touch(key)
+
+    def _add(self, holding: _Holding, key: int, distance: int) -> None:
+        if holding.unconfirmed.pop(key, None) is not None:
+            holding.unconfirmed_bytes -= distance
+        holding.checkpoints[key] = distance
+        holding.prompt_bytes += distance
+        self._masks[key] = self._masks.get(key, 0) | holding.bit
 
     def _evict(self, holding: _Holding, most: int) -> None:
         checkpoints = holding.checkpoints

@@ -237,7 +237,7 @@ class EndpointPicker:
             await self.stop()
             raise
         for name, work in (("upkeep", self._upkeep), ("lag", lambda: lag.watch(self.metrics.loop_lagged))):
-            self._tasks.append(asyncio.create_task(_restarted(name, work), name=name))
+            self._tasks.append(asyncio.create_task(_keep_running(name, work), name=name))
         logger.info(
             "serving",
             extra={
@@ -346,7 +346,7 @@ def _on_signals(told: Callable[[], None]) -> None:
         loop.add_signal_handler(number, told)
 
 
-async def _restarted(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Run ``work``, which is meant to run for ever, and start it again whenever it ends or fails."""
     while True:
         try:

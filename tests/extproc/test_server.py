@@ -298,13 +298,13 @@ def long_chat(kilobytes: int) -> bytes:
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
 async def test_long_bodies_are_read_off_the_event_loop(mode: BodySendMode, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    understand = Session.understand
+    parse = Session.parse
 
     def noted(session: Session) -> Any:
         threads.append(threading.get_ident())
-        return understand(session)
+        return parse(session)
 
-    monkeypatch.setattr(Session, "understand", noted)
+    monkeypatch.setattr(Session, "parse", noted)
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         for size, on_loop in ((1, True), (600, False)):
             call = stream_on(channel)
@@ -326,7 +326,7 @@ async def test_a_stream_that_ends_while_its_body_is_read_leaks_nothing(monkeypat
         go_on.wait(60)
 
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
-        monkeypatch.setattr(Session, "understand", slow)
+        monkeypatch.setattr(Session, "parse", slow)
         call = stream_on(channel)
         await call.write(headers())
         await call.write(body(long_chat(600)))
@@ -355,7 +355,7 @@ async def test_an_error_while_a_long_body_is_read_is_a_500_on_that_stream_alone(
         raise ZeroDivisionError
 
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
-        monkeypatch.setattr(Session, "understand", broken)
+        monkeypatch.setattr(Session, "parse", broken)
         call = stream_on(channel)
         await call.write(headers())
         await call.read()

@@ -65,7 +65,7 @@ class Stream:
         session = self.session
         answers = session.receive(message, 0.0)
         if session.complete:
-            session.understand()
+            session.parse()
             if session.rejection is None:
                 session.pick(0.0)
             answers += session.reply()
@@ -666,7 +666,7 @@ def test_a_returned_body_counts_until_it_is_written() -> None:
     stream.headers(FULL_DUPLEX_STREAMED)
     body = ProcessingRequest(request_body=HttpBody(body=CHAT, end_of_stream=True))
     stream.session.receive(body, 0.0)
-    stream.session.understand()
+    stream.session.parse()
     stream.session.pick(0.0)
     stream.session.reply()
     assert budget.used == len(CHAT)

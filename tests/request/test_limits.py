@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmroute.request import structure
+from warmroute.request import json_structure
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.limits import (
     CONTAINER_VALUES,
@@ -48,7 +48,7 @@ def test_values_are_counted_outside_strings(document: Any, ascii_only: bool, lim
     body = json.dumps(document, ensure_ascii=ascii_only).encode()
     exact = values_in(document)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structure, "_CHUNK", chunk)
+        patch.setattr(json_structure, "_CHUNK", chunk)
         counted = count_values(body, limit)
     assert (counted > limit) == (exact > limit)
     assert counted > limit or counted >= exact

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from warmroute.engines.dialects import Dialect
 from warmroute.engines.figures import Constants, Figures, read_constants, read_figures
 from warmroute.engines.page import Page
-from warmroute.engines.state import StateBuilder
+from warmroute.engines.state_builder import StateBuilder
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import EngineState
 
@@ -97,7 +97,7 @@ class Probe:
         page = Page(body)
         figures = read_figures(page, self._dialect)
         constants = self._constants
-        if self._another_process(figures):
+        if self._is_restarted(figures):
             self.forget()
             return Again.RESTARTED
         if constants.capacity_tokens is None:
@@ -112,7 +112,7 @@ class Probe:
         idle = state.running + state.waiting == 0 and len(body) <= MOST_IDLE_BYTES
         self._idle_page, self._idle_state = (body, state) if idle else (b"", None)
 
-    def _another_process(self, figures: Figures) -> bool:
+    def _is_restarted(self, figures: Figures) -> bool:
         """Whether the page comes from another process than the page before.
 
         Evidence, in this order: a counter that went back; a later start time; and, on pages with neither, an interruption.

@@ -135,14 +135,14 @@ class Scraper(PoolListener):
             for target in self._targets.values():
                 if target.engine not in DIALECTS:  # read with the default dialect
                     self._abandon(target)
-                    self._aim(target)
+                    self._reset(target)
 
     # ---------------------------------------------------------------- the pool's changes
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """See :class:`~warmroute.pool.pool.PoolListener`."""
         target = self._targets[endpoint.id] = _Target(endpoint, now)
-        self._aim(target)
+        self._reset(target)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """See :class:`~warmroute.pool.pool.PoolListener`."""
@@ -153,7 +153,7 @@ class Scraper(PoolListener):
         target = self._targets[endpoint.id]
         if target.engine != endpoint.engine:
             self._abandon(target)
-            self._aim(target)
+            self._reset(target)
             target.due = now
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
@@ -162,10 +162,10 @@ class Scraper(PoolListener):
         if target.task is not None and target.task is asyncio.current_task():
             return  # the scrape in flight found the restart and goes on
         self._abandon(target)
-        self._aim(target)
+        self._reset(target)
         target.due = now
 
-    def _aim(self, target: _Target) -> None:
+    def _reset(self, target: _Target) -> None:
         """Start again with the endpoint's present address and engine."""
         endpoint, settings = target.endpoint, self._settings
         dialect = self._dialect_of(endpoint)

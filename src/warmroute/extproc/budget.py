@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Lock
 
 SPARE = 4
-"""A fraction of 1/SPARE of the limit is kept for bodies that are here: announced ones cannot take it."""
+"""A fraction of 1/SPARE of the limit is kept for bodies that have arrived: announced ones cannot take it."""
 
 
 class BodyBudget:
@@ -25,14 +25,14 @@ class BodyBudget:
         """Bytes taken now."""
 
     def take(self, size: int) -> bool:
-        """Take ``size`` bytes for what is here. False, and nothing is taken, where they are not left."""
+        """Take ``size`` bytes for a body that has arrived. False, and nothing is taken, if too few are left."""
         return self._take(size, self.limit)
 
     def reserve(self, size: int) -> bool:
-        """Take ``size`` bytes for a body that is announced and has not come. False where they are not left.
+        """Take ``size`` bytes for a body that is announced and has not arrived. False if too few are left.
 
-        A client that announces a large body and does not send it keeps out other large bodies, until its time is over, but
-        no small ones.
+        A client that announces a large body and does not send it keeps out other large bodies until its request times
+        out, but no small ones.
         """
         return self._take(size, self._announced_limit)
 

@@ -346,9 +346,9 @@ class Server:
     async def _answer(self, session: Session) -> list[bytes]:
         """Read a complete request, choose its endpoint, and return the replies."""
         if session.takes_long:
-            await self._in_thread(session.understand)
+            await self._in_thread(session.parse)
         else:
-            session.understand()
+            session.parse()
         if session.rejection is None:
             began = perf_counter()
             session.pick(self._clock())

@@ -1,7 +1,7 @@
 """The ext_proc stream of one HTTP request, without IO: a message in, replies out.
 
 Which message may come when, and what is done with it, is the table in :mod:`warmroute.extproc.transitions`; this file
-carries the actions out. What Envoy waits for depends on the body mode that it names in its first message:
+carries the actions out. The replies depend on the body mode that Envoy names in its first message:
 
 =====================  ===============================================================================
 NONE, no body          the endpoint in the reply to the headers
@@ -15,7 +15,7 @@ A request is answered in four steps, so that the owner can run the second one in
 
     replies = session.receive(message, now)
     if session.complete:
-        session.understand()        # not on the event loop if session.takes_long
+        session.parse()        # not on the event loop if session.takes_long
         if session.rejection is None:
             session.pick(now)
         replies += session.reply()
@@ -74,7 +74,7 @@ _OVERLOADED = overloaded("The endpoint picker has no memory for another request 
 
 @dataclass(frozen=True, slots=True)
 class SessionRules:
-    """The settings that a session goes by; :class:`~warmroute.settings.Settings` explains those of the same names."""
+    """A session's share of the settings, which :class:`~warmroute.settings.Settings` explains."""
 
     max_body_bytes: int
     max_json_values: int
@@ -139,7 +139,7 @@ class Session:
         self._headers: dict[str, str] = {}
         self._metadata: Metadata | None = None
         self._criticality = Criticality.STANDARD
-        self._request_mode: BodySendMode = BUFFERED  # what gateways use that do not name it
+        self._request_mode: BodySendMode = BUFFERED  # if the gateway does not name its mode
         self._response_mode: BodySendMode = NONE
         self._chunks: list[bytes] = []
         self._body = b""
@@ -148,9 +148,9 @@ class Session:
         self._held = 0
         """Bytes taken from the budget."""
         self._pending: Transition | None = None
-        """The transition that answers the request, once all is there that it needs."""
+        """The transition that answers the request; set once the request is complete."""
         self._stream_ends_with_response = False
-        """Envoy keeps the stream open until the response has ended, so that requests in flight can be counted by it."""
+        """Envoy keeps the stream open until the response has ended, so the stream shows whether the request is in flight."""
         self._in_flight = False
         """The router counts the request as in flight until ``finish``."""
         self.state = State.START
@@ -160,9 +160,9 @@ class Session:
         self.decision: Decision | None = None
         self.rejection: Rejection | None = None
         self.response_status: int | None = None
-        """The engine's HTTP status, where the gateway shows responses."""
+        """The engine's HTTP status, if the gateway shows responses."""
         self.served: str | None = None
-        """``ip:port`` that served the request, where the gateway reports it."""
+        """``ip:port`` that served the request, if the gateway reports it."""
 
     @property
     def request_id(self) -> str:
@@ -171,12 +171,12 @@ class Session:
 
     @property
     def complete(self) -> bool:
-        """All that the answer needs has come: ``understand``, ``pick`` and ``reply`` are to be called."""
+        """The request can be answered: ``parse``, ``pick`` and ``reply`` are to be called."""
         return self._pending is not None
 
     @property
     def takes_long(self) -> bool:
-        """``understand`` takes so long that it must not run on the event loop."""
+        """``parse`` takes so long that it must not run on the event loop."""
         return self.body_bytes >= LONG_BODY
 
     @property
@@ -222,7 +222,7 @@ class Session:
         self._move(step)
         return self._acknowledge(step.action, message, now)
 
-    def understand(self) -> None:
+    def parse(self) -> None:
         """Read the body and resolve its model: sets ``request``, or ``rejection``. May run in a thread."""
         if self._chunks:
             self._body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -236,7 +236,7 @@ class Session:
             self._new_body = result
 
     def pick(self, now: float) -> None:
-        """Choose an endpoint: sets ``decision``, or ``rejection``. Raises what a strategy of the user's own raises."""
+        """Choose an endpoint: sets ``decision``, or ``rejection``. Raises what a custom strategy raises."""
         criticality = self._models.objective(self._first(headers.OBJECTIVES))
         if criticality is None:
             criticality = self._criticality
@@ -282,7 +282,7 @@ class Session:
         return self._reject(body_too_large(self._rules.max_body_bytes))
 
     def failed(self) -> bytes:
-        """The reply where an error of the picker's own came before the request was answered."""
+        """The reply after an internal error: 500. Only if the request is not answered yet."""
         return self._reject(_INTERNAL_ERROR)
 
     def finish(self, now: float) -> None:
@@ -338,7 +338,7 @@ class Session:
     def _take_body(self, message: HttpBody, action: Action) -> Rejection | None:
         if action is Action.ACKNOWLEDGE_BODY or action is Action.IGNORE:
             return None
-        body = message.body  # each look at the field copies it
+        body = message.body  # each access copies the field
         self.body_bytes += len(body)
         if self.body_bytes > self._rules.max_body_bytes:
             return body_too_large(self._rules.max_body_bytes)
@@ -348,7 +348,7 @@ class Session:
             self._truncated = (
                 self._request_mode == BUFFERED_PARTIAL and not message.end_of_stream and not is_whole(body)
             )
-            # Short bodies are read at once, so one at a time.
+            # Short bodies are read on the event loop, one at a time, and take no budget.
             return _OVERLOADED if self.takes_long and not self._hold(len(body)) else None
         if not self._hold(self.body_bytes):
             return _OVERLOADED
@@ -356,7 +356,7 @@ class Session:
         return None
 
     def _hold_for_reading(self) -> Rejection | None:
-        """Take the memory that reading a long body needs; why the request is rejected, if it is not left."""
+        """Take the memory that reading a long body needs. Returns the rejection if the budget has too little."""
         if not self.takes_long:
             return None
         needed = self.body_bytes + memory_needed(self._body, self._rules.max_json_values)
@@ -365,7 +365,7 @@ class Session:
         return None if self._hold(needed) else _OVERLOADED
 
     def _hold(self, size: int) -> bool:
-        """Hold ``size`` bytes of the budget in all; False where they are not left."""
+        """Hold ``size`` bytes of the budget in all. False if the budget has too little."""
         more = size - self._held
         if more > 0:
             if not self._budget.take(more):
@@ -386,22 +386,25 @@ class Session:
     # ---------------------------------------------------------------- reading the request
 
     def _read_body(self, body: bytes) -> Rejection | bytes | None:
-        """Set ``request``; returns the new body where the model's name changes, or why the request is rejected."""
-        known = self._headers
-        truncated = self._truncated
-        path, content_type, limit = known.get(":path", ""), known.get("content-type", ""), self._rules.max_json_values
-        request: InferenceRequest | Rejection
-        if truncated:
-            named = known.get(headers.MODEL_NAME, "")
-            beginning = parse_beginning(path, content_type, body, model=named, max_values=limit)
-            request = beginning.cut_off(len(body), headers.number(known.get("content-length", "")))
-        else:
-            request = parse(path, content_type, body, max_values=limit)
+        """Set ``request``; returns the new body if the model's name changes, or why the request is rejected."""
+        request = self._parse_body(body)
         if isinstance(request, Rejection):
             return request
         self.request = request
-        if not request.model:
-            return None
+        return self._resolve_model(body) if request.model else None
+
+    def _parse_body(self, body: bytes) -> InferenceRequest | Rejection:
+        known, limit = self._headers, self._rules.max_json_values
+        path, content_type = known.get(":path", ""), known.get("content-type", "")
+        if not self._truncated:
+            return parse(path, content_type, body, max_values=limit)
+        named = known.get(headers.MODEL_NAME, "")
+        beginning = parse_beginning(path, content_type, body, model=named, max_values=limit)
+        return beginning.cut_off(len(body), headers.number(known.get("content-length", "")))
+
+    def _resolve_model(self, body: bytes) -> Rejection | bytes | None:
+        """Look the model up: sets its criticality and the name that the engine gets. Returns as :meth:`_read_body`."""
+        request = self.request
         asked = self._first(headers.MODEL_REWRITES) or request.model
         model = self._models.get(asked)
         if model is None:
@@ -411,7 +414,7 @@ class Session:
         else:
             name = model.draw(self._chance())
             self._criticality = model.criticality
-        if truncated:  # half a body cannot be rewritten
+        if self._truncated:  # half a body cannot be rewritten
             name = request.model
         if name == request.model:
             return None
@@ -426,7 +429,7 @@ class Session:
         return subset.hinted(self._metadata)
 
     def _first(self, names: tuple[str, ...]) -> str:
-        """The first of these request headers that is there and not empty."""
+        """The value of the first of these request headers that is present and not empty."""
         for name in names:
             value = self._headers.get(name)
             if value:
@@ -453,7 +456,7 @@ class Session:
             return answers
         body = self._body if new_body is None else new_body
         trailers = action is Action.PICK_AND_RETURN_ALL
-        if body or not trailers:  # Envoy has no chunk to take an empty body before trailers for
+        if body or not trailers:  # an empty body before trailers came in no chunk, so none is returned
             answers += replies.streamed_request_body(body, end_of_stream=not trailers)
         if trailers:
             answers.append(replies.CONTINUE_REQUEST_TRAILERS)
@@ -482,7 +485,7 @@ class Session:
                 return []
 
     def _response_headers(self, message: ProcessingRequest, now: float) -> bytes:
-        if self.decision is not None:  # else it is Envoy's own reply
+        if self.decision is not None:  # without a decision it is Envoy's own reply
             self.response_status = headers.number(headers.read(message.response_headers.headers).get(":status", ""))
         namespace = message.metadata_context.filter_metadata
         fields = namespace[headers.LB_NAMESPACE].fields if headers.LB_NAMESPACE in namespace else {}

@@ -171,7 +171,7 @@ def _table() -> dict[tuple[State, BodySendMode, Message], Transition]:
 
     on(answered, unseen + buffered, Message.BODY, Action.ACKNOWLEDGE_BODY, State.ANSWERED)
     on(answered, unseen + buffered, Message.BODY_END, Action.ACKNOWLEDGE_BODY, State.CLOSED)
-    for message in (Message.BODY, Message.BODY_END):  # some Envoys repeat the end of the stream
+    for message in (Message.BODY, Message.BODY_END):  # some Envoys send end_of_stream twice
         on(answered, duplex, message, Action.IGNORE, State.ANSWERED)
     on(answered, MODES, Message.TRAILERS, Action.ACKNOWLEDGE_TRAILERS, State.ANSWERED)
 

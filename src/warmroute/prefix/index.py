@@ -17,7 +17,7 @@ than its descendants. vLLM evicts in that order too, the tail of a chain before 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from warmroute.prefix.chain import MAX_STEP, Chain
 
@@ -85,41 +85,41 @@ class PrefixIndex:
         of holders: from one depth at which holders drop out to the next, the search gallops and then bisects.
         """
         hashes = chain.hashes
-        size = len(hashes)
-        if not size:
+        if not hashes:
             return []
         held = self._masks.get
         live = held(hashes[0], 0) & candidates
         depth = 1
         groups: list[tuple[int, int]] = []
         while live:
-            stride = 1
-            low = depth  # all of `live` have this many
-            high = size + 1
-            while low + stride <= size:
-                if held(hashes[low + stride - 1], 0) & live != live:
-                    high = low + stride
-                    break
-                low += stride
-                stride <<= 1
-            else:
-                if low < size and held(hashes[size - 1], 0) & live == live:
-                    low = size
-            if low == size:
-                groups.append((live, size))
-                break
-            high = min(high, size)
-            while high - low > 1:
-                middle = (low + high) >> 1
-                if held(hashes[middle - 1], 0) & live == live:
-                    low = middle
-                else:
-                    high = middle
-            rest = held(hashes[low], 0) & live
-            groups.append((live & ~rest, low))
+            depth = self._common_depth(hashes, live, depth)
+            rest = held(hashes[depth], 0) & live if depth < len(hashes) else 0
+            groups.append((live & ~rest, depth))
             live = rest
-            depth = low + 1
+            depth += 1
         return groups
+
+    def _common_depth(self, hashes: Sequence[int], holders: int, depth: int) -> int:
+        """How many checkpoints every one of ``holders`` has, if they all have ``depth``: gallop, then bisect."""
+        held = self._masks.get
+        size = len(hashes)
+        low, high, stride = depth, size, 1
+        while low + stride <= size:
+            if held(hashes[low + stride - 1], 0) & holders != holders:
+                high = low + stride
+                break
+            low += stride
+            stride <<= 1
+        else:
+            if low < size and held(hashes[size - 1], 0) & holders == holders:
+                return size
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if held(hashes[middle - 1], 0) & holders == holders:
+                low = middle
+            else:
+                high = middle
+        return low
 
     def insert(self, holder: int, chain: Chain) -> int:
         """The holder's engine will have the whole chain: add what is new, touch the rest, evict what no longer fits.

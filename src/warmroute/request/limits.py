@@ -6,7 +6,7 @@ The values are counted in the text first, at the speed of ``bytes.count``, and a
 
 from __future__ import annotations
 
-from warmroute.request.structure import outside_strings
+from warmroute.request.json_structure import outside_strings
 
 MAX_JSON_VALUES = 1 << 20
 """Default of ``--max-json-values``: room for a prompt of a million token ids."""

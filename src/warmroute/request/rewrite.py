@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from warmroute.request.json_structure import open_brackets
 from warmroute.request.rejections import Rejection, malformed
-from warmroute.request.structure import open_brackets
 
 MAX_MODELS = 8
 """Top-level keys ``model`` in one body. Clients send one; each of them is replaced, and may grow by the length of a name."""

@@ -25,7 +25,7 @@ SETTLING = 1.0
 """Seconds from sending a prompt until the page of an idle engine must show it: the way there and the tokenizer."""
 NEARLY = 0.75
 """Share of a prompt's estimated tokens by which the counter must grow; estimates from bytes err
-by about a tenth once :class:`~warmroute.routing.calibration.BytesPerToken` has learned, by more before."""
+by about a tenth once :class:`~warmroute.routing.bytes_per_token.BytesPerToken` has learned, by more before."""
 WINDOW_TOKENS = 50_000.0
 """Tokens of accepted prompts after which expected and measured hits are compared."""
 WINDOW_PROMPTS = 20

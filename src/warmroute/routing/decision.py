@@ -41,9 +41,9 @@ class Decision:
     """Tokens of the prompt that the endpoint probably holds."""
     chain: Chain
     adapter: str
+    """The LoRA adapter that the request asks for; empty if none."""
     held: int = 0
     """Checkpoints of the chain that the endpoint had before."""
-    """The LoRA adapter that the request asks for; empty if none."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -73,7 +73,7 @@ def reason_of(cached_tokens: float, *, best: float, threshold: float, has_prompt
 
 @dataclass(slots=True)
 class DecisionRecord:
-    """A decision and all that its costs were computed from; they are split into terms only when somebody asks.
+    """A decision and all that its costs were computed from; they are split into terms only when a page asks for it.
 
     It keeps neither the request nor its chain: a hundred records would hold a hundred prompts in memory.
     """
@@ -140,7 +140,7 @@ class DecisionRecord:
     def explain(self, now: float, most_candidates: int) -> dict[str, Any]:
         """The decision as data for JSON, with the cost of the chosen endpoint and of the next best ones.
 
-        Shows no prompt text, and nothing that tells cached tokens finer than :data:`CACHED_STEP`.
+        Shows no prompt text, and cached tokens no finer than :data:`CACHED_STEP`.
         """
         chosen = self.names.index(self.chosen)
         others = nsmallest(most_candidates, range(len(self.names)), key=self.values.__getitem__)

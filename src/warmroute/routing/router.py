@@ -1,7 +1,7 @@
 """The router: from a request and the pool to a decision. WITHOUT IO: the time is passed in.
 
-It listens to the pool, keeps each endpoint's load and the prefix index, and books every decision before the next one is
-made.
+It listens to the pool, keeps each endpoint's load and the prefix index, and updates them with every decision before the
+next one is made.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from heapq import nsmallest
 from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.pool.work import prefill_work
-from warmroute.prefix.chain import EMPTY_CHAIN, build
+from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
+from warmroute.routing.bytes_per_token import UNKNOWN, BytesPerToken
 from warmroute.routing.cache_model import CacheModel
-from warmroute.routing.cached_tokens import NOTHING_CACHED
-from warmroute.routing.calibration import UNKNOWN, BytesPerToken
+from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
 from warmroute.routing.decision import Decision, DecisionRecord, reason_of
@@ -41,8 +41,7 @@ SLOWNESS_INTERVAL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RoutingConstants:
-    """What the router is told at start and when hot settings change; the settings of the same names say what each
-    means."""
+    """The router's share of the settings, which :class:`~warmroute.settings.Settings` explains."""
 
     load: LoadConstants
     saturation: SaturationLimits
@@ -93,13 +92,13 @@ class Router(PoolListener):
     # ---------------------------------------------------------------- pool listener
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
-        """Keep its load, and what it holds in the prefix index."""
+        """Begin to track its load and its KV cache."""
         self._loads[endpoint.id] = EndpointLoad(endpoint, self._caches.open(self._capacity(endpoint)), now)
         self._outliers.added(endpoint)
         self._table = None
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
-        """Forget both."""
+        """Forget its load and its KV cache."""
         load = self._loads.pop(endpoint.id)
         self._caches.close(load.holder)
         self._bytes_per_token.forget(load)
@@ -107,7 +106,7 @@ class Router(PoolListener):
         self._table = None
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """It may have become one to choose, or no longer be one."""
+        """It may have become available, or no longer be available."""
         self._table = None
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
@@ -162,32 +161,21 @@ class Router(PoolListener):
         request_id: str = "",
         allowed: frozenset[str] | None = None,
     ) -> Decision | Rejection:
-        """Choose an endpoint and book the request on it.
+        """Choose an endpoint and count the request on it.
 
         ``allowed`` restricts the choice (the gateway's subset hint): canonical targets ``ip:port`` or ``[v6]:port``, or
-        canonical addresses for any port (:func:`~warmroute.pool.endpoint.canonical_address`). Pass the same set for the
-        same hint: its members are remembered.
+        canonical addresses for any port (:func:`~warmroute.pool.endpoint.canonical_address`). Equal sets
+        share their remembered members.
 
         Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
         are saturated (429). Raises only what a custom strategy raises.
         """
-        table = self._current_table(now)
-        candidates = table.select(allowed)
-        loads = candidates.loads
-        if not loads:
-            if allowed is not None and self._loads:
-                return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
-            return no_endpoint("No endpoint is ready.")
-        constants = self._constants
-        if request.sheddable and saturated(candidates, constants.saturation):
-            return shed("Every endpoint is busy and the request may be refused.")
-
-        prompt_bytes = request.prompt_bytes
-        prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
-        cached, best, chain = NOTHING_CACHED, 0.0, EMPTY_CHAIN
-        if prompt_bytes and self._strategy.uses_prefix:
-            chain = build(request.seed, request.parts)
-            cached, best = self._caches.match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates.members)
+        candidates = self._current_table(now).select(allowed)
+        rejection = self._reject(request, candidates, allowed)
+        if rejection is not None:
+            return rejection
+        constants, loads = self._constants, candidates.loads
+        chain, prompt_tokens, cached, best = self._match(request, candidates)
         context = strategies.PickContext(
             request=request,
             candidates=candidates,
@@ -202,7 +190,7 @@ class Router(PoolListener):
             load=loads[k],
             targets=_targets(values, loads, k, constants.max_endpoints),
             strategy=constants.strategy,
-            reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=prompt_bytes > 0),
+            reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=request.prompt_bytes > 0),
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             chain=chain,
@@ -214,8 +202,7 @@ class Router(PoolListener):
             )
         self._book(decision, request, now)
         if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
-            ratio = f" {decision.match_ratio:.2f} > {constants.prefix_match_threshold:.2f}"
-            logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
+            self._log_warm(decision, request_id)
         return decision
 
     def _current_table(self, now: float) -> CandidateTable:
@@ -225,6 +212,32 @@ class Router(PoolListener):
             table = self._table = CandidateTable(ready, self._constants.load, now)
         table.refresh(now)
         return table
+
+    def _reject(
+        self, request: InferenceRequest, candidates: Candidates, allowed: frozenset[str] | None
+    ) -> Rejection | None:
+        """Why no endpoint is chosen; None if one can be."""
+        if not candidates.loads:
+            if allowed is not None and self._loads:
+                return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
+            return no_endpoint("No endpoint is ready.")
+        if request.sheddable and saturated(candidates, self._constants.saturation):
+            return shed("Every endpoint is busy and the request may be refused.")
+        return None
+
+    def _match(self, request: InferenceRequest, candidates: Candidates) -> tuple[Chain, float, CachedTokens, float]:
+        """The prompt's chain and its tokens, the tokens that each candidate holds, and the most that any holds."""
+        prompt_bytes = request.prompt_bytes
+        prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
+        if not prompt_bytes or not self._strategy.uses_prefix:
+            return EMPTY_CHAIN, prompt_tokens, NOTHING_CACHED, 0.0
+        chain = build(request.seed, request.parts)
+        cached, best = self._caches.match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates.members)
+        return chain, prompt_tokens, cached, best
+
+    def _log_warm(self, decision: Decision, request_id: str) -> None:
+        ratio = f" {decision.match_ratio:.2f} > {self._constants.prefix_match_threshold:.2f}"
+        logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
 
     def _book(self, decision: Decision, request: InferenceRequest, now: float) -> None:
         """Count the request on the chosen endpoint, so that the next decision sees it."""
@@ -258,7 +271,7 @@ class Router(PoolListener):
     # ---------------------------------------------------------------- responses (observed only)
 
     def opened(self, decision: Decision) -> None:
-        """The end of this request will be reported with :meth:`finished`."""
+        """The gateway will report the end of this response: :meth:`finished` follows."""
         decision.load.open_responses += 1
 
     def finished(self, decision: Decision, now: float) -> None:
@@ -294,7 +307,7 @@ class Router(PoolListener):
     # ---------------------------------------------------------------- upkeep and insight
 
     def upkeep(self, now: float) -> bool:
-        """Let ejected endpoints come back when their time is over, and do a slice of the prefix index's clean-up.
+        """End backoffs and trials of ejected endpoints that are over, and do a slice of the prefix index's clean-up.
 
         Returns whether more of that clean-up is left.
         """
@@ -312,7 +325,7 @@ class Router(PoolListener):
         return self._bytes_per_token.estimate
 
     def speed_of(self, load: EndpointLoad) -> float:
-        """Prefill tokens a second that the endpoint is believed to compute."""
+        """Prefill tokens per second that the endpoint is estimated to compute."""
         return load.speed(self._constants.load)
 
     def held(self, load: EndpointLoad) -> tuple[int, float]:

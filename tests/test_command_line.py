@@ -79,7 +79,7 @@ def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> No
         (["serve", "--endpoints-file=x", "--grpc-port=many"], "--grpc-port: "),
         (["simulate", "--port=65535", "--count=2"], "port 65536 does not exist"),
         (["simulate", "--profile=abacus"], "there is no profile 'abacus'"),
-        (["demo", *NO_FIXED_PORTS, "--pod-port=65535"], "there is no such port"),
+        (["demo", *NO_FIXED_PORTS, "--pod-port=65535"], "the last port is 65535"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments: list[str], complaint: str) -> None:

@@ -107,6 +107,7 @@ async def test_signals_drain_and_a_second_one_ends_the_drain(endpoints_file: Pat
     app = EndpointPicker(
         Settings(endpoints_file=endpoints_file, metrics_port=0, drain_quiet=600, drain_timeout=600, **LOCAL)
     )
+    thresholds = gc.get_threshold()
     running = asyncio.create_task(app.run())
     try:
         async with asyncio.timeout(60):
@@ -123,6 +124,7 @@ async def test_signals_drain_and_a_second_one_ends_the_drain(endpoints_file: Pat
         assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
     finally:
         gc.unfreeze()
+        gc.set_threshold(*thresholds)
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().remove_signal_handler(each)
 

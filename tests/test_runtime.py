@@ -1,4 +1,4 @@
-"""What the picker asks of the C libraries below it: that they understand it, and that it has the effect it is there for."""
+"""Settings of gRPC, malloc and the garbage collector: each is understood and has its effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from warmroute.runtime import GRPC_SETTINGS, MALLOC_SETTINGS, prepare
+from warmroute.runtime import GC_THRESHOLDS, GRPC_SETTINGS, MALLOC_SETTINGS, prepare
 
 pytestmark = pytest.mark.integration
 
@@ -74,3 +74,30 @@ def test_serve_prepares_before_anything_imports_grpc() -> None:
         "runtime.prepare = prepare; sys.argv = ['warmroute', 'serve', '--endpoints-file=pods.json']; cli.main()"
     )
     assert run(program).stdout == "False\n"
+
+
+COLLECTIONS = """
+import gc
+from warmroute import runtime
+from warmroute.request.parse import parse
+{freeze}
+young = full = 0
+def count(phase, info):
+    global young, full
+    if phase == "stop":
+        young, full = young + (info["generation"] < 2), full + (info["generation"] == 2)
+gc.callbacks.append(count)
+lists = b",".join([b"[]"] * 150_000)
+body = b'{{"model": "m", "messages": [{{"role": "user", "content": "x"}}], "tools": [' + lists + b"]}}"
+for _ in range(5):
+    parse("/v1/chat/completions", "application/json", body)
+print(young, full, gc.get_freeze_count(), *gc.get_threshold())
+"""
+
+
+def test_bodies_of_many_values_cause_few_collections() -> None:
+    young, _, frozen, *thresholds = map(int, run(COLLECTIONS.format(freeze="runtime.freeze_heap()")).stdout.split())
+    untuned, _, none_frozen, *_ = map(int, run(COLLECTIONS.format(freeze="")).stdout.split())
+    assert (frozen > 10_000, none_frozen) == (True, 0)
+    assert tuple(thresholds) == GC_THRESHOLDS
+    assert untuned > 3 * young > 0

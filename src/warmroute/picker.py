@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from warmroute import runtime
 from warmroute.discovery.file import FileDiscovery
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.errors import ConfigurationError
@@ -215,8 +215,7 @@ class EndpointPicker:
         _on_signals(told)
         try:
             await self.start()
-            gc.collect()
-            gc.freeze()  # what is there now stays: no collection needs to look at it again
+            runtime.freeze_heap()
             await stop.wait()
             await self.drain(hurry)
         finally:

@@ -1,34 +1,45 @@
-"""What the picker asks of the C libraries below it. They read it once, so :func:`prepare` comes before gRPC is imported."""
+"""Settings of gRPC's core, of glibc's malloc and of Python's garbage collector.
+
+gRPC reads its settings once, so :func:`prepare` must be called before gRPC is imported.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Mapping, MutableMapping
 
 GRPC_SETTINGS: Mapping[str, str] = {
-    # What gRPC's core prints is in a format of its own; its errors reach us as exceptions.
+    # gRPC's core prints in a format of its own; its errors also come as exceptions.
     "GRPC_VERBOSITY": "NONE",
-    # Connections are read by the thread that waits for gRPC's completion queue, not by a pool beside it that must wake it:
-    # half as many context switches, and a fifth less CPU for a small request of a server that does nothing else.
+    # The thread that waits for gRPC's completion queue reads the connections, in place of a pool that must wake it: half
+    # the context switches, and a fifth less CPU for a small request of a server that does nothing else.
     "GRPC_EXPERIMENTS": "-event_engine_listener",
 }
-"""Environment of gRPC's core; what the user has set stays."""
+"""Environment variables of gRPC's core; those that the user has set stay."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MALLOC_SETTINGS: Mapping[str, tuple[int, int]] = {
     "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, 8 << 20),
     "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, 16 << 20),
 }
-"""By the environment variable of the same effect: glibc's number for it and the bytes that are asked for.
+"""glibc's number of a malloc parameter and its value in bytes, by the environment variable that sets it, too.
 
-A prompt of 400 KB is several allocations of that size. By default glibc may give each back to the kernel when it is freed,
-and to get its pages anew costs more than all else that is done with the prompt: with 8 requests in flight a server that does
-nothing took from 0.45 to 1.25 ms of CPU for each, by chance. Up to 16 MB of each of malloc's arenas stay instead.
+A prompt of 400 KB is several allocations of that size. By default glibc may return each to the kernel when it is freed.
+Getting new pages costs more than all other work on the prompt: with 8 requests in flight a server that does nothing took
+0.45 to 1.25 ms of CPU for each request. With these values up to 16 MB of each malloc arena are kept.
+"""
+GC_THRESHOLDS = (20_000, 10, 10)
+"""Thresholds of :func:`gc.set_threshold`; Python's first one is 700.
+
+A body of many small lists is many allocations that the collector counts and then walks. For one of 150,000 empty lists
+(600 kB) it took 19 ms of 25, with these thresholds 7 of 13 to 19; its longest pause fell from 14 to 7 ms. Ordinary requests
+leave nothing to collect: 5 young collections in 20,000 requests before, none since.
 """
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
-    """Set what ``environ``, the process's own, leaves open. Where the C library is not glibc, memory is left to it."""
+    """Set what ``environ``, the process's own, leaves open. The settings of malloc need glibc."""
     for name, value in GRPC_SETTINGS.items():
         environ.setdefault(name, value)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -37,3 +48,10 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     for name, (parameter, size) in MALLOC_SETTINGS.items():
         if name not in environ:
             mallopt(parameter, size)
+
+
+def freeze_heap() -> None:
+    """Exempt all present objects from garbage collection and collect less often. Call it once the picker serves."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -24,7 +24,7 @@ LONGEST_LABEL = 128
 
 
 class Counter:
-    """A counter by label values. At most ``limit`` sets of values are kept apart; the rest is counted as ``other``."""
+    """A counter by label values. At most ``limit`` sets of values are counted separately; others as ``other``."""
 
     __slots__ = ("_values", "limit", "series")
 
@@ -43,7 +43,7 @@ class Counter:
         values[labels] = values.get(labels, 0) + amount
 
     def collect(self) -> Metric:
-        """The values as prometheus_client wants them."""
+        """The values as a metric of prometheus_client."""
         return self.series.family(self._values.items())
 
 
@@ -84,7 +84,7 @@ class ClientCounter:
         return value in self._places
 
     def collect(self) -> Metric:
-        """The values as prometheus_client wants them."""
+        """The values as a metric of prometheus_client."""
         return self.series.family(((value,), place.count) for value, place in self._places.items())
 
     def _admit(self, value: str, now: float) -> _Place:
@@ -109,30 +109,30 @@ class ClientCounter:
 
 
 class PrefixCacheTally:
-    """What one engine counts of its prefix cache, added up over its restarts from the first page on. In tokens.
+    """An engine's counters of its prefix cache, added up over its restarts, in tokens. They start with the first page.
 
-    What the engine counted before is not in it: it answered requests that nobody here has seen.
+    Earlier counts belong to requests from before the endpoint joined.
     """
 
-    __slots__ = ("_before", "hits", "lookups", "told")
+    __slots__ = ("_before", "exported", "hits", "lookups")
 
     def __init__(self) -> None:
         self.lookups = 0.0
         self.hits = 0.0
-        self.told = False
-        """Whether the engine has told both; until then there is nothing to show."""
+        self.exported = False
+        """Whether its page has had both counters."""
         self._before: tuple[float, float] | None = None
 
     def read(self, lookups: float | None, hits: float | None) -> None:
-        """Take the counters of one page; None: not on it, as a counter of some engines is until it first counts."""
+        """Add the counters of one page; None if the page lacks them, as some engines' do until the first count."""
         if lookups is None:
             return
-        self.told = self.told or hits is not None
+        self.exported = self.exported or hits is not None
         if self._before is None:
             self._before = lookups, hits or 0.0
             return
         before_lookups, before_hits = self._before
-        # Only this tells that a new process began at zero: other evidence of a restart may come late, or twice for one.
+        # A counter that falls is the only sure sign of a new process: other evidence may come late, or twice for one.
         if lookups < before_lookups or (hits is not None and hits < before_hits):
             before_lookups = before_hits = 0.0
         hits = before_hits if hits is None else hits
@@ -141,7 +141,7 @@ class PrefixCacheTally:
         self._before = lookups, hits
 
     def replaced(self) -> None:
-        """It is another engine, which may have counted for long: begin with its next page as with the first."""
+        """Another engine took its place: its next page is the first one."""
         self._before = None
 
 
@@ -162,7 +162,7 @@ class Histogram:
         self._sum += value
 
     def collect(self) -> Metric:
-        """The buckets, cumulative, as prometheus_client wants them."""
+        """The cumulative buckets as a metric of prometheus_client."""
         total = 0
         buckets: list[tuple[str, float]] = []
         for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
@@ -172,7 +172,7 @@ class Histogram:
 
 
 def _presentable(value: str) -> bool:
-    """Not too long, and encodable: one lone surrogate would make the whole metrics page fail."""
+    """Whether a label value is short enough and encodable: a lone surrogate would make the whole page fail."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""How late the event loop is: the one thing that slows every request at once."""
+"""Measures the delay of the event loop, which slows every request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INTERVAL = 0.5
 
 
 async def watch(observe: Callable[[float], None], *, interval: float = INTERVAL) -> None:
-    """Tell ``observe``, every ``interval`` seconds, by how many seconds the running loop woke too late. Never returns."""
+    """Every ``interval`` seconds call ``observe`` with the seconds by which the running loop woke late. Never returns."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + interval

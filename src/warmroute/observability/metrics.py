@@ -363,7 +363,7 @@ class Metrics(PoolListener, Collector):
         yield series.EJECTIONS.parts(((name,), member.ejections) for name, member in members)
         yield series.PICKS.parts(((name,), member.picks) for name, member in members)
         yield series.RESTARTS.parts(((name,), member.restarts) for name, member in members)
-        exported = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.told]
+        exported = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.exported]
         yield series.PREFIX_LOOKUPS.parts(((name,), cache.lookups) for name, cache in exported)
         yield series.PREFIX_HITS.parts(((name,), cache.hits) for name, cache in exported)
         yield series.SCRAPES.parts(

@@ -1,4 +1,4 @@
-"""TCP ports: whether one is free, and which one is."""
+"""Free TCP ports: check one, or find one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 from warmroute.errors import ConfigurationError
 
 FIRST_PORT, LAST_PORT = 12_000, 32_767
-"""Where free ports are looked for: below those that Linux gives to outgoing connections, which come and go at any time."""
+"""Range that is searched: below the ports that Linux gives to outgoing connections (ip_local_port_range)."""
 ATTEMPTS = 1000
 
 
@@ -20,12 +20,12 @@ def require_free(host: str, port: int, purpose: str) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            why = error.strerror if isinstance(error, OSError) else "there is no such port"
-            raise ConfigurationError(f"port {port} for {purpose} cannot be had on {host}: {why}") from error
+            why = error.strerror if isinstance(error, OSError) else "the last port is 65535"
+            raise ConfigurationError(f"port {port} for {purpose} is unavailable on {host}: {why}") from error
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that was free just now, for a process that cannot be asked which one it took."""
+    """A port that was free just now, for a process that does not report the port it chose."""
     return free_range(1, host)
 
 
@@ -39,11 +39,11 @@ def free_range(count: int, host: str = "127.0.0.1") -> int:
         except ConfigurationError:
             continue
         return first
-    raise ConfigurationError(f"there are no {count} consecutive free ports on {host}")
+    raise ConfigurationError(f"no {count} consecutive free ports found on {host}")
 
 
 def _socket(host: str) -> socket.socket:
     probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # As servers do: connections of an earlier one in TIME_WAIT are no hindrance, a listener is.
+    # As servers do: connections in TIME_WAIT do not block the port, a listener does.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return probe

@@ -7,13 +7,13 @@ Its cost is gRPC, protobuf, Python's event loop and two messages each way. Run i
 from __future__ import annotations
 
 import argparse
-import gc
 from typing import Any
 
 import grpc
 import orjson
 import uvloop
 
+from warmroute import runtime
 from warmroute.extproc import replies
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
 
@@ -38,8 +38,7 @@ async def serve(port: int, target: str, *, decode: bool) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    gc.collect()
-    gc.freeze()  # as the picker does
+    runtime.freeze_heap()
     await server.wait_for_termination()
 
 

@@ -35,9 +35,9 @@ LEAST_EXPECTED = 0.05
 TRUST_WEIGHT = 0.5
 """EWMA weight of the latest window."""
 DISTRUST_BELOW = 0.3
-"""Trust below which expected cached tokens are scaled. Block sizes and estimated lengths alone lower trust to about 0.8, a cache
-that is overcommitted to about 0.6. With 0.7 the second counts as distrust, and affinity is lost when it matters: mean TTFT
-3.5 s in place of 2.9 s (``warmroute bench replay agents --seed 91``, 0.8 of saturation)."""
+"""Trust below which expected cached tokens are scaled. Block sizes and estimated lengths alone lower trust to about 0.8,
+a cache that is overcommitted to about 0.6. With 0.7 the second counts as distrust, and affinity is lost when it matters:
+mean TTFT 3.5 s in place of 2.9 s (``warmroute bench replay agents --seed 91``, 0.8 of saturation)."""
 LEAST_FACTOR = 0.05
 """Lower bound of that factor, so that the expectation before scaling stays known."""
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,59 +17,23 @@ from google.protobuf.message import DecodeError
 from warmroute.errors import ConfigurationError, ProtocolError
 from warmroute.extproc import health, replies
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
+from warmroute.extproc.observer import Observer, RefusalReason
+from warmroute.extproc.reading_threads import ReadingThreads
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import State
 from warmroute.request.limits import LONG_BODY
-from warmroute.request.rejections import Rejection
-from warmroute.routing.decision import Decision
 
 logger = logging.getLogger(__name__)
 
 MESSAGE_OVERHEAD = 1 << 20
 """Bytes that a gRPC message may have beyond the request body: headers, metadata, framing."""
 WATCH_INTERVAL = 1.0
-"""Seconds between two looks for requests that do not arrive in time."""
+"""Seconds between two searches for overdue requests."""
 REFUSAL_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about refused streams."""
-READING_THREADS = 2
-"""Long bodies that are read at once. More would only share the same interpreter lock."""
 
-T = TypeVar("T")
-RefusalReason = Literal["max-streams", "not-synced"]
-
-
-class Observer(Protocol):
-    """What the server reports to; :class:`~warmroute.observability.metrics.Metrics` is one. Called on the event loop."""
-
-    def stream_opened(self) -> None:
-        """Envoy opened a stream."""
-
-    def stream_refused(self, reason: RefusalReason) -> None:
-        """Envoy opened a stream that was ended at once."""
-
-    def stream_closed(self) -> None:
-        """The stream has ended, in whatever way."""
-
-    def stream_broken(self, reason: Literal["protocol-error", "internal"]) -> None:
-        """The stream was ended by an error of the proxy's or of the picker's own."""
-
-    def picked(self, seconds: float) -> None:
-        """The router took ``seconds`` to choose an endpoint or to reject."""
-
-    def processed(self, seconds: float) -> None:
-        """A request was answered after ``seconds`` of work."""
-
-    def routed(self, decision: Decision, *, model: str, body_bytes: int) -> None:
-        """A request for ``model`` was given an endpoint."""
-
-    def rejected(self, rejection: Rejection, model: str) -> None:
-        """A request was answered with an error."""
-
-    def responded(self, status: int) -> None:
-        """An engine answered a request with this HTTP status."""
-
-    def reloaded(self, source: Literal["certificate"], *, ok: bool) -> None:
-        """The certificate changed; not ``ok``: it cannot be used, and the former one stays."""
+Context = grpc.aio.ServicerContext[bytes, bytes]
+"""A stream of serialised messages, both ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +96,7 @@ class Server:
         self._ready = ready
         self._clock = clock
         self._was_ready = False
-        """The picker has been ready once: from then on it answers every stream."""
+        """The picker has been ready once; from then on it answers every stream."""
         self._draining = False
         self._refusals = Refusals()
         self._streams: dict[asyncio.Task[Any], _Stream] = {}
@@ -143,7 +105,7 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._deadlines: asyncio.Task[None] | None = None
-        self._threads = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="read-body")
+        self._threads = ReadingThreads()
         self._ext_proc: grpc.aio.Server | None = None
         self._health: grpc.aio.Server | None = None
         self.grpc_port = 0
@@ -171,7 +133,7 @@ class Server:
         self._deadlines = asyncio.create_task(self._end_overdue_streams(), name="deadlines")
 
     async def drain(self, seconds: float, quiet: float = 0.0) -> None:
-        """Be not ready and serve on until no stream was open for ``quiet`` seconds, ``seconds`` at the most.
+        """Report not ready and go on serving until no stream was open for ``quiet`` seconds, ``seconds`` at the most.
 
         A gateway sends new requests until its health check has seen that this picker is not ready.
         """
@@ -193,10 +155,11 @@ class Server:
         for server in (self._ext_proc, self._health):
             if server is not None:
                 await server.stop(grace=0.5)
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await self._threads.stop()
 
     def _ext_proc_service(self) -> grpc.aio.Server:
-        # Twice the largest message: longer ones shall reach the session, which answers 413; gRPC would answer 500.
+        # Twice the largest message: bodies that are too long should reach the session, which answers 413. Beyond this limit
+        # gRPC ends the stream, and Envoy answers 500.
         server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", min(2 * self._largest_message, 2**31 - 1)),
@@ -253,7 +216,7 @@ class Server:
 
     # ---------------------------------------------------------------- streams
 
-    async def _process(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    async def _process(self, _: object, context: Context) -> bytes:
         """One stream; returns its last reply."""
         await self._admit(context)
         task = asyncio.current_task()
@@ -267,7 +230,7 @@ class Server:
             if not stream.overdue:
                 raise  # the client or the proxy went away
             task.uncancel()
-            return await self._late(stream, context)
+            return await self._time_out(stream, context)
         except grpc.aio.InternalError:  # the client or the proxy went away while it was being answered
             return replies.NOTHING
         except Exception:
@@ -276,7 +239,7 @@ class Server:
         finally:
             self._close(task)
 
-    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _admit(self, context: Context) -> None:
         """End the stream here if it cannot be served."""
         if not self._was_ready:
             if not self._ready():
@@ -288,7 +251,7 @@ class Server:
 
     async def _refuse(
         self,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
         reason: RefusalReason,
         code: grpc.StatusCode,
         details: str,
@@ -313,7 +276,7 @@ class Server:
         if session.response_status is not None:
             self._observer.responded(session.response_status)
 
-    async def _exchange(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    async def _exchange(self, stream: _Stream, context: Context) -> bytes:
         """Messages in, replies out, until the stream ends; returns the last reply."""
         session = stream.session
         while True:
@@ -324,7 +287,7 @@ class Server:
             if len(data) < LONG_BODY:
                 answers = self._receive(session, data)
             else:
-                answers = await self._in_thread(partial(self._receive, session, data))
+                answers = await self._threads.run(partial(self._receive, session, data))
             del data  # it may be large, and the next one is awaited here
             if session.complete:
                 answers += await self._answer(session)
@@ -346,7 +309,7 @@ class Server:
     async def _answer(self, session: Session) -> list[bytes]:
         """Read a complete request, choose its endpoint, and return the replies."""
         if session.takes_long:
-            await self._in_thread(session.parse)
+            await self._threads.run(session.parse)
         else:
             session.parse()
         if session.rejection is None:
@@ -354,25 +317,6 @@ class Server:
             session.pick(self._clock())
             self._observer.picked(perf_counter() - began)
         return session.reply()
-
-    async def _in_thread(self, step: Callable[[], T]) -> T:
-        """Run a long step of a session in a thread while other streams go on.
-
-        The session belongs to the thread meanwhile: a stream that is cancelled ends when the thread is done, or at once if
-        it has not begun.
-        """
-        work = self._threads.submit(step)
-        done = asyncio.wrap_future(work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            work.cancel()
-            while not done.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait((done,))
-            if not done.cancelled():
-                done.exception()  # the stream is cancelled all the same
-            raise
 
     def _report(self, stream: _Stream) -> None:
         """Tell the observer how the request was answered."""
@@ -384,17 +328,17 @@ class Server:
         elif session.rejection is not None:
             observer.rejected(session.rejection, session.request.model)
 
-    # ---------------------------------------------------------------- streams that end otherwise
+    # ---------------------------------------------------------------- streams that end with an error
 
-    async def _abort(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any], error: str) -> bytes:
+    async def _abort(self, stream: _Stream, context: Context, error: str) -> bytes:
         """The peer broke the protocol."""
         self._observer.stream_broken("protocol-error")
         logger.warning("stream aborted", extra={"fields": {"request": stream.session.request_id, "error": error}})
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error)
         return replies.NOTHING
 
-    async def _late(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        """The request did not arrive in time: 408 where there is one, else the end of the stream."""
+    async def _time_out(self, stream: _Stream, context: Context) -> bytes:
+        """The request did not arrive in time: 408, or the end of the stream if no message of a request has come."""
         if stream.session.state is State.START:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no request arrived in time")
         last = stream.session.overdue()
@@ -412,7 +356,8 @@ class Server:
         return last
 
     async def _end_overdue_streams(self) -> None:
-        """One task for all deadlines: a timeout around each read would cost every request as much as parsing it."""
+        """Cancel the task of every overdue stream. One task for all: a timeout around each read would cost every request as
+        much as parsing it."""
         while True:
             await asyncio.sleep(min(WATCH_INTERVAL, self._options.body_timeout))
             now = self._clock()

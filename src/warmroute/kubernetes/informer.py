@@ -33,7 +33,13 @@ WATCH_SECONDS = 60
 STEADY = 1.0
 """A watch that lasted this many seconds resets the backoff."""
 
+MOST_DOUBLINGS = 16
+"""Failures that double the delay. Each bound of :class:`Backoff` is reached earlier."""
+
 GONE = 410
+"""The resource version is too old: the kind is listed again."""
+MISSING = frozenset((403, 404))
+"""Statuses of a kind that may not be read or is not installed."""
 BUSY = frozenset((429, 503))
 """Statuses after which the watch resumes from the same resource version."""
 
@@ -111,21 +117,9 @@ class Informer(Generic[T]):
                 await self._follow()
             except ApiError as error:
                 failures = 0 if clock() - began >= STEADY else failures
-                # After its restart an API server answers 403 until its RBAC caches are filled: a kind that was listed before
-                # is asked for as often as after any other failure.
-                missing = error.status in {403, 404}
-                most = backoff.missing if missing and not self.listed else backoff.most
-                wait = min(most, backoff.first * 2**failures)
-                failures = min(failures + 1, 16)
-                if missing:
-                    await self._missing(error)
-                elif error.status != UNREACHABLE:
-                    if error.status not in BUSY:
-                        self._version = None
-                        if error.status != GONE:
-                            self._report(logging.WARNING, "cannot be watched; trying again", error)
-                    if not self.settled and clock() >= give_up:
-                        self._go_without(error)
+                wait = min(self._longest_wait(error), backoff.first * 2**failures)
+                failures = min(failures + 1, MOST_DOUBLINGS)
+                await self._failed(error, give_up=clock() >= give_up)
             except Exception:
                 logger.exception(
                     "a watch failed and is started again", extra={"fields": {"resource": str(self.resource)}}
@@ -137,6 +131,24 @@ class Informer(Generic[T]):
                 if clock() - began >= STEADY:
                     continue
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # pickers do not retry in step
+
+    def _longest_wait(self, error: ApiError) -> float:
+        """Upper bound of the backoff. After a restart an API server answers 403 until its RBAC caches are filled, so a kind
+        that was listed before is asked for as often as after any other failure."""
+        missing = error.status in MISSING and not self.listed
+        return self._backoff.missing if missing else self._backoff.most
+
+    async def _failed(self, error: ApiError, *, give_up: bool) -> None:
+        """Handle a failed list or watch. ``give_up``: it is time to settle without a list."""
+        if error.status in MISSING:
+            await self._missing(error)
+        elif error.status != UNREACHABLE:
+            if error.status not in BUSY:
+                self._version = None
+                if error.status != GONE:
+                    self._report(logging.WARNING, "cannot be watched; trying again", error)
+            if give_up and not self.settled:
+                self._go_without(error)
 
     async def _list(self) -> None:
         objects: dict[str, T] = {}
@@ -230,7 +242,7 @@ class Informer(Generic[T]):
         return any(entry["name"] == self.resource.plural for entry in known["resources"])
 
     def _report(self, level: int, what: str, error: ApiError) -> bool:
-        """Log a problem unless it was the last one logged. Whether it was logged."""
+        """Log a problem unless it was the last one logged. Returns whether it was logged."""
         if what == self._problem:
             return False
         self._problem = what

@@ -12,7 +12,7 @@ class WarmrouteError(Exception):
 
 
 class ConfigurationError(WarmrouteError):
-    """A setting, a file or a manifest is wrong; the message tells which and why, and is fit to show to a user."""
+    """A setting, a file or a manifest is wrong; the message names it and the fault, for the user."""
 
 
 class ProtocolError(WarmrouteError):
@@ -20,4 +20,4 @@ class ProtocolError(WarmrouteError):
 
 
 class ScrapeError(WarmrouteError):
-    """A metrics page of one engine could not be had or not be read."""
+    """One engine's metrics page is unavailable or cannot be used."""

@@ -1,4 +1,4 @@
-"""The request as routing sees it: what to match, how much work it is, who asks."""
+"""The request as routing sees it: model, prompt, work and priority."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PromptPart(NamedTuple):
 class InferenceRequest(NamedTuple):
     """One inference request, parsed.
 
-    ``seed`` holds what makes whole prompts incomparable (template settings, cache salt, last the model or adapter). A
+    Prompts with different ``seed`` share no prefix: template settings, cache salt, and last the model or adapter. A
     request without a prompt (GET, unknown path, not JSON) has no parts.
     """
 
@@ -33,22 +33,22 @@ class InferenceRequest(NamedTuple):
     stream: bool = False
     max_tokens: int | None = None
     priority: int = 0
-    """The client's own field of that name, as engines read it. It does not decide who is refused."""
+    """The body's field of that name, which engines read. It does not decide which requests are shed."""
     sheddable: bool = False
-    """May be refused with 429 while the pool is saturated."""
+    """Rejected with 429 while the pool is saturated."""
     fairness_id: str = ""
-    """Whom the request counts for, as the header of that name says. For strategies of somebody's own."""
+    """The tenant or user for fairness, from the request header of that name. For custom strategies."""
     partial: bool = False
-    """The body was cut off, and nobody knows how much of the prompt is missing."""
+    """The body was cut off, and the length of the rest of the prompt is unknown."""
 
     def with_model(self, model: str) -> InferenceRequest:
-        """The request as the engine gets it once its model's name is replaced: the engine caches by its own name."""
+        """The request with its model's name replaced, in the seed too: the engine caches under its own name."""
         return self._replace(model=model, seed=self.seed.removesuffix(self.model.encode()) + model.encode())
 
     def cut_off(self, seen: int, length: int | None) -> InferenceRequest:
-        """The request of which only the first ``seen`` bytes of the body were read; of ``length``, if that is known.
+        """The request if only the first ``seen`` bytes of the body were read, of ``length`` bytes if that is known.
 
-        What is missing is taken to be like what was read, unless it is ``partial`` already.
+        Prompt bytes and tokens are extrapolated, unless the request is ``partial`` already.
         """
         if self.partial or length is None or length < seen:
             return self._replace(partial=True)
@@ -58,4 +58,4 @@ class InferenceRequest(NamedTuple):
 
 
 NO_PROMPT = InferenceRequest()
-"""What is routed by load alone."""
+"""A request that is routed by load alone."""

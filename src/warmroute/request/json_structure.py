@@ -1,4 +1,4 @@
-"""The structure of a JSON text: what stands outside its strings."""
+"""The structure of a JSON text: the characters outside its strings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _CHUNK = 256 << 10
 
 
 def outside_strings(text: bytes) -> Iterator[bytes]:
-    """What of a JSON text stands outside strings, in pieces. The text begins outside a string.
+    """The parts of a JSON text outside its strings. The text begins outside a string.
 
-    At the speed of ``memchr`` where strings are long, 10 ms per MB where they are short. Memory: at most two copies of the
-    text and the pieces of _CHUNK bytes. Of a text that is not valid JSON, this holds up to the first error.
+    At the speed of ``memchr`` if strings are long, 10 ms per MB if they are short. Memory: at most two copies of the text
+    and the pieces of _CHUNK bytes. If the text is not valid JSON, the result is right up to the first error.
     """
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")

@@ -1,7 +1,7 @@
-"""What reading one JSON body can cost, known before the body is decoded.
+"""Upper bounds of what reading a JSON body costs, computed before it is decoded.
 
 A decoder makes a Python object of each value, so that 3 bytes (``[],``) become 80 bytes of memory and a microsecond of work.
-The values are counted in the text first, at the speed of ``bytes.count``, and a body with too many is refused.
+The values are counted in the text first, at the speed of ``bytes.count``, and a body with too many is rejected.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ TEXT_MEMORY = 8
 of which UTF-8 copies are made."""
 
 LENIENT_BODY = 4 << 20
-"""Largest body in bytes that is decoded a second way if it is no strict JSON (NaN, lone surrogates)."""
+"""Largest body in bytes that is decoded a second time, leniently, if it is not strict JSON (NaN, lone surrogates)."""
 
 LENIENT_MEMORY = 5
-"""Bytes of memory that each byte of text takes there in addition: the whole body becomes one string first."""
+"""Further bytes of memory for each byte of text in that case: the whole body becomes one string first."""
 
 PLAIN_TEXT_MEMORY = 4
-"""As TEXT_MEMORY, of a body in ASCII without Unicode escapes, such as base64: 1 byte a character, and three copies."""
+"""TEXT_MEMORY for a body in ASCII without Unicode escapes, such as base64: 1 byte a character, and three copies."""
 
 
 def count_values(body: bytes, limit: int) -> int:
     """At least the number of values in a JSON text: each comma, each colon KEY_VALUES times, each object and list
     CONTAINER_VALUES times.
 
-    If the result is more than ``limit``, the number is, too. Linear, with at most twice the memory of the body: 2 ms per MB,
-    5 to 12 ms where strings contain so many brackets and commas that they must be left out.
+    If the result exceeds ``limit``, so does the number. Linear, with at most twice the memory of the body: 2 ms per MB,
+    5 to 12 ms if strings contain so many brackets and commas that they must be skipped.
     """
     if 2 * len(body) <= limit:  # "[]" is the shortest container
         return 2 * len(body)
@@ -78,7 +78,7 @@ def _values(text: bytes) -> int:
 
 
 def _values_outside_strings(body: bytes, limit: int) -> int:
-    """As _values, without what stands inside strings; it stops counting above ``limit``."""
+    """Like _values, outside strings only; stops counting above ``limit``."""
     values = 0
     for piece in outside_strings(body):
         values += _values(piece)

@@ -1,15 +1,15 @@
-"""The canonical prompt: bytes that are equal as far as two requests' rendered prompts are.
+"""The canonical prompt: two requests share a prefix of it if and only if their rendered prompts share one.
 
-A prompt is written as the engine's chat template would: what stands at the head first, then message by message. Texts are
-UTF-8; between them stand single bytes that UTF-8 never contains, so that no two conversations share bytes by accident, and a
-text that goes on longer than another shares all of the other's bytes::
+A prompt is written in the order of the engine's chat template: the head first, then each message. Texts are UTF-8. The marks
+between them are bytes that UTF-8 never contains, so different conversations share no bytes by accident, and a text shares
+all its bytes with a longer one that begins with it::
 
     message  role content [FIELD name (STRING text | JSON json | content)]* END
     content  [TEXT text | MEDIA digest | BLOCK block | JSON json]*
     block    type, then as a message, then BLOCK_END
 
-Nothing in a message that a template may render is left out: what has no place of its own goes in as JSON, in the order of
-keys that the client gave it, because that is how templates render it.
+Every field of a message that a template may render is included. Fields without a form of their own are written as JSON with
+the client's order of keys, as templates render them.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ BLOCK_END = b"\xf8"
 TOKEN_END = b"\xff\xff\xff\xff"
 
 MEDIA_BYTES = 4_000
-"""What an image, a clip or a file counts, in bytes of text: about 1,000 tokens. Only the engine knows its true cost."""
+"""Bytes of text that an image, a clip or a file counts for: about 1,000 tokens. Only the engine knows the true number."""
 
 MAX_ITEMS = 100_000
-"""Messages, blocks and fields that one prompt is taken apart into, about 0.1 s of work; the rest goes in as JSON, whole."""
+"""Messages, blocks and fields that one prompt is split into, about 0.1 s of work; the rest is written as JSON."""
 
 SEED_FIELDS = frozenset(
     {
-        # the tenant's salt and the adapter are part of the engine's block hashes
+        # part of the engine's block hashes: the tenant's salt, the adapter
         "cache_salt",
         "extra_key",
         "lora_path",
-        # what the chat template renders before the first message
+        # rendered by the chat template before the first message
         "chat_template",
         "chat_template_kwargs",
         "add_special_tokens",
@@ -55,22 +55,22 @@ SEED_FIELDS = frozenset(
         "thinking",
         "response_format",
         "output_config",
-        # what the same messages become
+        # how media are processed and where the prompt is cut
         "mm_processor_kwargs",
         "media_io_kwargs",
         "truncate_prompt_tokens",
         "truncation_side",
         "features",
-        # a history that only the engine knows
+        # a history that is stored in the engine
         "previous_response_id",
         "conversation",
         "session_params",
     }
 )
-"""Fields of a request that change its prompt from the first token on.
+"""Fields of a request that may change its prompt from the first token on.
 
-``tool_choice`` and grammars (``structured_outputs``, ``guided_json``) steer the decoding, ``add_generation_prompt`` and
-``continue_final_message`` the prompt's very end: agents change them from turn to turn while the cache stays good.
+``tool_choice`` and grammars (``structured_outputs``, ``guided_json``) affect the decoding, ``add_generation_prompt`` and
+``continue_final_message`` the end of the prompt. Agents change them from turn to turn, and the cached prefix stays valid.
 """
 
 _TEXT_BLOCKS = frozenset({"text", "input_text", "output_text"})
@@ -90,17 +90,17 @@ _MEDIA_KEYS = frozenset(
     }
 )
 _OPENINGS = {role: role.encode() + TEXT for role in ("system", "developer", "user", "assistant", "tool")}
-# `cache_control` marks where to cache, moves on with every turn, and is never rendered.
+# `cache_control` says where to cache. It moves with every turn and is never rendered.
 _NOT_FIELDS = frozenset({"content", "cache_control"})
-_RENAMED = {"reasoning_content": "reasoning"}  # one field, two names; engines know both
+_RENAMED = {"reasoning_content": "reasoning"}  # two names of one field; engines accept both
 NOTHING: tuple[object, ...] = (None, "", [], {})
 _TOO_DEEP_FOR_ORJSON = "Recursion limit reached"
-# Its text changes with every request; engines drop it.
+# The text of this block changes with every request, and engines drop it.
 _BILLING_BLOCK = "x-anthropic-billing-header"
 
 
 def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
-    """What makes whole prompts incomparable: ``family`` (how the prompt is rendered), the SEED_FIELDS, the model."""
+    """What two prompts must have in common to share a prefix: ``family`` (how they are rendered), SEED_FIELDS, model."""
     if not SEED_FIELDS.isdisjoint(document):
         for name in sorted(SEED_FIELDS.intersection(document)):
             value = _rendered(name, document[name])
@@ -110,7 +110,7 @@ def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
 
 
 def _rendered(name: str, value: object) -> object:
-    """What of a seed field can reach the template: a budget for thinking does not, nor the format that all have anyway."""
+    """The part of a seed field that a template can render: not the budget for thinking, not the default response format."""
     if type(value) is dict:
         if name == "thinking":
             return value.get("type")
@@ -120,7 +120,7 @@ def _rendered(name: str, value: object) -> object:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8. Lone surrogates, which JSON can spell, come out as the three bytes that would be theirs."""
+    """UTF-8. Lone surrogates, which JSON can contain, become three bytes each."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -175,10 +175,10 @@ class Prompt:
     def plain(self, prompt: object) -> int | None:
         """A prompt that no template renders: a text, token ids, or a list of either or of texts with images.
 
-        Returns the exact tokens, of ids.
+        Returns the exact number of tokens if it is token ids.
 
-        A list's prompts are written one after the other, and so routed by the first: engines run them independently, but
-        they come together and are work together, and the lists that clients repeat repeat from the start.
+        The prompts of a list are written one after the other. Engines run them independently, but they arrive together, and
+        clients that repeat a list repeat it from the start.
         """
         if type(prompt) is str:
             self._add(encode(prompt))
@@ -299,12 +299,12 @@ def _field(name: str, value: object) -> bytes:
 
 
 def _json(value: object) -> bytes:
-    """A copy: what orjson returns holds on to a buffer of a kilobyte, which thousands of small values would keep."""
+    """A copy, since each result of orjson keeps a buffer of 1 kB: thousands of small values would keep megabytes."""
     return JSON + canonical_json(value)
 
 
 def text_of(block: dict[str, Any]) -> str | None:
-    """The text of a block that is nothing else; its other keys (annotations, log probabilities) are not rendered."""
+    """The text of a text block; None for other blocks. Its other keys (annotations, log probabilities) are not rendered."""
     text = block.get("text")
     if type(text) is str:
         kind = block.get("type")
@@ -314,6 +314,7 @@ def text_of(block: dict[str, Any]) -> str | None:
 
 
 def is_media(block: dict[str, Any]) -> bool:
+    """Whether the block is an image, a clip or a file."""
     return not _MEDIA_KEYS.isdisjoint(block) or type(block.get("source")) is dict
 
 

@@ -1,4 +1,4 @@
-"""Why a request is answered by the picker itself, and the JSON body in the shape that the client's library expects."""
+"""Why the picker answers a request itself, and the JSON body of that answer in the format of the client's API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a request gets an answer from the picker instead of an endpoint.
+    """Why a request gets an error from the picker instead of an endpoint.
 
     ``status`` is the HTTP status; ``kind`` OpenAI's error ``type``; ``message`` goes to the client; ``reason`` is the
     short machine-readable word of the header ``x-warmroute-dropped-reason`` and of the metrics' label;
@@ -24,7 +24,7 @@ class Rejection:
 
 
 def malformed(message: str, *, param: str | None = None, reason: str = "malformed") -> Rejection:
-    """400: the body cannot be what the path asks for."""
+    """400: the body is not what the path requires."""
     return Rejection(400, "invalid_request_error", message, reason, param)
 
 
@@ -50,7 +50,7 @@ def too_many_values(limit: int) -> Rejection:
 
 
 def too_much_memory() -> Rejection:
-    """413: reading the body would take more memory than there is for all bodies together."""
+    """413: reading the body would take more memory than ``--body-memory``, the limit of all bodies together."""
     return Rejection(413, "invalid_request_error", "The request body takes too much memory to read.", "body-too-large")
 
 
@@ -79,9 +79,9 @@ _ANTHROPIC_TYPES = {
 
 
 def rejection_body(rejection: Rejection, path: str = "") -> bytes:
-    """The body (``application/json``) that tells a client of ``path`` why it was refused.
+    """The JSON body of the rejection for a client of ``path``.
 
-    Anthropic's shape for its Messages API, OpenAI's for everything else, with the status as ``code`` as vLLM does.
+    Anthropic's format for its Messages API, OpenAI's for everything else, with the status as ``code`` as vLLM does.
     """
     route = path.partition("?")[0].rstrip("/")
     error: dict[str, object]

@@ -1,4 +1,4 @@
-"""The model name of a request replaced in place, everything around it left as the client sent it."""
+"""Replaces the model name in a body; every other byte stays as the client sent it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from warmroute.request.rejections import Rejection, malformed
 MAX_MODELS = 8
 """Top-level keys ``model`` in one body. Clients send one; each of them is replaced, and may grow by the length of a name."""
 
-# A member `model` with a string value, at any depth; the key's letters may be spelled as escapes. It cannot match inside a
-# string: there, quotes have a backslash before them, and the quote that opens a key never has.
+# A member `model` with a string value, at any depth; the key's letters may be written as escapes. It cannot match inside a
+# string: quotes there follow a backslash, and the quote that opens a key never does.
 _MODEL = re.compile(
     rb'"(?<!\\")(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
     rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+)*+")',
@@ -24,8 +24,8 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 def replace_model(body: bytes, new: str) -> bytes | Rejection | None:
     """``body`` with ``new`` as the value of the top-level key ``model``; None if it has no such key with a string value.
 
-    ``body`` must be valid JSON. Of duplicate keys parsers take the last, some the first: all top-level ones are replaced,
-    and a body with more than MAX_MODELS of them is refused with 400.
+    ``body`` must be valid JSON. Most parsers use the last of duplicate keys, some the first: all at the top are replaced,
+    and a body with more than MAX_MODELS of them is rejected with 400.
     """
     value = json.dumps(new).encode()
     rewritten: list[bytes] = []
@@ -51,5 +51,5 @@ def _depth(body: bytes, place: int) -> int:
 
 
 def _opened(text: bytes) -> int:
-    """As open_brackets; most of the texts between two members are short and without brackets."""
+    """Like open_brackets; fast for texts without brackets, as most between two members are."""
     return open_brackets(text) if text.translate(None, _NOT_BRACKETS) else 0

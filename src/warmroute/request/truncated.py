@@ -1,7 +1,7 @@
-"""Bodies of which only the beginning is there: what a proxy sends that buffers no more than so many bytes.
+"""Bodies that were cut off: a proxy with a bounded buffer sends only the beginning (BUFFERED_PARTIAL).
 
-The beginning is decoded as far as it goes, then shortened to what can be trusted: a prompt may end in the middle of a text,
-but a message or a block that was cut has nothing behind its content, and none of the marks that would end it.
+The beginning is decoded as far as it goes, then shortened to what is certain: a text may end anywhere, but a message or a
+block that was cut has no fields after its content and no end mark.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _LONGEST_NUMBER = 64
 
 
 def is_whole(body: bytes) -> bool:
-    """Whether ``body``, the beginning of a JSON object or all of it, is all of it."""
+    """Whether ``body``, a JSON object or its beginning, is complete."""
     return body.rstrip().endswith(b"}") and open_brackets(body) == 0
 
 
 def decode_beginning(body: bytes) -> dict[str, Any] | None:
-    """The JSON object that ``body`` is the beginning of, as far as it goes; None if it is no such beginning.
+    """The JSON object that ``body`` begins, as far as it goes; None if ``body`` does not begin one.
 
     A string that is cut stays as far as it came, if it is a value; a cut number, literal or key is left out, and with it
     what belongs to it. More than 200 levels and lone surrogates are not decoded.
@@ -62,7 +62,7 @@ def _is(value: float, number: bytes) -> bool:
 
 
 # ---------------------------------------------------------------- values that were cut, shortened
-# Each function gives the value to be written and the number of marks that the writer of a whole value puts behind it.
+# Each function returns the value to be written, and the number of end marks that its writer will add and that must go.
 
 
 def shorten_messages(messages: Any) -> tuple[object, int]:
@@ -102,7 +102,7 @@ def _shorten_message(message: Any) -> tuple[dict[str, Any] | None, int]:
     if content in NOTHING:
         return ({"role": role}, 1) if last == "role" and type(role) is str else (None, 0)
     if role is None or last == "role":
-        role = "user"  # keys may come in any order; what is long enough to be cut is mostly the user's
+        role = "user"  # keys may come in any order, and most messages long enough to be cut are the user's
     marks = 0
     if last == "content":
         content, marks = _shorten_blocks(content)

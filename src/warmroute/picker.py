@@ -28,6 +28,7 @@ from warmroute.observability.page_server import PageServer
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
+from warmroute.prefix.index import UNCONFIRMED_SHARE
 from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
@@ -51,6 +52,8 @@ IDLE_MEMORY = 90 << 20
 """Bytes of memory of a picker of 100 endpoints before its first request (`warmroute bench cost`: resident memory, idle)."""
 CHECKPOINT_MEMORY = 200
 """Bytes of memory of a checkpoint in the prefix index (`warmroute bench cost`: index, per checkpoint and endpoint)."""
+OPEN_CHECKPOINT_MEMORY = 80
+"""Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
 SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
 """The setting ``shedding`` as a criticality."""
 
@@ -111,7 +114,7 @@ def memory_bound(settings: Settings) -> int:
     short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
     return (
         IDLE_MEMORY
-        + CHECKPOINT_MEMORY * settings.index_limit
+        + int(CHECKPOINT_MEMORY + OPEN_CHECKPOINT_MEMORY * UNCONFIRMED_SHARE) * settings.index_limit
         + settings.body_memory
         + 2 * settings.max_body_bytes
         + short_body

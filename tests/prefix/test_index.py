@@ -198,7 +198,7 @@ def test_a_chain_that_was_not_served_goes_back_to_what_was_held_before() -> None
     index = PrefixIndex()
     holder = index.open(100_000)
     index.insert(holder, conversation(1, length=4))
-    depth = index.known(holder, conversation(1))
+    depth = index.insert(holder, conversation(1, length=4))
     index.insert(holder, conversation(1))
     index.remove(holder, conversation(1), depth)
     assert index.match(conversation(1), 1 << holder) == [(1 << holder, 4)]

@@ -10,12 +10,12 @@ from warmroute.pool.endpoint import EngineState
 from warmroute.prefix.chain import Chain
 from warmroute.routing.confirmation import (
     DISTRUST_BELOW,
-    LONGEST_WAIT,
     MOST_OPEN,
     SETTLING,
     WINDOW_PROMPTS,
     WINDOW_TOKENS,
     Confirmation,
+    SentPrompt,
     Verdict,
 )
 
@@ -35,6 +35,18 @@ def page(at: float, lookups: float | None, hits: float = 0.0, *, running: int = 
     )
 
 
+def send(
+    confirmation: Confirmation,
+    tokens: float,
+    chain: Chain | None,
+    *,
+    at: float,
+    cached: float = 0.0,
+    most: int = 100_000,
+) -> SentPrompt:
+    return confirmation.sent(tokens, cached, chain, at, most_checkpoints=most)
+
+
 def begun() -> Confirmation:
     confirmation = Confirmation()
     assert list(confirmation.observe(page(0.0, 0.0))) == []
@@ -43,8 +55,8 @@ def begun() -> Confirmation:
 
 def test_a_prompt_is_accepted_when_its_tokens_are_looked_up() -> None:
     confirmation = begun()
-    confirmation.sent(1000, 0, chain(1), 1.0)
-    confirmation.sent(2000, 0, chain(2), 1.0)
+    send(confirmation, 1000, chain(1), at=1.0)
+    send(confirmation, 2000, chain(2), at=1.0)
     assert list(confirmation.observe(page(2.0, 500))) == []
     assert list(confirmation.observe(page(3.0, 1000))) == [Verdict(chain(1), True)]
     assert list(confirmation.observe(page(4.0, 3000))) == [Verdict(chain(2), True)]
@@ -52,21 +64,21 @@ def test_a_prompt_is_accepted_when_its_tokens_are_looked_up() -> None:
 
 def test_an_idle_engine_that_has_not_looked_a_prompt_up_has_rejected_it() -> None:
     confirmation = begun()
-    confirmation.sent(1000, 0, chain(1), 1.0)
+    send(confirmation, 1000, chain(1), at=1.0)
     assert list(confirmation.observe(page(1.0 + SETTLING - 0.1, 0, running=0))) == []
     assert list(confirmation.observe(page(1.0 + SETTLING, 0, running=0))) == [Verdict(chain(1), False)]
 
 
 def test_a_busy_engine_decides_nothing_until_it_has_looked_the_prompt_up() -> None:
     confirmation = begun()
-    confirmation.sent(1000, 0, chain(1), 1.0)
+    send(confirmation, 1000, chain(1), at=1.0)
     assert list(confirmation.observe(page(50.0, 0, running=3))) == []
 
 
 def test_lookups_before_a_prompt_was_sent_do_not_confirm_it() -> None:
     confirmation = begun()
     assert list(confirmation.observe(page(1.0, 1_000_000))) == []
-    confirmation.sent(1000, 0, chain(1), 2.0)
+    send(confirmation, 1000, chain(1), at=2.0)
     assert list(confirmation.observe(page(3.0, 1_000_100))) == []
 
 
@@ -77,14 +89,40 @@ def test_without_a_counter_nothing_can_be_confirmed() -> None:
     assert not confirmation.counts
 
 
-def test_prompts_that_nothing_decides_count_as_accepted() -> None:
+def test_the_oldest_of_many_prompts_stay_undecided() -> None:
     confirmation = begun()
-    confirmation.sent(1000, 0, chain(1), 1.0)
-    assert list(confirmation.overdue(LONGEST_WAIT + 0.9)) == []
-    assert list(confirmation.overdue(LONGEST_WAIT + 1.0)) == [Verdict(chain(1), True)]
     for number in range(MOST_OPEN + 3):
-        confirmation.sent(1000, 0, chain(number), 100.0)
-    assert [verdict.chain for verdict in confirmation.overdue(100.0)] == [chain(0), chain(1), chain(2)]
+        send(confirmation, 1000, chain(number), at=100.0)
+    decided = list(confirmation.observe(page(200.0, 0, running=0)))
+    assert decided == [Verdict(chain(number), False) for number in range(3, MOST_OPEN + 3)]
+
+
+def test_the_chains_that_wait_are_bounded_together() -> None:
+    confirmation = begun()
+    for number in range(10):
+        send(confirmation, 1000, Chain(range(number, number + 30), range(30), 30_000), at=100.0, most=100)
+    assert len(list(confirmation.observe(page(200.0, 0, running=0)))) == 3
+
+
+def test_a_prompt_that_was_not_served_takes_no_lookups_of_others() -> None:
+    confirmation = begun()
+    failed = send(confirmation, 100_000, chain(1), at=1.0, cached=100_000)
+    send(confirmation, 1000, chain(2), at=1.1)
+    confirmation.withdraw(failed)
+    confirmation.withdraw(failed)
+    assert list(confirmation.observe(page(2.0, 1000))) == [Verdict(chain(2), True)]
+
+
+def test_accepted_prompts_prove_more_than_their_own_tokens_and_rejected_ones_nothing() -> None:
+    confirmation = begun()
+    send(confirmation, 1000, chain(1), at=1.0)
+    list(confirmation.observe(page(3.0, 0, running=0)))
+    assert confirmation.unproven == 1000
+    send(confirmation, 2000, chain(2), at=4.0)
+    list(confirmation.observe(page(5.0, 2000)))
+    assert confirmation.unproven == 500
+    list(confirmation.observe(page(6.0, 2400)))
+    assert confirmation.unproven == 100
 
 
 @given(
@@ -94,10 +132,10 @@ def test_no_more_tokens_are_accepted_than_were_looked_up(steps: list[tuple[float
     confirmation = begun()
     lookups = accepted = 0.0
     tokens_of: dict[int, float] = {}
-    for number, (tokens, looked_up, send, running) in enumerate(steps):
-        if send:
+    for number, (tokens, looked_up, sending, running) in enumerate(steps):
+        if sending:
             tokens_of[number] = tokens
-            confirmation.sent(tokens, 0, chain(number), float(number))
+            send(confirmation, tokens, chain(number), at=float(number))
         lookups += looked_up
         for verdict in confirmation.observe(page(number + 0.5, lookups, running=running)):
             if verdict.accepted:
@@ -111,7 +149,7 @@ def windows(confirmation: Confirmation, count: int, *, expected: float, measured
     lookups = hits = 0.0
     list(confirmation.observe(page(0.0, 0.0)))
     for turn in range(count * WINDOW_PROMPTS):
-        confirmation.sent(tokens, expected * tokens, None, float(turn))
+        send(confirmation, tokens, None, at=float(turn), cached=expected * tokens)
         lookups, hits = lookups + tokens, hits + measured * tokens
         list(confirmation.observe(page(turn + 0.5, lookups, hits)))
 

@@ -589,33 +589,96 @@ def conversation(number: int, size: int = 60_000) -> InferenceRequest:
     return prompt(f"{number} " + "All work and no play makes Jack a dull boy. " * (size // 44))
 
 
+class Rejecting:
+    """One engine of 100,000 tokens that has six conversations in its cache. It rejects what is sent to it from then on."""
+
+    def __init__(self) -> None:
+        self.fixture = Fixture(1)
+        self.lookups = 0.0
+        self.scrape(0.0)
+        self.warm = [conversation(number) for number in range(6)]
+        for turn, request in enumerate(self.warm):
+            self.lookups += self.send(request, 1.0 + turn).prompt_tokens
+            self.scrape(1.5 + turn, running=1)
+        self.scrape(9.0)
+
+    def send(self, request: InferenceRequest, now: float) -> Decision:
+        decision = self.fixture.router.pick(request, now)
+        assert isinstance(decision, Decision)
+        return decision
+
+    def scrape(self, now: float, running: int = 0) -> None:
+        counters = {"prefix_queries_total": self.lookups, "prefix_hits_total": 0}
+        self.fixture.scrape(now, capacity_tokens=100_000, running=running, **counters)
+
+    def are_warm(self, now: float) -> bool:
+        return all(self.send(request, now).reason == "warm" for request in self.warm)
+
+
 def test_prompts_that_the_engines_reject_leave_warm_conversations_warm() -> None:
     """24 prompts of 400 KB are answered with 400 by the engine: its counters do not move."""
-    fixture = Fixture(1)
-    lookups = 0.0
-
-    def scrape(now: float, running: int = 0) -> None:
-        fixture.scrape(now, capacity_tokens=100_000, prefix_queries_total=lookups, prefix_hits_total=0, running=running)
-
-    scrape(0.0)
-    warm = [conversation(number) for number in range(6)]
-    for turn, request in enumerate(warm):
-        decision = fixture.router.pick(request, 1.0 + turn)
-        assert isinstance(decision, Decision)
-        lookups += decision.prompt_tokens
-        scrape(1.5 + turn, running=1)
-    scrape(9.0)
+    engine = Rejecting()
     for number in range(24):
-        fixture.router.pick(conversation(100 + number, 400_000), 10.0 + number)
-        scrape(10.9 + number)
-    scrape(40.0)
-    for request in warm:
-        decision = fixture.router.pick(request, 41.0)
-        assert isinstance(decision, Decision)
-        assert decision.reason == "warm"
-    rejected = fixture.router.pick(conversation(100, 400_000), 42.0)
-    assert isinstance(rejected, Decision)
-    assert rejected.reason == "cold"
+        engine.send(conversation(100 + number, 400_000), 10.0 + number)
+        engine.scrape(10.9 + number)
+    engine.scrape(40.0)
+    assert engine.are_warm(41.0)
+    assert engine.send(conversation(100, 400_000), 42.0).reason == "cold"
+
+
+def test_nor_do_many_rejected_prompts_at_once() -> None:
+    engine = Rejecting()
+    for number in range(300):
+        engine.send(conversation(100 + number, 40_000), 10.0 + number / 100)
+    engine.scrape(40.0)
+    assert engine.are_warm(41.0)
+
+
+def test_nor_do_rejected_prompts_that_come_twice() -> None:
+    engine = Rejecting()
+    for number in range(48):
+        engine.send(conversation(100 + number // 2, 60_000), 10.0 + number / 2)
+        engine.scrape(10.3 + number / 2)
+    engine.scrape(40.0)
+    assert engine.are_warm(41.0)
+
+
+def test_nor_do_many_short_rejected_prompts() -> None:
+    engine = Rejecting()
+    for number in range(200):
+        engine.send(conversation(100 + number, 15_000), 10.0 + number / 10)
+        engine.scrape(10.05 + number / 10)
+    engine.scrape(40.0)
+    assert engine.are_warm(41.0)
+
+
+def test_nor_do_rejected_prompts_while_the_engine_is_busy_for_minutes() -> None:
+    engine = Rejecting()
+    for number in range(24):
+        engine.send(conversation(100 + number, 60_000), 10.0 + number)
+    for at in range(40, 240, 20):
+        engine.send(conversation(1000 + at, 1000), float(at))
+        engine.scrape(at + 0.5, running=1)
+    assert engine.are_warm(250.0)
+
+
+def test_a_response_after_its_endpoint_has_left_changes_nothing() -> None:
+    fixture = Fixture(2)
+    decision = fixture.router.pick(conversation(1), 0.0)
+    assert isinstance(decision, Decision)
+    fixture.pool.replace([], 1.0)
+    fixture.pool.expire(1000.0)
+    fixture.router.responded(decision, 500, 1001.0)
+
+
+def test_a_failed_request_leaves_longer_ones_of_its_conversation_routable() -> None:
+    fixture = Fixture(1)
+    short, longer = prompt(LONG), prompt(LONG, "and then?")
+    decision = fixture.router.pick(short, 0.0)
+    assert isinstance(decision, Decision)
+    fixture.pick(longer, 1.0)
+    fixture.router.responded(decision, 500, 2.0)
+    assert fixture.pick(longer, 3.0) == "0"
 
 
 def test_a_prompt_longer_than_the_engine_takes_is_not_expected_in_its_cache() -> None:

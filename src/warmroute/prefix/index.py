@@ -22,7 +22,8 @@ from collections.abc import Iterator, Sequence
 from warmroute.prefix.chain import MAX_STEP, Chain
 
 UNCONFIRMED_SHARE = 0.25
-"""Unconfirmed bytes of a holder as a share of its capacity, at most; beyond it the oldest are dropped."""
+"""Unconfirmed bytes of a holder as a share of its capacity, and checkpoints as a share of those that it may have, at most;
+beyond it the oldest are dropped."""
 
 # Distances between checkpoints as shared objects: one int object each would cost as much as the checkpoint itself.
 _DISTANCES = tuple(range(MAX_STEP + 1))
@@ -74,6 +75,15 @@ class PrefixIndex:
     def resize(self, holder: int, capacity: int) -> None:
         """The engine's cache holds ``capacity`` bytes of prompt. A smaller one takes effect at the next insertion."""
         self._open[holder].capacity = capacity
+
+    def capacity(self, holder: int) -> int:
+        """Bytes of prompt that the holder's engine holds."""
+        return self._open[holder].capacity
+
+    @property
+    def most_unconfirmed(self) -> int:
+        """Unconfirmed checkpoints of one holder, at most."""
+        return int(UNCONFIRMED_SHARE * self._limit / len(self._open))
 
     def match(self, chain: Chain, candidates: int) -> list[tuple[int, int]]:
         """How far each candidate holds the chain.
@@ -149,14 +159,17 @@ class PrefixIndex:
             self._evict(holding, most)
         return known
 
-    def known(self, holder: int, chain: Chain) -> int:
-        """How many of the chain's checkpoints the holder has."""
+    def known(self, holder: int, chain: Chain) -> tuple[int, int]:
+        """How many of the chain's checkpoints the holder has confirmed, and has at all."""
         holding = self._open[holder]
-        checkpoints, unconfirmed = holding.checkpoints, holding.unconfirmed
-        depth = len(chain.hashes)
-        while depth and chain.hashes[depth - 1] not in checkpoints and chain.hashes[depth - 1] not in unconfirmed:
-            depth -= 1
-        return depth
+        checkpoints, unconfirmed, hashes = holding.checkpoints, holding.unconfirmed, chain.hashes
+        confirmed = len(hashes)
+        held = 0
+        while confirmed and (key := hashes[confirmed - 1]) not in checkpoints:
+            if not held and key in unconfirmed:
+                held = confirmed
+            confirmed -= 1
+        return confirmed, max(confirmed, held)
 
     def insert_unconfirmed(self, holder: int, chain: Chain) -> None:
         """The holder's engine may accept the chain: match its new tail from now on, but evict nothing for it."""
@@ -174,8 +187,8 @@ class PrefixIndex:
             holding.unconfirmed_bytes += distance
             self._masks[key] = self._masks.get(key, 0) | holding.bit
         self._touch(holding, chain, depth)
-        most = self._limit // len(self._open)
-        while holding.unconfirmed_bytes > UNCONFIRMED_SHARE * holding.capacity or len(unconfirmed) > most // 4:
+        most = self.most_unconfirmed
+        while holding.unconfirmed_bytes > UNCONFIRMED_SHARE * holding.capacity or len(unconfirmed) > most:
             key, distance = unconfirmed.popitem(last=False)
             holding.unconfirmed_bytes -= distance
             self._clear(key, holding.bit)

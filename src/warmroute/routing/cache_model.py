@@ -10,7 +10,7 @@ from warmroute.prefix.chain import Chain
 from warmroute.prefix.index import PrefixIndex, holders_of
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Members
-from warmroute.routing.confirmation import Verdict
+from warmroute.routing.confirmation import UNPROVEN_SHARE, Verdict
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
 
@@ -84,8 +84,8 @@ class CacheModel:
     def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
         """The decision's prompt is on its way to the engine. ``exact``: its length is known, not estimated.
 
-        A long new tail is unconfirmed until the engine has looked it up. A prompt that the engine will reject for its length
-        is not expected in its cache.
+        A long new tail is unconfirmed until the engine has looked it up; a short one, too, while many tokens are unproven. A
+        prompt that the engine will reject for its length is not expected in its cache.
         """
         load, chain = decision.load, decision.chain
         state = load.endpoint.state
@@ -97,18 +97,25 @@ class CacheModel:
             decision.held = self._insert(load, chain)
             return
         unconfirmed = None
-        if chain.prompt_bytes < LONG_TAIL:
+        unproven_bytes = confirmation.unproven * chain.prompt_bytes / decision.prompt_tokens
+        proven = unproven_bytes <= UNPROVEN_SHARE * self._index.capacity(load.holder)
+        if proven and chain.prompt_bytes < LONG_TAIL:
             decision.held = self._insert(load, chain)
         else:
-            decision.held = depth = self._index.known(load.holder, chain)
-            if chain.ends[-1] - (chain.ends[depth - 1] if depth else 0) < LONG_TAIL:
+            confirmed, decision.held = self._index.known(load.holder, chain)
+            tail = chain.ends[-1] - (chain.ends[confirmed - 1] if confirmed else 0)
+            if not tail or (proven and tail < LONG_TAIL):
                 self._insert(load, chain)
             else:
                 self._index.insert_unconfirmed(load.holder, chain)
                 unconfirmed = chain
-        confirmation.sent(decision.prompt_tokens, decision.cached_tokens / confirmation.factor, unconfirmed, now)
-        if confirmation.is_overdue(now):
-            self._settle(load, confirmation.overdue(now))
+        decision.sent = confirmation.sent(
+            decision.prompt_tokens,
+            decision.cached_tokens / confirmation.factor,
+            unconfirmed,
+            now,
+            most_checkpoints=self._index.most_unconfirmed,
+        )
 
     # ---------------------------------------------------------------- evidence
 
@@ -125,6 +132,8 @@ class CacheModel:
     def responded(self, decision: Decision, status: int) -> None:
         """The engine's response to the decision's request: one that failed has computed nothing."""
         if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
+            if decision.sent is not None:
+                decision.load.confirmation.withdraw(decision.sent)
             self._index.remove(decision.load.holder, decision.chain, decision.held)
 
     def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:

@@ -17,10 +17,13 @@ from typing import NamedTuple
 from warmroute.pool.endpoint import EngineState
 from warmroute.prefix.chain import Chain
 
-MOST_OPEN = 256
-"""Prompts of one endpoint that wait for the counter; older ones count as accepted."""
-LONGEST_WAIT = 60.0
-"""Seconds after which a prompt counts as accepted if no scrape has decided it."""
+MOST_OPEN = 4096
+"""Prompts of one endpoint that wait for the counter. Older ones stay undecided: were they accepted, a client could have
+rejected prompts accepted by sending many."""
+UNPROVEN_SHARE = 0.1
+"""Share of an engine's cache up to which prompts are expected in it before the engine has looked them up."""
+FORGIVENESS = 1.25
+"""Unproven tokens that one accepted token takes off: a few rejected prompts are forgotten, a flood of them is not."""
 SETTLING = 1.0
 """Seconds from sending a prompt until the page of an idle engine must show it: the way there and the tokenizer."""
 NEARLY = 0.75
@@ -42,7 +45,9 @@ LEAST_FACTOR = 0.05
 """Lower bound of that factor, so that the expectation before scaling stays known."""
 
 
-class _Prompt(NamedTuple):
+class SentPrompt(NamedTuple):
+    """A prompt that was sent to the engine."""
+
     at: float
     tokens: float
     cached_tokens: float
@@ -75,10 +80,12 @@ class Confirmation:
         "_lookups",
         "_measured",
         "_open",
+        "_open_checkpoints",
         "_settled",
         "_settled_tokens",
         "last_window",
         "trust",
+        "unproven",
     )
 
     def __init__(self) -> None:
@@ -90,7 +97,10 @@ class Confirmation:
 
     def reset(self) -> None:
         """The engine is a new process. Trust stays: it says how well this engine's cache is predicted."""
-        self._open: deque[_Prompt] = deque()
+        self._open: deque[SentPrompt] = deque()
+        self._open_checkpoints = 0
+        self.unproven = 0.0
+        """Tokens of the prompts sent, less those that the engine has looked up. Rejected prompts stay in it for a while."""
         self._lookups: float | None = None
         self._hits = 0.0
         self._credit = 0.0
@@ -107,20 +117,34 @@ class Confirmation:
         """What expected cached tokens are multiplied by."""
         return max(LEAST_FACTOR, self.trust) if self.trust < DISTRUST_BELOW else 1.0
 
-    def sent(self, tokens: float, cached_tokens: float, chain: Chain | None, now: float) -> None:
-        """A prompt was sent. ``chain`` is what is to be confirmed, if anything."""
-        self._open.append(_Prompt(now, tokens, cached_tokens, chain))
+    def sent(
+        self, tokens: float, cached_tokens: float, chain: Chain | None, now: float, *, most_checkpoints: int
+    ) -> SentPrompt:
+        """A prompt was sent. ``chain`` is what is to be confirmed, if anything.
 
-    def is_overdue(self, now: float) -> bool:
-        """Whether :meth:`overdue` has something to give."""
-        return len(self._open) > MOST_OPEN or (bool(self._open) and self._open[0].at <= now - LONGEST_WAIT)
+        Of the prompts that wait, the oldest stay undecided beyond MOST_OPEN and ``most_checkpoints`` of their chains.
+        """
+        prompt = SentPrompt(now, tokens, cached_tokens, chain)
+        self.unproven += tokens
+        self._open.append(prompt)
+        if chain is not None:
+            self._open_checkpoints += len(chain.hashes)
+        while len(self._open) > MOST_OPEN or self._open_checkpoints > most_checkpoints:
+            self._next()
+        return prompt
 
-    def overdue(self, now: float) -> Iterator[Verdict]:
-        """Prompts that count as accepted since nothing has decided them."""
-        while self.is_overdue(now):
-            prompt = self._open.popleft()
+    def withdraw(self, prompt: SentPrompt) -> None:
+        """The engine did not serve the prompt: no lookups are to be expected."""
+        if prompt in self._open:
+            self._open.remove(prompt)
             if prompt.chain is not None:
-                yield Verdict(prompt.chain, accepted=True)
+                self._open_checkpoints -= len(prompt.chain.hashes)
+
+    def _next(self) -> SentPrompt:
+        prompt = self._open.popleft()
+        if prompt.chain is not None:
+            self._open_checkpoints -= len(prompt.chain.hashes)
+        return prompt
 
     def observe(self, state: EngineState) -> Iterator[Verdict]:
         """A scrape: the prompts that it decides."""
@@ -135,14 +159,16 @@ class Confirmation:
         if state.running + state.waiting == 0:
             yield from self._reject(state.observed_at - SETTLING)
         if not self._open:
+            self.unproven = max(0.0, self.unproven - self._credit)
             self._credit = 0.0
         self._compare()
 
     def _accept(self) -> Iterator[Verdict]:
         waiting = self._open
         while waiting and self._credit >= NEARLY * waiting[0].tokens:
-            prompt = waiting.popleft()
+            prompt = self._next()
             self._credit = max(0.0, self._credit - prompt.tokens)
+            self.unproven = max(0.0, self.unproven - FORGIVENESS * prompt.tokens)
             self._settled += 1
             self._settled_tokens += prompt.tokens
             self._expected += prompt.cached_tokens
@@ -152,7 +178,7 @@ class Confirmation:
     def _reject(self, sent_by: float) -> Iterator[Verdict]:
         waiting = self._open
         while waiting and waiting[0].at <= sent_by:
-            prompt = waiting.popleft()
+            prompt = self._next()
             if prompt.chain is not None:
                 yield Verdict(prompt.chain, accepted=False)
 

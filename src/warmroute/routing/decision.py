@@ -10,6 +10,7 @@ from typing import Any
 from warmroute.pool.endpoint import Endpoint
 from warmroute.prefix.chain import Chain
 from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.confirmation import SentPrompt
 from warmroute.routing.cost import CostConstants, EndpointFactors, RequestFactors, cost_terms
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.strategies import PickContext
@@ -44,6 +45,8 @@ class Decision:
     """The LoRA adapter that the request asks for; empty if none."""
     held: int = 0
     """Checkpoints of the chain that the endpoint had before."""
+    sent: SentPrompt | None = None
+    """The prompt as it waits for the engine's counters."""
 
     @property
     def endpoint(self) -> Endpoint:

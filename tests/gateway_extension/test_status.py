@@ -24,6 +24,7 @@ from warmroute.gateway_extension.server import SERVICE, GatewayExtension, Server
 from warmroute.gateway_extension.status import StatusWriter, with_status
 from warmroute.kubernetes.api import Cluster
 
+LISTEN = ServerOptions("127.0.0.1", 0, 0, 0)
 GATEWAY, OTHER = Gateway("default", "gw"), Gateway("elsewhere", "gw")
 NOW, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 SERVICE_OBJECT = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "inference-gateway-ext-proc"}}
@@ -176,27 +177,52 @@ async def test_a_pool_that_fails_or_is_gone_keeps_no_other_from_its_status(tmp_p
         await eventually(lambda: resolved(server, item) == "True")
 
 
-@pytest.mark.integration
-async def test_the_extension_writes_the_status_of_what_envoy_gateway_translates(tmp_path: Path) -> None:
-    item, pool = read(eg.pool_v1alpha2)
+def routes_of(pool: PickedPool) -> pb.RouteConfiguration:
+    """A listener's routes, one of which has the pool as its backend."""
     route = pb.Route.FromString(eg.encoded(eg.route(eg.POOL_ROUTE, eg.POOL_CLUSTER)))
     hooks.modify_route(route, [pool], Options())
     routes = pb.RouteConfiguration.FromString(eg.encoded(eg.routes("default/gw/llm")))
     routes.virtual_hosts[0].routes.append(route)
+    return routes
+
+
+@pytest.mark.integration
+async def test_the_extension_writes_the_status_of_what_envoy_gateway_translates(tmp_path: Path) -> None:
+    item, pool = read(eg.pool_v1alpha2)
     async with api_server(item, SERVICE_OBJECT) as server:
         cluster = Cluster()
         cluster.find({"KUBECONFIG": str(server.write_kubeconfig(tmp_path / "kubeconfig"))})
-        extension = GatewayExtension(ServerOptions("127.0.0.1", 0, 0, 0), Options(), StatusWriter(cluster))
-        await extension.start()
+        await translated_by(GatewayExtension(LISTEN, Options(), status := StatusWriter(cluster)), routes_of(pool))
+        status.start()
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{extension.port}") as channel:
-                method = channel.unary_unary(
-                    f"/{SERVICE}/PostTranslateModify",
-                    pb.PostTranslateModifyRequest.SerializeToString,
-                    pb.PostTranslateModifyResponse.FromString,
-                )
-                await method(pb.PostTranslateModifyRequest(routes=[routes]), timeout=60)
             await eventually(lambda: resolved(server, item) == "True")
         finally:
-            await extension.stop()
+            await status.stop()
             await cluster.close()
+
+
+@pytest.mark.integration
+async def test_a_fault_of_the_status_does_not_touch_the_translation() -> None:
+    _, pool = read(eg.pool_v1alpha2)
+    routes = routes_of(pool)
+    routes.virtual_hosts[0].metadata.filter_metadata[hooks.ENVOY_GATEWAY_METADATA]["resources"] = ["not an object"]
+    answer = await translated_by(GatewayExtension(LISTEN, Options(), StatusWriter(Cluster())), routes)
+    assert [cluster.name for cluster in answer.clusters] == [pool.picker_cluster]
+
+
+async def translated_by(extension: GatewayExtension, *routes: pb.RouteConfiguration) -> pb.PostTranslateModifyResponse:
+    """What the extension makes of these routes."""
+    await extension.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{extension.port}") as channel:
+            method = channel.unary_unary(
+                f"/{SERVICE}/PostTranslateModify",
+                pb.PostTranslateModifyRequest.SerializeToString,
+                pb.PostTranslateModifyResponse.FromString,
+            )
+            answer: pb.PostTranslateModifyResponse = await method(
+                pb.PostTranslateModifyRequest(routes=routes), timeout=60
+            )
+            return answer
+    finally:
+        await extension.stop()

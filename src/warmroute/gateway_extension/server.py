@@ -212,15 +212,23 @@ class GatewayExtension:
         changed.CopyFrom(request)
         try:
             response = hooks.modify_translation(changed, self._options)
-            if self._status is not None:
-                self._status.translated(hooks.pools_by_gateway(response.routes))
-            return response, "ok"
         except Exception:
             logger.exception("hook failed", extra={"fields": {"hook": "PostTranslateModify"}})
             unchanged = pb.PostTranslateModifyResponse(
                 clusters=request.clusters, secrets=request.secrets, listeners=request.listeners, routes=request.routes
             )
             return unchanged, "failed"
+        self._note_served_pools(response)
+        return response, "ok"
+
+    def _note_served_pools(self, response: pb.PostTranslateModifyResponse) -> None:
+        """Tell the status writer what is served. Its faults do not touch the answer."""
+        if self._status is None:
+            return
+        try:
+            self._status.translated(hooks.pools_by_gateway(response.routes))
+        except Exception:
+            logger.exception("status not noted")
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, flag: str, credentials: grpc.ServerCredentials | None) -> int:

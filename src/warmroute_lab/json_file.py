@@ -1,4 +1,4 @@
-"""Figures as JSON for programs, and back."""
+"""JSON files of figures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from warmroute.errors import ConfigurationError
 
 
 def require_place(path: Path | None) -> None:
-    """Raise ConfigurationError if there is no directory for the file: better before long work than after it."""
+    """Raise ConfigurationError if the file's directory does not exist. Called before long measurements."""
     if path is not None and not path.parent.is_dir():
-        raise ConfigurationError(f"there is no directory for {path}")
+        raise ConfigurationError(f"the directory of {path} does not exist")
 
 
 def write(path: Path, figures: Any) -> None:
-    """Write ``figures`` (what JSON knows) to ``path``. Raises ConfigurationError."""
+    """Write ``figures``, which must be serialisable, to ``path``. Raises ConfigurationError."""
     try:
         path.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except OSError as error:
@@ -25,7 +25,7 @@ def write(path: Path, figures: Any) -> None:
 
 
 def read(path: Path) -> Any:
-    """What a file holds. Raises ConfigurationError."""
+    """The content of a JSON file. Raises ConfigurationError."""
     try:
         return orjson.loads(path.read_bytes())
     except OSError as error:

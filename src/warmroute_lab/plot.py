@@ -1,7 +1,7 @@
-"""How the benchmarks' pictures look, and how they are written: one style, so that they can stand beside one another.
+"""Style and output of the benchmarks' pictures.
 
-The colours are those of Okabe and Ito, which people with any kind of colour blindness can tell apart. matplotlib is imported
-when a picture is drawn: it is an extra, and takes long.
+The colours are those of Okabe and Ito, which are distinguishable with any kind of colour blindness
+(https://jfly.uni-koeln.de/color/). matplotlib is optional and slow to import, so it is imported when a picture is drawn.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from warmroute_lab.json_file import require_place
 
 BLACK, SKY = "#000000", "#56B4E9"
 COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", SKY)
-"""The rest of the palette but for its yellow, which is too light for a line on white."""
+"""The rest of the palette without its yellow, which is too light for a line on white."""
 GREYS = ("#6e6e6e", "#7c7c7c", "#8a8a8a", "#989898")
 
 WIDTH = 8.4
-"""Inches. A document shows a picture about 850 pixels wide, so that 9 points look like its own text."""
+"""Inches. Documents show pictures about 850 pixels wide, so 9 points have the size of the text."""
 DPI = 170
 COLOUR_SCALE = "cividis"
-"""For what is not a line: from dark blue to yellow, evenly for every kind of colour vision."""
+"""Perceptually uniform colour map for areas, also with colour blindness."""
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -50,32 +50,32 @@ _STYLE: dict[Any, Any] = {
 
 _NORMAL = NormalDist()
 _DEVIATIONS = tuple(z / 100 for z in range(-250, 251))
-"""Where a distribution is drawn: standard deviations from the median, the 0.6th to the 99.4th hundredth."""
+"""Points of a drawn distribution in standard deviations from the median: percentiles 0.6 to 99.4."""
 _SHARES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _STEPS = ((0.9, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)), (1.7, (1.0, 2.0, 5.0)), (3.3, (1.0, 3.0)))
-"""Where a decade has labels, by the most decades that an axis with so many may have."""
+"""Labelled multiples of each power of ten, by the largest number of decades of the axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How one distribution is drawn; ``dashes`` in matplotlib's notation, ``width`` in points."""
+    """The line of one distribution; ``dashes`` in matplotlib's notation, ``width`` in points."""
 
     colour: str
     dashes: Any = "solid"
     width: float = 1.3
     above: int = 2
-    """Of two lines the one with the higher number covers the other."""
+    """Drawing order: higher numbers cover lower ones."""
 
 
 def require(path: Path | None) -> None:
-    """Raise ConfigurationError if a picture is wanted and cannot be drawn: better before long work than after it."""
+    """Raise ConfigurationError if a picture is requested and cannot be drawn. Called before long measurements."""
     require_place(path)
     if path is not None and find_spec("matplotlib") is None:
         raise ConfigurationError("--picture needs matplotlib: pip install matplotlib")
 
 
 def style() -> AbstractContextManager[None]:
-    """The style, for as long as something is drawn. It needs matplotlib, see :func:`require`."""
+    """A context with the style. Needs matplotlib, see :func:`require`."""
     import matplotlib
 
     context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
@@ -93,7 +93,7 @@ def new(rows: int, *, row_height: float, extra_height: float) -> tuple[Any, Any]
 
 
 def distribution(axes: Any, seconds: Sequence[float], line: Line, label: str) -> None:
-    """Draw which share of the requests took at most how long: a log-normal distribution is a straight line."""
+    """Draw the cumulative distribution on a normal-probability scale, where a log-normal distribution is a straight line."""
     ordered = sorted(seconds)
     count = len(ordered)
     axes.plot(
@@ -108,7 +108,7 @@ def distribution(axes: Any, seconds: Sequence[float], line: Line, label: str) ->
 
 
 def finish_distribution(axes: Any) -> None:
-    """Scales and grid, once all lines are drawn."""
+    """Set scales and grid after all lines are drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -125,12 +125,12 @@ def finish_distribution(axes: Any) -> None:
 
 
 def legend(figure: Any, lines: Sequence[Any], *, columns: int) -> None:
-    """Name the lines below all axes, where no data is."""
+    """Draw the legend below all axes."""
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, handlelength=2.8, columnspacing=1.6)
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the figure as a PNG of few colours, which is less than half as large. Raises ConfigurationError."""
+    """Write the figure as a PNG with a palette of 256 colours, which halves its size. Raises ConfigurationError."""
     from PIL import Image
 
     buffer = BytesIO()
@@ -145,10 +145,10 @@ def save(figure: Any, path: Path) -> None:
 
 
 def _palette() -> list[int]:
-    """Red, green and blue of 256 colours: greys, the lines', fading into white as their edges do, and the colour scale's.
+    """Red, green and blue of 256 colours: greys, shades of the lines' colours up to white, and the colour scale.
 
-    A palette made for the picture would give the few pixels of a thin line the colour of something larger. Greys closer to
-    one another would be confused: white would no longer be white.
+    A palette computed from the picture would replace the colour of thin lines. More greys would be so close to each other
+    that white becomes grey.
     """
     import matplotlib
     from matplotlib.colors import to_rgb

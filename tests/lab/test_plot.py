@@ -71,7 +71,7 @@ def test_that_a_picture_cannot_be_drawn_is_said_before_the_work(
     replay = ["bench", "replay", "bursts", "--picture"]
     said = CliRunner().invoke(app, [*replay, str(tmp_path / "missing" / "picture.png")]).exception
     assert isinstance(said, ConfigurationError)
-    assert "there is no directory for" in str(said)
+    assert "does not exist" in str(said)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     plot.require(None)
     said = CliRunner().invoke(app, [*replay, str(tmp_path / "picture.png")]).exception

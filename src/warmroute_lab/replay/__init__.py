@@ -1,1 +1,1 @@
-"""Traces and scenarios replayed through routing policies and simulated engines, in virtual time."""
+"""Replays of traces and scenarios through routing policies and simulated engines, in virtual time."""

@@ -1,4 +1,4 @@
-"""What baselines believe the engines to hold, each by the rules of the project that it stands for."""
+"""Prefix indexes of the baselines, each with the rules of its project."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from warmroute_lab.replay.trace import TracedRequest
 from warmroute_lab.simulator.blocks import Segment
 
 
-class ExactHoldings:
-    """The longest prefix on each pod, least recently used first out, with the capacity that the engine tells.
+class ExactIndex:
+    """The longest cached prefix of each pod, with LRU eviction and the capacity that the engine reports.
 
-    That is as good as an index gets without the engines' own events, and better than the projects' own.
+    It is as exact as an index can be without KV events, and more exact than the projects' own indexes.
     """
 
     def __init__(self) -> None:
@@ -23,21 +23,21 @@ class ExactHoldings:
         self._pods: dict[int, int] = {}
 
     def add(self, pod: int) -> None:
-        """A pod that holds nothing."""
+        """Add a pod with an empty cache."""
         slot = self._index.open(1 << 62)
         self._slots[pod], self._pods[slot] = slot, pod
 
     def drop(self, pod: int) -> None:
-        """The pod's engine lost its cache."""
+        """The pod's cache is empty again."""
         self._index.close(self._slots[pod])
         self.add(pod)
 
     def resize(self, pod: int, capacity: int) -> None:
-        """The pod's engine holds ``capacity`` bytes of prompt."""
+        """Set a pod's capacity in bytes of prompt."""
         self._index.resize(self._slots[pod], capacity)
 
     def match(self, request: TracedRequest, pods: Iterable[int]) -> dict[int, int]:
-        """Tokens of the prompt by pod, where there are any; never all of them, since one must be computed."""
+        """Cached tokens of the prompt by pod, if not 0. At least one token must be computed."""
         chain, tokens = request.chain, request.prompt_tokens
         candidates = sum(1 << self._slots[pod] for pod in pods)
         return {
@@ -47,15 +47,15 @@ class ExactHoldings:
         }
 
     def insert(self, pod: int, request: TracedRequest) -> None:
-        """The prompt goes to the pod."""
+        """The pod caches the prompt."""
         self._index.insert(self._slots[pod], request.chain)
 
 
-class HeadFirstHoldings:
-    """llm-d's approximate index: block to pods, and for each pod a least-recently-used list of a fixed number of blocks.
+class HeadFirstIndex:
+    """llm-d's approximate index: block to pods, and for each pod an LRU list with a fixed number of blocks.
 
-    A prompt's blocks enter head first, so the head of the chain that was used longest ago goes first and leaves the rest
-    of it unmatchable. Matching stops at the first block that nobody holds, but counts each pod's blocks with gaps.
+    A prompt's blocks are inserted head first, so eviction removes the head of the oldest chain, and the rest of it cannot be
+    matched any more. Matching stops at the first block without a holder, but counts each pod's blocks across gaps.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class HeadFirstHoldings:
         self._capacity: dict[int, int] = {}
 
     def match(self, blocks: Iterable[int]) -> dict[int, int]:
-        """Blocks by pod."""
+        """Matched blocks by pod."""
         matched: dict[int, int] = {}
         for block in blocks:
             pods = self._pods.get(block)
@@ -75,7 +75,7 @@ class HeadFirstHoldings:
         return matched
 
     def insert(self, pod: int, blocks: Iterable[int], capacity: int) -> None:
-        """The prompt goes to the pod. ``capacity`` in blocks counts at the pod's first insertion only."""
+        """The pod caches the prompt. ``capacity`` in blocks is read at the pod's first insertion only."""
         used = self._used.setdefault(pod, OrderedDict())
         most = self._capacity.setdefault(pod, capacity)
         for block in blocks:
@@ -91,19 +91,19 @@ class HeadFirstHoldings:
 
 
 class SharedTable:
-    """aibrix's table: one least-recently-used list of blocks for all pods together, with the pods that were sent each.
+    """aibrix's table: one LRU list of blocks for all pods, with the pods that each block was sent to.
 
-    It is kept by pieces that weigh as many blocks as they have, which is the same but for a piece's eviction at once.
+    It stores pieces, each counted with its number of blocks. Unlike the original, it evicts all blocks of a piece at once.
     """
 
     def __init__(self, *, blocks: int, block_bytes: int, seconds: float, bytes_per_token: int) -> None:
-        """``seconds``: a pod that was not sent the block for so long does not count."""
+        """``seconds``: a pod counts as holder of a block for that long after the block was sent to it."""
         self._room, self._seconds = blocks, seconds
         self._blocks_per_token = bytes_per_token / block_bytes
         self._pieces: OrderedDict[int, tuple[float, dict[int, float]]] = OrderedDict()
 
     def match(self, request: TracedRequest, pods: Collection[int], now: float) -> dict[int, float]:
-        """Share of the prompt by pod, where there is any. Looking up does not count as use."""
+        """Matched share of the prompt by pod, if not 0. Matching does not count as use."""
         matched: dict[int, float] = {}
         candidates = set(pods)
         for key, end in zip(request.chain.hashes, request.chain.ends, strict=True):
@@ -117,7 +117,7 @@ class SharedTable:
         return matched
 
     def insert(self, pod: int, request: TracedRequest, now: float) -> None:
-        """The prompt goes to the pod: its blocks are used head first, so the head is evicted before the tail."""
+        """The pod caches the prompt. Blocks are used head first, so the head is evicted before the tail."""
         for key, (_, tokens) in zip(request.chain.hashes, request.prompt, strict=True):
             entry = self._pieces.get(key)
             if entry is None:
@@ -132,7 +132,7 @@ class SharedTable:
 
 
 class _Node:
-    """A node of :class:`PromptTree`: what comes after it, and which pods were sent it when."""
+    """A node of :class:`PromptTree`: its children, and for each pod the time of the last use."""
 
     __slots__ = ("children", "last_pod", "pods", "tokens")
 
@@ -144,10 +144,10 @@ class _Node:
 
 
 class PromptTree:
-    """SGLang's radix tree of prompts, with the pods (tenants) that were sent each.
+    """SGLang's radix tree of prompts, with the pods (tenants) that each node was sent to.
 
-    A look-up names a single pod: the one that the deepest node has cached as its last, or else any that it has. Of a pod
-    with more tokens than allowed the least recently used leaves are evicted, every ``interval`` seconds.
+    A match returns one pod: the last pod of the deepest node, or another pod of it. Every ``interval`` seconds, the least
+    recently used leaves of pods with more than ``most_tokens`` are evicted.
     """
 
     def __init__(self, *, most_tokens: int, interval: float, rng: random.Random) -> None:
@@ -158,7 +158,7 @@ class PromptTree:
         self._evict_at = interval
 
     def match(self, prompt: Sequence[Segment]) -> tuple[int, int]:
-        """A pod that holds the longest prefix, and its tokens; pod -1 if nobody holds any."""
+        """A pod with the longest prefix, and the prefix's tokens; (-1, 0) without a match."""
         node, matched = self._root, 0
         for identity, tokens in prompt:
             child = node.children.get(identity)
@@ -176,7 +176,7 @@ class PromptTree:
         return node.last_pod, matched
 
     def insert(self, pod: int, prompt: Sequence[Segment], now: float) -> None:
-        """The prompt goes to the pod."""
+        """The pod caches the prompt."""
         self._clock += 1
         node = self._root
         for identity, tokens in prompt:
@@ -195,13 +195,13 @@ class PromptTree:
                     self._evict(each)
 
     def drop(self, pod: int) -> None:
-        """The pod is gone or unhealthy: so is all that it held."""
+        """Remove a pod that left or is unhealthy."""
         for _, node in self._nodes():
             node.pods.pop(pod, None)
         self._tokens.pop(pod, None)
 
     def _evict(self, pod: int) -> None:
-        """Least recently used first; of equally old nodes the deepest, since a node with children is no leaf."""
+        """Evict the pod's least recently used nodes; the deepest of equally old ones, since only leaves go."""
         held = sorted(
             ((node.pods[pod], -depth, node) for depth, node in self._nodes() if pod in node.pods),
             key=lambda entry: entry[:2],
@@ -213,7 +213,7 @@ class PromptTree:
             self._tokens[pod] -= node.tokens
 
     def _nodes(self) -> Iterator[tuple[int, _Node]]:
-        """Depth and node of all nodes."""
+        """All nodes with their depths."""
         stack = [(1, node) for node in self._root.children.values()]
         while stack:
             depth, node = stack.pop()

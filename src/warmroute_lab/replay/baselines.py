@@ -1,7 +1,7 @@
-"""Other projects' policies, re-implemented from their sources with their default constants, to compare with.
+"""Routing policies of other projects, re-implemented from their sources with their default constants, for comparison.
 
-They see what the project's own router sees. Where that is every request and response passing through it, their counts are
-exact and immediate, which is more than the server's router is told. None of them is part of the server.
+Each sees what the original sees. Where that is a proxy in the path of requests and responses, its counts are exact and
+immediate, which is more than Warmroute's router has. The product does not contain them.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from warmroute.pool.endpoint import EngineState
-from warmroute_lab.replay.baseline_indexes import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
+from warmroute_lab.replay.baseline_indexes import ExactIndex, HeadFirstIndex, PromptTree, SharedTable
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.trace import BYTES_PER_TOKEN, TracedRequest
 from warmroute_lab.simulator.blocks import hash_segments
 
 
 @dataclass(slots=True)
-class _UnderWay:
+class _InFlight:
     pod: int
     uncached: int
     waits: bool = True
 
 
 class Baseline(Policy):
-    """Keeps the books that proxies keep: requests on each pod, and the prefill tokens of those without a first token."""
+    """Counts what a proxy counts: in-flight requests of each pod, and the prefill tokens of those without a first token."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.pods: list[int] = []
-        """Those that answer, in order."""
+        """The available pods in order of their numbers."""
         self.requests: dict[int, int] = {}
-        """Requests on each pod."""
+        """In-flight requests of each pod."""
         self.pending: dict[int, int] = {}
-        """Prefill tokens on each pod, of requests without a first token."""
-        self._under_way: dict[int, _UnderWay] = {}
+        """Prefill tokens of each pod's requests without a first token."""
+        self._in_flight: dict[int, _InFlight] = {}
 
     @abstractmethod
     def decide(self, request: TracedRequest, now: float) -> int:
-        """One of :attr:`pods`, of which there is at least one."""
+        """One of :attr:`pods`, which is not empty."""
 
     def remember(self, request: TracedRequest, pod: int, now: float) -> int:
-        """Note that the prompt went to the pod. Returns the tokens that the pod must compute, as far as known."""
+        """The prompt goes to the pod; returns the tokens that the pod must compute, as far as the policy knows."""
         return request.prompt_tokens
 
     def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
@@ -54,16 +54,16 @@ class Baseline(Policy):
         uncached = self.remember(request, pod, now)
         self.requests[pod] += 1
         self.pending[pod] += uncached
-        self._under_way[number] = _UnderWay(pod, uncached)
+        self._in_flight[number] = _InFlight(pod, uncached)
         return pod
 
     def first_token(self, number: int, now: float) -> None:
-        entry = self._under_way[number]
+        entry = self._in_flight[number]
         self.pending[entry.pod] -= entry.uncached
         entry.waits = False
 
     def finished(self, number: int, now: float) -> None:
-        entry = self._under_way.pop(number)
+        entry = self._in_flight.pop(number)
         self.requests[entry.pod] -= 1
         if entry.waits:
             self.pending[entry.pod] -= entry.uncached
@@ -83,7 +83,7 @@ class Baseline(Policy):
         self.joined(pod, now)
 
     def least(self, value: Callable[[int], float], pods: Sequence[int] | None = None) -> int:
-        """The pod with the lowest value; any of equal ones."""
+        """A pod with the lowest value, at random among equal ones."""
         pods = pods or self.pods
         values = [value(pod) for pod in pods]
         lowest = min(values)
@@ -91,7 +91,7 @@ class Baseline(Policy):
 
 
 class RoundRobin(Baseline):
-    """Each pod in turn."""
+    """The pods in turn."""
 
     turn = 0
 
@@ -101,59 +101,59 @@ class RoundRobin(Baseline):
 
 
 class Random(Baseline):
-    """Any pod."""
+    """A random pod."""
 
     def decide(self, request: TracedRequest, now: float) -> int:
         return self.rng.choice(self.pods)
 
 
 class LeastRequest(Baseline):
-    """The pod with the fewest requests."""
+    """The pod with the fewest in-flight requests."""
 
     def decide(self, request: TracedRequest, now: float) -> int:
         return self.least(self.requests.__getitem__)
 
 
 class PowerOfTwo(Baseline):
-    """Of two pods at random the one with fewer requests: Envoy's least-request balancer."""
+    """Of two random pods, the one with fewer in-flight requests: Envoy's least-request balancer."""
 
     def decide(self, request: TracedRequest, now: float) -> int:
         return self.least(self.requests.__getitem__, self.rng.sample(self.pods, min(2, len(self.pods))))
 
 
 class _Exact(Baseline):
-    """Knows what each pod holds as well as an index can."""
+    """A baseline with an exact prefix index."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
-        self.holdings = ExactHoldings()
+        self.index = ExactIndex()
 
     def uncached(self, request: TracedRequest) -> dict[int, int]:
         """Tokens of the prompt that each pod would have to compute."""
-        matched = self.holdings.match(request, self.pods)
+        matched = self.index.match(request, self.pods)
         return {pod: request.prompt_tokens - matched.get(pod, 0) for pod in self.pods}
 
     def remember(self, request: TracedRequest, pod: int, now: float) -> int:
-        uncached = request.prompt_tokens - self.holdings.match(request, (pod,)).get(pod, 0)
-        self.holdings.insert(pod, request)
+        uncached = request.prompt_tokens - self.index.match(request, (pod,)).get(pod, 0)
+        self.index.insert(pod, request)
         return uncached
 
     def joined(self, pod: int, now: float) -> None:
         if pod not in self.requests:
-            self.holdings.add(pod)
+            self.index.add(pod)
         super().joined(pod, now)
 
     def restarted(self, pod: int, now: float) -> None:
-        self.holdings.drop(pod)
+        self.index.drop(pod)
         super().restarted(pod, now)
 
     def observed(self, pod: int, state: EngineState, now: float) -> None:
         if state.capacity_tokens:
-            self.holdings.resize(pod, state.capacity_tokens * BYTES_PER_TOKEN)
+            self.index.resize(pod, state.capacity_tokens * BYTES_PER_TOKEN)
 
 
 class LongestPrefix(_Exact):
-    """The pod that holds most of the prompt if that is more than half of it; else the one with the fewest requests."""
+    """The pod with the longest cached prefix if that is more than half of the prompt; otherwise the fewest requests."""
 
     THRESHOLD = 0.5
 
@@ -166,9 +166,9 @@ class LongestPrefix(_Exact):
 
 
 class Mooncake(_Exact):
-    """Mooncake's Conductor (FAST'25, algorithm 1) without its transfer between nodes: the least predicted TTFT.
+    """Mooncake's Conductor (FAST'25, algorithm 1) without transfers between nodes: the least predicted TTFT.
 
-    That is the prefill of all that waits on the pod and of what it must compute of this prompt, both in tokens.
+    TTFT is the pending prefill of the pod plus the uncached tokens of this prompt, both in tokens.
     """
 
     def decide(self, request: TracedRequest, now: float) -> int:
@@ -185,8 +185,10 @@ class LMetric(_Exact):
 
 
 class LMetricUncached(_Exact):
-    """LMetric's other form (SGLang's lmetric policy): uncached tokens x (requests + 1); of equal ones the fewest requests,
-    then the least pending prefill, then the first."""
+    """LMetric's other form (SGLang's lmetric policy): uncached tokens x (requests + 1).
+
+    Ties: fewest requests, then least pending prefill, then the first pod.
+    """
 
     def decide(self, request: TracedRequest, now: float) -> int:
         uncached = self.uncached(request)
@@ -195,10 +197,10 @@ class LMetricUncached(_Exact):
 
 
 class LLMD(Baseline):
-    """llm-d's default profile: prefix 3, queue 2, KV-cache utilisation 2, each score in 0 to 1; gauges every 50 ms.
+    """llm-d's default profile: prefix 3, queue 2, KV cache utilization 2; each score is 0 to 1; scrapes every 50 ms.
 
-    The prefix score is matched over all blocks; the queue score is min-max normalised over the pods. Its index holds
-    blocks of 64 pseudo-tokens of four bytes, as many as the engine has of its own of 16 tokens: four times too many.
+    The prefix score is matched blocks over all blocks; the queue score is min-max normalised over the pods. The index has
+    blocks of 64 tokens of four bytes, and as many of them as the engine has blocks of 16 tokens: four times its capacity.
     """
 
     busy_interval = idle_interval = 0.05
@@ -209,13 +211,13 @@ class LLMD(Baseline):
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
-        self.holdings = HeadFirstHoldings()
+        self.index = HeadFirstIndex()
         self.states: dict[int, EngineState] = {}
         self._blocks: tuple[TracedRequest | None, Sequence[int]] = (None, ())
 
     def decide(self, request: TracedRequest, now: float) -> int:
         blocks = self.blocks(request)
-        matched = self.holdings.match(blocks)
+        matched = self.index.match(blocks)
         waiting = {pod: self.states[pod].waiting if pod in self.states else 0 for pod in self.pods}
         most, least = max(waiting.values()), min(waiting.values())
 
@@ -228,7 +230,7 @@ class LLMD(Baseline):
         return self.least(lambda pod: -score(pod))
 
     def blocks(self, request: TracedRequest) -> Sequence[int]:
-        """Hashes of the prompt's blocks, the last one even if it is not full."""
+        """Hashes of the prompt's blocks, including a partial last one."""
         if self._blocks[0] is not request:
             rest = -request.prompt_tokens % self.BLOCK_TOKENS
             padded = (*request.prompt, (-1, rest)) if rest else request.prompt
@@ -238,7 +240,7 @@ class LLMD(Baseline):
     def remember(self, request: TracedRequest, pod: int, now: float) -> int:
         state = self.states.get(pod)
         capacity = state.capacity_tokens // self.ENGINE_BLOCK_TOKENS if state and state.capacity_tokens else None
-        self.holdings.insert(pod, self.blocks(request), capacity or self.DEFAULT_CAPACITY)
+        self.index.insert(pod, self.blocks(request), capacity or self.DEFAULT_CAPACITY)
         return request.prompt_tokens
 
     def observed(self, pod: int, state: EngineState, now: float) -> None:
@@ -246,9 +248,9 @@ class LLMD(Baseline):
 
 
 class SGLang(Baseline):
-    """SGLang's cache_aware: fewest requests if they are unbalanced, else the pod of the longest match if that is enough.
+    """SGLang's cache_aware: the fewest requests if the pods are unbalanced; otherwise the longest match above a threshold.
 
-    The constants are those of its command line. Ties go to the first pod, as in its source.
+    The constants are the defaults of its command line. Ties go to the first pod, as in its source.
     """
 
     THRESHOLD, BALANCE_ABS, BALANCE_REL = 0.3, 64, 1.5
@@ -279,9 +281,10 @@ class SGLang(Baseline):
 
 
 class Aibrix(Baseline):
-    """aibrix's prefix-cache: fewest requests if they differ by more than 8, else the longest match that is not too busy.
+    """aibrix's prefix-cache: the fewest requests if they differ by more than 8; otherwise the longest match on a pod whose
+    requests do not exceed the mean by more than one standard deviation.
 
-    Too busy is more than the mean and one standard deviation. The constants are those of its code, not of its README.
+    The constants are those of its code, not of its README.
     """
 
     IMBALANCE, DEVIATIONS = 8, 1.0

@@ -1,4 +1,4 @@
-"""Strategies side by side: run the replays, show them as a table, a picture and JSON."""
+"""``warmroute bench replay``: replays of several strategies, as tables, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -26,40 +26,43 @@ from warmroute_lab.replay.trace import Trace, read
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
 LOADS = (0.5, 0.8, 1.1)
-"""Default loads, as shares of saturation: below, near and above it."""
+"""Default loads as shares of saturation: below, near and above it."""
+LATE = 1.1
+"""Ratio of the time in which the requests were sent to the planned time above which the table says so."""
+
 
 EMPHASISED = "PREFIX_CACHE"
-"""The strategy that a picture puts before the others, and whose pods it shows."""
+"""The strategy that a picture emphasises, and whose pods it shows."""
 MOMENTS = 160
-"""Most columns of a picture of the load; samples between them are averaged."""
+"""Most columns of the picture of the load; samples in between are averaged."""
 _BLIND = frozenset(
     ("LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "DEFAULT", "least-request", "round-robin", "random", "power-of-two")
 )
-"""Strategies that do not look for cached prefixes."""
+"""Strategies that ignore cached prefixes."""
 _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to replay."""
+    """The options of the command."""
 
     source: str
-    """A file or a scenario's name."""
+    """A file, or the name of a scenario."""
     strategies: Sequence[str]
     pods: int = 8
     profiles: Sequence[str] = ()
-    """Those of the first pods, repeated; none: the source's default."""
+    """Profiles of the first pods, repeated; empty: the default of the trace or scenario."""
     speedups: Sequence[float] = ()
-    """None: :data:`LOADS` times what saturates the fleet."""
+    """Empty: :data:`LOADS` times the speedup at saturation."""
     seed: int = 1
     requests: int | None = None
     restarts: Sequence[PodEvent] = ()
     scalings: Sequence[PodEvent] = ()
     pickers: int | None = None
-    """None: the scenario's number, or one."""
+    """None: the scenario's number; for a file, one."""
 
     def load(self) -> tuple[Trace, Fleet]:
-        """The requests and the fleet. Raises ConfigurationError."""
+        """The trace and the fleet. Raises ConfigurationError."""
         if self.pods < 1:
             raise ConfigurationError("--pods must be at least 1")
         kinds = tuple(profile(name) for name in self.profiles)
@@ -72,7 +75,7 @@ class Plan:
             trace, fleet = scenarios.build(
                 self.source, seed=self.seed, pods=self.pods, profiles=kinds, requests=self.requests
             )
-        _must_fit(trace, fleet)
+        _require_fit(trace, fleet)
         return trace, Fleet(
             fleet.profiles,
             (*fleet.restarts, *self.restarts),
@@ -81,18 +84,18 @@ class Plan:
         )
 
 
-def _must_fit(trace: Trace, fleet: Fleet) -> None:
+def _require_fit(trace: Trace, fleet: Fleet) -> None:
     largest = max(request.prompt_tokens + request.output_tokens for request in trace.requests)
     smallest = min(fleet.profiles, key=lambda profile: profile.largest_request)
     if largest > smallest.largest_request:
         raise ConfigurationError(
-            f"{trace.name} has a request of {largest} tokens; the KV cache of {smallest.name} holds "
+            f"{trace.name} has a request of {largest} tokens, but the KV cache of {smallest.name} holds only "
             f"{smallest.largest_request}: choose another --profile"
         )
 
 
 def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
-    """Replay the plan with every strategy at every speedup; progress is shown where there is a terminal."""
+    """Replay with every strategy at every speedup; print progress and a table for each speedup."""
     trace, fleet = plan.load()
     factories = {name: policy_factory(name, settings) for name in plan.strategies}
     full = saturation(trace, fleet.profiles)
@@ -105,7 +108,7 @@ def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
             for name, factory in factories.items():
                 replay = Replay(trace, fleet, factory, strategy=name, speedup=speedup, seed=plan.seed)
                 outcomes.append(_with_progress(replay, progress, f"{name} at {speedup:.2f}", len(trace.requests)))
-            console.print(table(outcomes[-len(factories) :], load=speedup / full))
+            terminal.show(table(outcomes[-len(factories) :], load=speedup / full), console)
     return outcomes
 
 
@@ -117,11 +120,11 @@ def _with_progress(replay: Replay, progress: Progress, description: str, total: 
 
 
 def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
-    """The strategies at one speedup, the lowest mean TTFT first."""
+    """The strategies at one speedup, in order of mean TTFT. ``load`` is the speedup relative to saturation."""
     first = outcomes[0]
     grid = Table(
         title=f"{first.scenario}: {len(first.ttft)} requests, speedup {first.speedup:.2f}, {load:.0%} of saturation",
-        caption="seconds; TTFT is the time to first token",
+        caption=_caption(outcomes),
     )
     grid.add_column("strategy", no_wrap=True)
     for name in ("TTFT", "p50", "p90", "p99", "e2e", "hits", "imbalance"):
@@ -132,15 +135,34 @@ def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
     return grid
 
 
+def _caption(outcomes: Sequence[Outcome]) -> str:
+    """Units, and the truth about the load where answers held up the requests that follow them."""
+    units = "seconds; TTFT is the time to first token"
+    planned = outcomes[0].planned_seconds
+    sent = sorted(outcome.sent_seconds for outcome in outcomes)
+    if sent[-1] <= LATE * planned:
+        return units
+    return (
+        f"{units}\nThe load was lower than the title says. Questions wait for the previous answer of their conversation, so "
+        f"the requests were sent in {_span(sent[0], sent[-1])} s instead of {planned:.3g} s. With more --requests the "
+        "difference is smaller."
+    )
+
+
+def _span(low: float, high: float) -> str:
+    least, most = f"{low:.3g}", f"{high:.3g}"
+    return least if least == most else f"{least} to {most}"
+
+
 def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """The figures as a list of objects; seconds and fractions. Raises ConfigurationError."""
+    """Write the figures as a list of objects, in seconds and fractions. Raises ConfigurationError."""
     json_file.write(path, [outcome.figures() for outcome in outcomes])
 
 
 def draw(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """A PNG: for each speedup the distributions of the TTFT, and the load of one strategy's pods over time.
+    """Draw a PNG: for each speedup, the TTFT distributions, and the load of one strategy's pods over time.
 
-    The strategy is PREFIX_CACHE or, without it, the first. Raises ConfigurationError if it cannot be written.
+    That strategy is PREFIX_CACHE or, without it, the first. Raises ConfigurationError if it cannot be written.
     """
     rows = [list(group) for _, group in groupby(outcomes, key=lambda outcome: outcome.speedup)]
     with plot.style():
@@ -163,7 +185,7 @@ def draw(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _lines(strategies: Sequence[str]) -> dict[str, plot.Line]:
-    """How each strategy is drawn: those that look for cached prefixes in colours, the others in grey."""
+    """The line of each strategy: coloured if it uses cached prefixes, otherwise grey."""
     greys = cycle(zip(plot.GREYS, _DASHES, strict=True))
     colours = cycle((colour, dashes) for dashes in _DASHES for colour in plot.COLOURS)
     lines = {}

@@ -1,4 +1,4 @@
-"""The engines of a replay: how many, how fast, and what happens to them."""
+"""The engines of a replay: their profiles, and their restarts and scalings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from warmroute_lab.replay.trace import Trace
 from warmroute_lab.simulator.profile import Profile, profile_named
 
 DOWN = 20.0
-"""Seconds for which a restarted engine does not answer."""
+"""Seconds from the end of an engine to its restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """Something that happens to the fleet at ``at`` seconds of the trace, divided by the speedup like its requests."""
+    """An event of the fleet at ``at`` seconds of the trace; like the requests' times, divided by the speedup."""
 
     at: float
     number: int
@@ -34,16 +34,16 @@ class PodEvent:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What the requests meet."""
+    """The engines that serve a trace. Raises ConfigurationError if an event names an impossible pod."""
 
     profiles: tuple[Profile, ...]
-    """One for each pod that is there at the start; pods that come later go through them again."""
+    """One for each pod at the start; pods that join later repeat them in order."""
     restarts: tuple[PodEvent, ...] = ()
-    """The engine of pod ``number`` dies and is back, empty, after :data:`DOWN` seconds."""
+    """The engine of pod ``number`` dies and restarts with an empty cache after :data:`DOWN` seconds."""
     scalings: tuple[PodEvent, ...] = ()
-    """From then on there are ``number`` pods; the last ones come and go."""
+    """The number of pods from then on; the last pods join or leave."""
     pickers: int = 1
-    """Pickers that share the requests evenly and know nothing of each other."""
+    """Number of pickers, which take the requests in turn and exchange nothing."""
 
     def __post_init__(self) -> None:
         if not self.profiles or self.pickers < 1:
@@ -51,12 +51,12 @@ class Fleet:
         most = max((len(self.profiles), *(event.number for event in self.scalings)))
         for event in self.restarts:
             if not 0 <= event.number < most:
-                raise ConfigurationError(f"--restart: there is no pod {event.number}; they count from 0")
+                raise ConfigurationError(f"--restart: pod {event.number} does not exist; pods are numbered from 0")
         if any(event.number < 1 for event in self.scalings):
             raise ConfigurationError("--scale-to: at least one pod must be left")
 
     def profile(self, pod: int) -> Profile:
-        """What the pod's engine is."""
+        """The profile of a pod."""
         return self.profiles[pod % len(self.profiles)]
 
 
@@ -71,12 +71,12 @@ def profile(text: str) -> Profile:
 
 
 def smaller(profile: Profile, share: float) -> Profile:
-    """The same engine on a GPU with one ``share``-th of the speed and of the cache; the host stays as fast.
+    """The engine on a GPU with ``1/share`` of the speed and of the KV cache, with the same host.
 
-    Its limits are vLLM's defaults for GPUs of less than 70 GB.
+    The batch limits are vLLM's defaults for GPUs below 70 GB. Raises ConfigurationError if ``share`` is below 1.
     """
     if share < 1:
-        raise ConfigurationError("a smaller GPU is NAME/NUMBER with a number of at least 1")
+        raise ConfigurationError("--profile NAME/NUMBER needs a number of at least 1")
     timing = profile.timing
     return replace(
         profile,
@@ -98,10 +98,10 @@ def smaller(profile: Profile, share: float) -> Profile:
 
 
 def saturation(trace: Trace, profiles: Sequence[Profile]) -> float:
-    """The speedup at which the trace gives the fleet work for every second, if each prompt met all caches at once.
+    """The speedup at which the trace keeps the fleet busy all the time, if all engines shared one unbounded cache.
 
-    The work is that of the profile's timing: prefill of what no request before it had, attention over all of it, and
-    for each output token the slower of GPU and API server. No policy gets quite as far.
+    The work follows the profile's timing: prefill of tokens that no earlier request had, attention, decode steps, and the
+    API server's thread; the slower of GPU and API server counts. It is an upper bound for every policy.
     """
     seen: set[int] = set()
     prefill = pairs = prompt = output = context = 0

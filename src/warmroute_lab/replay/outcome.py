@@ -1,4 +1,4 @@
-"""The result of one replay: latencies, cache hits and load of the pods over time."""
+"""The result of one replay: latencies, cache hits, and load of the pods over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from warmroute_lab.load.distribution import Distribution
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The load of the pods at one time: requests on each."""
+    """The number of requests on each pod at one time."""
 
     at: float
     requests: tuple[int, ...]
@@ -18,7 +18,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a replay measured. Times are in seconds; lists have one entry for each request, in the order of the trace."""
+    """The measurements of one replay. Times are in seconds; lists have one entry per request, in the order of the trace."""
 
     strategy: str
     scenario: str
@@ -30,20 +30,24 @@ class Outcome:
     cached_tokens: int
     retries: int
     samples: list[Sample]
+    planned_seconds: float = 0.0
+    """Time of the last request by the trace and the speedup."""
+    sent_seconds: float = 0.0
+    """Time at which the last request was sent: a request that follows an answer is sent when the answer is complete."""
 
     @property
     def hit_rate(self) -> float:
-        """Share of the prompt tokens that was in the chosen engine's cache."""
+        """Share of the prompt tokens found in the chosen engine's cache."""
         return self.cached_tokens / self.prompt_tokens
 
     @property
     def imbalance(self) -> float:
-        """How unevenly requests lay on the pods: their standard deviation over their mean, both averaged over time."""
+        """Coefficient of variation of the pods' requests: standard deviation over mean, both averaged over time."""
         mean = sum(fmean(sample.requests) for sample in self.samples)
         return sum(pstdev(sample.requests) for sample in self.samples) / mean if mean else 0.0
 
     def figures(self) -> dict[str, str | float]:
-        """The figures for tables and JSON; seconds and fractions."""
+        """The figures for tables and JSON, in seconds and fractions."""
         ttft = Distribution.of(self.ttft)
         return {
             "strategy": self.strategy,

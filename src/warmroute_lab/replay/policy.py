@@ -1,4 +1,4 @@
-"""What chooses the engine in a replay: the real router, and the interface that it shares with the baselines."""
+"""Routing policies of a replay: the interface, and the product's router behind it."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ from warmroute_lab.replay.trace import TracedRequest
 
 
 class Policy:
-    """Chooses a pod for each request. Pods are numbers; times are seconds of the replay.
+    """Chooses a pod for each request. Pods have numbers; times are seconds of the replay.
 
-    It hears what a proxy that forwards the requests and responses would: baselines need it, the router does without.
+    Its other methods are called on events that a proxy in the path of requests and responses sees. Baselines use them; the
+    product's router does not need them.
     """
 
     busy_interval = 0.5
-    """Seconds between two looks at a busy engine's metrics."""
+    """Seconds between two scrapes of a busy engine."""
     idle_interval = 2.0
-    """The same for an idle engine."""
+    """Seconds between two scrapes of an idle engine."""
     tick = 0.0
-    """Seconds between two times at which looks that are due begin; 0: each begins when it is due."""
+    """Scrapes begin at multiples of this time in seconds; 0: at any time."""
 
     def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
-        """The pod for request ``number``; None if there is none. What it does to the picker's books is done at once."""
+        """The pod for request ``number``, which is counted on it at once; None if no pod is available."""
         raise NotImplementedError
 
     def first_token(self, number: int, now: float) -> None:
         """The request got its first token."""
 
     def finished(self, number: int, now: float) -> None:
-        """The request got its last token, or its engine died."""
+        """The request got its last token, or its engine died or was down."""
 
     def joined(self, pod: int, now: float) -> None:
-        """There is one pod more."""
+        """A pod joined the fleet."""
 
     def left(self, pod: int, now: float) -> None:
-        """The pod is to get no more requests."""
+        """The pod gets no more requests."""
 
     def unreachable(self, pod: int, now: float) -> None:
-        """The pod's engine does not answer."""
+        """A scrape of the pod got no answer."""
 
     def restarted(self, pod: int, now: float) -> None:
-        """The pod's engine answers again, as a new process."""
+        """The pod's engine is a new process."""
 
     def observed(self, pod: int, state: EngineState, now: float) -> None:
-        """A look at the pod's metrics; the first one after :meth:`unreachable` comes after :meth:`restarted`."""
+        """A scrape of the pod. The first one of a new process comes after :meth:`restarted`."""
 
 
 class RouterPolicy(Policy):
-    """The server's router, as it is, on a pool that the replay feeds."""
+    """The product's router on a pool that the replay feeds."""
 
     tick = TICK
 

@@ -1,4 +1,4 @@
-"""What a replay can be run with, by name: the server's strategies and the baselines."""
+"""Routing policies by name: the product's strategies and the baselines."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ALL = "all"
 
 
 def names(given: list[str]) -> list[str]:
-    """The strategies asked for, each once, ``all`` spelt out."""
-    spelt = [name for each in given for name in (("PREFIX_CACHE", *BASELINES) if each == ALL else (each,))]
-    return list(dict.fromkeys(spelt)) or list(DEFAULT_STRATEGIES)
+    """The given names without duplicates and with ``all`` expanded; without names, :data:`DEFAULT_STRATEGIES`."""
+    expanded = [name for each in given for name in (("PREFIX_CACHE", *BASELINES) if each == ALL else (each,))]
+    return list(dict.fromkeys(expanded)) or list(DEFAULT_STRATEGIES)
 
 
 def policy_factory(name: str, settings: Settings) -> Callable[[random.Random], Policy]:
-    """Makes pickers of that strategy; the server's own run with ``settings``.
+    """A factory of policies of that name; the product's strategies use ``settings``.
 
-    Raises ConfigurationError that lists the strategies there are.
+    Raises ConfigurationError with the known names for an unknown one.
     """
     if name in BASELINES:
         return BASELINES[name]

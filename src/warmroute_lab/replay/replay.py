@@ -1,42 +1,39 @@
-"""Replay a trace through pickers and simulated engines in virtual time.
+"""Replay a trace through a routing policy and simulated engines in virtual time.
 
-The picker is the server's own router or a baseline; the engines are those of :mod:`warmroute_lab.simulator.engine`. One heap
-of events, no clock, no sockets: the same seed gives the same figures.
+The policy is the product's router or a baseline; the engines are those of :mod:`warmroute_lab.simulator.engine`. Events come
+from one heap; there is no clock and no socket. Equal seeds give equal figures.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import count
-from math import ceil, inf
+from math import inf
 
-from warmroute.engines.rates import DecodeRate, FirstTokens, PrefillRate
-from warmroute.engines.scraper import BACKOFF, JITTER, TICK
+from warmroute.engines.scraper import TICK
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import EngineState
 from warmroute_lab.replay.fleet import DOWN, Fleet
 from warmroute_lab.replay.outcome import Outcome, Sample
+from warmroute_lab.replay.pods import Pod
 from warmroute_lab.replay.policy import Policy
+from warmroute_lab.replay.scrapes import RESPONSE_DELAY, Scrapes
 from warmroute_lab.replay.trace import Trace
-from warmroute_lab.simulator.engine import Engine, Output, Request
+from warmroute_lab.simulator.engine import Output, Request
 
-SCRAPE_DELAY = 0.005
-"""Seconds from the engine's look at itself until the picker has its answer."""
 RETRY_DELAY = 0.1
-"""Seconds after which a request is sent again whose engine died or refused it."""
+"""Seconds until a request is sent again after its engine died or no engine was available."""
 SAMPLE_INTERVAL = 1.0
-"""Seconds between two looks at the load of the pods."""
+"""Seconds between two samples of the pods' load."""
 _UNANSWERED = _UNSENT = -1.0
 Progress = Callable[[int], None]
-"""Hears how many requests are answered."""
+"""Called with the number of answered requests."""
 
 
 class _Event(IntEnum):
-    """What happens at one time happens in this order."""
+    """Events of the replay. Events of equal time happen in this order."""
 
     ENGINE = 0
     BOOT = 1
@@ -48,48 +45,8 @@ class _Event(IntEnum):
     SEND = 7
 
 
-@dataclass(slots=True, eq=False)
-class _Pod:
-    """One pod: its engine, None while that does not run, and the requests on it."""
-
-    number: int
-    engine: Engine | None = None
-    incarnation: int = 0
-    under_way: set[int] = field(default_factory=set)
-    serving: bool = True
-    """False once it was scaled away."""
-    prompt_tokens: int = 0
-    """Of the requests that finished."""
-    prefill_tokens: int = 0
-    """Computed for the requests that finished."""
-    prefill_seconds: float = 0.0
-    """These requests' time from their first step to their first token."""
-    later_tokens: int = 0
-    """Tokens of these requests after the first."""
-    later_token_seconds: float = 0.0
-    """From their first tokens to their last."""
-    due: float = inf
-    """When the engine has its next event; events of other times on the heap are void."""
-
-
-@dataclass(slots=True, eq=False)
-class _Watch:
-    """One picker's dialogue with one pod's metrics page."""
-
-    pod: _Pod
-    picker: Policy
-    prefill: PrefillRate = field(default_factory=PrefillRate)
-    decode: DecodeRate = field(default_factory=DecodeRate)
-    first_tokens: FirstTokens = field(default_factory=FirstTokens)
-    incarnation: int = 0
-    """Of the engine that answered last; 0: none did."""
-    silent: int = 0
-    state: EngineState | None = None
-    """The page that is on its way."""
-
-
 class Replay:
-    """One trace, one fleet, one strategy."""
+    """One trace, one fleet, one policy for each picker."""
 
     def __init__(
         self,
@@ -101,28 +58,63 @@ class Replay:
         speedup: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """``new_policy`` makes one picker; it is called for each of the fleet's."""
+        """``new_policy`` makes the policy of one picker. ``strategy`` is its name in the outcome."""
         self._trace, self._fleet, self._speedup = trace, fleet, speedup
         self._strategy = strategy
         self._rng = random.Random(seed)
-        self._pickers = [new_policy(random.Random(f"{seed}/{i}")) for i in range(fleet.pickers)]
-        self._pods: list[_Pod] = []
+        self._policies = [new_policy(random.Random(f"{seed}/{i}")) for i in range(fleet.pickers)]
+        self._pods: list[Pod] = []
+        self._scrapes: list[Scrapes] = []
         self._events: list[tuple[float, _Event, int, int]] = []
         self._order = count()
-        self._watches: list[_Watch] = []
         requests = trace.requests
         self._ttft = [_UNANSWERED] * len(requests)
         self._e2e = [0.0] * len(requests)
         self._chosen = [-1] * len(requests)
         self._sent_at = [_UNSENT] * len(requests)
+        self._last_sent = 0.0
         self._cached = 0
         self._retries = 0
         self._answered = 0
         self._samples: list[Sample] = []
         self._following: dict[int, list[int]] = {}
+        self._progress: Progress = lambda answered: None
+        self._handlers: dict[_Event, Callable[[int, float], None]] = {
+            _Event.ENGINE: self._engine_due,
+            _Event.BOOT: self._boot,
+            _Event.KILL: self._kill,
+            _Event.SCALE: self._scale,
+            _Event.OBSERVED: self._observed,
+            _Event.SCRAPE: self._scrape,
+            _Event.SAMPLE: self._sample,
+            _Event.SEND: self._send,
+        }
 
     def run(self, progress: Progress = lambda answered: None) -> Outcome:
-        """Replay to the last answer."""
+        """Replay until every request is answered. Raises ConfigurationError if a pod to restart does not exist by then."""
+        self._progress = progress
+        self._plan()
+        events, handlers, total = self._events, self._handlers, len(self._trace.requests)
+        while self._answered < total:
+            now, kind, _, number = heappop(events)
+            handlers[kind](number, now)
+        return Outcome(
+            strategy=self._strategy,
+            scenario=self._trace.name,
+            speedup=self._speedup,
+            ttft=self._ttft,
+            e2e=self._e2e,
+            pods=self._chosen,
+            prompt_tokens=sum(request.prompt_tokens for request in self._trace.requests),
+            cached_tokens=self._cached,
+            retries=self._retries,
+            samples=self._samples,
+            planned_seconds=self._trace.duration / self._speedup,
+            sent_seconds=self._last_sent,
+        )
+
+    def _plan(self) -> None:
+        """Start the fleet and enter the events that are known before."""
         speedup, fleet = self._speedup, self._fleet
         for number, request in enumerate(self._trace.requests):
             if request.after is None:
@@ -137,70 +129,32 @@ class Replay:
             self._add(scaling.at / speedup, _Event.SCALE, scaling.number)
         self._add(0.0, _Event.SAMPLE, 0)
 
-        total = len(self._trace.requests)
-        events, pods = self._events, self._pods
-        while self._answered < total:
-            now, kind, _, number = heappop(events)
-            if kind == _Event.ENGINE:
-                pod = pods[number]
-                if pod.due == now:
-                    answered = self._answered
-                    self._advance(pod, now)
-                    if self._answered > answered:
-                        progress(self._answered)
-            elif kind == _Event.SEND:
-                self._send(number, now)
-            elif kind == _Event.SCRAPE:
-                self._scrape(number, now)
-            elif kind == _Event.OBSERVED:
-                self._observed(number, now)
-            elif kind == _Event.SAMPLE:
-                self._samples.append(Sample(now, tuple(len(pod.under_way) for pod in pods if pod.serving)))
-                self._add(now + SAMPLE_INTERVAL, _Event.SAMPLE, 0)
-            elif kind == _Event.KILL:
-                self._kill(number, now)
-            elif kind == _Event.BOOT:
-                self._boot(pods[number])
-            else:
-                self._scale(number, now)
-        return Outcome(
-            strategy=self._strategy,
-            scenario=self._trace.name,
-            speedup=self._speedup,
-            ttft=self._ttft,
-            e2e=self._e2e,
-            pods=self._chosen,
-            prompt_tokens=sum(request.prompt_tokens for request in self._trace.requests),
-            cached_tokens=self._cached,
-            retries=self._retries,
-            samples=self._samples,
-        )
-
     def _add(self, at: float, kind: _Event, number: int) -> None:
         heappush(self._events, (at, kind, next(self._order), number))
 
-    def _picker_of(self, request: int) -> Policy:
-        return self._pickers[request % len(self._pickers)]
+    def _policy_of(self, request: int) -> Policy:
+        return self._policies[request % len(self._policies)]
 
-    # ---------------------------------------------------------------- requests
+    # Requests
 
     def _send(self, number: int, now: float) -> None:
+        """Choose a pod and submit the request to its engine."""
         request = self._trace.requests[number]
         if self._sent_at[number] == _UNSENT:
-            self._sent_at[number] = now
-        picker = self._picker_of(number)
-        choice = picker.choose(request, number, now)
+            self._sent_at[number] = self._last_sent = now
+        policy = self._policy_of(number)
+        choice = policy.choose(request, number, now)
         if choice is None:
             self._retry(number, now)
             return
         self._chosen[number] = choice
         pod = self._pods[choice]
         if pod.engine is None:
-            picker.finished(number, now)
+            policy.finished(number, now)
             self._retry(number, now)
             return
         hashes = request.blocks(pod.engine.profile.block_size)
-        pod.under_way.add(number)
+        pod.in_flight.add(number)
         pod.engine.submit(Request(str(number), request.prompt_tokens, request.output_tokens, hashes), now)
         self._schedule(pod)
 
@@ -208,147 +162,112 @@ class Replay:
         self._retries += 1
         self._add(now + RETRY_DELAY, _Event.SEND, number)
 
-    def _schedule(self, pod: _Pod) -> None:
+    def _schedule(self, pod: Pod) -> None:
+        """Enter the engine's next event."""
         due = pod.engine.next_event() if pod.engine is not None else inf
         if due != pod.due:
             pod.due = due
             if due < inf:
                 self._add(due, _Event.ENGINE, pod.number)
 
-    def _advance(self, pod: _Pod, now: float) -> None:
-        """Let the pod's engine run up to ``now`` and hand out what left it."""
+    def _engine_due(self, number: int, now: float) -> None:
+        pod = self._pods[number]
+        if pod.due == now:
+            self._advance(pod, now)
+
+    def _advance(self, pod: Pod, now: float) -> None:
+        """Run the pod's engine up to ``now`` and deliver its outputs."""
         if pod.engine is None:
             return
         for output in pod.engine.advance(now):
             number = int(output.request.id)
             if self._ttft[number] == _UNANSWERED:
                 self._ttft[number] = output.time - self._sent_at[number]
-                self._picker_of(number).first_token(number, now)
+                self._policy_of(number).first_token(number, now)
             if output.finished:
                 self._finish(number, pod, output, now)
         self._schedule(pod)
 
-    def _finish(self, number: int, pod: _Pod, output: Output, now: float) -> None:
+    def _finish(self, number: int, pod: Pod, output: Output, now: float) -> None:
+        """Count an answered request and enter the requests that follow it."""
         self._e2e[number] = output.time - self._sent_at[number]
         self._cached += output.request.cached_tokens
         self._answered += 1
-        pod.under_way.remove(number)
-        work = output.request
-        pod.prompt_tokens += work.prompt_tokens
-        if work.scheduled_at is not None and work.first_token_at is not None:
-            pod.prefill_tokens += work.prompt_tokens - work.cached_tokens
-            pod.prefill_seconds += work.first_token_at - work.scheduled_at
-            pod.later_tokens += work.output_tokens - 1
-            pod.later_token_seconds += output.time - work.first_token_at
-        self._picker_of(number).finished(number, now)
+        pod.in_flight.remove(number)
+        pod.finished.add(output.request, output.time)
+        self._policy_of(number).finished(number, now)
         for follower in self._following.get(number, ()):
             request = self._trace.requests[follower]
             self._add(max(now + request.pause, request.at / self._speedup), _Event.SEND, follower)
+        self._progress(self._answered)
 
-    # ---------------------------------------------------------------- the fleet
+    # The fleet
 
     def _join(self, now: float) -> None:
-        """One pod more, with an empty cache."""
-        pod = _Pod(len(self._pods))
+        """Add a pod with an empty cache; every policy begins to scrape it."""
+        pod = Pod(len(self._pods))
         self._pods.append(pod)
-        self._boot(pod)
-        for picker in self._pickers:
-            picker.joined(pod.number, now)
-            self._watches.append(_Watch(pod, picker))
-            self._add(now + TICK * self._rng.random(), _Event.SCRAPE, len(self._watches) - 1)
+        self._boot(pod.number, now)
+        for policy in self._policies:
+            policy.joined(pod.number, now)
+            self._scrapes.append(Scrapes(pod, policy))
+            self._add(now + TICK * self._rng.random(), _Event.SCRAPE, len(self._scrapes) - 1)
 
-    def _boot(self, pod: _Pod) -> None:
-        pod.incarnation += 1
-        pod.prompt_tokens = pod.prefill_tokens = 0
-        pod.prefill_seconds = 0.0
-        pod.later_tokens, pod.later_token_seconds = 0, 0.0
-        pod.engine = Engine(self._fleet.profile(pod.number), every_token=False, seed=pod.number)
+    def _boot(self, number: int, now: float) -> None:
+        self._pods[number].boot(self._fleet.profile(number))
 
     def _scale(self, wanted: int, now: float) -> None:
+        """Add pods, or stop sending requests to the last ones; requests on these run to their end."""
         serving = [pod for pod in self._pods if pod.serving]
         for _ in range(wanted - len(serving)):
             self._join(now)
         for pod in serving[wanted:]:
-            pod.serving = False  # what runs on it runs to its end
-            for picker in self._pickers:
-                picker.left(pod.number, now)
+            pod.serving = False
+            for policy in self._policies:
+                policy.left(pod.number, now)
 
     def _kill(self, number: int, now: float) -> None:
-        """The engine dies; the clients send their requests again.
+        """Stop a pod's engine; the clients send its requests again.
 
-        Those that had no token yet still count from their first sending: they have been waiting since then.
+        The times of a request without a token still count from its first sending, those of a request with an incomplete
+        answer from the next sending.
         """
         if number >= len(self._pods):
-            raise ConfigurationError(f"pod {number} is to restart at {now:g} s, but there is none yet")
+            raise ConfigurationError(f"pod {number} cannot restart at {now:g} s: it does not exist at that time")
         pod = self._pods[number]
         if pod.engine is None:
             return  # it is down already
-        pod.engine = None
-        pod.due = inf
-        for request in sorted(pod.under_way):
-            if self._ttft[request] != _UNANSWERED:  # it had begun to answer: what is asked again counts from here
+        pod.stop()
+        for request in sorted(pod.in_flight):
+            if self._ttft[request] != _UNANSWERED:
                 self._ttft[request] = _UNANSWERED
                 self._sent_at[request] = now
-            self._picker_of(request).finished(request, now)
+            self._policy_of(request).finished(request, now)
             self._retry(request, now)
-        pod.under_way.clear()
+        pod.in_flight.clear()
         self._add(now + DOWN, _Event.BOOT, number)
 
-    # ---------------------------------------------------------------- metrics
+    def _sample(self, _: int, now: float) -> None:
+        """Record the number of requests on each pod."""
+        self._samples.append(Sample(now, tuple(len(pod.in_flight) for pod in self._pods if pod.serving)))
+        self._add(now + SAMPLE_INTERVAL, _Event.SAMPLE, 0)
+
+    # Metrics
 
     def _scrape(self, index: int, now: float) -> None:
-        """A picker asks for a pod's metrics page, as the server's scraper would."""
-        watch = self._watches[index]
-        pod, picker, engine = watch.pod, watch.picker, watch.pod.engine
+        """Scrape a pod for one policy and enter the next scrape."""
+        scrapes = self._scrapes[index]
+        pod = scrapes.pod
         if not pod.serving:
             return
-        if engine is None:
-            interval = BACKOFF[min(watch.silent, len(BACKOFF) - 1)]
-            watch.silent += 1
-            picker.unreachable(pod.number, now)
+        if pod.engine is None:
+            interval = scrapes.fail(now)
         else:
-            if watch.incarnation != pod.incarnation:
-                if watch.incarnation:
-                    picker.restarted(pod.number, now)
-                    watch.prefill.interrupt()
-                    watch.decode.interrupt()
-                    watch.first_tokens.interrupt()
-                watch.incarnation, watch.silent = pod.incarnation, 0
+            scrapes.greet(now)
             self._advance(pod, now)
-            watch.prefill.observe_requests(pod.prefill_tokens, engine.counters.finished, pod.prefill_seconds)
-            watch.decode.observe(now, pod.later_tokens, pod.later_token_seconds)
-            watch.state = _state(engine, watch, now)
-            self._add(now + SCRAPE_DELAY, _Event.OBSERVED, index)
-            busy = watch.state.running + watch.state.waiting > 0
-            interval = picker.busy_interval if busy else picker.idle_interval
-        due = now + interval * self._rng.uniform(1 - JITTER, 1 + JITTER)
-        if picker.tick:
-            due = ceil(due / picker.tick) * picker.tick
-        self._add(due, _Event.SCRAPE, index)
+            interval = scrapes.read(now)
+            self._add(now + RESPONSE_DELAY, _Event.OBSERVED, index)
+        self._add(scrapes.next_at(now, interval, self._rng), _Event.SCRAPE, index)
 
     def _observed(self, index: int, now: float) -> None:
-        watch = self._watches[index]
-        if watch.state is not None and watch.incarnation == watch.pod.incarnation and watch.pod.engine is not None:
-            watch.picker.observed(watch.pod.number, watch.state, now)
-
-
-def _state(engine: Engine, watch: _Watch, now: float) -> EngineState:
-    """What a scrape of the engine's page tells."""
-    counters, waiting = engine.counters, engine.waiting
-    watch.prefill.observe(now, counters.prompt_tokens - counters.cached_tokens, counters.first_tokens, waiting)
-    awaiting = watch.first_tokens.awaiting(counters.first_tokens, counters.finished, engine.running, waiting)
-    return EngineState(
-        observed_at=now,
-        running=engine.running,
-        waiting=waiting,
-        kv_usage=engine.kv_usage,
-        awaiting_first_token=awaiting,
-        capacity_tokens=engine.profile.kv_cache_tokens,
-        first_tokens_total=counters.first_tokens,
-        prompt_tokens_total=watch.pod.prompt_tokens,
-        prompt_requests_total=counters.finished,
-        prefix_queries_total=counters.prefix_queries,
-        prefix_hits_total=counters.prefix_hits,
-        prefill_rate=watch.prefill.tokens_per_second,
-        decode_rate=watch.decode.tokens_per_second,
-    )
+        self._scrapes[index].deliver(now)

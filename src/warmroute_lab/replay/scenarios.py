@@ -1,6 +1,6 @@
-"""Synthetic loads by name. The seed draws a scenario's sizes as well as its requests, so no two seeds ask the same.
+"""Synthetic loads by name. The seed draws a scenario's sizes and its requests.
 
-Times are such that a speedup of 1 is saturation (:func:`warmroute_lab.replay.fleet.saturation`): the load is the speedup.
+Times are scaled so that a speedup of 1 is saturation (:func:`warmroute_lab.replay.fleet.saturation`).
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from warmroute_lab.simulator.blocks import Segment
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE, Profile
 
 PROFILE = f"{DEFAULT_PROFILE}/8"
-"""Default engine: a GPU of the A10's class, so that a few thousand requests last for minutes."""
+"""Default engine: about the speed of an A10, so that a few thousand requests take minutes of virtual time."""
 REQUESTS = 3000
-"""Requests of a scenario, about."""
+"""Approximate number of requests of a scenario."""
 AGENT_TURNS = 20
+"""Requests of one agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A kind of load, and what happens to the fleet under it."""
+    """A kind of load, with the fleet that serves it."""
 
     description: str
     requests: Callable[[random.Random, int], list[TracedRequest]]
-    """Makes about so many requests; their rate is set afterwards."""
+    """Draws approximately that many requests; :func:`build` scales their times."""
     restart: bool = False
     """One pod restarts in the middle."""
     scale_out: bool = False
-    """Half of the pods come in the middle only."""
+    """Half of the pods join in the middle."""
     mixed: bool = False
-    """Every second pod has a third of the speed and cache."""
+    """Every second pod has a third of the speed and of the KV cache."""
     pickers: int = 1
 
 
 def build(
     name: str, *, seed: int, pods: int, profiles: Sequence[Profile] = (), requests: int | None = None
 ) -> tuple[Trace, Fleet]:
-    """The scenario of that name. ``profiles``: those of the first pods, repeated; none: the scenario's own.
+    """The scenario of that name. ``profiles`` are those of the first pods, repeated; empty: the scenario's own.
 
-    Raises ConfigurationError that lists the scenarios there are.
+    Raises ConfigurationError with the known names for an unknown one.
     """
     scenario = SCENARIOS.get(name)
     if scenario is None:
-        raise ConfigurationError(f"there is no file and no scenario {name!r}; scenarios: {', '.join(SCENARIOS)}")
+        raise ConfigurationError(f"no file and no scenario is called {name!r}; scenarios: {', '.join(SCENARIOS)}")
     rng = random.Random(f"{name}/{seed}")
     made = scenario.requests(rng, requests or REQUESTS)
     kinds = tuple(profiles) or ((profile(PROFILE), profile(f"{PROFILE}/3")) if scenario.mixed else (profile(PROFILE),))
@@ -156,7 +157,7 @@ def _agents(rng: random.Random, requests: int) -> list[TracedRequest]:
 
 
 def _chats(rng: random.Random, requests: int) -> list[TracedRequest]:
-    """Conversations of a few turns, each under one of several system prompts."""
+    """Conversations of a few turns, each with one of several system prompts."""
     identities = Identities()
     opening = _groups(rng, identities, count=rng.randint(5, 40), tokens=(500, 4000), skew=rng.uniform(0.6, 1.2))
     question, output, turns = rng.randint(50, 600), rng.randint(50, 250), rng.randint(2, 6)
@@ -178,23 +179,23 @@ def _poisson(rng: random.Random, count: int) -> Iterator[float]:
 
 
 def _about(rng: random.Random, mean: int) -> int:
-    """A length that varies widely around its mean."""
+    """A log-normal length with about that mean."""
     return max(1, round(mean * min(rng.lognormvariate(-0.18, 0.6), 5.0)))
 
 
 def _groups(
     rng: random.Random, identities: Identities, *, count: int, tokens: tuple[int, int], skew: float
 ) -> Callable[[], tuple[Segment, ...]]:
-    """Draws one of ``count`` texts, the k-th as often as ``1 / k**skew`` says (Zipf's law)."""
+    """A function that draws one of ``count`` texts, the k-th with a probability proportional to ``1 / k**skew`` (Zipf)."""
     texts = [identities.text(rng.randint(*tokens)) for _ in range(count)]
     cumulated = list(accumulate((k + 1) ** -skew for k in range(count)))
     return lambda: texts[min(bisect(cumulated, rng.random() * cumulated[-1]), count - 1)]
 
 
 SCENARIOS = {
-    "multi-round": Scenario("users who ask in rounds, as LMCache's multi-round-qa", _multi_round),
+    "multi-round": Scenario("users with several questions each, as in LMCache's multi-round-qa", _multi_round),
     "shared-prompts": Scenario("many system prompts, few of them popular (Zipf)", _shared_prompts),
-    "hot-prefix": Scenario("one prefix for everybody, short questions", _hot_prefix),
+    "hot-prefix": Scenario("one prefix for all requests, short questions", _hot_prefix),
     "full-hits": Scenario("a few fixed prompts, long answers", _full_hits),
     "bursts": Scenario("bursts of identical prompts", _bursts),
     "long-among-short": Scenario("a few very long prompts among many short ones", _long_among_short),
@@ -202,6 +203,6 @@ SCENARIOS = {
     "mixed-gpus": Scenario("conversations; every second pod has a third of the speed", _chats, mixed=True),
     "restart": Scenario("conversations; a pod restarts in the middle", _chats, restart=True),
     "scale-out": Scenario("conversations; the pods double in the middle", _chats, scale_out=True),
-    "three-pickers": Scenario("conversations; three pickers that know nothing of each other", _chats, pickers=3),
+    "three-pickers": Scenario("conversations; three pickers that exchange nothing", _chats, pickers=3),
 }
 """The scenarios by name."""

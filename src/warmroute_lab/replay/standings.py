@@ -1,9 +1,8 @@
-"""How strategies stand against one another over every scenario, below, near and above saturation, and over several seeds.
+"""``warmroute bench standings``: all strategies in every scenario, below, near and above saturation, over several seeds.
 
-The best strategy is another one in nearly each cell (a scenario at a load), so that each is held against the best of the
-*others* there. Above saturation single replays are chaotic: one request elsewhere, and a mean doubles or halves, for every
-strategy. A strategy's time in a cell is therefore the geometric mean of its times over the seeds; how each seed came out by
-itself is shown, too.
+A cell is a scenario at a load. Each strategy is compared with the best of the *others* in each cell. Above saturation,
+single replays are chaotic: one request on another pod can double or halve a mean. A strategy's time in a cell is therefore
+the geometric mean over the seeds; the seeds are also shown one by one.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ LOG_INTERVAL = 30.0
 
 
 class Cell(NamedTuple):
-    """A scenario at a load, which is a share of saturation."""
+    """A scenario at a load. The load is a share of saturation."""
 
     scenario: str
     load: float
 
 
 class Drawn(NamedTuple):
-    """A cell with the requests that one seed draws."""
+    """A cell with the requests of one seed."""
 
     cell: Cell
     seed: int
@@ -55,24 +54,24 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to replay: each strategy in each cell with each seed."""
+    """The options of the command: each strategy is replayed in each cell with each seed."""
 
     strategies: Sequence[str]
     seeds: Sequence[int] = (1,)
     pods: int = 8
     requests: int | None = None
-    """None: each scenario's own number."""
+    """None: the default of :mod:`~warmroute_lab.replay.scenarios`."""
     jobs: int = 1
-    """Replays that run at once, each in a process of its own."""
+    """Parallel replays, each in its own process."""
 
     def draws(self) -> list[Drawn]:
-        """All cells, drawn with each of the seeds."""
+        """Every cell with every seed."""
         return [Drawn(Cell(name, load), seed) for seed, name, load in product(self.seeds, SCENARIOS, LOADS)]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One replay: its figures are those of :meth:`warmroute_lab.replay.replay.Outcome.figures`; seconds and fractions."""
+    """The figures of one replay, in seconds and fractions (:meth:`warmroute_lab.replay.outcome.Outcome.figures`)."""
 
     strategy: str
     scenario: str
@@ -90,12 +89,12 @@ class Result:
 
     @property
     def drawn(self) -> Drawn:
-        """What was replayed."""
+        """Cell and seed."""
         return Drawn(Cell(self.scenario, self.load), self.seed)
 
     @classmethod
     def read(cls, row: object, path: Path) -> Self:
-        """From what :func:`write_json` wrote to ``path``. Raises ConfigurationError."""
+        """One object of a file written by :func:`write_json`. Raises ConfigurationError that names ``path``."""
         try:
             return cls(**row)  # type: ignore[arg-type]
         except TypeError as error:
@@ -105,16 +104,16 @@ class Result:
 def run(
     options: Options, settings: Settings, console: Console, *, against: Path | None = None, output: Path | None = None
 ) -> None:
-    """Replay, write the figures to ``output`` and show how the strategies stand, with those of the file ``against``.
+    """Replay, write the figures to ``output``, and print the comparison with the figures of the file ``against``.
 
-    Raises ConfigurationError, and before the long work wherever it can be known before.
+    Raises ConfigurationError, if possible before the replays.
     """
     for name in options.strategies:
         policy_factory(name, settings)
     json_file.require_place(output)
     known = others(against, options) if against is not None else []
     if len({*options.strategies, *(result.strategy for result in known)}) < 2:
-        raise ConfigurationError("to stand against others, name more of them: --strategy all, or --against")
+        raise ConfigurationError("a comparison needs at least two strategies: use --strategy all or --against")
     results = measure(options, settings, console)
     if output is not None:
         write_json(output, results)
@@ -122,7 +121,7 @@ def run(
 
 
 def measure(options: Options, settings: Settings, console: Console) -> list[Result]:
-    """Run all replays, with a progress bar on a terminal, elsewhere with a line now and then."""
+    """Run all replays; print progress as a bar or, without a terminal, as a line every :data:`LOG_INTERVAL` seconds."""
     asked = list(product(options.draws(), options.strategies))
     order = {(drawn, name): position for position, (drawn, name) in enumerate(asked)}
     columns = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
@@ -141,14 +140,14 @@ def measure(options: Options, settings: Settings, console: Console) -> list[Resu
                     said_at = monotonic()
                     console.print(f"{len(results)} of {len(asked)} replays", highlight=False)
         except BrokenProcessPool as error:
-            raise WarmrouteError("a replay's process was ended from outside; was there too little memory?") from error
+            raise WarmrouteError("a replay's process was killed; possibly the machine has too little memory") from error
         finally:
             workers.shutdown(wait=False, cancel_futures=True)
     return sorted(results, key=lambda result: order[result.drawn, result.strategy])
 
 
 def _end_with_parent() -> None:
-    """Let this worker end at once on Ctrl-C, and when its parent is gone."""
+    """Let this worker end at once on Ctrl-C and at the end of its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
 
@@ -161,7 +160,7 @@ def _end_with_parent() -> None:
 
 
 def _replay(drawn: Drawn, strategy: str, pods: int, requests: int | None, settings: Settings) -> Result:
-    """One replay, in a worker."""
+    """One replay, in a worker process."""
     (scenario, load), seed = drawn
     trace, fleet = Plan(source=scenario, strategies=(strategy,), pods=pods, seed=seed, requests=requests).load()
     speedup = load * saturation(trace, fleet.profiles)
@@ -172,14 +171,14 @@ def _replay(drawn: Drawn, strategy: str, pods: int, requests: int | None, settin
 
 
 def write_json(path: Path, results: Iterable[Result]) -> None:
-    """The results as a list of objects. Raises ConfigurationError."""
+    """Write the results as a list of objects. Raises ConfigurationError."""
     json_file.write(path, [asdict(result) for result in results])
 
 
 def others(path: Path, options: Options) -> list[Result]:
-    """Results of strategies that are not to be replayed, from what an earlier run wrote to ``path``.
+    """Results of other strategies than those in ``options``, from a file of an earlier run.
 
-    Raises ConfigurationError if one lacks a cell or seed, or was measured on another number of pods.
+    Raises ConfigurationError if a strategy lacks a cell or seed, or if no results are of that number of pods.
     """
     rows = json_file.read(path)
     known = [Result.read(row, path) for row in rows] if isinstance(rows, list) else []
@@ -197,17 +196,17 @@ def others(path: Path, options: Options) -> list[Result]:
     return [results[each] for results in by_strategy.values() for each in options.draws()]
 
 
-# ---------------------------------------------------------------- how they stand
+# ---------------------------------------------------------------- the comparison
 
 
 Key = TypeVar("Key")
 Times = Mapping[Key, Mapping[str, float]]
-"""Seconds of each strategy, by what it was measured in."""
+"""Seconds by cell (and seed), then by strategy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A strategy against the best of the others: below 1 it is ahead of them all."""
+    """A strategy's times divided by those of the best of the others: below 1, it is better than all of them."""
 
     typical: float
     """Geometric mean of the ratios."""
@@ -215,7 +214,7 @@ class Standing:
 
     @classmethod
     def of(cls, ratios: Iterable[float]) -> Self:
-        """Of at least one ratio."""
+        """The standing of at least one ratio."""
         ratios = list(ratios)
         return cls(geometric_mean(ratios), max(ratios))
 
@@ -228,7 +227,7 @@ def _short(ratio: float) -> str:
 
 
 def drawn(results: Iterable[Result], figure: str) -> dict[Drawn, dict[str, float]]:
-    """The ``figure`` of each strategy, by cell and seed."""
+    """The given figure of each strategy, by cell and seed."""
     times: dict[Drawn, dict[str, float]] = {}
     for result in results:
         times.setdefault(result.drawn, {})[result.strategy] = getattr(result, figure)
@@ -236,7 +235,7 @@ def drawn(results: Iterable[Result], figure: str) -> dict[Drawn, dict[str, float
 
 
 def over_seeds(times: Times[Drawn]) -> dict[Cell, dict[str, float]]:
-    """The geometric mean over the seeds, by cell."""
+    """The geometric means over the seeds, by cell."""
     seeds: dict[Cell, dict[str, list[float]]] = {}
     for (cell, _), of_strategy in times.items():
         for strategy, seconds in of_strategy.items():
@@ -245,7 +244,7 @@ def over_seeds(times: Times[Drawn]) -> dict[Cell, dict[str, float]]:
 
 
 def against_best(times: Times[Key], strategy: str) -> dict[Key, float]:
-    """The strategy's time over that of the best other one."""
+    """The strategy's time divided by that of the best of the others."""
     return {
         key: of_strategy[strategy] / min(seconds for name, seconds in of_strategy.items() if name != strategy)
         for key, of_strategy in times.items()
@@ -253,16 +252,15 @@ def against_best(times: Times[Key], strategy: str) -> dict[Key, float]:
 
 
 def show(results: Sequence[Result], console: Console) -> None:
-    """Print how at least two strategies stand.
+    """Print the comparison of at least two strategies; single cells and seeds are those of the first one.
 
-    The tables of single cells and seeds are of the first of them. Raises ConfigurationError if they were not given the same
-    requests.
+    Raises ConfigurationError if the strategies were replayed with different numbers of requests.
     """
     lengths: dict[Drawn, int] = {}
     for result in results:
         if lengths.setdefault(result.drawn, result.requests) != result.requests:
             raise ConfigurationError(
-                f"{result.strategy} had other requests in {result.scenario}: say the same --requests"
+                f"{result.strategy} had another number of requests in {result.scenario}: use equal --requests"
             )
     strategies = list(dict.fromkeys(result.strategy for result in results))
     means, tails = drawn(results, "ttft_mean"), drawn(results, "ttft_p99")
@@ -272,7 +270,7 @@ def show(results: Sequence[Result], console: Console) -> None:
 
 
 def _strategies(means: Times[Cell], tails: Times[Cell], strategies: Sequence[str]) -> Table:
-    grid = Table(title=f"against the best other of each of {len(means)} cells: typical (worst)")
+    grid = Table(title=f"time divided by the best other strategy's in {len(means)} cells: geometric mean (worst)")
     grid.add_column("strategy", no_wrap=True)
     grid.add_column("mean TTFT", justify="right", no_wrap=True)
     grid.add_column("p99", justify="right", no_wrap=True)
@@ -287,7 +285,7 @@ def _strategies(means: Times[Cell], tails: Times[Cell], strategies: Sequence[str
 def _cells(means: Times[Cell], tails: Times[Cell], strategy: str) -> Table:
     mean, tail = against_best(means, strategy), against_best(tails, strategy)
     loads = sorted({cell.load for cell in means})
-    grid = Table(title=f"{strategy} against the best other: mean TTFT, p99")
+    grid = Table(title=f"{strategy} divided by the best other: mean TTFT, p99")
     grid.add_column("scenario", no_wrap=True)
     for load in loads:
         grid.add_column(f"{load:g}", justify="right", no_wrap=True)
@@ -298,7 +296,7 @@ def _cells(means: Times[Cell], tails: Times[Cell], strategy: str) -> Table:
 
 
 def _seeds(means: Times[Drawn], tails: Times[Drawn], strategy: str) -> Table:
-    grid = Table(title=f"{strategy}, each seed by itself: typical (worst, where)")
+    grid = Table(title=f"{strategy}, single seeds: geometric mean (worst, where)")
     grid.add_column("seed", justify="right")
     for name in ("mean TTFT", "p99"):
         grid.add_column(name, justify="right", no_wrap=True)

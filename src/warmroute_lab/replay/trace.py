@@ -1,8 +1,8 @@
-"""Requests to replay: what each asks, when, and which tokens it shares with others. Read from files here.
+"""Requests to replay, read from trace files.
 
-A prompt is a row of *pieces*: an identity and a length in tokens. Two prompts share tokens where their first pieces are
-equal, so a trace needs no text. Pieces are at most :data:`PIECE` tokens long, which is also how exactly the picker knows
-how much of a prompt an engine holds.
+A prompt is a sequence of *pieces*, each with an identity and a length in tokens. Prompts share a prefix if their first
+pieces are equal, so a trace needs no text. A piece has at most :data:`PIECE` tokens; the router sees cached prefixes in
+whole pieces.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from warmroute_lab.load.conversations import read_conversations
 from warmroute_lab.simulator.blocks import Segment, hash_segments
 
 PIECE = 512
-"""Most tokens of a piece: the blocks of Mooncake's traces."""
+"""Most tokens of a piece: the block size of Mooncake's traces."""
 BYTES_PER_TOKEN = 4
-"""Bytes of text that a token stands for."""
+"""Bytes of text per token."""
 MOONCAKE_BUCKET = 3.0
-"""Seconds to which Mooncake's timestamps are rounded down."""
+"""Mooncake's timestamps are rounded down to multiples of this, in seconds."""
 SHAREGPT_RATE = 10.0
-"""Conversations of a ShareGPT file that begin each second, at a speedup of 1."""
+"""Conversations of a ShareGPT file that begin per second at a speedup of 1."""
 SHAREGPT_PAUSE = 10.0
 """Mean seconds between an answer and the next question of a ShareGPT conversation."""
 SHAREGPT_ANSWER = 200
-"""Tokens of an answer whose length the file does not tell."""
+"""Tokens of an answer whose length is not in the file."""
 
 
 @dataclass(eq=False)
@@ -42,15 +42,15 @@ class TracedRequest:
     """One request. Lengths are in tokens, times in seconds."""
 
     at: float
-    """Earliest time at which it is sent, from the start of the trace; divided by the speedup."""
+    """Earliest time of sending from the start of the trace; the speedup divides it."""
     prompt: tuple[Segment, ...]
     output_tokens: int
     answer: tuple[Segment, ...] = ()
-    """What the engine will generate, where a later prompt goes on with it."""
+    """The generated tokens, if a later prompt contains them."""
     after: int | None = None
     """Number of the request that must be answered before this one is sent."""
     pause: float = 0.0
-    """Least seconds between that answer's end and this request; not divided by the speedup."""
+    """Least time between the end of that answer and this request. The speedup does not change it."""
 
     @cached_property
     def prompt_tokens(self) -> int:
@@ -59,9 +59,10 @@ class TracedRequest:
 
     @cached_property
     def inference(self) -> InferenceRequest:
-        """The request as the router sees it: one part for each piece.
+        """The request as the router sees it: one part per piece.
 
-        Nine bytes are never the length of a piece, so none is taken for its own text and cut inside.
+        A part's content has nine bytes, which is no multiple of :data:`BYTES_PER_TOKEN`: the chain must not take it for text
+        of the part's length and put checkpoints inside.
         """
         parts = tuple(
             PromptPart(identity.to_bytes(9, "big", signed=True), tokens * BYTES_PER_TOKEN)
@@ -75,7 +76,7 @@ class TracedRequest:
         return build(self.inference.seed, self.inference.parts)
 
     def blocks(self, block_size: int) -> Sequence[int]:
-        """Hashes of the engine's blocks, those of a known answer included."""
+        """Hashes of the engine's blocks, including those of a known answer."""
         if self._blocks is None or self._blocks[0] != block_size:
             self._blocks = block_size, array("q", hash_segments((*self.prompt, *self.answer), block_size))
         return self._blocks[1]
@@ -85,14 +86,14 @@ class TracedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The requests of a replay. Those that wait for no other are in order of time."""
+    """The requests of a replay. Requests that follow no answer are in order of time."""
 
     name: str
     requests: Sequence[TracedRequest]
 
     @property
     def duration(self) -> float:
-        """Seconds from the start to the last request, if no answer takes longer than expected."""
+        """Seconds from the start to the last request, if no answer delays the request after it."""
         return max((request.at for request in self.requests), default=0.0)
 
 
@@ -102,20 +103,20 @@ def pieces(identity: int, tokens: int) -> tuple[Segment, ...]:
 
 
 class Identities:
-    """Texts that have nothing in common: each call of :meth:`text` makes up another one."""
+    """Source of texts without common prefixes."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
 
     def text(self, tokens: int) -> tuple[Segment, ...]:
-        """A text of its own, as pieces."""
+        """A new text as pieces."""
         return pieces(next(self._numbers) << 20, tokens)
 
 
 def read(path: Path, *, seed: int, limit: int | None = None) -> Trace:
-    """The trace in a file: Mooncake's (a JSON object a line) or ShareGPT's (one JSON list).
+    """The trace in a file: Mooncake's (one JSON object per line) or ShareGPT's (one JSON list).
 
-    ``limit`` keeps the first requests only. Raises ConfigurationError if the file is neither.
+    ``limit`` is the number of requests to keep. Raises ConfigurationError if the file cannot be read as either.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -130,9 +131,9 @@ def read(path: Path, *, seed: int, limit: int | None = None) -> Trace:
 
 
 def _mooncake(path: Path, rng: random.Random) -> list[TracedRequest]:
-    """``{"timestamp": ms, "input_length", "output_length", "hash_ids": [one for each 512 tokens]}`` a line.
+    """``{"timestamp": ms, "input_length", "output_length", "hash_ids": [one per 512 tokens]}`` per line.
 
-    Times count from the earliest one.
+    Times are relative to the earliest one. Format: https://github.com/kvcache-ai/Mooncake.
     """
     requests = []
     earliest = inf
@@ -151,15 +152,21 @@ def _mooncake(path: Path, rng: random.Random) -> list[TracedRequest]:
                 at += MOONCAKE_BUCKET * rng.random()
                 requests.append(TracedRequest(at, prompt, max(1, int(entry["output_length"]))))
             except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise ConfigurationError(f"{path}:{number} is no line of a Mooncake trace: {error!r}") from error
+                raise ConfigurationError(
+                    f"{path}:{number} is not a line of a Mooncake trace: {_reason(error)}"
+                ) from error
     for request in requests:
         request.at -= earliest
     requests.sort(key=lambda request: request.at)
     return requests
 
 
+def _reason(error: Exception) -> str:
+    return f"no field {error}" if isinstance(error, KeyError) else str(error)
+
+
 def _sharegpt(path: Path, rng: random.Random) -> list[TracedRequest]:
-    """Conversations in a Poisson stream; each turn sends all that was said before it."""
+    """Conversations with Poisson arrivals; each request contains all turns before it."""
     identities = Identities()
     requests: list[TracedRequest] = []
     began = 0.0
@@ -182,9 +189,9 @@ def conversation(
     first: int,
     opening: tuple[Segment, ...],
 ) -> Iterator[TracedRequest]:
-    """The requests of one conversation: ``turns`` are tokens of question and answer and the pause before the question.
+    """The requests of one conversation. ``turns`` are tokens of question, tokens of answer, and seconds before the question.
 
-    ``opening`` stands before the first question; ``first`` is the number of the first request.
+    ``opening`` comes before the first question; ``first`` is the number of the first request.
     """
     said = opening
     for turn, (question, output, pause) in enumerate(turns):
@@ -197,7 +204,7 @@ def conversation(
 
 
 def sorted_by_time(requests: Sequence[TracedRequest]) -> list[TracedRequest]:
-    """The requests in order of time (a turn after the one before it), their ``after`` renumbered."""
+    """The requests in order of time, each turn after the one before it, with ``after`` renumbered."""
     order = sorted(range(len(requests)), key=lambda number: (requests[number].at, number))
     place = {number: i for i, number in enumerate(order)}
     result = [requests[number] for number in order]

@@ -1,8 +1,8 @@
-"""Is the simulated engine true? Replay what a real one was measured doing, and hold the two side by side.
+"""``warmroute bench validate``: replay traces of a real engine on the simulated one and compare both.
 
-A trace is a JSONL file, one request a line: ``t`` its arrival, ``segs`` the prompt as segments ``[id, tokens]``, ``n``
-prompt tokens, ``out`` output tokens, ``cached`` the prompt tokens that the engine found in its cache, ``ttft`` and
-``e2e`` in seconds from sending. Requests are sent at their times whether others are answered or not (open loop).
+A trace is a JSONL file with one request per line: ``t`` arrival in seconds, ``segs`` the prompt as segments
+``[id, tokens]``, ``n`` prompt tokens, ``out`` output tokens, ``cached`` prompt tokens found in the cache, ``ttft`` and
+``e2e`` in seconds from sending. Each request is sent at its time, whether earlier ones are answered or not (open loop).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from warmroute.errors import ConfigurationError
-from warmroute_lab import json_file, plot
+from warmroute_lab import json_file, plot, terminal
 from warmroute_lab.load.distribution import Distribution
 from warmroute_lab.simulator.blocks import Segment, hash_segments
 from warmroute_lab.simulator.engine import Engine, Request
 from warmroute_lab.simulator.profile import PROFILES, Profile, profile_named
 
 NOISE_RUNS = 8
-"""Runs whose requests are taken together where the profile has host noise: one run shows one hour's luck."""
+"""Runs of a profile with host noise, each with another seed; their requests are analysed together."""
 REAL = plot.Line(plot.SKY, width=4.0)
 SIMULATED = plot.Line(plot.BLACK, width=1.2, above=3)
-"""Thin and dark upon wide and light: where they agree, both are seen."""
+"""A thin dark line over a wide light one, so that both are visible where they agree."""
 _JUDGED = {"ttft": "TTFT", "e2e": "end-to-end"}
 
 
@@ -47,12 +47,12 @@ class MeasuredRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What came of all requests of a trace: seconds, and tokens found in the cache."""
+    """The results of all requests of a trace: seconds, and tokens found in the cache."""
 
     ttft: Sequence[float]
     e2e: Sequence[float]
     cached_tokens: float
-    """Of all requests together; a mean if they were replayed several times."""
+    """Sum over all requests; with several runs, the mean of their sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class Agreement:
     real: float
     simulated: float
     limit: float
-    """Greatest relative error that is accepted."""
+    """Largest accepted relative error."""
 
     @property
     def error(self) -> float:
-        """Relative to the real one."""
+        """Relative error of the simulated figure."""
         if self.real == self.simulated:
             return 0.0
         return self.simulated / self.real - 1 if self.real else inf
@@ -80,7 +80,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """A trace, replayed."""
+    """A replayed trace."""
 
     file: Path
     profile: Profile
@@ -89,7 +89,7 @@ class Validation:
 
     @property
     def agreements(self) -> list[Agreement]:
-        """Every figure that is judged."""
+        """All compared figures."""
         real, simulated = Distribution.of(self.real.ttft), Distribution.of(self.simulated.ttft)
         return [
             Agreement("TTFT mean", real.mean, simulated.mean, 0.10),
@@ -109,7 +109,7 @@ class Validation:
 
 
 def read_measurement(file: Path) -> list[MeasuredRequest]:
-    """The requests of a trace, by arrival. Raises ConfigurationError that names the file and the line."""
+    """The requests of a trace in order of arrival. Raises ConfigurationError that names file and line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -121,7 +121,7 @@ def read_measurement(file: Path) -> list[MeasuredRequest]:
         try:
             requests.append(_measured_request(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            detail = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigurationError(f"{file}:{number} is not a measured request: {detail}") from error
     if not requests:
         raise ConfigurationError(f"{file} holds no requests")
@@ -146,15 +146,15 @@ def _measured_request(fields: dict[str, Any]) -> MeasuredRequest:
 
 
 def profile_for(file: Path) -> Profile:
-    """The measured profile that a trace's file name tells. Raises ConfigurationError if it tells none."""
+    """The measured profile whose last word is in the file's name. Raises ConfigurationError if there is none."""
     for profile in PROFILES.values():
         if profile.measured and profile.name.rpartition("-")[2] in file.name:
             return profile
-    raise ConfigurationError(f"the name {file.name} tells neither eager nor graphs: say --profile")
+    raise ConfigurationError(f"the name {file.name} contains neither `eager` nor `graphs`: set --profile")
 
 
 def replay(requests: Sequence[MeasuredRequest], profile: Profile) -> Sample:
-    """Send the requests to a simulated engine, at their times. Raises ConfigurationError if one can never fit."""
+    """Send the requests to a simulated engine at their times. Raises ConfigurationError if one exceeds the KV cache."""
     runs = NOISE_RUNS if profile.timing.launch_noise else 1
     hashes = [hash_segments(request.segments, profile.block_size) for request in requests]
     ttft: list[float] = []
@@ -183,7 +183,7 @@ def replay(requests: Sequence[MeasuredRequest], profile: Profile) -> Sample:
 
 
 def validate(file: Path, profile: Profile | None = None) -> Validation:
-    """Replay one trace on the profile, or on the one that its name tells. Raises ConfigurationError."""
+    """Replay one trace; without ``profile``, on the one of its name. Raises ConfigurationError."""
     requests = read_measurement(file)
     real = Sample(
         [request.ttft for request in requests],
@@ -195,7 +195,7 @@ def validate(file: Path, profile: Profile | None = None) -> Validation:
 
 
 def table(validation: Validation) -> Table:
-    """Real beside simulated."""
+    """Real and simulated figures side by side."""
     result = Table(title=f"{validation.file.name}: {len(validation.real.ttft)} requests on {validation.profile.name}")
     result.add_column("")
     for name in ("real", "simulated", "error", "limit"):
@@ -210,7 +210,7 @@ def table(validation: Validation) -> Table:
 
 
 def plain(validation: Validation) -> dict[str, Any]:
-    """For JSON: seconds, tokens and fractions."""
+    """The figures for JSON, in seconds, tokens and fractions."""
     return {
         "file": str(validation.file),
         "profile": validation.profile.name,
@@ -224,7 +224,7 @@ def plain(validation: Validation) -> dict[str, Any]:
 
 
 def draw(validations: Sequence[Validation], picture: Path) -> None:
-    """Both distributions of each trace, as a PNG. Raises ConfigurationError if it cannot be written."""
+    """Draw the distributions of each trace to a PNG. Raises ConfigurationError if it cannot be written."""
     with plot.style():
         figure, rows = plot.new(len(validations), row_height=1.75, extra_height=0.5)
         for row, validation in zip(rows, validations, strict=True):
@@ -259,13 +259,13 @@ def run(
     output: Path | None = None,
     picture: Path | None = None,
 ) -> bool:
-    """Validate every file and print the tables; whether everything is within its limit. Raises ConfigurationError."""
+    """Validate every file and print the tables. True if all errors are within their limits. Raises ConfigurationError."""
     json_file.require_place(output)
     plot.require(picture)
     chosen = profile_named(profile) if profile else None
     validations = [validate(file, chosen) for file in files]
     for validation in validations:
-        console.print(table(validation))
+        terminal.show(table(validation), console)
     if output is not None:
         json_file.write(output, [plain(each) for each in validations])
     if picture is not None:

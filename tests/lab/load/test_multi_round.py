@@ -331,7 +331,7 @@ async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_pa
 async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path: Path) -> None:
     engine = FakeEngine()
     async with engine as url:
-        with pytest.raises(ConfigurationError, match="there is no directory for"):
+        with pytest.raises(ConfigurationError, match="does not exist"):
             await multi_round.bench(QUICK, url, Console(quiet=True), output=tmp_path / "missing" / "requests.csv")
     assert not engine.requests
 

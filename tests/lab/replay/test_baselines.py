@@ -7,7 +7,7 @@ import random
 import pytest
 
 from warmroute.pool.endpoint import EngineState
-from warmroute_lab.replay.baseline_indexes import ExactHoldings, HeadFirstHoldings, PromptTree, SharedTable
+from warmroute_lab.replay.baseline_indexes import ExactIndex, HeadFirstIndex, PromptTree, SharedTable
 from warmroute_lab.replay.baselines import (
     BASELINES,
     LLMD,
@@ -180,7 +180,7 @@ def test_llm_d_hashes_blocks_of_64_tokens_and_the_last_one_too() -> None:
 
 
 def test_llm_ds_index_evicts_heads_and_counts_over_gaps() -> None:
-    holdings = HeadFirstHoldings()
+    holdings = HeadFirstIndex()
     holdings.insert(0, [1, 2, 3, 4], capacity=4)
     holdings.insert(1, [1], capacity=100)
     holdings.insert(0, [9], capacity=100)  # the first capacity counts: block 1 goes
@@ -253,7 +253,7 @@ def test_aibrixs_table_is_shared_small_and_forgets() -> None:
 
 
 def test_exact_holdings_leave_one_token_to_compute() -> None:
-    holdings = ExactHoldings()
+    holdings = ExactIndex()
     holdings.add(4)
     request = fresh(700)
     holdings.insert(4, request)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -298,8 +300,9 @@ def test_a_trace_may_begin_at_any_time(tmp_path: Path) -> None:
 def test_files_that_are_no_trace(tmp_path: Path, text: str) -> None:
     file = tmp_path / "trace"
     file.write_text(text)
-    with pytest.raises(ConfigurationError, match="trace"):
+    with pytest.raises(ConfigurationError, match="trace") as refusal:
         read(file, seed=1)
+    assert "Error(" not in str(refusal.value)
 
 
 def test_sorting_keeps_turns_in_order() -> None:
@@ -375,9 +378,9 @@ def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path) -> None:
     ids = list(range(60_000 // 512 + 1))
     trace.write_text(json.dumps({"timestamp": 0, "input_length": 60_000, "output_length": 1, "hash_ids": ids}))
     profile = f"{DEFAULT_PROFILE}/40"
-    assert "a request of 60001 tokens; the KV cache of" in error(str(trace), "--profile", profile)
+    assert "a request of 60001 tokens, but the KV cache of" in error(str(trace), "--profile", profile)
     missing = tmp_path / "missing" / "figures.json"
-    assert f"there is no directory for {missing}" in error("bursts", "--requests", "10", "--json", str(missing))
+    assert f"the directory of {missing} does not exist" in error("bursts", "--requests", "10", "--json", str(missing))
 
 
 def test_the_picture_of_a_replay_that_is_over_at_once(tmp_path: Path) -> None:
@@ -385,6 +388,26 @@ def test_the_picture_of_a_replay_that_is_over_at_once(tmp_path: Path) -> None:
     outcome = run([TracedRequest(0.0, Identities().text(16), 1)], Follow(0))
     comparison.draw(tmp_path / "picture.png", [outcome])
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_a_table_says_when_answers_held_up_the_requests() -> None:
+    """Three users cannot send 45 requests in 0.8 s: each waits for its answers, whatever the speedup."""
+    from rich.console import Console
+
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
+    plan = comparison.Plan(source="multi-round", strategies=["random"], requests=50)
+    late = comparison.compare(plan, Settings(), console)
+    assert min(outcome.sent_seconds / outcome.planned_seconds for outcome in late) > 10
+    assert shown.getvalue().count("The load was lower than the title says.") == 3
+    assert f"{late[0].sent_seconds:.3g} s instead of {late[0].planned_seconds:.3g} s" in " ".join(
+        shown.getvalue().split()
+    )
+
+    shown.truncate(0)
+    on_time = comparison.compare(replace(plan, source="bursts", requests=40), Settings(), console)
+    assert [outcome.sent_seconds for outcome in on_time] == pytest.approx([each.planned_seconds for each in on_time])
+    assert "The load was lower" not in shown.getvalue()
 
 
 def test_default_speedups_are_below_near_and_above_saturation() -> None:

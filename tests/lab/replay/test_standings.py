@@ -69,8 +69,8 @@ def test_the_tables_say_where_each_seed_was_worst() -> None:
 def test_the_first_strategy_is_the_one_shown_in_detail() -> None:
     with (console := Console(width=100)).capture() as shown:
         standings.show([*every("llm-d"), *every("PREFIX_CACHE")], console)
-    assert "llm-d against the best other" in shown.get()
-    assert "llm-d, each seed by itself" in shown.get()
+    assert "llm-d divided by the best other" in shown.get()
+    assert "llm-d, single seeds" in shown.get()
 
 
 def test_a_draw_is_the_replay_that_bench_replay_makes() -> None:
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_stood_against(
 
 def test_what_cannot_stand_is_said_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standings, "_replay", None)  # no work may begin
-    with pytest.raises(ConfigurationError, match="name more of them"):
+    with pytest.raises(ConfigurationError, match="at least two strategies"):
         standings.run(replace(SMALL, strategies=("PREFIX_CACHE",)), Settings(), quiet())
     with pytest.raises(ConfigurationError, match="lmetric"):
         standings.run(replace(SMALL, strategies=("PREFIX_CACHE", "nothing")), Settings(), quiet())
@@ -139,7 +139,7 @@ def test_what_cannot_stand_is_said_before_the_long_work(monkeypatch: pytest.Monk
 
 def test_other_requests_cannot_be_compared() -> None:
     results = [*every("PREFIX_CACHE"), *(replace(each, requests=31) for each in every("llm-d"))]
-    with pytest.raises(ConfigurationError, match="llm-d had other requests in multi-round"):
+    with pytest.raises(ConfigurationError, match="llm-d had another number of requests in multi-round"):
         standings.show(results, quiet())
 
 
@@ -156,7 +156,7 @@ def _die(*_: object) -> None:
 
 def test_a_worker_that_is_killed_is_an_error_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standings, "_replay", _die)
-    with pytest.raises(WarmrouteError, match="was ended from outside"):
+    with pytest.raises(WarmrouteError, match="process was killed"):
         standings.measure(SMALL, Settings(), quiet())
 
 

@@ -65,7 +65,7 @@ def test_the_command_prints_real_beside_simulated_and_fails_outside(tmp_path: Pa
 def test_the_name_tells_the_profile() -> None:
     assert validate.profile_for(Path("x-eager-y.jsonl")).name == "h100-qwen2.5-7b-eager"
     assert validate.profile_for(Path("x-graphs-y.jsonl")).name == "h100-qwen2.5-7b-graphs"
-    with pytest.raises(ConfigurationError, match="say --profile"):
+    with pytest.raises(ConfigurationError, match="set --profile"):
         validate.profile_for(Path("x.jsonl"))
 
 
@@ -74,7 +74,7 @@ def test_the_name_tells_the_profile() -> None:
     [
         (["{"], r"graphs.jsonl:1 is not a measured request"),
         ([LINE, [1]], r"graphs.jsonl:2 is not a measured request"),
-        ([{k: v for k, v in LINE.items() if k != "ttft"}], "there is no 'ttft'"),
+        ([{k: v for k, v in LINE.items() if k != "ttft"}], "no field .ttft."),
         ([LINE | {"n": 101}], "do not add up"),
         ([LINE | {"out": 0}], "at least 1"),
         ([""], "holds no requests"),

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPIRE_INTERVAL = 1.0
-"""Seconds between two looks for endpoints that have been gone for long enough."""
+"""Seconds between two searches for endpoints whose retention is over."""
 SWEEP_INTERVAL = 0.01
 """Seconds between two slices of the index's clean-up, so that requests pass between them."""
 RESTART_DELAY = 1.0
@@ -186,7 +186,7 @@ class EndpointPicker:
                 clock=monotonic,
             )
 
-        from warmroute.kubernetes import lease  # the client takes long to import, and not everybody needs it
+        from warmroute.kubernetes import lease  # an extra, and slow to import
         from warmroute.kubernetes.api import Cluster
         from warmroute.kubernetes.discovery import KubernetesDiscovery
 
@@ -212,10 +212,10 @@ class EndpointPicker:
         """Serve until SIGTERM, SIGINT or SIGHUP; then drain and stop. A second signal ends the drain at once."""
         stop, hurry = asyncio.Event(), asyncio.Event()
 
-        def told() -> None:
+        def signalled() -> None:
             (hurry if stop.is_set() else stop).set()
 
-        _on_signals(told)
+        _on_signals(signalled)
         try:
             await self.start()
             runtime.freeze_heap()
@@ -341,15 +341,15 @@ class EndpointPicker:
         )
 
 
-def _on_signals(told: Callable[[], None]) -> None:
-    """Call ``told`` for each signal that asks the process to end."""
+def _on_signals(signalled: Callable[[], None]) -> None:
+    """Call ``signalled`` for each signal that asks the process to end."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, signalled)
 
 
 async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``, which is meant to run for ever, and start it again whenever it ends or fails."""
+    """Run ``work``, which should never end, and start it again whenever it ends or fails."""
     while True:
         try:
             await work()

@@ -1,7 +1,7 @@
 """The figures of one metrics page, each within bounds. WITHOUT IO.
 
-A page comes from outside. A figure that is not finite, negative or beyond the bounds of EngineState counts as unknown. A
-page whose required figures are unknown is refused. What is read here can be counted with and subtracted without overflow.
+The page is untrusted. A figure that is negative, not finite or beyond the bounds of EngineState counts as unknown. A page
+whose required figures are unknown is rejected. Sums and differences of these figures cannot overflow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _START_TIME = (Series(PROCESS_START_TIME),)
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What does not change during an engine's life; None if unknown."""
+    """Figures that do not change while an engine's process lives; None if unknown."""
 
     capacity_tokens: int | None = None
     """Tokens that the KV cache holds, at most :data:`MOST_CAPACITY`."""
@@ -31,7 +31,7 @@ class Constants:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What changes from page to page."""
+    """Figures that change from page to page."""
 
     running: int
     """Requests in execution, at most :data:`MOST_REQUESTS`."""

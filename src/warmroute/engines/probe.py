@@ -1,4 +1,4 @@
-"""What to ask one engine next, and what its answer means. WITHOUT IO: answers and the time are passed in.
+"""The exchange of requests and answers with one engine's metrics page. WITHOUT IO: answers and the time are passed in.
 
 vLLM answers ``/metrics/?name[]=...`` (the slash matters) with those samples only: 1 kB rather than 50 kB or more. An engine
 without the filter answers with a redirect, an error, nothing or everything. Then the whole page is asked for until the
@@ -36,7 +36,7 @@ class Again(Enum):
 
 
 class Probe:
-    """The dialogue with one engine, from scrape to scrape."""
+    """The next request to one engine and the reading of its answer, from scrape to scrape."""
 
     def __init__(self, dialect: Dialect, path: str) -> None:
         self._dialect = dialect
@@ -49,7 +49,7 @@ class Probe:
         self.forget()
 
     def forget(self) -> None:
-        """The engine is, or may be, another process: discard everything but the estimated speeds."""
+        """The engine is a new process, or may be one: discard everything but the estimated speeds."""
         self._filtered = True
         self._constants = Constants()
         self._figures: Figures | None = None
@@ -91,7 +91,7 @@ class Probe:
             raise
 
     def _read(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:
-        """Read the whole page first, then change anything."""
+        """The state of one page. Nothing changes unless the whole page can be read."""
         if status != 200:
             raise StatusError(f"the engine answers its metrics path with status {status}")
         page = Page(body)
@@ -108,12 +108,12 @@ class Probe:
         return state
 
     def _remember_idle(self, body: bytes, state: EngineState) -> None:
-        """The filtered page of an idle engine is the same bytes each time; it need not be parsed again."""
+        """Keep the filtered page of an idle engine: the next one has equal bytes and need not be parsed."""
         idle = state.running + state.waiting == 0 and len(body) <= MOST_IDLE_BYTES
         self._idle_page, self._idle_state = (body, state) if idle else (b"", None)
 
     def _is_restarted(self, figures: Figures) -> bool:
-        """Whether the page comes from another process than the page before.
+        """Whether the page comes from another process than the page before: the engine has restarted.
 
         Evidence, in this order: a counter that went back; a later start time; and, on pages with neither, an interruption.
         """

@@ -1,7 +1,7 @@
 """Estimators of an engine's speeds and of its requests without a token, from its counters. WITHOUT IO.
 
-The speeds are measured over windows. Anything else the engine does in a window lowers the measurement, so each estimate is a
-high percentile of the last windows. Times are in seconds; rates are in tokens per second.
+The speeds are measured over windows. Other work of the engine in a window lowers the measurement, so each estimate is a high
+percentile of the last windows. Times are in seconds; rates are in tokens per second.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class PrefillRate:
 class DecodeRate:
     """Tokens per second of one answer on an otherwise idle engine.
 
-    It tells a slow GPU from a busy one: prefill rates of equal GPUs differ several times with their prompts, decode rates
-    hardly differ at equal concurrency, and the counters show the concurrency.
+    It distinguishes a slow GPU from a busy one: prefill rates of equal GPUs differ several times with their prompts; decode
+    rates hardly differ at equal concurrency, and the counters show the concurrency.
     """
 
     def __init__(self) -> None:

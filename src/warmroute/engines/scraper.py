@@ -20,7 +20,7 @@ from warmroute.settings import Settings
 logger = logging.getLogger(__name__)
 
 TICK = 0.05
-"""Seconds between two searches for scrapes that are due. Waking up costs more than a scrape; those of one tick share it."""
+"""Seconds between two searches for scrapes that are due. A wake-up costs more than a scrape; those of one tick share it."""
 CONCURRENCY = 128
 """Scrapes in flight at once. One that hangs holds its place for ``--metrics-timeout``."""
 SILENT_CONCURRENCY = 32
@@ -31,7 +31,7 @@ BACKOFF = (0.5, 1.0, 2.0)
 TIMEOUTS_ALLOWED = 1
 """Consecutive timeouts after which an engine still counts as reachable. A long step of the engine may cause one."""
 JITTER = 0.1
-"""Share by which an interval varies, so that the scrapes of several engines do not fall into step."""
+"""Share by which an interval varies, so that the scrapes of several engines do not synchronize."""
 LARGEST_EXCHANGE = 4
 """Most requests in one scrape: filtered, then the whole page, and both again if the page shows a restart."""
 
@@ -140,16 +140,16 @@ class Scraper(PoolListener):
     # ---------------------------------------------------------------- the pool's changes
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Scrape it, beginning now."""
         target = self._targets[endpoint.id] = _Target(endpoint, now)
         self._reset(target)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Scrape it no longer."""
         self._abandon(self._targets.pop(endpoint.id))
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """If its engine type has changed, read its page in the other dialect."""
         target = self._targets[endpoint.id]
         if target.engine != endpoint.engine:
             self._abandon(target)
@@ -157,7 +157,7 @@ class Scraper(PoolListener):
             target.due = now
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
-        """See :class:`~warmroute.pool.pool.PoolListener`."""
+        """Begin again: its address may be another one, and its constants must be read again."""
         target = self._targets[endpoint.id]
         if target.task is not None and target.task is asyncio.current_task():
             return  # the scrape in flight found the restart and goes on
@@ -190,7 +190,7 @@ class Scraper(PoolListener):
         return self._dialect
 
     def _abandon(self, target: _Target) -> None:
-        """Cancel the scrape in flight: its answer would be that of the endpoint before the change."""
+        """Cancel the scrape in flight: its answer would be of the endpoint before the change."""
         if target.task is not None:
             target.task.cancel()
             target.task = None
@@ -208,7 +208,7 @@ class Scraper(PoolListener):
     def start_due(self, now: float) -> None:
         """Start the scrapes that are due at ``now`` as tasks. The owner task calls it every tick.
 
-        The longest overdue come first, so the turn goes round. Endpoints that did not answer share
+        The longest overdue come first, so none is left out. Endpoints that did not answer share
         :data:`SILENT_CONCURRENCY` places.
         """
         places = CONCURRENCY - len(self._in_flight)
@@ -248,7 +248,7 @@ class Scraper(PoolListener):
         try:
             async with asyncio.timeout(seconds):
                 await self._exchange(target)
-        except TimeoutError:  # an OSError too
+        except TimeoutError:  # before OSError, of which it is a subclass
             return ScrapeOutcome.TIMEOUT, f"no answer within {seconds:g} s"
         except OSError as error:
             return ScrapeOutcome.UNREACHABLE, reason(error)

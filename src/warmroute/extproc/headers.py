@@ -14,15 +14,15 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
 DROPPED_REASON = "x-warmroute-dropped-reason"
 OBJECTIVES = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
-"""Request headers that name the InferenceObjective; the first that is there counts."""
+"""Request headers that name the InferenceObjective; the first one present counts."""
 FAIRNESS_IDS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
-"""Request headers that say whom the request counts for; the first that is there counts."""
+"""Request headers with the tenant or user for fairness; the first one present counts."""
 MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
-"""Request headers with the model name to go on with in place of the body's; the first that is there counts."""
+"""Request headers with a model name that replaces the body's; the first one present counts."""
 MODEL_NAME = "x-gateway-model-name"
-"""Request header with the body's model name, where routes go by it (body-based routing)."""
+"""Request header with the body's model name, if the gateway routes by it (body-based routing)."""
 CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
-"""Request headers that are meant for the picker and do not go to the engine."""
+"""Request headers for the picker; they are removed before the request goes to the engine."""
 CONTROL = (DESTINATION, SERVED, SUBSET_KEY, *CONSUMED, MODEL_NAME)
 """Request headers that only a gateway may write; the shipped Envoy configurations remove them from clients' requests."""
 
@@ -31,11 +31,11 @@ TEST_SERVED = "x-conformance-test-served-endpoint"
 TEST_ECHO = "x-echo-set-header"
 
 MAX_DIGITS = 18
-"""Longest number in a header that is read as one."""
+"""Most digits of a number in a header."""
 MAX_REQUEST_ID = 128
 """Characters of ``x-request-id`` that are kept; it is for logs and debug pages only."""
 MAX_VALUE = 4096
-"""Bytes of any other header's value. A longer one counts as absent: part of a name would be another name."""
+"""Longest value of any other header, in characters. A longer one counts as absent: a cut name would be another name."""
 
 _WANTED = frozenset(
     (":path", ":status", "content-type", "content-length", "x-request-id", MODEL_NAME, TEST_SELECTION, *CONSUMED)
@@ -43,13 +43,13 @@ _WANTED = frozenset(
 
 
 def read(headers: HeaderMap) -> dict[str, str]:
-    """The few headers that matter; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``.
+    """The headers that the picker uses; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``.
 
     Values are bounded (:data:`MAX_VALUE`), the request id is :func:`printable`.
     """
     found = {}
     for header in headers.headers:
-        name = header.key  # each look at a field copies it
+        name = header.key  # each access copies the field
         if name in _WANTED:
             raw = header.raw_value
             value = raw.decode("utf-8", "replace") if raw else header.value
@@ -65,8 +65,8 @@ def read(headers: HeaderMap) -> dict[str, str]:
 def printable(text: str, length: int) -> str:
     """``text`` cut to ``length`` characters, with escapes in place of control and format characters.
 
-    These are the C0 and C1 controls, bidirectional marks, line separators and all else that is not printable in Unicode: in
-    a log they could forge lines or change what a terminal shows.
+    These are the C0 and C1 controls, bidirectional marks, line separators and whatever else is not printable in Unicode. In
+    a log they could forge lines or change what a terminal displays.
     """
     if len(text) <= length and text.isprintable():
         return text
@@ -74,5 +74,5 @@ def printable(text: str, length: int) -> str:
 
 
 def number(text: str, *, digits: int = MAX_DIGITS) -> int | None:
-    """A header's value as a number without sign; None if it is not one, or has more than ``digits`` digits."""
+    """A header's value as an unsigned integer; None if it is not one or has more than ``digits`` digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None

@@ -19,7 +19,7 @@ _LISTED = (LIVENESS, "readiness", "inference-extension", EXT_PROC_SERVICE)
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """The health service. ``ready`` is called at each check: whether requests can be routed."""
+    """The health service. ``ready``, called at each check, returns whether requests can be routed."""
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
@@ -42,7 +42,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        """Not implemented, as in other pickers. Clients take a service that answers UNIMPLEMENTED for healthy."""
+        """Not implemented, as in other pickers. Clients treat UNIMPLEMENTED as healthy."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
 
 

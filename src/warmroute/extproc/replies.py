@@ -1,4 +1,4 @@
-"""Builders of ProcessingResponse. All return serialised messages; constant ones are serialised once."""
+"""Builders of ProcessingResponse. They return serialised messages; constant ones are serialised once."""
 
 from __future__ import annotations
 

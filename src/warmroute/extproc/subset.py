@@ -12,22 +12,20 @@ from warmroute.extproc.headers import SUBSET_KEY, SUBSET_NAMESPACE, number
 from warmroute.pool.endpoint import canonical_address, canonical_target
 
 PORT_DIGITS = 5
-"""Longest port that is read as one."""
+"""Most digits of a port."""
 MAX_ENTRIES = 4096
-"""Entries of a hint that are read. Endpoints named after them are not in the subset."""
+"""Entries of a hint that are read; further ones are ignored."""
 MAX_ENTRY = 64
 """Characters of an entry: an IPv6 address in brackets has 47 with its port. Longer entries match no endpoint."""
-
-
 LONGEST_REMEMBERED = 256 << 10
-"""Bytes of a hint up to which it is remembered with its members."""
+"""Longest hint, in bytes, whose members are remembered."""
 
 
 def hinted(metadata: Metadata) -> frozenset[str] | None:
     """The members of the hint; None without one.
 
-    They are remembered by the hint's bytes, since a gateway sends a pool's hint with each request: to read 100 entries takes
-    95 us, to serialise them 4 us (``warmroute bench cost``, the figure of the subset hint).
+    They are remembered by the hint's bytes, since a gateway sends the hint with every request: reading 100 entries takes
+    95 us, serialising them 4 us (``warmroute bench cost``, the figure of the subset hint).
     """
     namespace = metadata.filter_metadata
     if SUBSET_NAMESPACE not in namespace or SUBSET_KEY not in namespace[SUBSET_NAMESPACE].fields:
@@ -51,10 +49,10 @@ def split(text: str) -> list[str]:
 
 
 def members(entries: Iterable[str]) -> frozenset[str]:
-    """The hint as :meth:`Router.pick <warmroute.routing.router.Router.pick>` takes it: canonical targets and addresses.
+    """The hint for :meth:`Router.pick <warmroute.routing.router.Router.pick>`: canonical targets and addresses.
 
-    Entries are ``ip``, ``ip:port``, ``[v6]`` or ``[v6]:port``; without a port every port counts. Entries that are no address
-    match no endpoint.
+    Entries are ``ip``, ``ip:port``, ``[v6]`` or ``[v6]:port``. An entry without a port allows every port of the address. One
+    that is not an address matches no endpoint.
     """
     return frozenset(member for entry in entries if (member := _member(entry.strip())) is not None)
 

@@ -24,7 +24,7 @@ _UNUSABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm)
 
 
 def self_signed() -> grpc.ServerCredentials:
-    """Credentials with a self-signed certificate, for gateways that use TLS and do not verify it, as most do."""
+    """Credentials with a self-signed certificate, for gateways that use TLS without verification, as most do."""
     return grpc.ssl_server_credentials([new_pair("localhost")])
 
 

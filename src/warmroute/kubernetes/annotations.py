@@ -14,7 +14,7 @@ NAMED = {
     "inference.networking.x-k8s.io/routing-strategy": "routing_strategy",
     "inference.networking.x-k8s.io/model-server-runtime": "model_server_runtime",
 }
-"""Setting by annotation, for the two that have an annotation of their own."""
+"""The two settings that have their own annotation, by annotation."""
 ENVIRONMENT = "inference-epp-env.networking.x-k8s.io/"
 """Prefix of annotations for any hot setting. The name may be spelled COST_WAITING or cost-waiting."""
 

@@ -21,6 +21,7 @@ LEASE_DURATION = 15
 RETRY_INTERVAL = 2.0
 """Seconds between two reads of the Lease, and between two renewals."""
 RELEASE_TIMEOUT = 3.0
+"""Seconds that releasing the Lease may take when the picker stops."""
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -34,7 +35,7 @@ def own_namespace(default: str) -> str:
 
 
 def own_identity() -> str:
-    """The pod's name: POD_NAME, else the host name, which is the same in a pod."""
+    """The pod's name: POD_NAME, else the host name, which is the pod's name by default."""
     return os.environ.get("POD_NAME") or socket.gethostname()
 
 
@@ -103,7 +104,7 @@ class LeaderElection:
             await asyncio.sleep(self._retry_interval)
 
     async def _acquire(self) -> bool:
-        """Renew the Lease if it is ours, take it if it is free or expired. Whether it is ours now. Raises ApiError."""
+        """Renew the Lease if it is ours, take it if it is free or expired. Returns whether it is ours. Raises ApiError."""
         try:
             lease = await self._cluster.get(self._path)
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""What the Kubernetes API is made of: objects as JSON has them, and the paths of their collections. WITHOUT IO."""
+"""Objects of the Kubernetes API as plain JSON, and the paths of their collections. WITHOUT IO."""
 
 from __future__ import annotations
 

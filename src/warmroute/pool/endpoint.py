@@ -1,4 +1,4 @@
-"""One endpoint of the pool: what discovery knows of it and what its engine last reported."""
+"""One endpoint of the pool: its spec from discovery, and the last state of its engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ipaddress import ip_address
 
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 """Pod labels that name the engine, the newer first."""
-
 
 MOST_REQUESTS = 100_000
 """Requests running, waiting, or allowed to run at once. vLLM's default ``max_num_seqs`` is at most 1,024 (EngineArgs)."""
@@ -24,15 +23,13 @@ RATES = (1.0, 10_000_000.0)
 model, 8 times the 50,000 of one H100)."""
 MOST_ADAPTERS = 1_024
 """LoRA adapters in use, or that fit at once. vLLM's ``max_loras`` is 1 by default."""
-
-
 LONGEST_ADDRESS = 64
 """Characters of the longest text that is read as an IP address; an IPv6 address with a zone has fewer."""
 
 
 def canonical_address(address: str) -> str:
-    """An IP address as Python writes it (``2001:db8::1``), so that equal addresses are equal strings; any other text as
-    it is."""
+    """An IP address as Python writes it (``2001:db8::1``), so that equal addresses are equal strings. Other text is returned
+    unchanged."""
     return _canonical(address) if len(address) <= LONGEST_ADDRESS else address
 
 
@@ -51,7 +48,7 @@ def canonical_target(address: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """What discovery knows of one endpoint.
+    """One endpoint as discovery lists it.
 
     ``address`` is an IPv4 or IPv6 address (no brackets), made canonical here; ``incarnation`` changes when the engine
     behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown.
@@ -85,7 +82,7 @@ class EndpointSpec:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What one scrape of an engine's metrics page reported.
+    """The figures of one scrape of an engine's metrics page.
 
     Figures are None if the engine does not export them.
     """
@@ -158,7 +155,7 @@ class EngineState:
 
 
 def _within(figure: float | None, least: float, most: float) -> bool:
-    """None, which is no figure, is; NaN is not."""
+    """Whether the figure is in the range, or None (not exported). NaN is not in it."""
     return figure is None or least <= figure <= most
 
 

@@ -9,12 +9,12 @@ from typing import Self
 
 
 class Criticality(IntEnum):
-    """What happens to a request while the pool is saturated; the names are those of an InferenceModel."""
+    """How important a request is: decides whether it is shed while the pool is saturated. Names as in an InferenceModel."""
 
     SHEDDABLE = 0
-    """Refused with 429."""
+    """Rejected with 429."""
     STANDARD = 1
-    """Served; refused with 429 only if the setting ``shedding`` is ``upstream-v0.5``."""
+    """Served; rejected with 429 only if the setting ``shedding`` is ``upstream-v0.5``."""
     CRITICAL = 2
     """Always served."""
 
@@ -66,7 +66,7 @@ class ModelTable:
         self._priorities: dict[str, int] = {}
 
     def replace(self, models: Iterable[Model], any_model: Model | None = None) -> None:
-        """Set all models. If two have one name, the first counts; ``any_model`` is used for all other names."""
+        """Replace all models. Of two with one name the first counts; ``any_model`` is used for all other names."""
         table: dict[str, Model] = {}
         for model in models:
             table.setdefault(model.name, model)

@@ -1,4 +1,4 @@
-"""The pool: discovery and scrapes write to it, listeners (the router, the scraper, metrics) hear of every change at once."""
+"""The pool: discovery and scrapes write to it; listeners (router, scraper, metrics) are called for every change."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Pool:
             self._changed(endpoint, now)
 
     def set_health(self, endpoint: Endpoint, health: Health, now: float) -> None:
-        """The endpoint's passive health is another one."""
+        """The endpoint's passive health has changed."""
         endpoint.health = health
         self._changed(endpoint, now)
 

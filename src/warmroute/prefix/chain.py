@@ -1,4 +1,4 @@
-"""A prompt as a chain of checkpoints: hashes that each stand for everything before them.
+"""A prompt as a chain of checkpoints: each is a hash of the prompt up to its position.
 
 Two prompts share checkpoint ``k`` if and only if they are equal up to its position (but for a 64-bit collision, which
 costs one badly routed request and nothing else). Checkpoints are at the end of each part (message) and, inside a part,
@@ -24,7 +24,7 @@ MAX_STEP = 8192
 STEP_SHARE = 16
 """Between the two, the distance is the position divided by this."""
 MAX_CHECKPOINTS = 8192
-"""Most checkpoints of one prompt, which prompts of up to 60 MB do not reach; what comes after them is not matched."""
+"""Most checkpoints of one prompt; prompts of up to 60 MB have fewer. The rest of a longer prompt is not matched."""
 LONG_PART = 16_384
 """Bytes of a part from which on its pieces are hashed through a memoryview. Copying the pieces of shorter parts is
 faster."""
@@ -39,7 +39,7 @@ def _positions() -> list[int]:
 
 
 POSITIONS = _positions()
-"""Positions of checkpoints inside parts. All prompts share them, and so the integer objects too."""
+"""Positions of checkpoints inside parts. All prompts share these integer objects."""
 
 
 @dataclass(slots=True)

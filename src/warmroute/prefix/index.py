@@ -1,4 +1,4 @@
-"""Which engine holds which chain: the picker's model of every engine's KV cache.
+"""The prefix index: which engine holds which chain in its KV cache.
 
 One dictionary maps a checkpoint to a bit mask of the *holders* that have it, and each holder has its checkpoints in
 order of last use. A holder is one incarnation of one engine, by a small number: when the engine restarts, its holder is
@@ -30,7 +30,7 @@ _DISTANCES = tuple(range(MAX_STEP + 1))
 
 
 class _Holding:
-    """What one holder has: each checkpoint with its distance from the one before it, least recently used first."""
+    """The checkpoints of one holder, each with its distance from the one before it, least recently used first."""
 
     __slots__ = ("bit", "capacity", "checkpoints", "prompt_bytes", "unconfirmed", "unconfirmed_bytes")
 
@@ -39,7 +39,7 @@ class _Holding:
         self.capacity = capacity
         self.checkpoints: OrderedDict[int, int] = OrderedDict()
         self.prompt_bytes = 0
-        """Of the ``checkpoints``."""
+        """Bytes of prompt that the ``checkpoints`` cover."""
         self.unconfirmed: OrderedDict[int, int] = OrderedDict()
         self.unconfirmed_bytes = 0
 
@@ -59,7 +59,7 @@ class PrefixIndex:
         self._next_holder = 0
 
     def open(self, capacity: int) -> int:
-        """A new holder, which has nothing, for an engine whose cache holds ``capacity`` bytes of prompt."""
+        """A new, empty holder for an engine whose cache holds ``capacity`` bytes of prompt."""
         if self._free:
             holder = self._free.pop()
         else:
@@ -283,7 +283,7 @@ class PrefixIndex:
         return holding.prompt_bytes / holding.capacity
 
     def __len__(self) -> int:
-        """Different checkpoints in the index, those of closed holders that are not swept yet included."""
+        """Distinct checkpoints in the index, including those of closed holders that are not swept yet."""
         return len(self._masks)
 
 

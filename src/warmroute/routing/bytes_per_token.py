@@ -1,4 +1,4 @@
-"""Bytes of prompt for each token, learned from the engines' own counters."""
+"""Prompt bytes per token, learned from the engines' counters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BytesPerToken:
 
     @property
     def estimate(self) -> float:
-        """The present estimate."""
+        """The current estimate."""
         return self._estimate
 
     def begin_with(self, initial: float) -> None:

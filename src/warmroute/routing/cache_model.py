@@ -1,4 +1,4 @@
-"""What every engine holds in its KV cache, as far as the picker can know: the prefix index, corrected by counters."""
+"""Estimates which prompts every engine holds in its KV cache: the prefix index, corrected by the engines' counters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTH_ERROR = 1.5
 
 
 class CacheModel:
-    """The prefix index with one holder for each endpoint's load, and how far each holder is trusted.
+    """The prefix index with one holder for each endpoint, and how far each holder is trusted.
 
     Capacities are in bytes of prompt; they include ``headroom``, the factor by which they exceed the KV cache.
     """
@@ -36,7 +36,7 @@ class CacheModel:
     # ---------------------------------------------------------------- members
 
     def open(self, capacity: int) -> int:
-        """A holder, which holds nothing, for an engine whose cache takes ``capacity`` bytes."""
+        """A new, empty holder for an engine whose cache takes ``capacity`` bytes."""
         return self._index.open(capacity)
 
     def close(self, holder: int) -> None:
@@ -82,7 +82,7 @@ class CacheModel:
         return CachedTokens(default, overrides), best
 
     def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
-        """The decision's prompt is on its way to the engine. ``exact``: its length is known, not estimated.
+        """The decision's prompt was sent to the engine. ``exact``: its length is known, not estimated.
 
         A long new tail is unconfirmed until the engine has looked it up; a short one, too, while many tokens are unproven. A
         prompt that the engine will reject for its length is not expected in its cache.

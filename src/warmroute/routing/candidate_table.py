@@ -75,7 +75,7 @@ class CandidateTable:
         return None if all(selected) else (Members(list(compress(self.all.loads, selected))), selected)
 
     def refresh(self, now: float) -> None:
-        """Recompute the figures that have changed by themselves."""
+        """Recompute the figures that have changed with time alone."""
         if self._soonest > now:
             return
         next_change = self._next_change

@@ -22,7 +22,7 @@ from warmroute.routing.endpoint_load import EndpointLoad
 
 
 class Members:
-    """Which endpoints the columns are about. Shared by all columns of the same endpoints."""
+    """The endpoints of the columns, by position. Shared by all Candidates of these endpoints."""
 
     __slots__ = ("loads", "mask", "names", "position")
 
@@ -36,7 +36,7 @@ class Members:
 
 
 class Candidates:
-    """What the cost needs of every candidate. Pending work is multiplied by the endpoint's slowness here.
+    """The figures of every candidate that the cost needs. Pending work is multiplied by the endpoint's slowness here.
 
     A decision over a hundred endpoints is one pass over these lists (:meth:`costs`).
     """
@@ -90,7 +90,7 @@ class Candidates:
         self._queueing: set[int] = set()
         """Positions at which more than :data:`MOST_IGNORED_WAITING` requests wait."""
         self._guarded: set[int] = set()
-        """Positions whose guards are not 0; hardly ever any."""
+        """Positions whose guards are not 0; usually none."""
 
     def __len__(self) -> int:
         return len(self.members.loads)
@@ -151,7 +151,7 @@ class Candidates:
         return self._waiting_and_running if self._queueing else self.running
 
     def least_in_flight(self, cached: CachedTokens) -> float:
-        """``least C``; 0 if nobody holds any of the prompt."""
+        """``least C``; 0 if no candidate holds any of the prompt."""
         default, overrides = cached
         best = max(default, max(overrides.values(), default=0.0))
         if not best:
@@ -160,14 +160,14 @@ class Candidates:
         if default < enough:
             return min([in_flight[k] for k, tokens in overrides.items() if tokens >= enough])
         least = min(in_flight)
-        if overrides.get(in_flight.index(least), default) >= enough:  # nearly always: few hold less than the default
+        if overrides.get(in_flight.index(least), default) >= enough:  # the usual case: few hold less than the default
             return least
         return min([here for k, here in enumerate(in_flight) if overrides.get(k, default) >= enough])
 
     def request_factors(
         self, prompt_tokens: float, cached: CachedTokens, now: float, constants: CostConstants
     ) -> RequestFactors:
-        """What a request of ``prompt_tokens`` tokens, ``cached`` as they are, brings to its cost on any candidate."""
+        """The factors of a request of ``prompt_tokens`` tokens, of which the candidates hold ``cached``."""
         queue_weight, delay_weight = saturation_weights(self.least_waiting)
         in_flight = self.in_flight
         return RequestFactors(
@@ -207,10 +207,10 @@ class Candidates:
     def _equal_costs(
         self, request: RequestFactors, prompt_work: float, uncached_work: float, *, balance: float, constant: float
     ) -> list[float]:
-        """The cost of every candidate if all hold the same tokens of the prompt."""
+        """The cost of every candidate if all hold equally many tokens of the prompt."""
         queue_weight, delay_weight, now = request.queue_weight, request.delay_weight, request.now
         if queue_weight == delay_weight == 1 and not self._guarded:
-            # Nearly always: no endpoint is full and one has no queue. `_base` and `_per_token` hold the sums then.
+            # The usual case: no endpoint is full and one has no queue. `_base` and `_per_token` hold the sums then.
             return [
                 base - now * rate + uncached_work * per_token + balance * in_flight + constant
                 for base, rate, per_token, in_flight in zip(

@@ -70,8 +70,7 @@ with 1 the load is uneven."""
 NEAR_BEST = 0.9
 """Share of the most cached tokens of any endpoint from which on an endpoint counts as a holder for ``least C``."""
 EMPTY_SHARE = 0.05
-"""Share of the eviction price in an empty cache. It will be full one day, and to compute what another endpoint is about
-to hold is waste."""
+"""Share of the eviction price in an empty cache: the cache fills up later, and computing a prefix twice wastes time."""
 HIT_WINDOW = 0.25
 """Prompt tokens over which the hit rate is averaged, as a share of the KV cache's capacity."""
 
@@ -92,7 +91,7 @@ class CostConstants:
 
 
 class EndpointFactors(NamedTuple):
-    """What one endpoint brings to the cost of any request."""
+    """The factors of one endpoint in the cost of any request."""
 
     waiting: float
     """``W``."""
@@ -119,7 +118,7 @@ class EndpointFactors(NamedTuple):
 
 
 class RequestFactors(NamedTuple):
-    """What one request, and the candidates as a whole, bring to its cost on any endpoint."""
+    """The factors of one request, and of the candidates as a whole, in its cost on any endpoint."""
 
     prompt_tokens: float
     """At least 1."""

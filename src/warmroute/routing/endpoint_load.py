@@ -34,7 +34,7 @@ LEAST_UPDATE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class LoadConstants:
-    """How loads are estimated; the settings of the same names say what each constant means."""
+    """The settings that estimates of load use; :class:`~warmroute.settings.Settings` explains them."""
 
     cost: CostConstants
     drain_factor: float
@@ -142,12 +142,12 @@ class EndpointLoad:
         """Share of its KV cache that holds prompts according to the prefix index: how likely a new token evicts
         another."""
         self.hit_rate = 1.0
-        """EWMA of the cached share of the prompts sent to it: how likely somebody asks for what is evicted."""
+        """EWMA of the cached share of the prompts sent to it: how likely an evicted token is needed again."""
 
     # ---------------------------------------------------------------- speed and capacity
 
     def speed(self, constants: LoadConstants) -> float:
-        """Prefill tokens a second that the endpoint is believed to compute."""
+        """Prefill tokens per second that the endpoint is estimated to compute."""
         return self.prefill_rate or self.pool_rate or constants.prefill_rate
 
     def drain_rate(self, constants: LoadConstants) -> float:
@@ -161,11 +161,10 @@ class EndpointLoad:
         assumed = constants.max_num_seqs
         return assumed if self.most_running <= assumed else SEQS_SPARE * self.most_running
 
-    # ---------------------------------------------------------------- what happens
+    # ---------------------------------------------------------------- events
 
     def assign(self, work: float, rate: float, now: float) -> None:
-        """A request with ``work`` tokens of work goes to the endpoint, whose queue drains at ``rate`` tokens a
-        second."""
+        """A request of ``work`` tokens goes to the endpoint, whose queue drains at ``rate`` tokens per second."""
         self.queue.assign(work, rate, now)
         self.sent.append(now)
         self.mean_work.assigned(work)
@@ -251,7 +250,7 @@ class EndpointLoad:
         if leaving * total:
             gone = max(gone, (total - sent / 2) * (1 - exp(-leaving * age)))
             until = min(until, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
-        if self.ended and waiting > (still := max(total - len(self.ended), 0.0)):  # so many ended: no more can wait
+        if self.ended and waiting > (still := max(total - len(self.ended), 0.0)):  # no more can wait than are left
             share = still / waiting
             pending_at_zero, pending_rate, waiting = pending_at_zero * share, pending_rate * share, still
         total = max(total - gone, self.open_responses, waiting)

@@ -11,7 +11,7 @@ LEAST_WEIGHT = 0.1
 
 
 class MeanWork:
-    """An EWMA of the work of a request: of all on the engine if it exports the counters, else of our own requests."""
+    """EWMA of the work of a request: of all on the engine if it exports the counters, else of this picker's requests."""
 
     __slots__ = ("_counters", "_requests", "tokens")
 
@@ -39,7 +39,7 @@ class MeanWork:
             self._add((computed - computed_before) / (requests - requests_before), requests - requests_before)
 
     def assigned(self, work: float) -> None:
-        """Learn from a request of our own, unless the engine's counters include it."""
+        """Learn from one of this picker's requests, unless the engine's counters include it."""
         if self._counters is None:
             self._add(work, 1.0)
 

@@ -1,11 +1,11 @@
-"""Passive health: an endpoint that takes requests and does not serve them is avoided for a while. WITHOUT IO.
+"""Passive health: an endpoint that accepts requests and does not serve them is ejected for a while. WITHOUT IO.
 
 Two kinds of evidence count against an endpoint:
 
 * Failures: the EWMA of failed responses passes :data:`FAILURE_SHARE`. A response counts where the gateway shows it (5xx
   except 501 and 503) or where the engine's page counts responses by status (vLLM: ``http_requests_total``).
 * A stall: requests were sent, and no counter of the engine has moved since. A page that counts responses counts rejections
-  (4xx), too. Where it does not, an engine that holds no request may have rejected them all, and that is no stall.
+  (4xx), too. Where it does not, an engine that holds no request may have rejected them all: that is not a stall.
 
 The state of an endpoint:
 
@@ -158,7 +158,7 @@ class OutlierDetection:
             self._succeeded(record, now)
 
     def advance(self, now: float) -> None:
-        """Let time pass: backoffs and trials end."""
+        """End the backoffs and trials whose time is over."""
         for record in self._records.values():
             if record.health is Health.EJECTED and now >= record.until:
                 record.failures = 0.0

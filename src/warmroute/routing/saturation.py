@@ -1,4 +1,4 @@
-"""Saturation: whether every endpoint has so much to do that sheddable requests are refused."""
+"""Saturation: whether every endpoint is so busy that sheddable requests are rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from warmroute.routing.candidates import Candidates
 
 @dataclass(frozen=True, slots=True)
 class SaturationLimits:
-    """Up to where an endpoint has room; the settings ``saturation_*``."""
+    """Limits up to which an endpoint has room: the settings ``saturation_*``."""
 
     waiting: int
     """Requests waiting for their first token."""
@@ -21,8 +21,7 @@ def saturated(candidates: Candidates, limits: SaturationLimits) -> bool:
     """No candidate has room: each has too long a queue or too full a KV cache.
 
     The queue depth is the router's own estimate, so a burst counts at once; the KV cache utilization is the last
-    scraped one. An endpoint that was never scraped counts by its queue alone, so a pool without metrics serves
-    everybody.
+    scraped one. An endpoint that was never scraped counts by its queue alone.
     """
     return not any(
         waiting <= limits.waiting and load.kv_usage <= limits.kv_usage

@@ -1,4 +1,4 @@
-"""Speed ratios: how slow each endpoint is against the pool's median."""
+"""Slowness: the pool's median speed divided by each endpoint's."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Candidate:
     kv_usage: float
     """KV cache utilization at the last scrape, 0 to 1."""
     cost: float
-    """What PREFIX_CACHE would say, in prefill tokens; for strategies that change only a detail."""
+    """The cost that PREFIX_CACHE uses, in prefill tokens; for strategies that change only a detail."""
 
 
 StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[float]]
@@ -49,7 +49,7 @@ StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[fl
 
 @dataclass(slots=True)
 class PickContext:
-    """All that a strategy decides by: the request, the candidates and what each holds of the prompt."""
+    """The input of a strategy: the request, the candidates and the tokens of the prompt that each holds."""
 
     request: InferenceRequest
     candidates: Candidates
@@ -67,7 +67,7 @@ class PickContext:
 
 
 class Strategy(Protocol):
-    """What the router asks of a strategy."""
+    """The interface of a strategy."""
 
     uses_prefix: bool
     """Whether prompts are to be hashed and matched."""
@@ -173,7 +173,7 @@ def find(name: str, *, rng: random.Random) -> Strategy:
         raise ConfigurationError(f"there is no routing strategy {name!r}; known are {', '.join(known)}")
     try:
         function = installed[wanted].load()
-    except Exception as error:  # a module of somebody else: whatever it raises, the name is unusable
+    except Exception as error:  # a third-party module may raise anything when imported
         raise ConfigurationError(f"the routing strategy {name!r} cannot be loaded: {error!r}") from error
     if not callable(function):
         raise ConfigurationError(f"the routing strategy {name!r} is not a function")

@@ -1,18 +1,17 @@
 """The virtual queue: prompts sent to one endpoint and not computed yet, by the times at which they should be.
 
-A scraped gauge is old before it arrives, and all requests of one millisecond would see the same idle endpoint. So each
-decision enters the queue at once: a prompt is computed at ``max(now, busy_until) + work / rate``, first come, first
-served. Entries leave when their time has passed, so no entry can stay for ever. Each scrape corrects the queue:
+A scraped gauge is up to one scrape interval old: every request of the next milliseconds would go to the endpoint that was
+idle then. So each decision enters the queue at once: a prompt is computed at ``max(now, busy_until) + work / rate``, first
+come, first served. Entries leave when their time has passed, so none can stay for ever. Each scrape corrects the queue:
 
 ========================  ================================================  ==============================================
 the engine exports        entries kept                                      bounds on the number of entries
 ========================  ================================================  ==============================================
 counters of first tokens  the latest assigned, with new finish times from   ``awaiting <= entries <= awaiting + unseen``
                           the time of the scrape
-gauges only               those whose finish time has not passed            ``waiting <= entries <= waiting + sent since
-+
-                                                                            queue_slack``; ``<= running + waiting +
-                                                                            unseen``
+gauges only               those whose finish time has not passed            ``waiting <= entries``, and at most
+                                                                            ``waiting + sent since + queue_slack`` and
+                                                                            ``running + waiting + unseen``
 nothing for 30 s          those assigned within the last 30 s               none
 ========================  ================================================  ==============================================
 
@@ -30,7 +29,7 @@ ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished if neither a scrape nor its response says otherwise. An
 assumption."""
 LEAST_REMAINING = 0.25
-"""Least share of its work that the first entry has left while it has no token: how far it is, no counter shows."""
+"""Least share of its work that the first entry still has while it has no token: no counter shows its progress."""
 STEP_TOKENS = 8192
 """Prompt tokens of an engine's longest step (vLLM's default ``max_num_batched_tokens`` for the API server on large
 GPUs). A request shows in the gauges only after the step during which it came."""
@@ -109,7 +108,7 @@ class VirtualQueue:
         return len(self._finish_times) + (self._untracked.left if self._untracked is not None else 0)
 
     def assign(self, work: float, rate: float, now: float) -> None:
-        """A request of that much work goes to the endpoint, which computes ``rate`` tokens a second."""
+        """A request of ``work`` tokens goes to the endpoint, which computes ``rate`` tokens per second."""
         self._append(work, work / rate, now)
 
     def expire(self, now: float) -> None:
@@ -176,7 +175,7 @@ class VirtualQueue:
         pending_at_zero = self._busy_until * rate
         if self._first_tokens is not None or at_least <= waiting <= at_most:
             return waiting, pending_at_zero, rate, until
-        if waiting > at_most:  # the endpoint is faster than believed
+        if waiting > at_most:  # the endpoint is faster than estimated
             share = at_most / waiting
             return at_most, pending_at_zero * share, rate * share, until
         # It is slower, or other clients send to it too.
@@ -193,7 +192,7 @@ class VirtualQueue:
         """Drop what is computed at ``at``, what was assigned by ``assigned_by``, and the oldest beyond ``most``.
 
         Rebuild the queue if that changes it, or if more than ``most_forgotten`` of its entries are not remembered in
-        ``assigned`` any more: then it is so long because the endpoint is faster than believed.
+        ``assigned`` any more: then it is that long because the endpoint is faster than estimated.
         """
         assigned = self.assigned
         while assigned and assigned[0].done_at <= at:

@@ -1,8 +1,8 @@
-"""The configuration of an Envoy that asks an endpoint picker, as plain data in the words of Envoy's own documentation.
+"""The configuration of an Envoy with an endpoint picker, as plain data with the names of Envoy's documentation.
 
 :func:`bootstrap` builds it from a :class:`~warmroute.standalone.proxy_config.ProxyConfig`, :func:`to_yaml` writes the file
 that ``envoy -c`` reads. Every field is described under https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/api; the tests
-have a real Envoy 1.40 judge every combination.
+validate every combination with a real Envoy 1.40.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ EPP_RETRY_BACKOFF = ("0.025s", "0.25s")
 HOST_SELECTIONS = 20
 """Most draws for a retry until the host is one that has not failed yet; with two hosts every second draw is."""
 MOST_REQUESTS = 40_000
-"""Circuit breaker. Envoy's defaults are less than a busy pool has in flight (1,024 requests) and less than what a picker or
-an engine that has just died leaves to be tried again (3 retries)."""
+"""Circuit breaker. Envoy's defaults are too low for a busy pool (1,024 requests) and for the retries after a picker or an
+engine has died (3 retries)."""
 
 Tree = dict[str, Any]
 """A message of Envoy as YAML and JSON have it."""
@@ -190,7 +190,7 @@ def _shown(yes: bool) -> str:
 
 
 def _on_another_host() -> Tree:
-    """Part of a retry policy: least requests alone would choose the host that has just failed as readily as another."""
+    """Part of a retry policy: least requests alone would often choose the host that has just failed."""
     name = "envoy.retry_host_predicates.previous_hosts"
     return {
         "retry_host_predicate": [_extension(name, "retry.host.previous_hosts.v3.PreviousHostsPredicate", {})],
@@ -246,7 +246,7 @@ def _epp_cluster(config: ProxyConfig) -> Tree:
         "typed_extension_protocol_options": _upstream_http({"http2_protocol_options": {}}),
     }
     if config.epp_health_check:
-        # A picker that is down counts as absent, not as "send to it after all": fail-open needs that.
+        # Without panic mode, in which Envoy would send to a picker that is down: fail-open needs that.
         cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
         cluster["health_checks"] = [
             {

@@ -11,7 +11,7 @@ from typing import Self
 from warmroute.errors import WarmrouteError
 
 POLL_INTERVAL = 0.02
-"""Seconds between two questions to a child while waiting for something."""
+"""Seconds between two calls of a probe."""
 PATIENCE = 60.0
 """Seconds that a child may take to become ready. One that ends by itself is noticed at once."""
 GRACE = 20.0
@@ -19,7 +19,7 @@ GRACE = 20.0
 
 
 class ChildError(WarmrouteError):
-    """A child process could not be started, ended by itself or did not become ready; the message has its last words."""
+    """A child process could not be started, ended by itself or did not become ready; the message has the end of its log."""
 
 
 class Child:
@@ -64,7 +64,7 @@ class Child:
                 raise ChildError(f"{self.name} cannot be started: {error}") from error
 
     async def wait(self) -> int:
-        """Wait for its end, whoever causes it."""
+        """Wait until it ends. Returns its status."""
         return await self._started.wait()
 
     async def stop(self, grace: float = GRACE) -> None:
@@ -79,7 +79,7 @@ class Child:
             await self._process.wait()
 
     async def until(self, probe: Callable[[], Awaitable[bool]], what: str, patience: float = PATIENCE) -> None:
-        """Ask ``probe`` until it says True.
+        """Call ``probe`` until it returns True.
 
         Raises ChildError if the process ends before that, or after ``patience`` seconds; ``what`` completes the sentence
         "it was not ...".

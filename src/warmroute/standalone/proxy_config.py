@@ -1,4 +1,4 @@
-"""What one standalone Envoy shall do."""
+"""The options of a standalone Envoy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from warmroute.extproc.headers import LB_NAMESPACE, SUBSET_NAMESPACE
 
 
 class BodyMode(StrEnum):
-    """How ext_proc sees a body; the names are Envoy's."""
+    """How Envoy sends a body to ext_proc; the names are Envoy's."""
 
     NONE = "NONE"
     STREAMED = "STREAMED"

@@ -26,7 +26,7 @@ class _Commands(TyperGroup):
     """The product's commands, and those that other distributions install under :data:`COMMANDS_GROUP`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the product's commands in their order, then the installed ones."""
+        """Names of the product's commands in their order, then those installed."""
         own = super().list_commands(ctx)
         return own + sorted(entry.name for entry in entry_points(group=COMMANDS_GROUP) if entry.name not in own)
 
@@ -98,7 +98,7 @@ def version() -> None:
     epilog="Example: warmroute serve --endpoints-file endpoints.yaml --strict-models",
 )
 @with_settings_flags
-def serve(settings_file: Path | None = None, **flags: Any) -> None:
+def serve(settings_file: Path | None = None, **flags: str | None) -> None:
     """Run the endpoint picker.
 
     Each flag is also an environment variable, WARMROUTE_<NAME>, and a key of the settings file. Durations are seconds, or

@@ -128,7 +128,7 @@ class _BoundedLoader(yaml.SafeLoader):
             self._sizes[event.anchor] = self._nodes - before
         return node
 
-    def _count(self, nodes: int, mark: Any) -> None:
+    def _count(self, nodes: int, mark: yaml.Mark) -> None:
         if nodes > MOST_NODES:
             raise yaml.MarkedYAMLError(problem=f"more than {MOST_NODES} values", problem_mark=mark)
         self._nodes = nodes

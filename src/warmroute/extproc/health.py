@@ -34,7 +34,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         return self._status(request.service)
 
     async def List(  # noqa: N802
-        self, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthListResponse:
         """The status of every service."""
         return health_pb2.HealthListResponse(statuses={name: self._status(name) for name in _LISTED})

@@ -197,7 +197,7 @@ class Session:
     # ---------------------------------------------------------------- the stream's life
 
     def receive(self, message: ProcessingRequest, now: float) -> list[bytes]:
-        """The replies to one message. Raises :class:`UnexpectedMessageError`; after that the stream is to be aborted."""
+        """The replies to one message. Raises :class:`~warmroute.errors.ProtocolError`: then abort the stream."""
         if self.state is State.START:
             self._begin(message)
         if self.state is State.SHADOWED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Any
 
@@ -65,25 +65,10 @@ class KubernetesDiscovery:
         self._clock = clock
         self._backoff = backoff or Backoff()
         self._annotated = AnnotatedSettings(settings, apply, self._refuse)
-        groups = VERSIONS if settings.pool_group is None else (settings.pool_group,)
-        self._pools = [
-            self._informer(
-                Resource(group, VERSIONS[group], "inferencepools", self._namespace),
-                read_pool,
-                self._pool_changed,
-                {"fieldSelector": f"metadata.name={self._name}"},
-            )
-            for group in groups
-        ]
-        models, rewrites, objectives = (
-            [Resource(group, X_VERSION, plural, self._namespace) for group in of_kind]
-            for plural, of_kind in MODEL_KINDS.items()
-        )
-        self._models = [self._informer(resource, read_model, self._models_changed) for resource in models]
-        self._rewrites = [self._informer(resource, read_rewrite, self._models_changed) for resource in rewrites]
-        self._objectives = [
-            self._informer(resource, read_objective, self._objectives_changed) for resource in objectives
-        ]
+        self._pools = self._pool_informers(VERSIONS if settings.pool_group is None else (settings.pool_group,))
+        self._models = self._model_informers("inferencemodels", read_model, self._models_changed)
+        self._rewrites = self._model_informers("inferencemodelrewrites", read_rewrite, self._models_changed)
+        self._objectives = self._model_informers("inferenceobjectives", read_objective, self._objectives_changed)
         self._pods: Informer[Pod] | None = None
         self._served: InferencePool | None = None
         self._ended: set[asyncio.Task[None]] = set()
@@ -110,11 +95,22 @@ class KubernetesDiscovery:
         await self._cluster.close()
 
     def _named_informers(self) -> Iterator[Informer[Any]]:
-        """All but that of the pods, which starts when the pool's selector is known."""
+        """All informers except the one of the pods, which starts when the pool's selector is known."""
         yield from self._pools
         yield from self._models
         yield from self._rewrites
         yield from self._objectives
+
+    def _pool_informers(self, groups: Iterable[str]) -> list[Informer[InferencePool]]:
+        selector = {"fieldSelector": f"metadata.name={self._name}"}
+        resources = [Resource(group, VERSIONS[group], "inferencepools", self._namespace) for group in groups]
+        return [self._informer(resource, read_pool, self._pool_changed, selector) for resource in resources]
+
+    def _model_informers(
+        self, plural: str, read: Callable[[Object], T], changed: Callable[[str | None], None]
+    ) -> list[Informer[T]]:
+        resources = [Resource(group, X_VERSION, plural, self._namespace) for group in MODEL_KINDS[plural]]
+        return [self._informer(resource, read, changed) for resource in resources]
 
     def _informer(
         self,

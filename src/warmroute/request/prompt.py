@@ -37,7 +37,7 @@ TOKEN_END = b"\xff\xff\xff\xff"
 MEDIA_BYTES = 4_000
 """Bytes of text that an image, a clip or a file counts for: about 1,000 tokens. Only the engine knows the true number."""
 
-MAX_ITEMS = 100_000
+MAX_ITEMS = 20_000
 """Messages, blocks and fields that one prompt is split into, about 0.1 s of work; the rest is written as JSON."""
 
 SEED_FIELDS = frozenset(

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.factories import routing_constants, server_options, session_rules
 from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
+from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.extproc import tls
 from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.ext_proc_pb2 import (
@@ -391,6 +392,24 @@ async def test_a_body_over_the_limit_gets_413_not_a_grpc_error() -> None:
         await call.read()
         await call.write(body(b"x" * 20_000))
         assert (await call.read()).immediate_response.status.code == 413
+
+
+@pytest.mark.parametrize("name", ["headers", "metadata"])
+async def test_a_message_of_many_empty_parts_ends_its_stream_before_it_is_decoded(name: str) -> None:
+    """2 bytes make an object of 36 to 70 bytes: 32 MB would take more than a gigabyte."""
+    empty = b"\x0a\x00" * (2 << 20)
+    if name == "headers":
+        bomb = pb.HttpHeaders(headers=pb.HeaderMap.FromString(empty))
+        message = pb.ProcessingRequest(request_headers=bomb)
+    else:
+        message = pb.ProcessingRequest()
+        message.metadata_context.filter_metadata["envoy.lb"].fields["x"].list_value.MergeFromString(empty)
+    async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(message)
+        async with asyncio.timeout(60):
+            assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "beside its body" in (await call.details() or "")
 
 
 async def test_more_streams_than_allowed_are_refused(caplog: pytest.LogCaptureFixture) -> None:

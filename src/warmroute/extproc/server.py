@@ -21,6 +21,7 @@ from warmroute.extproc.observer import Observer, RefusalReason
 from warmroute.extproc.reading_threads import ReadingThreads
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import State
+from warmroute.extproc.wire import bytes_beside_body
 from warmroute.request.limits import LONG_BODY
 
 logger = logging.getLogger(__name__)
@@ -304,6 +305,8 @@ class Server:
     def _receive(self, session: Session, data: bytes) -> list[bytes]:
         if len(data) > self._largest_message and not session.answered:
             return [session.too_large()]
+        if len(data) > MESSAGE_OVERHEAD and bytes_beside_body(data, MESSAGE_OVERHEAD) > MESSAGE_OVERHEAD:
+            raise ProtocolError(f"a message has more than {MESSAGE_OVERHEAD} bytes beside its body")
         return session.receive(ProcessingRequest.FromString(data), self._clock())
 
     async def _answer(self, session: Session) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The command line. Only this module parses arguments; each command imports what it needs when it runs."""
+"""The command line. Each command imports its modules when it runs, so that ``--help`` is fast."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ class EndpointPicker:
         )
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Become unready, and let another picker lead, while open streams end. Returns at once when ``hurry`` is set."""
+        """Report not ready and give up leadership until open streams have ended. Returns at once when ``hurry`` is set."""
         logger.info("draining", extra={"fields": {"streams": self.server.open_streams}})
         waits = [asyncio.create_task(self._drained(), name="drain"), asyncio.create_task(hurry.wait(), name="hurry")]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -307,7 +307,7 @@ class EndpointPicker:
     def _new_session(self) -> Session:
         return Session(self.router, self._rules, models=self.pool.models, budget=self._budget, chance=self._chance)
 
-    # ---------------------------------------------------------------- insight
+    # ---------------------------------------------------------------- metrics and debug pages
 
     def _scraped(self, endpoint: Endpoint, result: ScrapeOutcome) -> None:
         self.metrics.scraped(endpoint.id, result)

@@ -96,7 +96,7 @@ class EndpointsFile(_Entry):
 
 
 def parse(text: str) -> EndpointsFile:
-    """The file of this text. Raises ConfigurationError that names the line, the entry and the fault."""
+    """Parse the text of a file. Raises ConfigurationError that names the line, the entry and the fault."""
     document = yaml_file.Document(text)
     tree = document.tree
     if not isinstance(document.content, dict):
@@ -201,7 +201,7 @@ class FileDiscovery:
                 logger.exception("watching the endpoints file failed; retrying")
 
     async def _look(self, content: bytes | str) -> None:
-        """Use the content (or report the error) of one read, if the read before it gave the same."""
+        """Use the content (or report the error) of one read, if the previous read gave an equal one."""
         settled, self._seen = content == self._seen, content
         if not settled:
             return

@@ -141,9 +141,9 @@ class Cluster:
             if answer.status == 401:  # the credentials may have been renewed on disk
                 await self._configure(client.configuration)
         except (aiohttp.ClientError, TimeoutError, OSError, ApiException, ConfigException) as error:
-            self._tell(away=True, error=error)
+            self._log_reachable(away=True, error=error)
             raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
-        self._tell(away=False)
+        self._log_reachable(away=False)
         response: aiohttp.ClientResponse = answer.response
         if response.ok:
             return response
@@ -175,7 +175,7 @@ class Cluster:
             message = f"{path}: {response.status} {response.reason}"
         return message
 
-    def _tell(self, *, away: bool, error: Exception | None = None) -> None:
+    def _log_reachable(self, *, away: bool, error: Exception | None = None) -> None:
         """Log once when the API server becomes unreachable, and once when it is back."""
         if away != self._away:
             self._away = away

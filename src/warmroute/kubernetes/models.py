@@ -74,7 +74,7 @@ def read_objective(item: Object) -> ObjectiveClaim:
 def models_of(
     pool: str, models: Iterable[ModelClaim], rewrites: Iterable[RewriteClaim]
 ) -> tuple[list[Model], Model | None]:
-    """The pool's models, and the model that stands for all others (from a rewrite rule without matches), if there is one.
+    """The pool's models, and the model for all other names (from a rewrite rule without matches), if there is one.
 
     Targets of a model, by precedence: a rewrite rule that matches its name; its InferenceModel; the rule without matches.
     Criticality comes from the InferenceModel alone.

@@ -112,7 +112,7 @@ class EndpointLoad:
         """Median prefill rate of the pool, used until its own is measured."""
         self.decode_rate: float | None = None
         self.slowness = 1.0
-        """Speed ratio: the pool's median speed divided by its own (:mod:`warmroute.routing.speed`)."""
+        """Speed ratio: the pool's median speed divided by its own (:mod:`warmroute.routing.slowness`)."""
         self.max_num_seqs: int | None = None
         self.most_running = 0
         """Most requests that a scrape has shown running."""

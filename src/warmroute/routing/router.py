@@ -29,7 +29,7 @@ from warmroute.routing.decision import Decision, DecisionRecord, reason_of
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.saturation import SaturationLimits, saturated
-from warmroute.routing.speed import update_slowness
+from warmroute.routing.slowness import update_slowness
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ class Router(PoolListener):
             self._caches.expect(decision, exact=False, now=now)
         self._update(other, now)
 
-    # ---------------------------------------------------------------- upkeep and insight
+    # ---------------------------------------------------------------- upkeep, metrics and debug pages
 
     def upkeep(self, now: float) -> bool:
         """End backoffs and trials of ejected endpoints that are over, and do a slice of the prefix index's clean-up.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.factories import idle_load, routing_constants
-from warmroute.routing.speed import update_slowness
+from warmroute.routing.slowness import update_slowness
 
 ROUTING = routing_constants(prefill_rate=1000.0)
 CONSTANTS = ROUTING.load

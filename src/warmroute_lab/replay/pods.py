@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from math import inf
 
 from warmroute.engines.figures import Constants, Figures
-from warmroute_lab.simulator.engine import Engine, Request
+from warmroute_lab.simulator.engine import Engine
 from warmroute_lab.simulator.profile import Profile
+from warmroute_lab.simulator.request import Request
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from warmroute_lab.replay.pods import Pod
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.scrapes import RESPONSE_DELAY, Scrapes
 from warmroute_lab.replay.trace import Trace
-from warmroute_lab.simulator.engine import Output, Request
+from warmroute_lab.simulator.request import Output, Request
 
 RETRY_DELAY = 0.1
 """Seconds until a request is sent again after its engine died or no engine was available."""

@@ -21,8 +21,9 @@ from warmroute.errors import ConfigurationError
 from warmroute_lab import json_file, plot, terminal
 from warmroute_lab.load.distribution import Distribution
 from warmroute_lab.simulator.blocks import Segment, hash_segments
-from warmroute_lab.simulator.engine import Engine, Request
+from warmroute_lab.simulator.engine import Engine
 from warmroute_lab.simulator.profile import PROFILES, Profile, profile_named
+from warmroute_lab.simulator.request import Request
 
 NOISE_RUNS = 8
 """Runs of a profile with host noise, each with another seed; their requests are analysed together."""

@@ -1,1 +1,1 @@
-"""A vLLM stand-in: an engine without IO, fitted to measurements, and the HTTP server around it."""
+"""A simulated vLLM: an engine without IO, fitted to measurements, and its HTTP server."""

@@ -1,7 +1,7 @@
-"""The KV cache of one engine: block hashes, the pool of blocks and its eviction order, as vLLM keeps them.
+"""The KV cache of one engine: block hashes, the pool of blocks and its eviction order, as in vLLM. WITHOUT IO.
 
-A block holds ``block_size`` tokens. Only full blocks have a hash, and a block's hash covers everything before it, so
-equal hashes mean equal prefixes. Blocks that nobody uses stay in the cache until their room is needed.
+A block holds ``block_size`` tokens. Only full blocks have a hash. A block's hash covers all tokens before it, so equal
+hashes mean equal prefixes. Blocks without a user stay cached until they are evicted.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import TypeAlias
 from xxhash import xxh3_64_intdigest
 
 Segment: TypeAlias = tuple[int, int]
-"""A piece of a prompt: an identity and a length in tokens. Equal identities mean equal tokens."""
+"""A part of a prompt: an identity and a length in tokens. Equal identities mean equal tokens."""
 
 
 def chain_seed(*, adapter: str | None = None, cache_salt: str | None = None) -> int:
-    """The parent hash of a first block: what else than its tokens tells a prompt apart."""
+    """The parent hash of a first block. Prompts with different LoRA adapters or cache salts share no block."""
     if adapter is None and cache_salt is None:
         return 0
     return xxh3_64_intdigest(f"{adapter or ''}\0{cache_salt or ''}".encode())
 
 
 def hash_tokens(token_ids: Iterable[int], block_size: int, seed: int = 0) -> list[int]:
-    """Hashes of the full blocks of a sequence of token ids (each below 2**32)."""
+    """Hashes of the full blocks of a sequence of token ids, each below 2**32."""
     return hash_packed(array("I", token_ids).tobytes(), block_size, seed)
 
 
 def hash_packed(packed: bytes, block_size: int, seed: int = 0) -> list[int]:
-    """The same for tokens of four bytes each, one after the other."""
+    """Hashes of the full blocks of packed tokens, four bytes each."""
     width = 4 * block_size
     hashes, parent = [], seed
     for start in range(0, len(packed) - width + 1, width):
@@ -40,10 +40,10 @@ def hash_packed(packed: bytes, block_size: int, seed: int = 0) -> list[int]:
 
 
 def hash_segments(segments: Iterable[Segment], block_size: int, seed: int = 0) -> list[int]:
-    """Hashes of the full blocks of a prompt that is given as segments, as traces give it."""
+    """Hashes of the full blocks of a prompt that is given as segments."""
     hashes: list[int] = []
     parent, filled = seed, 0
-    pieces: tuple[int, ...] = ()  # what the ``filled`` tokens of the block in hand are
+    pieces: tuple[int, ...] = ()  # identities and lengths of the tokens in the current block
     for identity, tokens in segments:
         if not tokens:
             continue
@@ -65,36 +65,36 @@ def hash_segments(segments: Iterable[Segment], block_size: int, seed: int = 0) -
 
 
 class BlockPool:
-    """Blocks, who uses them, what they hold, and the order in which they are taken again.
+    """The blocks with their users, their hashes, and the eviction order.
 
-    Blocks without a hash are taken first, then cached ones from the least recently freed; callers free a chain from its
-    tail, so its head stays longest. One hash may be held by several blocks (two requests that computed the same tokens
-    side by side); they are not merged.
+    Blocks without a hash are allocated first, then cached ones, least recently freed first. :meth:`release` frees a chain
+    from its tail, so its head stays longest. Several blocks may have one hash, if concurrent requests computed equal tokens;
+    they are not merged.
     """
 
     def __init__(self, blocks: int) -> None:
-        """A pool of ``blocks`` blocks; as in vLLM, block 0 is never handed out."""
+        """A pool of ``blocks`` blocks. As in vLLM, block 0 is never allocated."""
         self.usable = blocks - 1
         self.evictions = 0
-        """Cached blocks that were given away since the start."""
+        """Cached blocks that were evicted since the start."""
         self._users = [0] * blocks
         self._hash_of: list[int | None] = [None] * blocks
         self._holder: dict[int, int] = {}
         self._duplicates: dict[int, list[int]] = {}
         self._blank = list(range(blocks - 1, 0, -1))
-        # Idle cached blocks, least recently freed first. A block that is used again stays in here; how many such entries
-        # it has is in _stale, and as the old ones come first, that many are skipped.
+        # Cached blocks without a user, least recently freed first. A block that is used again keeps its entry here; _stale
+        # counts these entries of a block. They come before its valid one, so that many are skipped.
         self._idle: deque[int] = deque()
         self._idle_count = 0
         self._stale = [0] * blocks
 
     @property
     def free(self) -> int:
-        """Blocks that nobody uses, whether they hold something or not."""
+        """Blocks without a user, cached or not."""
         return len(self._blank) + self._idle_count
 
     def match(self, hashes: Sequence[int], limit: int) -> list[int]:
-        """The blocks that hold the longest prefix of ``hashes[:limit]``; nothing is changed."""
+        """The blocks of the longest cached prefix of ``hashes[:limit]``. Changes nothing."""
         holder = self._holder
         blocks: list[int] = []
         width = 32
@@ -107,12 +107,12 @@ class BlockPool:
         return blocks
 
     def idle_among(self, blocks: Iterable[int]) -> int:
-        """How many of ``blocks`` nobody uses: they count as free until they are taken."""
+        """Number of ``blocks`` without a user. They count as free until they are taken."""
         users = self._users
         return sum(not users[block] for block in blocks)
 
     def take(self, blocks: Iterable[int]) -> None:
-        """Use cached blocks (once more)."""
+        """Add a user to cached blocks."""
         users, stale = self._users, self._stale
         for block in blocks:
             if not users[block]:
@@ -121,7 +121,7 @@ class BlockPool:
             users[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take ``count`` blocks for new tokens, evicting what they held. The caller has checked :attr:`free`."""
+        """Take ``count`` blocks for new tokens and evict their content. The caller has checked :attr:`free`."""
         blank, users = self._blank, self._users
         kept = max(0, len(blank) - count)
         blocks = blank[kept:]
@@ -134,7 +134,7 @@ class BlockPool:
         return blocks
 
     def register(self, blocks: Sequence[int], hashes: Sequence[int]) -> None:
-        """Give blocks in use the hashes of what they hold (or will hold when the step ends)."""
+        """Give blocks in use the hashes of their tokens, which may be computed only at the end of the step."""
         hash_of, holder = self._hash_of, self._holder
         for block, value in zip(blocks, hashes, strict=True):
             hash_of[block] = value
@@ -142,7 +142,7 @@ class BlockPool:
                 self._duplicates.setdefault(value, []).append(block)
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Stop using a request's blocks, given head first; the tail will be evicted before the head."""
+        """Remove a user from a request's blocks, given head first. The tail will be evicted before the head."""
         users, hash_of, idle = self._users, self._hash_of, self._idle
         known = len(idle)
         for block in reversed(blocks):
@@ -157,7 +157,7 @@ class BlockPool:
             self._drop_stale()
 
     def _evict(self, count: int, into: list[int]) -> None:
-        """Empty the ``count`` idle blocks that were freed longest ago, and add them to ``into``."""
+        """Evict the ``count`` least recently freed blocks and append them to ``into``."""
         take, stale, hash_of, holder = self._idle.popleft, self._stale, self._hash_of, self._holder
         duplicates = self._duplicates
         left = count
@@ -178,7 +178,7 @@ class BlockPool:
         self.evictions += count
 
     def _drop_stale(self) -> None:
-        """Bring the queue down to one entry for each idle block."""
+        """Remove stale entries from the queue of idle blocks."""
         stale, kept = self._stale, []
         for block in self._idle:
             if stale[block]:

@@ -10,9 +10,10 @@ import asyncio
 import time
 from math import ceil, inf
 
-from warmroute_lab.simulator.engine import Engine, Output, Request
+from warmroute_lab.simulator.engine import Engine
 from warmroute_lab.simulator.metrics import MetricsPage
 from warmroute_lab.simulator.profile import Profile
+from warmroute_lab.simulator.request import Output, Request
 
 
 class TokenStream:

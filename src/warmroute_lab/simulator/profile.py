@@ -1,4 +1,4 @@
-"""What an engine is: its cache, its limits and how long its work takes. Data only."""
+"""Profiles of engines: cache size, limits, and step times. Data only."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from warmroute.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long an engine's work takes. Seconds, unless said otherwise; docs/simulator.md tells each constant's source.
+    """Times of an engine's work in seconds, unless said otherwise. docs/simulator.md has the source of each constant.
 
-    Three things work side by side: the API server's thread, the worker's thread that launches kernels, and the GPU.
+    Three parts work concurrently: the API server's thread, the worker's thread that launches kernels, and the GPU.
     """
 
     accept: float
-    """API server: taking a request in; the next one waits for it."""
+    """API server: receiving a request. Requests are received one at a time."""
     accept_token: float
-    """The same for each prompt token: parsing, validation, block hashes."""
+    """API server, per prompt token: parsing, validation, block hashes."""
     handover: float
-    """From the API server to the engine's queue; several at once do not wait for one another."""
+    """From the API server to the engine's queue; concurrent for several requests."""
     schedule: float
     """Engine: from the end of a step to the launch of the next but one."""
     launch: float
-    """Worker: launching a step that has prefill in it."""
+    """Worker: launching a step with prefill."""
     launch_decode: float
     """Worker: launching a step of decodes only (full CUDA graphs make it short)."""
     launch_sequence: float
-    """Worker: each sequence of a step."""
+    """Worker, per sequence of a step."""
     launch_noise: float
-    """Worker: mean excess over these, as a share; mostly there is little, at times much."""
+    """Worker: mean relative excess of the launch times, which is mostly small and sometimes large."""
     weights: float
-    """GPU: the least time of a step; the weights are read once."""
+    """GPU: least time of a step, which reads the weights once."""
     token: float
-    """GPU: each token of a step, once that is more than reading the weights."""
+    """GPU, per token of a step, if that takes longer than reading the weights."""
     attention: float
-    """GPU: each pair of a prefill token and a token that it attends to."""
+    """GPU, per pair of a prefill token and a token that it attends to."""
     context: float
-    """GPU: each cached token that a decode reads."""
+    """GPU, per cached token that a decode reads."""
     context_mixed: float
-    """The same in a step that has prefill in it, where attention kernels suit decodes less."""
+    """GPU, per cached token that a decode reads in a step with prefill, where attention kernels are slower for decodes."""
     sequence: float
-    """GPU: each sequence of a step."""
+    """GPU, per sequence of a step."""
     output: float
-    """API server: each output of a step (detokenize, serialise, send)."""
+    """API server, per output of a step: detokenize, serialise, send."""
     first_output_token: float
-    """API server: each prompt token, when the first output is detokenized."""
+    """API server, per prompt token: detokenizing the first output."""
     adapter_load: float = 0.1
-    """Worker: making a LoRA adapter resident."""
+    """Worker: loading a LoRA adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Profile:
     max_model_len: int = 32768
     max_loras: int = 4
     measured: bool = False
-    """Fitted to a real engine; otherwise scaled from published figures."""
+    """True: fitted to a real engine. False: scaled from published figures."""
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -74,7 +74,7 @@ class Profile:
 
     @property
     def largest_request(self) -> int:
-        """Most tokens of one request, prompt and answer: as in vLLM, one block is never handed out."""
+        """Most tokens of one request, prompt and answer. As in vLLM, one block is never allocated."""
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
@@ -189,7 +189,7 @@ DEFAULT_PROFILE = "h100-qwen2.5-7b-graphs"
 
 
 def profile_named(name: str) -> Profile:
-    """The profile of that name. Raises ConfigurationError that lists those there are."""
+    """The profile of that name. Raises ConfigurationError with the known names for an unknown one."""
     try:
         return PROFILES[name]
     except KeyError:

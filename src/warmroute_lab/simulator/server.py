@@ -17,7 +17,7 @@ from aiohttp import web
 
 from warmroute.errors import ConfigurationError
 from warmroute_lab.simulator import tokenizer
-from warmroute_lab.simulator.engine import Engine, Request
+from warmroute_lab.simulator.engine import Engine
 from warmroute_lab.simulator.faults import Faults
 from warmroute_lab.simulator.live_engine import LiveEngine, TokenStream
 from warmroute_lab.simulator.openai import (
@@ -32,6 +32,7 @@ from warmroute_lab.simulator.openai import (
     usage_of,
 )
 from warmroute_lab.simulator.options import SimulatorOptions
+from warmroute_lab.simulator.request import Request
 
 ENGINE_VERSION = "0.26.0"
 """The vLLM version whose responses these imitate."""

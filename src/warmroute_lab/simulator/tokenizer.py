@@ -1,8 +1,8 @@
-"""A tokenizer stand-in: four bytes of text make a token, over a chat template in Qwen's manner.
+"""A simplified tokenizer: four bytes of text are a token, in a chat template like Qwen2.5's.
 
-What matters to a cache holds: equal conversations have equal tokens, and an answer put into the next turn has the very
-tokens that were generated. Each piece of text is cut from its own start, so the template's marks never shift the cuts.
-Tokens are kept packed, four bytes each: a token *is* its bytes.
+It keeps what prefix caching depends on: equal conversations have equal tokens, and an answer in the next turn has the tokens
+that were generated. Each piece of text is cut from its own start, so the template's marks do not shift the cuts. Tokens are
+packed: each token is its four bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from xxhash import xxh3_128_digest
 
 TOKEN_BYTES = 4
 VOCABULARY = 151_643
-"""Token ids on the wire are below this; Qwen2.5's size."""
+"""Token ids on the wire are below this: the size of Qwen2.5's vocabulary."""
 
-# No UTF-8 text holds the byte 0xff, so no text can look like a mark.
+# UTF-8 text never contains the byte 0xff, so no text equals a mark.
 _START, _END, _MEDIA = b"\xff\xff\xff\x01", b"\xff\xff\xff\x02", b"\xff\xff\xff\x03"
 _MEDIA_TOKENS = 256
 _DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -31,7 +31,7 @@ def encode_text(text: str) -> bytes:
 
 
 def encode_ids(token_ids: Iterable[int]) -> bytes:
-    """The packed tokens of a prompt that came as token ids. Raises OverflowError for ids that are none."""
+    """The packed tokens of token ids. Raises OverflowError for ids outside 0 to 2**32 - 1."""
     return array("I", token_ids).tobytes()
 
 
@@ -42,7 +42,7 @@ def encode_chat(
     template_arguments: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
 ) -> bytes:
-    """The packed tokens of a conversation, rendered like Qwen2.5's template does it: system and tools first."""
+    """The packed tokens of a conversation, rendered as by Qwen2.5's template: system prompt and tools first."""
     head = b""
     if template_arguments:
         head += encode_text(_json(template_arguments))
@@ -61,17 +61,17 @@ def encode_chat(
 
 
 def token_count(packed: bytes) -> int:
-    """How many tokens these are."""
+    """Number of tokens."""
     return len(packed) // TOKEN_BYTES
 
 
 def token_ids(packed: bytes) -> list[int]:
-    """Token ids as they go out on the wire."""
+    """Token ids as they are sent."""
     return [value % VOCABULARY for value in array("I", packed)]
 
 
 def generate(seed: int, tokens: int) -> str:
-    """An answer of that many tokens: words of three letters, the same for the same seed."""
+    """A text of that many tokens, made of words of three letters. Equal seeds give equal texts."""
     state = seed & 0xFFFFFFFFFFFFFFFF
     words = []
     for _ in range(tokens):

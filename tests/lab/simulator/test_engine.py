@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute_lab.simulator.blocks import chain_seed, hash_segments
-from warmroute_lab.simulator.engine import Engine, Output, Request
+from warmroute_lab.simulator.engine import Engine
 from warmroute_lab.simulator.profile import PROFILES, Profile
+from warmroute_lab.simulator.request import Output, Request
 
 GRAPHS = PROFILES["h100-qwen2.5-7b-graphs"]
 EAGER = PROFILES["h100-qwen2.5-7b-eager"]

@@ -8,10 +8,12 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
+from typing import Any
 
 import pytest
 
 from warmroute.engines import scraper as scraper_module
+from warmroute.engines.probe import Probe
 from warmroute.engines.scraper import ScrapeOutcome, Scraper, busy_interval
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
@@ -140,6 +142,25 @@ async def test_busy_endpoints_are_scraped_more_often_than_idle_ones(stage: Stage
     stage.scraper.apply(changed(stage.settings, {"refresh_metrics_interval": 1.0}))
     await stage.seconds_to_next_scrape()
     assert 0.85 <= await stage.seconds_to_next_scrape() <= 1.15
+
+
+async def test_a_page_that_takes_long_to_read_is_read_less_often(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.add()
+    stage.engines.say(BUSY)
+    for _ in range(3):
+        await stage.seconds_to_next_scrape()
+    read = Probe.answer
+
+    def slow(probe: Probe, status: int, body: bytes, asked_at: float) -> Any:
+        stage.now += 0.06
+        return read(probe, status, body, asked_at)
+
+    monkeypatch.setattr(Probe, "answer", slow)
+    await stage.seconds_to_next_scrape()
+    assert 1.15 <= await stage.seconds_to_next_scrape() <= 1.35
+    stage.scraper.apply(changed(stage.settings, {"idle_metrics_interval": 0.8}))
+    await stage.seconds_to_next_scrape()
+    assert 0.7 <= await stage.seconds_to_next_scrape() <= 0.95, "never less often than an idle engine"
 
 
 async def test_a_long_interval_does_not_outlive_its_setting(stage: Stage) -> None:

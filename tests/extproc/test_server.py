@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -410,6 +412,31 @@ async def test_a_message_of_many_empty_parts_ends_its_stream_before_it_is_decode
         async with asyncio.timeout(60):
             assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert "beside its body" in (await call.details() or "")
+
+
+async def test_a_message_that_ends_its_stream_does_not_stay_in_memory() -> None:
+    size = 4 << 20
+    gc.disable()
+    tracemalloc.start()
+    try:
+        async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(6):
+                call = stream_on(channel)
+                await call.write(pb.ProcessingRequest(request_trailers=pb.HttpTrailers(), metadata_context=large(size)))
+                async with asyncio.timeout(60):
+                    assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+                del call
+            await eventually(lambda: tracemalloc.get_traced_memory()[0] - before < 2 * size, "the messages are freed")
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+def large(size: int) -> pb.Metadata:
+    metadata = pb.Metadata()
+    metadata.filter_metadata["other"].fields["x"].string_value = "x" * size
+    return metadata
 
 
 async def test_more_streams_than_allowed_are_refused(caplog: pytest.LogCaptureFixture) -> None:

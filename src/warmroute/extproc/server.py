@@ -226,6 +226,8 @@ class Server:
         try:
             return await self._exchange(stream, context)
         except (ProtocolError, DecodeError) as error:
+            # The traceback's frames would hold the message, which may be large, until the garbage collector runs.
+            error.__traceback__ = None
             return await self._abort(stream, context, str(error))
         except asyncio.CancelledError:
             if not stream.overdue:

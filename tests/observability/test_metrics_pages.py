@@ -64,6 +64,13 @@ async def test_metrics_as_openmetrics(client: aiohttp.ClientSession, metrics: Me
     assert len(list(parse_openmetrics(text))) > 30  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("version", ["", "x", "1.x", "1..0", "9" * 5000, "1.0.0.0.0", "-1", ";"])
+async def test_an_accepted_version_that_is_none_gets_metrics(client: aiohttp.ClientSession, version: str) -> None:
+    headers = {"Accept": f"application/openmetrics-text; version={version}, text/plain;version={version};q=x"}
+    async with client.get("/metrics", headers=headers) as response:
+        assert response.status == 200
+
+
 async def test_metrics_are_gzipped_if_asked(client: aiohttp.ClientSession) -> None:
     async with client.get("/metrics", headers={"Accept-Encoding": "gzip"}) as answer:
         assert answer.headers["Content-Encoding"] == "gzip"

@@ -37,7 +37,10 @@ class MetricsPages:
         return {"/": _index, "/metrics": self._exposition, HEALTH: _healthz, **dict.fromkeys(DEBUG_PATHS, _moved)}
 
     async def _exposition(self, request: Request) -> Page:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         async with self._rendering:
             body = await self._render(encode)
         if "gzip" not in request.headers.get("accept-encoding", "").lower():

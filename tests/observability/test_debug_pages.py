@@ -185,14 +185,14 @@ async def test_an_endpoint_shows_its_health_and_its_expected_and_measured_hits()
     world = World(endpoints=2)
     first, second = world.readings.values()
     first.endpoint.health = Health.TRIAL
-    first.confirmation.trust = 0.612
+    first.confirmation.trust = 0.212
     first.confirmation.last_window = HitRatios(0.8049, 0.4)
     async with serving(world) as client:
         shown, other = await read(client, "/debug/endpoints")
         assert [item["endpoint"] for item in await read(client, "/debug/endpoints?state=ejected")] == ["ns/e0"]
     assert (shown["state"], shown["health"]) == ("ejected", "trial")
     index = shown["index"]
-    assert (index["trust"], index["factor"]) == (0.61, 0.61)
+    assert (index["trust"], index["factor"]) == (0.21, 0.21)
     assert (index["expected_hit_ratio"], index["measured_hit_ratio"]) == (0.8, 0.4)
     assert (other["state"], other["health"]) == ("ready", "healthy")
     assert other["index"]["trust"] == second.confirmation.trust == 1

@@ -11,6 +11,9 @@ FIRST_PORT, LAST_PORT = 12_000, 32_767
 """Range that is searched: below the ports that Linux gives to outgoing connections (ip_local_port_range)."""
 ATTEMPTS = 1000
 
+_next_port = random.randrange(FIRST_PORT, LAST_PORT)
+"""Where this process goes on."""
+
 
 def require_free(host: str, port: int, purpose: str) -> None:
     """Raise ConfigurationError if something else listens on the port. Port 0 is always free."""
@@ -30,9 +33,13 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def free_range(count: int, host: str = "127.0.0.1") -> int:
-    """The first of ``count`` consecutive ports that were free just now. Raises ConfigurationError if none is found."""
+    """The first of ``count`` consecutive ports that were free just now. Raises ConfigurationError if none is found.
+
+    A process goes through the range from a place of its own, and gives no port twice before it has been through: a port that
+    it has given is not in use yet.
+    """
     for _ in range(ATTEMPTS):
-        first = random.randrange(FIRST_PORT, LAST_PORT + 1 - count)
+        first = _next_first(count)
         try:
             for port in range(first, first + count):
                 require_free(host, port, "a range of ports")
@@ -40,6 +47,14 @@ def free_range(count: int, host: str = "127.0.0.1") -> int:
             continue
         return first
     raise ConfigurationError(f"no {count} consecutive free ports found on {host}")
+
+
+def _next_first(count: int) -> int:
+    global _next_port  # noqa: PLW0603
+    if _next_port + count - 1 > LAST_PORT:
+        _next_port = FIRST_PORT
+    first, _next_port = _next_port, _next_port + count
+    return first
 
 
 def _socket(host: str) -> socket.socket:

@@ -96,7 +96,7 @@ print(young, full, gc.get_freeze_count(), *gc.get_threshold())
 
 
 def test_bodies_of_many_values_cause_few_collections() -> None:
-    young, _, frozen, *thresholds = map(int, run(COLLECTIONS.format(freeze="runtime.freeze_heap()")).stdout.split())
+    young, _, frozen, *thresholds = map(int, run(COLLECTIONS.format(freeze="runtime.settle()")).stdout.split())
     untuned, _, none_frozen, *_ = map(int, run(COLLECTIONS.format(freeze="")).stdout.split())
     assert (frozen > 10_000, none_frozen) == (True, 0)
     assert tuple(thresholds) == GC_THRESHOLDS

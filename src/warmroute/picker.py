@@ -218,7 +218,7 @@ class EndpointPicker:
         _on_signals(signalled)
         try:
             await self.start()
-            runtime.freeze_heap()
+            runtime.settle()
             await stop.wait()
             await self.drain(hurry)
         finally:

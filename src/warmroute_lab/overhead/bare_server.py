@@ -38,7 +38,7 @@ async def serve(port: int, target: str, *, decode: bool) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    runtime.freeze_heap()
+    runtime.settle()
     await server.wait_for_termination()
 
 

@@ -67,7 +67,7 @@ async def test_a_log_pipe_that_nobody_reads_stops_nothing(tmp_path: Path) -> Non
     os.close(writer)
     try:
         async with asyncio.timeout(120):
-            serving = await asyncio.to_thread(first_line, reader)
+            serving = await asyncio.to_thread(line_with_ports, reader)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{serving['grpc-port']}") as channel:
                 for _ in range(REQUESTS):  # each but the first logs a line of 250 bytes
                     assert (await ask(channel)).HasField("request_body")
@@ -86,13 +86,13 @@ async def test_a_log_pipe_that_nobody_reads_stops_nothing(tmp_path: Path) -> Non
         os.close(reader)
 
 
-def first_line(reader: int) -> dict[str, Any]:
-    """The first log line, which is the one that names the ports."""
+def line_with_ports(reader: int) -> dict[str, Any]:
+    """The log line that names the ports. Others may come before it or with it."""
     text = b""
-    while not text.endswith(b"\n"):
+    while True:
+        for line in text.splitlines(keepends=True):
+            if line.endswith(b"\n") and (fields := json.loads(line))["msg"] == "serving":
+                return dict(fields)
         more = os.read(reader, 4096)
         assert more, text
         text += more
-    line: dict[str, Any] = json.loads(text)
-    assert line["msg"] == "serving"
-    return line

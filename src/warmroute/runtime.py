@@ -1,4 +1,4 @@
-"""Settings of gRPC's core, of glibc's malloc and of Python's threads and garbage collector.
+"""Settings of gRPC's core, of glibc's malloc and of Python's garbage collector.
 
 gRPC reads its settings once, so :func:`prepare` must be called before gRPC is imported.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 from collections.abc import Mapping, MutableMapping
 
 GRPC_SETTINGS: Mapping[str, str] = {
@@ -38,10 +37,6 @@ A body of many small lists is many allocations that the collector counts and the
 leave nothing to collect: 5 young collections in 20,000 requests before, none since.
 """
 
-SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread that reads a large body hands the GIL to the event loop (:func:`sys.setswitchinterval`). With
-Python's default, 5 ms, a request waits that long each time it continues."""
-
 
 def prepare(environ: MutableMapping[str, str]) -> None:
     """Set what ``environ``, the process's own, leaves open. The settings of malloc need glibc."""
@@ -56,11 +51,7 @@ def prepare(environ: MutableMapping[str, str]) -> None:
 
 
 def settle() -> None:
-    """Exempt all present objects from garbage collection, collect less often, and share the GIL in shorter turns.
-
-    Call it once the picker serves.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL)
+    """Exempt all present objects from garbage collection and collect less often. Call it once the picker serves."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

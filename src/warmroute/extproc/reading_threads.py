@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,6 +11,11 @@ from typing import TypeVar
 
 THREADS = 2
 """Long bodies that are read at the same time. More threads would only compete for the interpreter lock."""
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that reads a long body hands the GIL to the event loop (:func:`sys.setswitchinterval`). With
+Python's default, 5 ms, every request waits that long each time it continues. It is in force only while a body is read: at
+all times it costs an ordinary request 3 % more CPU."""
 
 T = TypeVar("T")
 
@@ -19,6 +25,8 @@ class ReadingThreads:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read-body")
+        self._steps = 0
+        self._ordinary_interval = sys.getswitchinterval()
 
     async def run(self, step: Callable[[], T]) -> T:
         """The result of ``step``, which runs in a thread. Raises what it raises.
@@ -26,8 +34,10 @@ class ReadingThreads:
         The thread alone uses the session meanwhile: if the caller is cancelled, this returns when the thread is done, or at
         once if it has not begun.
         """
+        self._begin()
         work = self._threads.submit(step)
         done = asyncio.wrap_future(work)
+        done.add_done_callback(self._end)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
@@ -38,6 +48,15 @@ class ReadingThreads:
             if not done.cancelled():
                 done.exception()  # retrieved, or asyncio would log it; the caller is cancelled and does not need it
             raise
+
+    def _begin(self) -> None:
+        self._steps += 1
+        sys.setswitchinterval(SWITCH_INTERVAL)
+
+    def _end(self, _: object) -> None:
+        self._steps -= 1
+        if not self._steps:
+            sys.setswitchinterval(self._ordinary_interval)
 
     async def stop(self) -> None:
         """Drop the steps that have not begun and wait for the others. Safe to call again."""

@@ -14,9 +14,10 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from warmroute.errors import ConfigurationError, ProtocolError
+from warmroute.errors import ProtocolError
 from warmroute.extproc import health, replies
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
+from warmroute.extproc.listen import bind
 from warmroute.extproc.observer import Observer, RefusalReason
 from warmroute.extproc.reading_threads import ReadingThreads
 from warmroute.extproc.session import Session
@@ -125,10 +126,10 @@ class Server:
         """Listen. Raises ConfigurationError if a port is taken or a certificate cannot be used."""
         options = self._options
         self._ext_proc = self._ext_proc_service()
-        self.grpc_port = self._bind(self._ext_proc, options.grpc_port, "--grpc-port", self._credentials())
+        self.grpc_port = bind(self._ext_proc, options.host, options.grpc_port, "--grpc-port", self._credentials())
         self._health = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         health.add(self._health, self._is_ready)
-        self.grpc_health_port = self._bind(self._health, options.grpc_health_port, "--grpc-health-port", None)
+        self.grpc_health_port = bind(self._health, options.host, options.grpc_health_port, "--grpc-health-port", None)
         await self._ext_proc.start()
         await self._health.start()
         self._deadlines = asyncio.create_task(self._end_overdue_streams(), name="deadlines")
@@ -194,23 +195,6 @@ class Server:
             loop.call_soon_threadsafe(lambda: self._observer.reloaded("certificate", ok=ok))
 
         return tls.from_directory(options.cert_path, reloaded)
-
-    def _bind(self, server: grpc.aio.Server, port: int, flag: str, credentials: grpc.ServerCredentials | None) -> int:
-        host = self._options.host
-        hosts = (f"[{host}]" if ":" in host else host,) if host else ("[::]", "0.0.0.0")
-        for candidate in hosts:  # without IPv6 the first cannot be bound
-            address = f"{candidate}:{port}"
-            try:
-                bound = (
-                    server.add_insecure_port(address)
-                    if credentials is None
-                    else server.add_secure_port(address, credentials)
-                )
-            except RuntimeError:
-                bound = 0
-            if bound:
-                return bound
-        raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
 
     def _is_ready(self) -> bool:
         return not self._draining and self._ready()

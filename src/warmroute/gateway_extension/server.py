@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import health
+from warmroute.extproc.listen import bind
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
 from warmroute.gateway_extension.picked_pool import picked_pools
@@ -106,10 +107,10 @@ class GatewayExtension:
             from warmroute.extproc import tls
 
             credentials = tls.from_directory(listen.cert_path)
-        self.port = _bind(server, listen.host, listen.port, "--port", credentials)
+        self.port = bind(server, listen.host, listen.port, "--port", credentials)
         health_server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         health.add(health_server, lambda: True)
-        self.health_port = _bind(health_server, listen.host, listen.health_port, "--health-port", None)
+        self.health_port = bind(health_server, listen.host, listen.health_port, "--health-port", None)
         try:
             http, thread = start_http_server(listen.metrics_port, listen.host or "0.0.0.0", self._registry)
         except OSError as error:
@@ -229,23 +230,6 @@ class GatewayExtension:
             self._status.translated(hooks.pools_by_gateway(response.routes))
         except Exception:
             logger.exception("status not noted")
-
-
-def _bind(server: grpc.aio.Server, host: str, port: int, flag: str, credentials: grpc.ServerCredentials | None) -> int:
-    hosts = (f"[{host}]" if ":" in host else host,) if host else ("[::]", "0.0.0.0")
-    for candidate in hosts:  # without IPv6 the first cannot be bound
-        address = f"{candidate}:{port}"
-        try:
-            bound = (
-                server.add_insecure_port(address)
-                if credentials is None
-                else server.add_secure_port(address, credentials)
-            )
-        except RuntimeError:
-            bound = 0
-        if bound:
-            return bound
-    raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
 
 
 def serve(listen: ServerOptions, options: hooks.Options, *, write_pool_status: bool = False) -> None:

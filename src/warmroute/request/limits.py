@@ -51,7 +51,7 @@ def count_values(body: bytes, limit: int) -> int:
     CONTAINER_VALUES times.
 
     If the result exceeds ``limit``, so does the number. Linear, with at most twice the memory of the body: 2 ms per MB,
-    5 to 12 ms if strings contain so many brackets and commas that they must be skipped.
+    5 to 12 ms if the brackets and commas inside strings exceed the limit: then strings are skipped.
     """
     if 2 * len(body) <= limit:  # "[]" is the shortest container
         return 2 * len(body)

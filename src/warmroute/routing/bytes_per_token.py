@@ -91,7 +91,7 @@ class BytesPerToken:
             self._tokens = KEPT * self._tokens + (tokens - window.tokens)
             self._initial_tokens *= KEPT
             self._update()
-        elif abs(excess) > tolerated:  # begin again with what is there
+        elif abs(excess) > tolerated:  # start a new window with the requests in flight
             for _ in range(excess):
                 in_flight.popleft()
             in_flight.extendleft([UNKNOWN] * -excess)

@@ -24,7 +24,7 @@ class MeanWork:
         neither."""
 
     def forget_counters(self) -> None:
-        """The engine is a new process: its counters start anew. The mean stays."""
+        """The engine is a new process: its counters begin at 0. The mean stays."""
         self._counters = None
 
     def observe(self, state: EngineState) -> None:

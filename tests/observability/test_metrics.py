@@ -71,6 +71,7 @@ class World:
             reason=reason,
             prompt_tokens=prompt,
             cached_tokens=cached,
+            random_cached_tokens=cached / 4,
             chain=EMPTY_CHAIN if reason == "no-prompt" else CHAIN,
             adapter="",
         )
@@ -115,6 +116,7 @@ def test_a_routed_request(world: World) -> None:
     assert world.value("warmroute_picks_total", endpoint="default/b") == 0
     assert world.value("warmroute_prompt_tokens_total") == 100
     assert world.value("warmroute_matched_tokens_total") == 54
+    assert world.value("warmroute_random_matched_tokens_total") == 13.5
     assert world.value("warmroute_match_ratio_bucket", le="0.5") == 0
     assert world.value("warmroute_match_ratio_bucket", le="0.6") == 1
     assert world.value("warmroute_pick_seconds_bucket", le="2e-05") == 0

@@ -9,8 +9,11 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from statistics import fmean
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
 from warmroute.errors import ConfigurationError
@@ -19,6 +22,7 @@ from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
+from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidate_table import MOST_SELECTIONS
 from warmroute.routing.decision import CACHED_STEP, Decision
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
@@ -88,6 +92,23 @@ def test_the_next_turn_goes_to_the_warm_endpoint() -> None:
     assert decision.endpoint.spec.name == first
     assert decision.reason == "warm"
     assert decision.match_ratio > 0.95
+
+
+def test_a_decision_says_what_a_random_candidate_would_hold() -> None:
+    fixture = Fixture(4)
+    decisions = [fixture.router.pick(prompt(LONG), 0.1 * k, allowed=only("0", "1", "2")) for k in range(3)]
+    for decision, holders in zip(decisions, (0, 1, 1), strict=True):
+        assert isinstance(decision, Decision)
+        assert decision.random_cached_tokens == pytest.approx(holders / 3 * decision.cached_tokens)
+
+
+@given(
+    default=st.floats(0, 1e6),
+    tokens=st.lists(st.none() | st.floats(0, 1e6), min_size=1, max_size=40),
+)
+def test_the_mean_of_cached_tokens_is_that_over_all_positions(default: float, tokens: list[float | None]) -> None:
+    cached = CachedTokens(default, {k: held for k, held in enumerate(tokens) if held is not None})
+    assert cached.mean(len(tokens)) == pytest.approx(fmean(cached.at(k) for k in range(len(tokens))), abs=1e-6)
 
 
 def test_different_prompts_spread_over_an_idle_fleet() -> None:

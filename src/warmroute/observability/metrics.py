@@ -195,6 +195,7 @@ class Metrics(PoolListener, Collector):
             self._reloads.add(source, result, amount=0)
         self._prompt_tokens = Counter(series.PROMPT_TOKENS)
         self._matched_tokens = Counter(series.MATCHED_TOKENS)
+        self._random_matched_tokens = Counter(series.RANDOM_MATCHED_TOKENS)
         self._body_bytes = Histogram(series.BODY_BYTES, BYTES)
         self._match_ratio = Histogram(series.MATCH_RATIO, RATIO)
         self._pick = Histogram(series.PICK_SECONDS, SECONDS)
@@ -231,6 +232,7 @@ class Metrics(PoolListener, Collector):
         if decision.chain.hashes:
             self._prompt_tokens.add(amount=decision.prompt_tokens)
             self._matched_tokens.add(amount=decision.cached_tokens)
+            self._random_matched_tokens.add(amount=decision.random_cached_tokens)
             self._match_ratio.observe(decision.match_ratio)
         member = self._members.get(decision.endpoint.id)
         if member is not None:
@@ -326,6 +328,7 @@ class Metrics(PoolListener, Collector):
         yield (self._body_bytes.collect(),)
         yield (self._prompt_tokens.collect(),)
         yield (self._matched_tokens.collect(),)
+        yield (self._random_matched_tokens.collect(),)
         yield (self._decisions.collect(),)
         yield (self._match_ratio.collect(),)
         yield (self._pick.collect(),)

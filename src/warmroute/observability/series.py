@@ -131,6 +131,12 @@ MATCHED_TOKENS = _series(
     "tokens",
     "Prompt tokens that the chosen endpoint already held; divided by the prompt tokens this is the expected hit ratio.",
 )
+RANDOM_MATCHED_TOKENS = _series(
+    "warmroute_random_matched_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that a candidate chosen at random would have held: the mean over the candidates of each request.",
+)
 
 # Picks
 DECISIONS = _series(

@@ -15,5 +15,10 @@ class CachedTokens(NamedTuple):
         """Tokens of the prompt that the endpoint at ``position`` holds."""
         return self.overrides.get(position, self.default)
 
+    def mean(self, candidates: int) -> float:
+        """Mean over that many positions: the tokens that a candidate chosen at random would hold."""
+        overrides = self.overrides
+        return self.default + (sum(overrides.values()) - len(overrides) * self.default) / candidates
+
 
 NOTHING_CACHED = CachedTokens(0.0, {})

@@ -40,6 +40,8 @@ class Decision:
     """At least 1."""
     cached_tokens: float
     """Tokens of the prompt that the endpoint probably holds."""
+    random_cached_tokens: float
+    """Tokens of the prompt that a candidate chosen at random would hold: the mean over all candidates."""
     chain: Chain
     adapter: str
     """The LoRA adapter that the request asks for; empty if none."""

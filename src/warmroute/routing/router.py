@@ -193,6 +193,7 @@ class Router(PoolListener):
             reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=request.prompt_bytes > 0),
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
+            random_cached_tokens=cached.mean(len(loads)),
             chain=chain,
             adapter=request.model if context.adapter_costs is not None else "",
         )

@@ -41,12 +41,12 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
     def difference(cached_tokens: float) -> float:
         cached = CachedTokens(cached_tokens, {})
         request = table.all.request_factors(1000.0, cached, 1.0, CONSTANTS.cost)
-        assert request.balance_weight == 1 / (3 + 3)
+        assert request.balance_weight == pytest.approx(1 / 1000 / (3 + 3))
         costs = table.all.costs(request, cached)
         return costs[0] - costs[1]
 
-    assert difference(0) == pytest.approx(1000 * 6 / 6 + 6 * 20)
-    assert difference(1000) == pytest.approx(1000 * 6 / 6 / 4 + 6 * 20)  # both hold it: no need to copy
+    assert 1000 * difference(0) == pytest.approx(1000 * 6 / 6 + 6 * 20)
+    assert 1000 * difference(1000) == pytest.approx(1000 * 6 / 6 / 4 + 6 * 20)  # both hold it: no need to copy
 
 
 def test_the_least_in_flight_is_that_of_an_endpoint_that_holds_the_prompt() -> None:

@@ -29,6 +29,7 @@ from warmroute.routing.endpoint_load import EndpointLoad
 
 CONSTANTS = routing_constants().load.cost
 NOW = 1000.0
+SECONDS_PER_TOKEN = 1 / 5000
 
 
 def factors(**changes: Any) -> EndpointFactors:
@@ -36,7 +37,7 @@ def factors(**changes: Any) -> EndpointFactors:
     idle: dict[str, Any] = {
         "waiting": 0.0,
         "running": 0.0,
-        "slowness": 1.0,
+        "seconds_per_token": SECONDS_PER_TOKEN,
         "pending_at_zero": 0.0,
         "pending_rate": 0.0,
         "kv_usage": 0.0,
@@ -52,7 +53,7 @@ def request(
     prompt_tokens: float, *, mean_in_flight: float = 0.0, delay_weight: float = 1.0, **changes: Any
 ) -> RequestFactors:
     """A request on a pool where nobody queues, but for ``changes``."""
-    weight = balance_weight(CONSTANTS, mean_in_flight, delay_weight)
+    weight = balance_weight(CONSTANTS, mean_in_flight, delay_weight, SECONDS_PER_TOKEN)
     return RequestFactors(prompt_tokens, 1.0, delay_weight, weight, False, 0.0, NOW)._replace(**changes)
 
 
@@ -63,6 +64,7 @@ def candidates(endpoints: list[EndpointFactors]) -> Candidates:
         for k in range(len(endpoints))
     ]
     result = Candidates(Members(loads))
+    result.seconds_per_token = SECONDS_PER_TOKEN
     for k, one in enumerate(endpoints):
         result.store(k, one, one.waiting + one.running, CONSTANTS)
     return result
@@ -72,7 +74,7 @@ anything = st.builds(
     factors,
     waiting=st.integers(0, 3) | st.floats(0, 50),
     running=st.floats(0, 300),
-    slowness=st.floats(0.5, 2),
+    seconds_per_token=st.floats(1e-6, 1e-2),
     pending_at_zero=st.floats(0, 1e8),
     pending_rate=st.floats(0, 1e5),
     kv_usage=st.floats(0, 1.5),
@@ -100,7 +102,7 @@ def test_a_decision_prices_every_candidate_as_the_formula_does(
         cost_terms(CONSTANTS, endpoint, one, cached_tokens=cached.at(k)) for k, endpoint in enumerate(endpoints)
     ]
     for cost, terms in zip(columns.costs(one, cached), expected, strict=True):
-        assert cost == pytest.approx(terms.total, rel=1e-6, abs=1e-6 * sum(map(abs, terms)) + 1e-3)
+        assert cost == pytest.approx(terms.total, rel=1e-6, abs=1e-6 * sum(map(abs, terms)) + 1e-6)
 
 
 @given(st.lists(anything, min_size=1, max_size=6), st.data())
@@ -126,11 +128,12 @@ def test_the_worked_example() -> None:
     uncached = prefill_work(1000) - prefill_work(600)
     assert terms == pytest.approx(
         CostTerms(
-            queue=1000,
-            prefill=uncached * (1 + 0.05 + 0.95 * 0.5 * 0.4),
-            delay=uncached * (0.5 * 2 + 10 * 0.15 * 0.5),
-            decode=200,
-            balance=1000 * 0.75 * 10 * (1 - 0.75 * 0.6) / (3 + 9),
+            wait=1000 / 5000,
+            prefill=uncached / 5000,
+            evict=uncached / 5000 * (0.05 + 0.95 * 0.5 * 0.4),
+            delay=uncached / 5000 * (0.5 * 2 + 10 * 0.15 * 0.5),
+            decode=200 / 5000,
+            balance=1000 / 5000 * 0.75 * 10 * (1 - 0.75 * 0.6) / (3 + 9),
             slots=0,
             kv=0,
             adapter=0,
@@ -152,10 +155,10 @@ def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> N
         one = request(prompt_tokens, mean_in_flight=5)
         return cost_terms(CONSTANTS, factors(running=running), one, cached_tokens=0).balance
 
-    assert balance(4000, 8) == 4000
-    assert balance(8192, 8) == balance(100_000, 8) == BALANCE_TOKENS
+    assert balance(4000, 8) == pytest.approx(4000 / 5000)
+    assert balance(8192, 8) == balance(100_000, 8) == pytest.approx(BALANCE_TOKENS / 5000)
     assert balance(4000, 0) == 0
-    assert balance_weight(CONSTANTS, 5, 0.0) == balance_weight(CONSTANTS, 5, 1.0) / 2
+    assert balance_weight(CONSTANTS, 5, 0.0, 1.0) == balance_weight(CONSTANTS, 5, 1.0, 1.0) / 2
 
 
 @pytest.mark.parametrize(("most_waiting", "expected"), [(2, [3, 5]), (3, [3 + 1, 5 + 3])])
@@ -182,6 +185,6 @@ def test_guards_act_beyond_their_thresholds() -> None:
     endpoint = factors(running=100, max_num_seqs=100, kv_usage=0.95, stale_seconds=3)
     terms = cost_terms(CONSTANTS, endpoint, request(1000), cached_tokens=0, adapter=CONSTANTS.adapter)
     work = prefill_work(1000)
-    assert terms.slots == pytest.approx(work * 6)
-    assert terms.kv == pytest.approx(20 * work * 0.1)
-    assert (terms.adapter, terms.stale) == (2000, 3000)
+    assert terms.slots == pytest.approx(work / 5000 * 6)
+    assert terms.kv == pytest.approx(20 * work / 5000 * 0.1)
+    assert (terms.adapter, terms.stale) == (0.1, pytest.approx(0.15))

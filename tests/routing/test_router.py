@@ -153,7 +153,7 @@ def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
     waiting = [fixture.router.load_of(load, 0.0)[0] for load in fixture.router.loads]
     assert waiting == [200, 2]
     last = fixture.router.decisions()[0].explain(0.0, 10)
-    assert [endpoint["terms"]["slots"] for endpoint in last["endpoints"]] == [0]
+    assert [endpoint["terms_ms"]["slots"] for endpoint in last["endpoints"]] == [0]
 
 
 def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
@@ -414,13 +414,13 @@ def test_explained_costs_add_up() -> None:
     assert [record.request_id for record in records] == ["5", "4", "3", "2", "1", "0"]
     for record in records:
         explained = record.explain(1.0, 10)
-        costs = {e["endpoint"]: e["cost"] for e in explained["endpoints"]}
+        costs = {e["endpoint"]: e["cost_ms"] for e in explained["endpoints"]}
         assert costs.keys() == {"default/0", "default/1", "default/2"}
         for endpoint in explained["endpoints"]:
-            assert sum(endpoint["terms"].values()) == pytest.approx(endpoint["cost"], abs=0.1)
+            assert sum(endpoint["terms_ms"].values()) == pytest.approx(endpoint["cost_ms"], abs=0.1)
         if not record.cached.default and not record.cached.overrides:
             exact = dict(zip(record.names, record.values, strict=True))
-            assert costs == {name: pytest.approx(exact[name], abs=0.1) for name in costs}
+            assert costs == {name: pytest.approx(1000 * exact[name], abs=0.1) for name in costs}
 
 
 def test_an_explanation_shows_the_chosen_endpoint_first_and_the_next_best_ones() -> None:

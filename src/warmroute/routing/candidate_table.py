@@ -89,6 +89,11 @@ class CandidateTable:
         if k is not None:
             self._update(k, now)
 
+    def update_all(self, now: float) -> None:
+        """Recompute the figures of every endpoint: the pool's speed may have changed."""
+        for k in range(len(self.all)):
+            self._update(k, now)
+
     def _update(self, k: int, now: float) -> None:
         load = self.all.loads[k]
         constants = self._constants
@@ -103,11 +108,12 @@ class CandidateTable:
             stale_seconds, until = min(stale_seconds, STALE_CAP), min(until, now + 1.0)
         self._next_change[k] = until
         self._soonest = min(self._soonest, until)
+        self.all.seconds_per_token = pool_seconds_per_token = 1 / load.pool_speed(constants)
         factors = endpoint_factors(
             constants.cost,
             waiting=estimate.waiting,
             running=estimate.running,
-            slowness=load.slowness,
+            seconds_per_token=load.slowness * pool_seconds_per_token,
             pending_at_zero=estimate.pending_at_zero,
             pending_rate=estimate.pending_rate,
             kv_usage=estimate.kv_usage,

@@ -36,7 +36,7 @@ class Members:
 
 
 class Candidates:
-    """The figures of every candidate that the cost needs. Pending work is multiplied by the endpoint's slowness here.
+    """The figures of every candidate that the cost needs; costs and their factors are in seconds.
 
     A decision over a hundred endpoints is one pass over these lists (:meth:`costs`).
     """
@@ -47,23 +47,28 @@ class Candidates:
         "_fixed",
         "_guarded",
         "_guards",
-        "_pending_at_zero",
-        "_pending_rate",
         "_per_token",
         "_per_uncached",
         "_queueing",
+        "_wait_at_zero",
+        "_wait_rate",
         "_waiting_and_running",
         "factors",
         "members",
         "running",
+        "seconds_per_token",
         "total",
         "waiting",
     )
-    _COLUMNS = tuple(name for name in __slots__ if name not in ("_guarded", "_queueing", "members"))
+    _COLUMNS = tuple(
+        name for name in __slots__ if name not in ("_guarded", "_queueing", "members", "seconds_per_token")
+    )
 
     def __init__(self, members: Members) -> None:
         self.members = members
         size = len(members.loads)
+        self.seconds_per_token = 1.0
+        """Seconds for a token of work at the pool's median prefill rate."""
         self.factors: list[EndpointFactors] = [_NO_FACTORS] * size
         """What the other columns are computed from, by endpoint; a decision's record keeps a copy of this list."""
         self.waiting: list[float] = [0.0] * size
@@ -73,8 +78,8 @@ class Candidates:
         self.total: list[float] = [0.0] * size
         """Requests in flight."""
         self._waiting_and_running: list[float] = [0.0] * size
-        self._pending_at_zero: list[float] = [0.0] * size
-        self._pending_rate: list[float] = [0.0] * size
+        self._wait_at_zero: list[float] = [0.0] * size
+        self._wait_rate: list[float] = [0.0] * size
         self._per_uncached: list[float] = [0.0] * size
         """Cost of each token of uncached work, but for the delay of waiting requests."""
         self._delay: list[float] = [0.0] * size
@@ -86,7 +91,7 @@ class Candidates:
         self._fixed: list[float] = [0.0] * size
         """Cost that depends on no request: ``decode`` and ``stale``."""
         self._base: list[float] = [0.0] * size
-        """``_pending_at_zero + _fixed``."""
+        """``_wait_at_zero + _fixed``."""
         self._queueing: set[int] = set()
         """Positions at which more than :data:`MOST_IGNORED_WAITING` requests wait."""
         self._guarded: set[int] = set()
@@ -102,7 +107,7 @@ class Candidates:
 
     def store(self, k: int, factors: EndpointFactors, total: float, constants: CostConstants) -> None:
         """Replace the figures at position ``k``; ``total`` are its requests in flight."""
-        waiting, running, slowness = factors.waiting, factors.running, factors.slowness
+        waiting, running, seconds_per_token = factors.waiting, factors.running, factors.seconds_per_token
         self.factors[k] = factors
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
         self._waiting_and_running[k] = waiting + running
@@ -110,12 +115,12 @@ class Candidates:
             self._queueing.add(k)
         else:
             self._queueing.discard(k)
-        self._pending_at_zero[k], self._pending_rate[k] = factors.pending_at_zero, factors.pending_rate
-        per_uncached = slowness * (1 + factors.eviction + constants.running * running * factors.kv_usage)
-        delay = slowness * constants.waiting * waiting
-        fixed = slowness * constants.decode * running + factors.stale
+        self._wait_at_zero[k], self._wait_rate[k] = factors.wait_at_zero, factors.wait_rate
+        per_uncached = seconds_per_token * (1 + factors.eviction + constants.running * running * factors.kv_usage)
+        delay = seconds_per_token * constants.waiting * waiting
+        fixed = seconds_per_token * constants.decode * running + factors.stale
         self._per_uncached[k], self._delay[k], self._fixed[k] = per_uncached, delay, fixed
-        self._base[k], self._per_token[k] = factors.pending_at_zero + fixed, per_uncached + delay
+        self._base[k], self._per_token[k] = factors.wait_at_zero + fixed, per_uncached + delay
         self._guards[k] = guards = factors.kv_guard + factors.slots_guard
         if guards > 0:
             self._guarded.add(k)
@@ -127,7 +132,7 @@ class Candidates:
         part: Candidates = object.__new__(Candidates)
         for name in self._COLUMNS:
             setattr(part, name, list(compress(getattr(self, name), selected)))
-        part.members = members
+        part.members, part.seconds_per_token = members, self.seconds_per_token
         part._queueing = (
             {k for k, n in enumerate(part.waiting) if n > MOST_IGNORED_WAITING} if self._queueing else set()
         )
@@ -137,8 +142,9 @@ class Candidates:
     # ---------------------------------------------------------------- a request's cost
 
     def pending(self, k: int, now: float) -> float:
-        """``slowness*P`` at position ``k``."""
-        return self._pending_at_zero[k] - now * self._pending_rate[k]
+        """Tokens of work that the endpoint at position ``k`` has to compute."""
+        factors = self.factors[k]
+        return factors.wait(now) / factors.seconds_per_token
 
     @property
     def least_waiting(self) -> float:
@@ -174,14 +180,15 @@ class Candidates:
             prompt_tokens,
             queue_weight,
             delay_weight,
-            balance_weight(constants, sum(in_flight) / len(in_flight), delay_weight),
+            balance_weight(constants, sum(in_flight) / len(in_flight), delay_weight, self.seconds_per_token),
             bool(self._queueing),
             self.least_in_flight(cached),
             now,
         )
 
     def costs(self, request: RequestFactors, cached: CachedTokens) -> list[float]:
-        """``J`` of every candidate without the term ``adapter``, equal to the totals of ``cost.cost_terms``.
+        """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of
+        :func:`~warmroute.routing.cost.cost_terms`.
 
         All are priced as if they held the default number of cached tokens, in one pass; the few others are then
         corrected by the difference.
@@ -214,12 +221,12 @@ class Candidates:
             return [
                 base - now * rate + uncached_work * per_token + balance * in_flight + constant
                 for base, rate, per_token, in_flight in zip(
-                    self._base, self._pending_rate, self._per_token, self.in_flight, strict=True
+                    self._base, self._wait_rate, self._per_token, self.in_flight, strict=True
                 )
             ]
         time, delayed = queue_weight * now, delay_weight * uncached_work
         return [
-            queue_weight * pending
+            queue_weight * wait
             - time * rate
             + uncached_work * per_uncached
             + delayed * delay
@@ -227,9 +234,9 @@ class Candidates:
             + balance * in_flight
             + constant
             + fixed
-            for pending, rate, per_uncached, delay, guards, in_flight, fixed in zip(
-                self._pending_at_zero,
-                self._pending_rate,
+            for wait, rate, per_uncached, delay, guards, in_flight, fixed in zip(
+                self._wait_at_zero,
+                self._wait_rate,
                 self._per_uncached,
                 self._delay,
                 self._guards,

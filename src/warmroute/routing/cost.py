@@ -2,15 +2,17 @@
 
 ::
 
-    J = slowness * ( w*P + u*(1 + E + v*waiting*W + running*R*usage) + decode*R )
-        + balance*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2
-        + slots*n*min(S/4, max(0, R + 1 - 0.95*S)) + kv*n*max(0, usage - 0.85) + adapter + stale
+    cost = w*wait + own*(1 + E) + own*(v*waiting*W + running*R*usage) + t*decode*R
+        + balance*T*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2
+        + slots*t*n*min(S/4, max(0, R + 1 - 0.95*S)) + kv*t*n*max(0, usage - 0.85) + adapter + stale      [seconds]
 
 ============  ====================================================================================================
+``T``         seconds for a token of work at the pool's median prefill rate
+``t``         the same on the endpoint: ``T`` times its slowness
+``wait``      seconds until the endpoint has computed the prompts assigned to it
+``own``       ``t`` times the uncached work: ``n`` less the work of the ``min(cached, prompt - 1)`` tokens that it holds
 ``n``         work of the prompt: its tokens, and their attention (:func:`~warmroute.pool.work.prefill_work`)
-``u``         uncached work: ``n`` less the work of the ``min(cached, prompt - 1)`` tokens that the endpoint holds
 ``m``         prompt tokens, at most 8,192
-``P``         pending work: assigned to the endpoint and not computed yet
 ``W``         requests on the endpoint that wait for their first token
 ``R``         requests on the endpoint that have their first token
 ``C``         in-flight requests that are balanced: ``R``; ``R + W`` if more than two wait on some endpoint
@@ -23,7 +25,6 @@
 ``h``         hit rate: EWMA of the cached share of the prompts sent to the endpoint
 ``usage``     KV cache utilization, estimated between scrapes; at most 1, except for the KV guard
 ``S``         ``max_num_seqs``: requests that the engine runs at once
-``slowness``  the pool's median speed divided by the endpoint's
 ============  ====================================================================================================
 
 Each term, what it models and when it acts: docs/cost.md. The formula stands here once, in two steps.
@@ -94,27 +95,28 @@ class EndpointFactors(NamedTuple):
     """The factors of one endpoint in the cost of any request."""
 
     waiting: float
-    """``W``."""
+    """``W``: requests without a first token."""
     running: float
-    """``R``."""
-    slowness: float
-    pending_at_zero: float
-    """``slowness*P`` at time ``t`` is ``pending_at_zero - t * pending_rate``."""
-    pending_rate: float
+    """``R``: requests that have their first token."""
+    seconds_per_token: float
+    """``t``: seconds of prefill for each token of work."""
+    wait_at_zero: float
+    """``wait`` at monotonic time ``now`` is ``wait_at_zero - now * wait_rate`` seconds."""
+    wait_rate: float
     eviction: float
     """``E``."""
     kv_usage: float
     """``usage``, at most 1."""
     slots_guard: float
-    """The slot guard for each token of ``n``."""
+    """Seconds of the slot guard for each token of ``n``."""
     kv_guard: float
-    """The KV guard for each token of ``n``."""
+    """Seconds of the KV guard for each token of ``n``."""
     stale: float
-    """The term ``stale``."""
+    """The term ``stale``, in seconds."""
 
-    def pending(self, now: float) -> float:
-        """``slowness*P``."""
-        return self.pending_at_zero - now * self.pending_rate
+    def wait(self, now: float) -> float:
+        """Seconds until the endpoint has computed the prompts assigned to it."""
+        return self.wait_at_zero - now * self.wait_rate
 
 
 class RequestFactors(NamedTuple):
@@ -127,7 +129,7 @@ class RequestFactors(NamedTuple):
     delay_weight: float
     """``v``."""
     balance_weight: float
-    """``balance/(3 + mean C)*(1 + v)/2``."""
+    """``balance*T/(3 + mean C)*(1 + v)/2``."""
     waiting_counts: bool
     """Whether ``C`` is ``R + W``."""
     least_in_flight: float
@@ -137,18 +139,20 @@ class RequestFactors(NamedTuple):
 
 
 class CostTerms(NamedTuple):
-    """The cost of one request on one endpoint, split; all in prefill tokens."""
+    """The cost of one request on one endpoint, split; all in seconds."""
 
-    queue: float
-    """Waiting for the pending work: ``slowness*w*P``."""
+    wait: float
+    """Waiting for the prompts assigned before: ``w*wait``."""
     prefill: float
-    """Computing the uncached work, and what it evicts: ``slowness*u*(1 + E)``."""
+    """Computing what the endpoint does not hold of the prompt: ``own``."""
+    evict: float
+    """Computing again what the new tokens evict: ``own*E``."""
     delay: float
-    """The delay of other requests by that: ``slowness*u*(v*waiting*W + running*R*usage)``."""
+    """The delay of other requests by this prefill: ``own*(v*waiting*W + running*R*usage)``."""
     decode: float
-    """Sharing steps with running requests: ``slowness*decode*R``."""
+    """Sharing steps with running requests: ``t*decode*R``."""
     balance: float
-    """In-flight requests: ``balance*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2``."""
+    """In-flight requests: ``balance*T*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2``."""
     slots: float
     """The guard against more requests than the engine runs at once."""
     kv: float
@@ -160,7 +164,7 @@ class CostTerms(NamedTuple):
 
     @property
     def total(self) -> float:
-        """``J``."""
+        """The cost in seconds."""
         return sum(self)
 
 
@@ -169,7 +173,7 @@ def endpoint_factors(
     *,
     waiting: float,
     running: float,
-    slowness: float,
+    seconds_per_token: float,
     pending_at_zero: float,
     pending_rate: float,
     kv_usage: float,
@@ -178,17 +182,17 @@ def endpoint_factors(
     max_num_seqs: int,
     stale_seconds: float,
 ) -> EndpointFactors:
-    """An endpoint's factors from its load. ``pending_*`` are in tokens of work, before ``slowness``."""
+    """An endpoint's factors from its load. ``pending_*`` are in tokens of work."""
     return EndpointFactors(
         waiting,
         running,
-        slowness,
-        slowness * pending_at_zero,
-        slowness * pending_rate,
+        seconds_per_token,
+        seconds_per_token * pending_at_zero,
+        seconds_per_token * pending_rate,
         eviction_price(constants, cache_fill, hit_rate),
         min(1.0, kv_usage),
-        constants.slots * slots_excess(running, max_num_seqs),
-        constants.kv * max(0.0, kv_usage - KV_FROM),
+        seconds_per_token * constants.slots * slots_excess(running, max_num_seqs),
+        seconds_per_token * constants.kv * max(0.0, kv_usage - KV_FROM),
         constants.stale * stale_seconds,
     )
 
@@ -202,19 +206,21 @@ def cost_terms(
     adapter: float = 0.0,
 ) -> CostTerms:
     """The cost of ``request`` on ``endpoint``, which holds ``cached_tokens`` of its prompt."""
-    waiting, running, slowness = endpoint.waiting, endpoint.running, endpoint.slowness
+    waiting, running, seconds_per_token = endpoint.waiting, endpoint.running, endpoint.seconds_per_token
     prompt_work = prefill_work(request.prompt_tokens)
-    uncached_work = prompt_work - prefill_work(cached_tokens)
+    own = seconds_per_token * (prompt_work - prefill_work(cached_tokens))
     share = holder_share(request.prompt_tokens, cached_tokens)
     in_flight = waiting + running if request.waiting_counts else running
     balanced = (1 - share) * in_flight + share * request.least_in_flight
+    balanced_tokens = min(request.prompt_tokens, BALANCE_TOKENS)
     delay = request.delay_weight * constants.waiting * waiting + constants.running * running * endpoint.kv_usage
     return CostTerms(
-        queue=request.queue_weight * endpoint.pending(request.now),
-        prefill=slowness * uncached_work * (1 + endpoint.eviction),
-        delay=slowness * uncached_work * delay,
-        decode=slowness * constants.decode * running,
-        balance=request.balance_weight * min(request.prompt_tokens, BALANCE_TOKENS) * balanced,
+        wait=request.queue_weight * endpoint.wait(request.now),
+        prefill=own,
+        evict=own * endpoint.eviction,
+        delay=own * delay,
+        decode=seconds_per_token * constants.decode * running,
+        balance=request.balance_weight * balanced_tokens * balanced,
         slots=prompt_work * endpoint.slots_guard,
         kv=prompt_work * endpoint.kv_guard,
         adapter=adapter,
@@ -248,6 +254,9 @@ def holder_share(prompt_tokens: float, cached_tokens: float) -> float:
     return HOLDER_SHARE * cached_tokens / prompt_tokens
 
 
-def balance_weight(constants: CostConstants, mean_in_flight: float, delay_weight: float) -> float:
-    """``balance/(3 + mean C)*(1 + v)/2``: the price of each in-flight request for each of the prompt's ``m`` tokens."""
-    return constants.balance * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_in_flight)
+def balance_weight(
+    constants: CostConstants, mean_in_flight: float, delay_weight: float, seconds_per_token: float
+) -> float:
+    """``balance*T/(3 + mean C)*(1 + v)/2``: the seconds that each in-flight request costs for each of the prompt's ``m``
+    tokens."""
+    return constants.balance * seconds_per_token * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_in_flight)

@@ -177,8 +177,8 @@ class DecisionRecord:
         adapter = self.adapter_costs[k] if self.adapter_costs is not None else 0.0
         terms = cost_terms(self.constants, endpoint, self.request, cached_tokens=cached_tokens, adapter=adapter)
         return explained | {
-            "cost": round(sum(terms), 1),
-            "terms": {term: round(value, 3) for term, value in terms._asdict().items()},
+            "cost_ms": round(1000 * terms.total, 3),
+            "terms_ms": {term: round(1000 * value, 3) for term, value in terms._asdict().items()},
         }
 
     def _cached_tokens(self, k: int) -> int:

@@ -148,7 +148,11 @@ class EndpointLoad:
 
     def speed(self, constants: LoadConstants) -> float:
         """Prefill tokens per second that the endpoint is estimated to compute."""
-        return self.prefill_rate or self.pool_rate or constants.prefill_rate
+        return self.prefill_rate or self.pool_speed(constants)
+
+    def pool_speed(self, constants: LoadConstants) -> float:
+        """Median of the pool's prefill rates, in tokens per second; as the settings assume until one is measured."""
+        return self.pool_rate or constants.prefill_rate
 
     def drain_rate(self, constants: LoadConstants) -> float:
         """Tokens of work a second at which the endpoint's virtual queue drains."""

@@ -136,7 +136,10 @@ class Router(PoolListener):
         if now >= self._slowness_due:
             self._slowness_due = now + SLOWNESS_INTERVAL
             update_slowness(self._loads.values())
-        self._update(load, now)
+            if self._table is not None:
+                self._table.update_all(now)
+        else:
+            self._update(load, now)
 
     def _health_changed(self, endpoint: Endpoint, health: Health, evidence: Evidence | None, now: float) -> None:
         self._pool.set_health(endpoint, health, now)
@@ -342,7 +345,7 @@ class Router(PoolListener):
         table.refresh(now)
         candidates = table.all
         k = candidates.members.position[load.holder]
-        return candidates.waiting[k], candidates.running[k], candidates.pending(k, now) / load.slowness
+        return candidates.waiting[k], candidates.running[k], candidates.pending(k, now)
 
     def decisions(self) -> list[DecisionRecord]:
         """Records of the last decisions, newest first."""

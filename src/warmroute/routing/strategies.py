@@ -40,7 +40,7 @@ class Candidate:
     kv_usage: float
     """KV cache utilization at the last scrape, 0 to 1."""
     cost: float
-    """The cost that PREFIX_CACHE uses, in prefill tokens; for strategies that change only a detail."""
+    """The cost that PREFIX_CACHE uses, in seconds; for strategies that change only a detail."""
 
 
 StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[float]]
@@ -56,10 +56,10 @@ class PickContext:
     cached: CachedTokens
     factors: RequestFactors
     adapter_costs: Sequence[float] | None
-    """Cost of loading the request's LoRA adapter, by position; None if it asks for none."""
+    """Seconds of loading the request's LoRA adapter, by position; None if it asks for none."""
 
     def costs(self) -> list[float]:
-        """``J`` of every candidate (:mod:`warmroute.routing.cost`)."""
+        """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`)."""
         costs = self.candidates.costs(self.factors, self.cached)
         if self.adapter_costs is not None:
             costs = [cost + adapter for cost, adapter in zip(costs, self.adapter_costs, strict=True)]
@@ -133,7 +133,7 @@ class Custom:
                 endpoint=load.endpoint,
                 prompt_tokens=factors.prompt_tokens,
                 cached_tokens=context.cached.at(k),
-                pending_tokens=columns.pending(k, factors.now) / load.slowness,
+                pending_tokens=columns.pending(k, factors.now),
                 waiting=columns.waiting[k],
                 running=columns.running[k],
                 kv_usage=load.kv_usage,

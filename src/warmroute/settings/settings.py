@@ -280,12 +280,10 @@ class Settings(BaseModel):
         ge=0,
     )
     cost_kv: float = setting(20.0, "Weight of the penalty for a nearly full KV cache.", group="Cost", hot=True, ge=0)
-    cost_adapter: float = setting(
-        2000.0, "Cost of loading a LoRA adapter, in prefill tokens.", group="Cost", hot=True, ge=0
-    )
+    cost_adapter: float = setting(0.1, "Seconds that loading a LoRA adapter costs.", group="Cost", hot=True, ge=0)
     cost_stale: float = setting(
-        1000.0,
-        "Cost per second by which an endpoint's metrics exceed --metrics-staleness-threshold, in prefill tokens.",
+        0.05,
+        "Seconds of cost for each second by which an endpoint's metrics exceed --metrics-staleness-threshold.",
         group="Cost",
         hot=True,
         ge=0,

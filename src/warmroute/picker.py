@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
@@ -25,6 +26,7 @@ from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
+from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
@@ -87,7 +89,6 @@ def routing_constants(settings: Settings) -> RoutingConstants:
         bytes_per_token=settings.bytes_per_token,
         cache_headroom=settings.cache_headroom,
         index_limit=settings.index_limit,
-        remembered_decisions=settings.debug_decisions,
     )
 
 
@@ -146,7 +147,15 @@ class EndpointPicker:
         rng = rng or random.Random()
         self._chance = rng.random
         self.pool = Pool(default_engine=settings.model_server_runtime)
-        self.router = Router(self.pool, routing_constants(settings), rng=rng, now=now)
+        self.decisions = RecentDecisions(settings.debug_decisions)
+        self.router = Router(
+            self.pool,
+            routing_constants(settings),
+            rng=rng,
+            now=now,
+            listeners=(self.decisions,) if settings.debug_decisions else (),
+            name=secrets.token_hex(4),
+        )
         self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
         self.pool.subscribe(self.metrics, now)
         self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped)
@@ -335,7 +344,7 @@ class EndpointPicker:
         return DebugPages(
             loads=lambda: list(self.router.loads),
             reading=self._reading,
-            decisions=self.router.decisions,
+            decisions=self.decisions.newest_first,
             settings=lambda: self.settings.model_dump(mode="json"),
             clock=monotonic,
         )

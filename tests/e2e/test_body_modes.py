@@ -117,7 +117,7 @@ async def test_half_a_prompt_is_enough_in_partial_mode(envoy: StartEnvoy, tmp_pa
         warm = served_by(await exchange(proxy.url, body=body))
         await asyncio.sleep(3)
         assert served_by(await exchange(proxy.url, body=chat("long document " * 40_000 + "!"))) == warm
-        assert app.router.decisions()[0].reason == "warm"
+        assert app.decisions.newest_first()[0].reason == "warm"
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, PARTIAL, DUPLEX])
@@ -159,7 +159,7 @@ async def test_trailers_without_a_body(envoy: StartEnvoy, tmp_path: Path, mode: 
             if picking is Picking.ORIGINAL_DST and mode is not DUPLEX:
                 assert answer.status == 503  # the answer to trailers cannot set the header that this cluster goes by
             else:
-                (named,) = [pod for pod in pods if pod.target == app.router.decisions()[0].targets]
+                (named,) = [pod for pod in pods if pod.target == app.decisions.newest_first()[0].targets]
                 assert answer.headers["x-backend"] == named.name
         stats = await proxy.stats("ext_proc")
         assert not [name for name, count in stats.items() if count and name.endswith("spurious_msgs_received")]
@@ -298,7 +298,7 @@ async def test_shadow_mode_is_not_answered(envoy: StartEnvoy, tmp_path: Path) ->
     ):
         for _ in range(5):
             assert (await exchange(proxy.url, body=chat("hi"))).status == 200
-        assert app.router.decisions() == []
+        assert app.decisions.newest_first() == []
 
 
 @pytest.mark.parametrize("mode", SEEING)

@@ -256,11 +256,11 @@ async def test_the_walk_through_works_unchanged(tmp_path: Path, options: Options
         second = await exchange(running.picked, body=ROUND2)
         assert (first.status, second.status) == (200, 200)
         assert served_by(first) == served_by(second)
-        (newest, oldest) = running.picker.router.decisions()[:2]
+        (newest, oldest) = running.picker.decisions.newest_first()[:2]
         assert (oldest.reason, newest.reason) == ("cold", "warm")
         plain = await exchange(running.plain, body=ROUND1)
         assert plain.status == 200
-        assert len(running.picker.router.decisions()) == 2
+        assert len(running.picker.decisions.newest_first()) == 2
 
 
 @pytest.mark.parametrize("options", FORMS)

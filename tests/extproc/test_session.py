@@ -34,9 +34,11 @@ from warmroute.extproc.ext_proc_pb2 import (
 )
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import UnexpectedMessageError
+from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
+from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.router import Router
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello, world. " * 40}]}).encode()
@@ -46,13 +48,25 @@ TARGETS = {"10.0.0.0:8000", "10.0.0.1:8000", "[2001:db8::1]:8000"}
 class Stream:
     """A session with a real router over three endpoints, and what it replied."""
 
-    def __init__(self, models: Iterable[Model] = (), budget: BodyBudget | None = None, **rules: Any) -> None:
+    def __init__(
+        self,
+        models: Iterable[Model] = (),
+        budget: BodyBudget | None = None,
+        listener: DecisionListener | None = None,
+        **rules: Any,
+    ) -> None:
         self.pool = Pool()
         self.budget = budget or BodyBudget(1 << 30)
         addresses = ("10.0.0.0", "10.0.0.1", "2001:db8::1")
         self.pool.replace([EndpointSpec("default", a, a, 8000) for a in addresses], 0.0)
         self.pool.models.replace(models)
-        self.router = Router(self.pool, routing_constants(), rng=random.Random(3), now=0.0)
+        self.router = Router(
+            self.pool,
+            routing_constants(),
+            rng=random.Random(3),
+            now=0.0,
+            listeners=() if listener is None else (listener,),
+        )
         self.session = Session(
             self.router,
             replace(session_rules(), **rules),
@@ -98,6 +112,16 @@ class Stream:
 
     def trailers(self) -> list[ProcessingResponse]:
         return self.send(ProcessingRequest(request_trailers=HttpTrailers()))
+
+
+def test_only_a_valid_trace_context_is_passed_on() -> None:
+    recent = RecentDecisions(10)
+    valid = f"00-{5:032x}-{7:016x}-01"
+    for traceparent in (valid, valid.upper() + "X", "00-" + "0" * 32 + valid[35:], "x" * 60, ""):
+        stream = Stream(listener=recent)
+        stream.headers(traceparent=traceparent)
+        stream.body()
+    assert [record.traceparent for record in recent.newest_first()] == ["", "", "", "", valid]
 
 
 def hint(value: Any) -> Metadata:

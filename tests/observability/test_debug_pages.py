@@ -17,6 +17,7 @@ from tests.factories import readings, routing_constants
 from warmroute.observability import page_server
 from warmroute.observability.debug_pages import PAGES, TOTAL_HEADER, DebugPages, Number
 from warmroute.observability.page_server import MOST_REQUESTS, PageServer
+from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import EndpointSpec, Health
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
@@ -35,8 +36,8 @@ class World:
         self.pool.replace(
             [EndpointSpec("ns", f"e{k}", f"10.0.{k // 250}.{k % 250}", 8000) for k in range(endpoints)], 0.0
         )
-        constants = routing_constants(debug_decisions=max(1, decisions))
-        self.router = Router(self.pool, constants, rng=random.Random(1), now=0.0)
+        recent = RecentDecisions(max(1, decisions))
+        self.router = Router(self.pool, routing_constants(), rng=random.Random(1), now=0.0, listeners=(recent,))
         self.readings = {reading.endpoint.id: reading for reading in readings(endpoints, self.pool)}
         for k in range(decisions):
             request = InferenceRequest(model=f"m{k % 2}", parts=(PromptPart(b"x" * 5000, 5000),), prompt_bytes=5000)
@@ -44,7 +45,7 @@ class World:
         self.pages = DebugPages(
             loads=lambda: list(self.router.loads),
             reading=lambda load, now: self.readings[load.endpoint.id],
-            decisions=self.router.decisions,
+            decisions=recent.newest_first,
             settings=lambda: Settings().model_dump(mode="json"),
             clock=lambda: 10.0,
         )

@@ -16,6 +16,7 @@ from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.router import Router
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 50
@@ -64,7 +65,9 @@ def test_whatever_engines_report_the_router_chooses_and_explains(
         scrape(pool, name, now, **figures)
         decision = router.pick(PROMPT, now)
         assert isinstance(decision, Decision)
-        json.dumps([record.explain(now, 10) for record in router.decisions()], allow_nan=False)
+        preview = router.preview(PROMPT, now)
+        assert isinstance(preview, DecisionRecord)
+        json.dumps([preview.explain(now, 10, exact=exact) for exact in (True, False)], allow_nan=False)
         for load in router.loads:
             json.dumps([*router.load_of(load, now), *router.held(load), router.speed_of(load)], allow_nan=False)
             load.response_ended(now)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
 from warmroute.errors import ConfigurationError
+from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
@@ -24,7 +25,7 @@ from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidate_table import MOST_SELECTIONS
-from warmroute.routing.decision import CACHED_STEP, Decision
+from warmroute.routing.decision import Decision
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 
@@ -42,11 +43,14 @@ class Fixture:
     def __init__(self, size: int, **settings: object) -> None:
         self.pool = Pool()
         self.pool.replace([EndpointSpec("default", str(k), f"10.0.0.{k}", 8000) for k in range(size)], 0.0)
+        self.decisions = RecentDecisions(100)
         self.router = Router(
             self.pool,
             routing_constants(**settings),
             rng=random.Random(7),
             now=0.0,
+            listeners=(self.decisions,),
+            name="picker",
         )
 
         self.now = self.tokens = self.finished = 0.0
@@ -152,7 +156,7 @@ def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
         fixture.pick(prompt(f"{k}: {LONG * 3}"), 0.0, allowed=only("1"))
     waiting = [fixture.router.load_of(load, 0.0)[0] for load in fixture.router.loads]
     assert waiting == [200, 2]
-    last = fixture.router.decisions()[0].explain(0.0, 10)
+    last = fixture.decisions.newest_first()[0].explain(0.0, 10)
     assert [endpoint["terms_ms"]["slots"] for endpoint in last["endpoints"]] == [0]
 
 
@@ -403,53 +407,6 @@ def test_the_log_line(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = caplog.records
     assert record.getMessage() == "Do prefix-aware routing!"
     assert record.fields == {"request": "r-1", "matching ratio": " 0.54 > 0.50"}  # type: ignore[attr-defined]
-
-
-def test_explained_costs_add_up() -> None:
-    fixture = Fixture(3)
-    fixture.scrape(0.0, running=3, kv_usage=0.9)
-    for k in range(6):
-        fixture.pick(prompt(LONG, str(k)), 0.1 * k, request_id=str(k))
-    records = fixture.router.decisions()
-    assert [record.request_id for record in records] == ["5", "4", "3", "2", "1", "0"]
-    for record in records:
-        explained = record.explain(1.0, 10)
-        costs = {e["endpoint"]: e["cost_ms"] for e in explained["endpoints"]}
-        assert costs.keys() == {"default/0", "default/1", "default/2"}
-        for endpoint in explained["endpoints"]:
-            assert sum(endpoint["terms_ms"].values()) == pytest.approx(endpoint["cost_ms"], abs=0.1)
-        if not record.cached.default and not record.cached.overrides:
-            exact = dict(zip(record.names, record.values, strict=True))
-            assert costs == {name: pytest.approx(1000 * exact[name], abs=0.1) for name in costs}
-
-
-def test_an_explanation_shows_the_chosen_endpoint_first_and_the_next_best_ones() -> None:
-    fixture = Fixture(20)
-    fixture.pick(prompt(LONG), 0.0)
-    record = fixture.router.decisions()[0]
-    record.values[:] = [float(k) for k in range(20)]
-    record.chosen = "default/7"
-    explained = record.explain(0.0, 4)
-    assert [e["endpoint"] for e in explained["endpoints"]] == [f"default/{k}" for k in (7, 0, 1, 2)]
-    assert explained["candidates"] == 20
-
-
-@pytest.mark.parametrize(("filler", "exact_reasons"), [(0, ["warm", "warm"]), (12_400, ["warm", "partial"])])
-def test_an_explanation_tells_no_end_of_another_clients_message(filler: int, exact_reasons: list[str]) -> None:
-    """Two guesses of a message that another client sent, one of them right, are explained alike."""
-    common = "a" * 3 * 4 * CACHED_STEP
-    shown, reasons = [], []
-    for guess in ("secret" * 100, "guess!" * 100):
-        fixture = Fixture(1)
-        fixture.pick(prompt(common, "secret" * 100), 0.0)
-        fixture.scrape(10.0)
-        fixture.pick(prompt(common, guess, "f" * filler), 10.0)
-        record = fixture.router.decisions()[0]
-        shown.append(record.explain(10.0, 10))
-        reasons.append(record.reason)
-    assert reasons == exact_reasons
-    assert shown[0] == shown[1]
-    assert shown[0]["cached_tokens"] == 3 * CACHED_STEP
 
 
 def test_the_served_endpoint_takes_over_the_books() -> None:

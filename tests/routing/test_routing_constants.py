@@ -25,7 +25,6 @@ CONSTANTS = {f"cost_{field.name}": f"load.cost.{field.name}" for field in fields
     "bytes_per_token": "bytes_per_token",
     "cache_headroom": "cache_headroom",
     "index_limit": "index_limit",
-    "debug_decisions": "remembered_decisions",
 }
 """Constants by the setting that gives them."""
 DIFFERENT: dict[str, Any] = {

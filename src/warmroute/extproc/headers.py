@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from warmroute.extproc.ext_proc_pb2 import HeaderMap
 
 DESTINATION = "x-gateway-destination-endpoint"
@@ -21,6 +23,8 @@ MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
 """Request headers with a model name that replaces the body's; the first one present counts."""
 MODEL_NAME = "x-gateway-model-name"
 """Request header with the body's model name, if the gateway routes by it (body-based routing)."""
+TRACEPARENT = "traceparent"
+"""Request header with the W3C trace context (https://www.w3.org/TR/trace-context/#traceparent-header)."""
 CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
 """Request headers for the picker; they are removed before the request goes to the engine."""
 CONTROL = (DESTINATION, SERVED, SUBSET_KEY, *CONSUMED, MODEL_NAME)
@@ -38,8 +42,12 @@ MAX_VALUE = 4096
 """Longest value of any other header, in characters. A longer one counts as absent: a cut name would be another name."""
 
 _WANTED = frozenset(
-    (":path", ":status", "content-type", "content-length", "x-request-id", MODEL_NAME, TEST_SELECTION, *CONSUMED)
+    (
+        *(":path", ":status", "content-type", "content-length", "x-request-id"),
+        *(TRACEPARENT, MODEL_NAME, TEST_SELECTION, *CONSUMED),
+    )
 )
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def read(headers: HeaderMap) -> dict[str, str]:
@@ -71,6 +79,11 @@ def printable(text: str, length: int) -> str:
     if len(text) <= length and text.isprintable():
         return text
     return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text[:length]])[:length]
+
+
+def trace_context(text: str) -> str:
+    """``text`` if it is a ``traceparent`` of version 00, else an empty string."""
+    return text if text and _TRACEPARENT.fullmatch(text) else ""
 
 
 def number(text: str, *, digits: int = MAX_DIGITS) -> int | None:

@@ -246,7 +246,13 @@ class Session:
         fairness_id = self._first(headers.FAIRNESS_IDS)
         if fairness_id:
             self.request = self.request._replace(fairness_id=fairness_id)
-        result = self._router.pick(self.request, now, request_id=self.request_id, allowed=self._allowed())
+        result = self._router.pick(
+            self.request,
+            now,
+            request_id=self.request_id,
+            traceparent=headers.trace_context(self._headers.get(headers.TRACEPARENT, "")),
+            allowed=self._allowed(),
+        )
         if isinstance(result, Rejection):
             self.rejection = result
             return

@@ -2,7 +2,7 @@
 
 Each page is bounded by ``limit`` and rendered in short slices, so that reading it delays no request, whatever the number of
 endpoints. Figures that depend on the content of the prefix index are coarse (see
-:data:`~warmroute.routing.decision.CACHED_STEP`).
+:data:`~warmroute.routing.decision_record.CACHED_STEP`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import orjson
 
 from warmroute.observability.metrics import EndpointReading, endpoint_state
 from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
-from warmroute.routing.decision import DecisionRecord
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 
 Item = TypeVar("Item")
@@ -132,7 +132,7 @@ class DebugPages:
         for record in self._records():
             if (
                 _names(name, record.chosen)
-                and (not since or now - record.request.now <= since)
+                and (not since or now - record.at <= since)
                 and all(getattr(record, attribute) == value for attribute, value in wanted.items())
             ):
                 found.append(record)

@@ -228,6 +228,13 @@ def cost_terms(
     )
 
 
+def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, cached_tokens: float) -> float:
+    """Predicted seconds until the first token of ``request`` on ``endpoint``: the prompts assigned before, then what the
+    endpoint does not hold of its own. What either delays or evicts is in the cost only."""
+    uncached_work = prefill_work(request.prompt_tokens) - prefill_work(cached_tokens)
+    return max(0.0, endpoint.wait(request.now)) + endpoint.seconds_per_token * uncached_work
+
+
 def eviction_price(constants: CostConstants, cache_fill: float, hit_rate: float) -> float:
     """``E``: the price of a new token in a cache of which the share ``cache_fill`` holds prompts."""
     return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * cache_fill * hit_rate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -25,7 +25,9 @@ from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.decision import Decision, DecisionRecord, reason_of
+from warmroute.routing.decision import Decision, Measurement, reason_of
+from warmroute.routing.decision_listener import DecisionListener
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.saturation import SaturationLimits, saturated
@@ -51,13 +53,24 @@ class RoutingConstants:
     bytes_per_token: float
     cache_headroom: float
     index_limit: int
-    remembered_decisions: int
 
 
 class Router(PoolListener):
-    """Chooses endpoints. One instance serves one pool."""
+    """Chooses endpoints. One instance serves one pool.
 
-    def __init__(self, pool: Pool, constants: RoutingConstants, *, rng: random.Random, now: float) -> None:
+    ``listeners`` are told of each decision. ``name`` tells this router's decisions from those of other pickers.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        constants: RoutingConstants,
+        *,
+        rng: random.Random,
+        now: float,
+        listeners: tuple[DecisionListener, ...] = (),
+        name: str = "",
+    ) -> None:
         self._pool = pool
         self._rng = rng
         self._outliers = OutlierDetection(self._health_changed)
@@ -69,7 +82,8 @@ class Router(PoolListener):
         self._slowness_due = now
         self._constants = constants
         self._strategy = strategies.find(constants.strategy, rng=rng)
-        self._records: deque[DecisionRecord] = deque(maxlen=constants.remembered_decisions)
+        self._listeners = listeners
+        self._name = name
         self._table: CandidateTable | None = None
         pool.subscribe(self, now)
 
@@ -162,6 +176,7 @@ class Router(PoolListener):
         now: float,
         *,
         request_id: str = "",
+        traceparent: str = "",
         allowed: frozenset[str] | None = None,
     ) -> Decision | Rejection:
         """Choose an endpoint and count the request on it.
@@ -173,6 +188,34 @@ class Router(PoolListener):
         Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
         are saturated (429). Raises only what a custom strategy raises.
         """
+        choice = self._choose(request, now, allowed)
+        if isinstance(choice, Rejection):
+            return choice
+        decision, context, values = choice
+        record = None
+        if self._listeners:  # before it is booked: the record shows the load that the decision saw
+            record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
+            record.id = f"{self._name}-{decision.number}"
+        self._book(decision, request, now)
+        if record is not None:
+            for listener in self._listeners:
+                listener.decided(decision, record)
+        if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
+            self._log_warm(decision, request_id)
+        return decision
+
+    def preview(
+        self, request: InferenceRequest, now: float, *, allowed: frozenset[str] | None = None
+    ) -> DecisionRecord | Rejection:
+        """The record, without an id, of the decision that :meth:`pick` would make now. Nothing is counted, and no listener
+        is told."""
+        choice = self._choose(request, now, allowed)
+        return choice if isinstance(choice, Rejection) else self._record(*choice)
+
+    def _choose(
+        self, request: InferenceRequest, now: float, allowed: frozenset[str] | None
+    ) -> tuple[Decision, strategies.PickContext, Sequence[float]] | Rejection:
+        """The decision, and the strategy's input and values. Nothing is counted yet."""
         candidates = self._current_table(now).select(allowed)
         rejection = self._reject(request, candidates, allowed)
         if rejection is not None:
@@ -190,6 +233,8 @@ class Router(PoolListener):
         k = _lowest(values, loads)
         cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
+            number=self._choices + 1,
+            at=now,
             load=loads[k],
             targets=_targets(values, loads, k, constants.max_endpoints),
             strategy=constants.strategy,
@@ -200,14 +245,27 @@ class Router(PoolListener):
             chain=chain,
             adapter=request.model if context.adapter_costs is not None else "",
         )
-        if self._records.maxlen:
-            self._records.append(
-                DecisionRecord.of(request_id, decision, context, values, constants.load.cost, warm_from=warm_from)
-            )
-        self._book(decision, request, now)
-        if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
-            self._log_warm(decision, request_id)
-        return decision
+        return decision, context, values
+
+    def _record(
+        self,
+        decision: Decision,
+        context: strategies.PickContext,
+        values: Sequence[float],
+        *,
+        request_id: str = "",
+        traceparent: str = "",
+    ) -> DecisionRecord:
+        constants = self._constants
+        return DecisionRecord.of(
+            decision,
+            context,
+            values,
+            constants.load.cost,
+            request_id=request_id,
+            traceparent=traceparent,
+            warm_from=constants.prefix_match_threshold * decision.prompt_tokens,
+        )
 
     def _current_table(self, now: float) -> CandidateTable:
         table = self._table
@@ -277,14 +335,21 @@ class Router(PoolListener):
     def opened(self, decision: Decision) -> None:
         """The gateway will report the end of this response: :meth:`finished` follows."""
         decision.load.open_responses += 1
+        decision.measurement = Measurement()
 
     def finished(self, decision: Decision, now: float) -> None:
         """The response has ended or the client has gone."""
         decision.load.response_ended(now)
         self._update(decision.load, now)
+        if decision.measurement is not None:
+            decision.measurement.seconds = now - decision.at
+            for listener in self._listeners:
+                listener.measured(decision)
 
     def responded(self, decision: Decision, status: int, now: float) -> None:
         """The gateway shows the HTTP status of the endpoint's response."""
+        if decision.measurement is not None:
+            decision.measurement.status, decision.measurement.headers_seconds = status, now - decision.at
         self._outliers.responded(decision.load.endpoint, status, now)
         self._caches.responded(decision, status)
 
@@ -293,6 +358,8 @@ class Router(PoolListener):
 
         Only ready endpoints count: the address of a pod that is gone may be another pod's by now.
         """
+        if decision.measurement is not None:
+            decision.measurement.served = target
         chosen = decision.load.endpoint
         if chosen.ready and chosen.target == target:
             return
@@ -346,10 +413,6 @@ class Router(PoolListener):
         candidates = table.all
         k = candidates.members.position[load.holder]
         return candidates.waiting[k], candidates.running[k], candidates.pending(k, now)
-
-    def decisions(self) -> list[DecisionRecord]:
-        """Records of the last decisions, newest first."""
-        return list(reversed(self._records))
 
 
 def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:

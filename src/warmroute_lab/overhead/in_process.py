@@ -14,6 +14,7 @@ from time import perf_counter
 from warmroute.extproc import subset
 from warmroute.extproc.ext_proc_pb2 import Metadata
 from warmroute.extproc.headers import SUBSET_KEY, SUBSET_NAMESPACE
+from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.picker import routing_constants
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
@@ -102,7 +103,9 @@ def pick_in_subset(rounds: int, rng: random.Random) -> Figure:
 def _picks(rounds: int, rng: random.Random, hints: Sequence[bytes | None]) -> list[list[float]]:
     """For each hint, the median seconds of a pick in each round."""
     pool = Pool()
-    router = Router(pool, routing_constants(Settings(routing_strategy="PREFIX_CACHE")), rng=rng, now=0.0)
+    settings = Settings(routing_strategy="PREFIX_CACHE")
+    recent = RecentDecisions(settings.debug_decisions)
+    router = Router(pool, routing_constants(settings), rng=rng, now=0.0, listeners=(recent,))
     pool.replace([EndpointSpec("default", f"pod-{k}", f"10.0.0.{k}", 8000) for k in range(MANY)], 0.0)
     chats = Chats(SMALL)
     clock = count()

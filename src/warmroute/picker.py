@@ -171,8 +171,9 @@ class EndpointPicker:
         self.metrics_pages = PageServer(
             settings.host, settings.metrics_port, MetricsPages(self.metrics).routes(), port_flag="--metrics-port"
         )
+        pages = self._debug_pages()
         self.debug_pages = PageServer(
-            settings.debug_host, settings.debug_port, self._debug_pages().routes(), port_flag="--debug-port"
+            settings.debug_host, settings.debug_port, pages.routes(), port_flag="--debug-port", posts=pages.posts()
         )
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
@@ -345,6 +346,7 @@ class EndpointPicker:
             loads=lambda: list(self.router.loads),
             reading=self._reading,
             decisions=self.decisions.newest_first,
+            dry_run=self.server.dry_run.run,
             settings=lambda: self.settings.model_dump(mode="json"),
             clock=monotonic,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.factories import readings, routing_constants
+from tests.factories import readings, routing_constants, session_rules
+from warmroute.extproc.budget import BodyBudget
+from warmroute.extproc.dry_run import DryRun
+from warmroute.extproc.reading_threads import ReadingThreads
+from warmroute.extproc.session import Session
 from warmroute.observability import page_server
 from warmroute.observability.debug_pages import PAGES, TOTAL_HEADER, DebugPages, Number
 from warmroute.observability.page_server import MOST_REQUESTS, PageServer
@@ -42,24 +47,36 @@ class World:
         for k in range(decisions):
             request = InferenceRequest(model=f"m{k % 2}", parts=(PromptPart(b"x" * 5000, 5000),), prompt_bytes=5000)
             self.router.pick(request, float(k), request_id=f"r{k}")
+        self.threads, self.budget = ReadingThreads(), BodyBudget(4 << 20)
         self.pages = DebugPages(
             loads=lambda: list(self.router.loads),
             reading=lambda load, now: self.readings[load.endpoint.id],
             decisions=recent.newest_first,
-            settings=lambda: Settings().model_dump(mode="json"),
+            dry_run=DryRun(self.new_session, self.threads, lambda: 10.0).run,
+            settings=lambda: Settings(max_body_bytes=1 << 20).model_dump(mode="json"),
             clock=lambda: 10.0,
+        )
+
+    def new_session(self) -> Session:
+        return Session(
+            self.router,
+            session_rules(max_body_bytes=1 << 20, body_memory=4 << 20),
+            models=self.pool.models,
+            budget=self.budget,
+            chance=random.Random(1).random,
         )
 
 
 @asynccontextmanager
 async def serving(world: World) -> AsyncIterator[aiohttp.ClientSession]:
-    server = PageServer("127.0.0.1", 0, world.pages.routes(), port_flag="--debug-port")
+    server = PageServer("127.0.0.1", 0, world.pages.routes(), port_flag="--debug-port", posts=world.pages.posts())
     await server.start()
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
             yield session
     finally:
         await server.stop()
+        await world.threads.stop()
 
 
 @pytest.fixture
@@ -175,6 +192,70 @@ async def test_the_index_names_every_page_and_parameter(client: aiohttp.ClientSe
             assert f"<code>{name}</code>" in text
             if isinstance(kind, Number):
                 assert kind.least <= kind.default <= kind.most
+
+
+async def test_the_index_names_the_dry_run(client: aiohttp.ClientSession) -> None:
+    async with client.get("/") as answer:
+        assert "POST /debug/explain" in await answer.text()
+
+
+def chat(text: str, **fields: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]} | fields).encode()
+
+
+async def explain(client: aiohttp.ClientSession, body: bytes, query: str = "", **headers: str) -> Any:
+    headers = {"content-type": "application/json"} | headers
+    async with client.post(f"/debug/explain{query}", data=io.BytesIO(body), headers=headers) as answer:
+        assert answer.status == 200, await answer.text()
+        return json.loads(await answer.text())
+
+
+async def test_a_dry_run_says_where_a_request_would_go_and_books_nothing() -> None:
+    world = World(decisions=0)
+    async with serving(world) as client:
+        for _ in range(3):
+            would = await explain(client, chat("x" * 9000), "?candidates=2")
+            assert would["chosen"] == "ns/e0"
+            assert would["sentence"].startswith("holds less than 1,024 of 2,25")
+            assert [endpoint["endpoint"] for endpoint in would["endpoints"]] == ["ns/e0", "ns/e1"]
+        assert all(world.router.held(load) == (0, 0.0) for load in world.router.loads)
+        assert await read(client, "/debug/decisions") == []
+        assert world.budget.used == 0
+
+
+async def test_a_dry_run_reads_path_and_headers_as_requests_do(client: aiohttp.ClientSession) -> None:
+    rerank = await explain(client, b'{"query": "q", "documents": ["d"]}', "?path=/v1/rerank")
+    assert rerank["reason"] == "cold"
+    assert (await explain(client, b"hello", **{"content-type": "text/plain"}))["reason"] == "no-prompt"
+    rewritten = await explain(client, chat("x"), **{"x-gateway-model-name-rewrite": "other"})
+    assert rewritten["model"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "status"),
+    [(b"{", "malformed", 400), (b"x" * ((1 << 20) + 1), "body-too-large", 413)],
+    ids=["malformed", "too-large"],
+)
+async def test_a_dry_run_of_a_request_that_would_be_rejected_says_so(
+    client: aiohttp.ClientSession, body: bytes, reason: str, status: int
+) -> None:
+    rejected = (await explain(client, body))["rejected"]
+    assert (rejected["reason"], rejected["status"]) == (reason, status)
+
+
+async def test_a_dry_run_has_the_memory_limit_of_requests() -> None:
+    world = World()
+    assert world.budget.take(4 << 20)
+    async with serving(world) as client:
+        assert (await explain(client, chat("x" * 900_000)))["rejected"]["reason"] == "overloaded"
+        assert (await explain(client, chat("x")))["chosen"]
+
+
+async def test_a_dry_run_is_a_post(client: aiohttp.ClientSession) -> None:
+    async with client.get("/debug/explain") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+    async with client.post("/debug/decisions", data=b"x") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
 async def test_index_figures_are_coarse(client: aiohttp.ClientSession) -> None:

@@ -65,7 +65,6 @@ class World:
 
     def decision(self, name: str = "a", *, prompt: float = 100, cached: float = 54, reason: str = "warm") -> Decision:
         return Decision(
-            number=1,
             at=NOW,
             load=EndpointLoad(self.endpoint(name), 0, NOW),
             targets="10.0.0.1:8000",

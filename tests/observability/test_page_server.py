@@ -25,13 +25,17 @@ async def _echo(request: Request) -> Page:
     return Page(repr(request.query).encode(), "text/plain")
 
 
+async def _count(request: Request) -> Page:
+    return Page(str(len(await request.body(100_000))).encode(), "text/plain")
+
+
 async def _ok(_: Request) -> Page:
     return Page(b"ok\n", "text/plain")
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[PageServer]:
-    server = PageServer("127.0.0.1", 0, {"/echo": _echo, HEALTH: _ok}, port_flag="--port")
+    server = PageServer("127.0.0.1", 0, {"/echo": _echo, HEALTH: _ok}, port_flag="--port", posts={"/count": _count})
     await server.start()
     try:
         yield server
@@ -49,6 +53,39 @@ async def exchange(server: PageServer, request: bytes) -> bytes:
     finally:
         writer.transport.abort()
         await asyncio.sleep(0)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (b"Content-Length: 5", b"hello", b"200 OK"),
+        (b"Content-Length: 90000", b"x" * 90_000, b"200 OK"),
+        (b"Content-Length: 100001", b"", b"413 "),
+        (b"Content-Length: +5", b"hello", b"411 "),
+        (b"Content-Length: " + b"9" * 5000, b"", b"411 "),
+        (b"Transfer-Encoding: chunked", b"0\r\n\r\n", b"411 "),
+    ],
+    ids=["short", "longer than a head may be", "too long", "no number", "absurd", "chunked"],
+)
+async def test_the_body_of_a_post_is_bounded(server: PageServer, head: bytes, body: bytes, status: bytes) -> None:
+    answer = await exchange(server, b"POST /count HTTP/1.1\r\n" + head + b"\r\n\r\n" + body)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    if status == b"200 OK":
+        assert answer.endswith(b"\r\n\r\n%d" % len(body))
+
+
+@pytest.mark.integration
+async def test_a_client_that_waits_is_told_to_go_on(server: PageServer) -> None:
+    head = b"POST /count HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    assert (await exchange(server, head + b"ok")).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.integration
+async def test_a_body_that_does_not_arrive_is_ended(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_server, "BODY_SECONDS", 0.05)
+    answer = await exchange(server, b"POST /count HTTP/1.1\r\nContent-Length: 5\r\n\r\nhell")
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.integration

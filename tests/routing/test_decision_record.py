@@ -50,7 +50,10 @@ def test_every_listener_is_told_of_each_decision_once_it_is_booked() -> None:
     assert [record.id for record in records] == ["p1-1", "p1-2", "p1-3"]
     assert [record.request_id for record in records] == ["r0", "r1", "r2"]
     assert records[2].trace_id == f"{2:032x}"
-    assert [decision.number for decision in decisions] == list(booked) == [1, 2, 3]
+    assert [(decision.id, decision.request_id) for decision in decisions] == [
+        (f"p1-{k + 1}", f"r{k}") for k in range(3)
+    ]
+    assert list(booked) == [1, 2, 3]
     assert all(decision.chain.hashes for decision in decisions)
 
 

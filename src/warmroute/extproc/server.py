@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from warmroute.errors import ProtocolError
 from warmroute.extproc import health, replies
+from warmroute.extproc.dry_run import DryRun
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
 from warmroute.extproc.listen import bind
 from warmroute.extproc.observer import Observer, RefusalReason
@@ -108,6 +109,7 @@ class Server:
         self._idle.set()
         self._deadlines: asyncio.Task[None] | None = None
         self._threads = ReadingThreads()
+        self.dry_run = DryRun(new_session, self._threads, clock)
         self._ext_proc: grpc.aio.Server | None = None
         self._health: grpc.aio.Server | None = None
         self.grpc_port = 0

@@ -63,6 +63,7 @@ from warmroute.request.rejections import (
 from warmroute.request.rewrite import replace_model
 from warmroute.request.truncated import is_whole
 from warmroute.routing.decision import Decision
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.router import Router
 
 LARGE_BODY = 1 << 20
@@ -237,15 +238,7 @@ class Session:
 
     def pick(self, now: float) -> None:
         """Choose an endpoint: sets ``decision``, or ``rejection``. Raises what a custom strategy raises."""
-        criticality = self._models.objective(self._first(headers.OBJECTIVES))
-        if criticality is None:
-            criticality = self._criticality
-        shed_up_to = self._rules.shed_up_to
-        if shed_up_to is not None and criticality <= shed_up_to:
-            self.request = self.request._replace(sheddable=True)
-        fairness_id = self._first(headers.FAIRNESS_IDS)
-        if fairness_id:
-            self.request = self.request._replace(fairness_id=fairness_id)
+        self._read_headers()
         result = self._router.pick(
             self.request,
             now,
@@ -260,6 +253,23 @@ class Session:
         if self._rules.observe_responses and self._stream_ends_with_response:
             self._in_flight = True
             self._router.opened(result)
+
+    def preview(self, now: float) -> DecisionRecord | Rejection:
+        """The decision that :meth:`pick` would make, which is not made. Raises as it does."""
+        self._read_headers()
+        return self._router.preview(self.request, now, allowed=self._allowed())
+
+    def _read_headers(self) -> None:
+        """Put into the request what routing needs of the headers."""
+        criticality = self._models.objective(self._first(headers.OBJECTIVES))
+        if criticality is None:
+            criticality = self._criticality
+        shed_up_to = self._rules.shed_up_to
+        if shed_up_to is not None and criticality <= shed_up_to:
+            self.request = self.request._replace(sheddable=True)
+        fairness_id = self._first(headers.FAIRNESS_IDS)
+        if fairness_id:
+            self.request = self.request._replace(fairness_id=fairness_id)
 
     def reply(self) -> list[bytes]:
         """The replies that answer the complete request."""

@@ -1,4 +1,4 @@
-"""The pages of the debug port: endpoints, recent decisions and settings, as JSON.
+"""The pages of the debug port: endpoints, recent decisions, a dry run and settings, as JSON.
 
 Each page is bounded by ``limit`` and rendered in short slices, so that reading it delays no request, whatever the number of
 endpoints. Figures that depend on the content of the prefix index are coarse (see
@@ -8,7 +8,7 @@ endpoints. Figures that depend on the content of the prefix index are coarse (se
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -17,10 +17,13 @@ import orjson
 
 from warmroute.observability.metrics import EndpointReading, endpoint_state
 from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
+from warmroute.request.rejections import Rejection
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 
 Item = TypeVar("Item")
+DryRun = Callable[[Mapping[str, str], Callable[[], Awaitable[bytes]]], Awaitable[DecisionRecord | Rejection]]
+"""From headers and a function that reads the body to the decision that the request would get."""
 
 LONGEST_PARAMETER = 256
 """Characters of a query parameter's value."""
@@ -58,6 +61,13 @@ DECISION_PARAMETERS: Mapping[str, Number | str] = {
     "reason": "warm, partial, spread, cold or no-prompt",
     "pretty": "1: indented",
 }
+EXPLAIN_PARAMETERS: Mapping[str, Number | str] = {
+    "path": "path of the request, default /v1/chat/completions",
+    "candidates": Number(5, 1, 50),
+    "pretty": "1: indented",
+}
+EXPLAIN = "/debug/explain"
+DEFAULT_PATH = "/v1/chat/completions"
 SETTINGS_PARAMETERS: Mapping[str, Number | str] = {"pretty": "1: indented"}
 
 PAGES: Mapping[str, tuple[str, Mapping[str, Number | str]]] = {
@@ -83,12 +93,14 @@ class DebugPages:
         loads: Callable[[], Sequence[EndpointLoad]],
         reading: Callable[[EndpointLoad, float], EndpointReading],
         decisions: Callable[[], Sequence[DecisionRecord]],
+        dry_run: DryRun,
         settings: Callable[[], Mapping[str, Any]],
         clock: Callable[[], float],
     ) -> None:
         self._loads = loads
         self._reading = reading
         self._records = decisions
+        self._dry_run = dry_run
         self._settings = settings
         self._clock = clock
 
@@ -100,6 +112,10 @@ class DebugPages:
             "/debug/decisions": self._decisions_page,
             "/debug/settings": self._settings_page,
         }
+
+    def posts(self) -> Routes:
+        """The routes of requests with a body."""
+        return {EXPLAIN: self._explain_page}
 
     async def _endpoints_page(self, request: Request) -> Page:
         query = Query(request, ENDPOINT_PARAMETERS)
@@ -142,6 +158,18 @@ class DebugPages:
             items.append(query.json(record.explain(now, candidates)))
             await slices.pause()
         return _listed(items, total=len(found))
+
+    async def _explain_page(self, request: Request) -> Page:
+        """Where a request with this body and these headers would go."""
+        query = Query(request, EXPLAIN_PARAMETERS)
+        most = int(self._settings()["max_body_bytes"])
+        headers = {**request.headers, ":path": query.text("path") or DEFAULT_PATH}
+        outcome = await self._dry_run(headers, lambda: request.body(most))
+        if isinstance(outcome, Rejection):
+            rejected = {"status": outcome.status, "reason": outcome.reason, "message": outcome.message}
+            return Page(query.json({"rejected": rejected}) + b"\n", "application/json")
+        explained = outcome.explain(self._clock(), query.number("candidates"))
+        return Page(query.json(explained) + b"\n", "application/json")
 
     async def _settings_page(self, request: Request) -> Page:
         body = Query(request, SETTINGS_PARAMETERS).json(self._settings()) + b"\n"
@@ -211,5 +239,9 @@ async def _index(_: Request) -> Page:
     for path, (text, parameters) in PAGES.items():
         rows = "".join(f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
         pages.append(f'<li><a href="{path}?pretty=1">{path}</a>: {html.escape(text)}<ul>{rows}</ul></li>')
+    rows = "".join(
+        f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in EXPLAIN_PARAMETERS.items()
+    )
+    pages.append(f"<li>POST {EXPLAIN}: where a request with this body would go, and why<ul>{rows}</ul></li>")
     page = f"<!doctype html><title>Warmroute</title><h1>Warmroute: debug pages</h1><ul>{''.join(pages)}</ul>"
     return Page(page.encode(), "text/html; charset=utf-8")

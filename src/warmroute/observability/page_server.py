@@ -1,4 +1,5 @@
-"""An HTTP server for operators' pages: GET and HEAD on one port, one request per connection, errors as JSON.
+"""An HTTP server for operators' pages: GET and HEAD (and POST where a page takes a body) on one port, one request per
+connection, errors as JSON.
 
 The peer is not trusted: the connections, the request head and the time of every step are bounded. A general HTTP server
 takes as many connections as come, and its import took a quarter of the picker's start. The grammar is that of
@@ -36,6 +37,8 @@ HEAD_SECONDS = 10.0
 """Longest time until a connection's request has arrived."""
 SEND_SECONDS = 10.0
 """Longest time that a response takes to be read; then its connection is aborted."""
+BODY_SECONDS = 10.0
+"""Longest time until the body of a POST has arrived."""
 HEALTH = "/healthz"
 SLICE_SECONDS = 0.002
 """Longest time that a page computes before other work of the event loop gets its turn."""
@@ -45,12 +48,26 @@ _REQUEST_LINE = re.compile(r"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.[01]")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request's head; header names in lower case."""
+    """A request's head; header names in lower case. The body of a POST is read when its page asks for it."""
 
     method: str
     path: str
     query: list[tuple[str, str]]
     headers: Mapping[str, str]
+    _reader: asyncio.StreamReader | None = None
+
+    async def body(self, most: int) -> bytes:
+        """The body. Raises PageError if its length is not given or is above ``most`` bytes, or if it comes too late."""
+        length = self.headers.get("content-length", "")
+        if self._reader is None or not (length.isascii() and length.isdigit() and len(length) < 16):
+            raise PageError(HTTPStatus.LENGTH_REQUIRED)
+        if int(length) > most:
+            raise PageError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {most} bytes")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._reader.readexactly(int(length))
+        except TimeoutError:
+            raise PageError(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive in {BODY_SECONDS:g} s") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +88,24 @@ class PageError(Exception):
         super().__init__(self.reason)
 
 
-Routes = Mapping[str, Callable[[Request], Awaitable[Page]]]
-"""By path the function that makes its page. It may raise PageError."""
+Handler = Callable[[Request], Awaitable[Page]]
+"""Makes a page. It may raise PageError."""
+Routes = Mapping[str, Handler]
+"""The pages by their paths."""
 
 
 class PageServer:
-    """Serves ``routes`` on ``host`` (empty: all interfaces) and ``port`` (0: any free port).
+    """Serves ``routes`` (GET, HEAD) and ``posts`` (POST) on ``host`` (empty: all interfaces) and ``port`` (0: any free one).
 
     ``port_flag`` is the setting that an error names.
     """
 
-    def __init__(self, host: str, port: int, routes: Routes, *, port_flag: str) -> None:
+    def __init__(self, host: str, port: int, routes: Routes, *, port_flag: str, posts: Routes | None = None) -> None:
         self._host = host
         self._port = port
         self._port_flag = port_flag
         self._routes = routes
+        self._posts = posts or {}
         self._server: asyncio.Server | None = None
         self._places = asyncio.Semaphore(MOST_REQUESTS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,6 +148,8 @@ class PageServer:
         try:
             request = await _request(reader)
             self._arriving.pop(writer, None)
+            if isinstance(request, Request) and request.headers.get("expect", "").lower() == "100-continue":
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await self._respond(request, writer)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the peer hung up, or was too slow (TimeoutError)
@@ -151,18 +173,26 @@ class PageServer:
     async def _page(self, request: Request) -> Page:
         """The page asked for. A page that fails is a 500 for its reader and a line in the log."""
         try:
-            handler = self._routes.get(request.path)
-            if handler is None:
-                raise PageError(HTTPStatus.NOT_FOUND)
-            if request.method not in ("GET", "HEAD"):
-                raise PageError(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
-            return await handler(request)
+            return await self._handler(request)(request)
         except PageError as error:
             return _error(request.path, error)
         except Exception as error:
             logger.exception("a page failed", extra={"fields": {"path": request.path}})
             reason = f"{type(error).__name__}; see the log"
             return _error(request.path, PageError(HTTPStatus.INTERNAL_SERVER_ERROR, reason))
+
+    def _handler(self, request: Request) -> Handler:
+        if request.path not in self._routes and request.path not in self._posts:
+            raise PageError(HTTPStatus.NOT_FOUND)
+        handler = None
+        if request.method in ("GET", "HEAD"):
+            handler = self._routes.get(request.path)
+        elif request.method == "POST":
+            handler = self._posts.get(request.path)
+        if handler is None:
+            allowed = ["GET, HEAD"] * (request.path in self._routes) + ["POST"] * (request.path in self._posts)
+            raise PageError(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(allowed)})
+        return handler
 
 
 class Slices:
@@ -185,10 +215,10 @@ async def _request(reader: asyncio.StreamReader) -> Request | PageError:
             head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
         return PageError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-    return _parsed(head) or PageError(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
+    return _parsed(head, reader) or PageError(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
 
 
-def _parsed(head: bytes) -> Request | None:
+def _parsed(head: bytes, reader: asyncio.StreamReader | None = None) -> Request | None:
     """The request; None if it is not one."""
     first, *fields = head.decode("latin-1").split("\r\n")
     line = _REQUEST_LINE.fullmatch(first)
@@ -200,7 +230,7 @@ def _parsed(head: bytes) -> Request | None:
     except ValueError:
         return None
     headers = {name.lower(): value.strip() for name, _, value in (text.partition(":") for text in fields)}
-    return Request(line[1], path, parameters, headers)
+    return Request(line[1], path, parameters, headers, reader)
 
 
 async def _send(writer: asyncio.StreamWriter, page: Page, *, head_only: bool = False) -> None:

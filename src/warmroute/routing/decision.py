@@ -14,8 +14,6 @@ from warmroute.routing.endpoint_load import EndpointLoad
 class Decision:
     """Where a request goes and why. Its explanation is the :class:`~warmroute.routing.decision_record.DecisionRecord`."""
 
-    number: int
-    """Counts the router's decisions from 1 on."""
     at: float
     """Monotonic seconds."""
     load: EndpointLoad
@@ -38,6 +36,10 @@ class Decision:
     """Checkpoints of the chain that the endpoint had before."""
     sent: SentPrompt | None = None
     """The prompt as it waits for the engine's counters."""
+    id: str = ""
+    """Unique among the decisions of all pickers; empty if nobody listens."""
+    request_id: str = ""
+    """The gateway's ``x-request-id``; clients may choose it and it may be empty."""
     measurement: Measurement | None = None
     """What the gateway has shown of the response so far; only while responses are observed."""
 

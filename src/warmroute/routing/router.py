@@ -195,7 +195,8 @@ class Router(PoolListener):
         record = None
         if self._listeners:  # before it is booked: the record shows the load that the decision saw
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
-            record.id = f"{self._name}-{decision.number}"
+            record.id = decision.id = f"{self._name}-{self._choices + 1}"
+            decision.request_id = request_id
         self._book(decision, request, now)
         if record is not None:
             for listener in self._listeners:
@@ -233,7 +234,6 @@ class Router(PoolListener):
         k = _lowest(values, loads)
         cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
-            number=self._choices + 1,
             at=now,
             load=loads[k],
             targets=_targets(values, loads, k, constants.max_endpoints),

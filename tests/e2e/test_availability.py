@@ -1,7 +1,8 @@
 """Pickers come and go under load, as a rollout, a deletion, a scale-up and a crash have it: how many requests fail.
 
 Envoy learns of the pickers as Envoy Gateway tells it: endpoints that are not ready or are ending are DRAINING, and are
-removed once they are gone. Its retries of a stream to a picker are those of deploy/overlays/envoy-gateway.
+removed once they are gone. Its retries of a stream to a picker are those of deploy/overlays/envoy-gateway. Each case counts
+at least ``WARMROUTE_AVAILABILITY_REQUESTS`` requests (1,000).
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from warmroute.standalone.proxy_config import ProxyConfig
 OVERLAY = Path(__file__).parents[2] / "deploy" / "overlays" / "envoy-gateway" / "picked-route.yaml"
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello " * 200}]}).encode()
 CLIENTS = 4
+REQUESTS = int(os.environ.get("WARMROUTE_AVAILABILITY_REQUESTS", "1000"))
+"""Least requests of each case, from the load's start."""
+SLOWEST_RATE = 5.0
+"""Requests a second below which a wait for more of them is given up."""
 
 pytestmark = pytest.mark.slow
 
@@ -61,15 +66,25 @@ def apply_overlay(tree: dict[str, Any]) -> None:
     """Put the overlay's settings for pickers in place of ours, as Envoy Gateway translates them."""
     settings = overlay_settings()
     assert set(settings) == {"circuitBreaker", "loadBalancer", "retry"}
+    back_off = settings["retry"]["perRetry"]["backOff"]
     manager = tree["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     manager["http_filters"][0]["typed_config"]["grpc_service"]["retry_policy"] = {
         "retry_on": ",".join(settings["retry"]["retryOn"]["triggers"]),
         "num_retries": settings["retry"]["numRetries"],
+        "retry_back_off": {
+            "base_interval": _envoy_duration(back_off["baseInterval"]),
+            "max_interval": _envoy_duration(back_off["maxInterval"]),
+        },
     }
     cluster = epp_cluster(tree)
     cluster["lb_policy"] = {"RoundRobin": "ROUND_ROBIN"}[settings["loadBalancer"]["type"]]
     retries = settings["circuitBreaker"]["maxParallelRetries"]
     cluster["circuit_breakers"] = {"thresholds": [{"max_retries": retries}]}
+
+
+def _envoy_duration(milliseconds: str) -> str:
+    """``25ms`` in Envoy's form of a duration."""
+    return f"{int(milliseconds.removesuffix('ms')) / 1000}s"
 
 
 @dataclass
@@ -119,9 +134,20 @@ class Load:
 
     async def more(self, count: int) -> None:
         """Return after ``count`` more answers."""
-        goal = self.answered + len(self.failed) + count
-        async with asyncio.timeout(60):
-            while self.answered + len(self.failed) < goal:
+        await self._until(self.counted + count)
+
+    async def enough(self) -> None:
+        """Return after at least a hundred more answers and ``REQUESTS`` in all."""
+        await self._until(max(REQUESTS, self.counted + 100))
+
+    @property
+    def counted(self) -> int:
+        """Requests that were answered or failed."""
+        return self.answered + len(self.failed)
+
+    async def _until(self, goal: int) -> None:
+        async with asyncio.timeout(60 + (goal - self.counted) / SLOWEST_RATE):
+            while self.counted < goal:
                 await asyncio.sleep(0.01)
 
 
@@ -176,6 +202,7 @@ async def site(
             for client in clients:
                 client.cancel()
             await asyncio.gather(*clients, return_exceptions=True)
+            print(f"{load.counted} requests, {len(load.failed)} failed")
 
 
 async def end(it: Site, address: str, child: Child, load: Load) -> None:
@@ -194,14 +221,27 @@ async def end(it: Site, address: str, child: Child, load: Load) -> None:
 both_forms = pytest.mark.parametrize("overlay", [True, False], ids=["envoy-gateway", "standalone"])
 
 
-async def test_a_rolling_restart_fails_no_request(tmp_path: Path) -> None:
-    async with site(tmp_path, 2) as (it, started, load):
+@both_forms
+async def test_a_rolling_restart_fails_no_request(tmp_path: Path, overlay: bool) -> None:
+    async with site(tmp_path, 2, overlay=overlay) as (it, started, load):
         for address, child in started:
             successor, _ = await it.start_picker()
             it.pickers.healthy.append(successor)
             await it.pickers.tell()
             await end(it, address, child, load)
-        await load.more(100)
+        await load.enough()
+        assert load.failed == []
+
+
+@both_forms
+async def test_a_scale_up_fails_no_request(tmp_path: Path, overlay: bool) -> None:
+    async with site(tmp_path, 1, overlay=overlay) as (it, _, load):
+        for _ in range(2):
+            address, _ = await it.start_picker()
+            it.pickers.healthy.append(address)
+            await it.pickers.tell()
+            await load.more(50)
+        await load.enough()
         assert load.failed == []
 
 
@@ -209,7 +249,7 @@ async def test_a_rolling_restart_fails_no_request(tmp_path: Path) -> None:
 async def test_a_deletion_fails_no_request(tmp_path: Path, overlay: bool) -> None:
     async with site(tmp_path, 2, overlay=overlay) as (it, started, load):
         await end(it, *started[0], load)
-        await load.more(100)
+        await load.enough()
         assert load.failed == []
 
 
@@ -220,7 +260,7 @@ async def test_a_rollout_of_a_single_picker_fails_no_request(tmp_path: Path) -> 
         it.pickers.healthy.append(successor)
         await it.pickers.tell()
         await end(it, *started[0], load)
-        await load.more(100)
+        await load.enough()
         assert load.failed == []
 
 
@@ -237,7 +277,7 @@ async def test_a_picker_that_ends_under_load_before_envoy_learns_of_it_fails_no_
         os.kill(child.pid, signal.SIGTERM)
         async with asyncio.timeout(60):
             await child.wait()
-        await load.more(100)
+        await load.enough()
         assert load.failed == []
 
 
@@ -253,7 +293,7 @@ async def test_a_picker_that_does_not_know_its_pool_yet_fails_no_request(tmp_pat
     async with site(tmp_path, 2) as (it, _, load), scripted_picker(not_yet) as starting:
         it.pickers.healthy.append(starting)
         await it.pickers.tell()
-        await load.more(300)
+        await load.enough()
         assert asked > 10
         it.pickers.healthy.remove(starting)
         await it.pickers.tell()
@@ -264,7 +304,7 @@ async def test_an_address_where_nobody_listens_yet_fails_no_request(tmp_path: Pa
     async with site(tmp_path, 2) as (it, _, load):
         it.pickers.healthy.append("127.0.0.1:1")
         await it.pickers.tell()
-        await load.more(300)
+        await load.enough()
         assert load.failed == []
 
 
@@ -277,7 +317,7 @@ async def test_a_killed_picker_fails_at_most_the_requests_in_the_air(tmp_path: P
         await load.more(200)
         it.pickers.healthy.remove(address)
         await it.pickers.tell()
-        await load.more(100)
+        await load.enough()
         assert len(load.failed) <= in_the_air
 
 
@@ -294,5 +334,5 @@ async def test_after_a_moment_without_a_picker_requests_pass_at_once(tmp_path: P
         it.pickers.healthy, it.pickers.draining = [successor], []
         await it.pickers.tell()
         failed, waiting_for_a_retry = len(load.failed), load.in_flight
-        await load.more(200)
+        await load.enough()
         assert len(load.failed) - failed <= waiting_for_a_retry

@@ -42,6 +42,8 @@ RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,canc
 docs/envoy.md has the measurements."""
 PICKER_RETRIES = 10
 """Retries may meet a picker that has just died again, so a few are not enough."""
+PICKER_BACK_OFF = (25, 250)
+"""Base and longest interval between two retries, in milliseconds; Envoy's default base is a second."""
 POD_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Failures of a pod after which Envoy tries another one: the pod has not begun to work on the request."""
 POD_RETRIES = 2
@@ -207,11 +209,12 @@ def _add_filters(manager: pb.HttpConnectionManager, pools: Iterable[PickedPool])
 
 
 def _ext_proc(pool: PickedPool) -> pb.ExternalProcessor:
+    base, longest = PICKER_BACK_OFF
     retry = pb.RetryPolicy(
         retry_on=RETRY_ON,
         num_retries=UInt32Value(value=PICKER_RETRIES),
         retry_back_off=pb.BackoffStrategy(
-            base_interval=Duration(nanos=25_000_000), max_interval=Duration(nanos=250_000_000)
+            base_interval=Duration(nanos=base * 1_000_000), max_interval=Duration(nanos=longest * 1_000_000)
         ),
     )
     mode = pb.ProcessingMode

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from warmroute import runtime
+from warmroute import __version__, runtime
 from warmroute.discovery.file import FileDiscovery
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.errors import ConfigurationError
@@ -23,6 +23,7 @@ from warmroute.extproc.server import Server, ServerOptions
 from warmroute.extproc.session import Session, SessionRules
 from warmroute.observability import lag, logs
 from warmroute.observability.debug_pages import DebugPages
+from warmroute.observability.live.feed import LiveFeed, PickerView
 from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
@@ -147,16 +148,29 @@ class EndpointPicker:
         rng = rng or random.Random()
         self._chance = rng.random
         self.pool = Pool(default_engine=settings.model_server_runtime)
+        self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
         self.decisions = RecentDecisions(settings.debug_decisions)
+        self.live = LiveFeed(
+            PickerView(
+                readings=self._readings,
+                holders=self._holders,
+                decisions=self.decisions.newest_first,
+                bytes_per_token=lambda: self.router.bytes_per_token,
+                about=self._about,
+            ),
+            self.metrics,
+            key=secrets.token_bytes(16),
+            chance=random.random,
+            clock=monotonic,
+        )
         self.router = Router(
             self.pool,
             routing_constants(settings),
             rng=rng,
             now=now,
-            listeners=(self.decisions,) if settings.debug_decisions else (),
+            listeners=(self.decisions, self.live),
             name=secrets.token_hex(4),
         )
-        self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
         self.pool.subscribe(self.metrics, now)
         self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped)
         self._rules = session_rules(settings)
@@ -173,7 +187,11 @@ class EndpointPicker:
         )
         pages = self._debug_pages()
         self.debug_pages = PageServer(
-            settings.debug_host, settings.debug_port, pages.routes(), port_flag="--debug-port", posts=pages.posts()
+            settings.debug_host,
+            settings.debug_port,
+            {**pages.routes(), **self.live.routes()},
+            port_flag="--debug-port",
+            posts=pages.posts(),
         )
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
@@ -248,7 +266,11 @@ class EndpointPicker:
         except BaseException:
             await self.stop()
             raise
-        for name, work in (("upkeep", self._upkeep), ("lag", lambda: lag.watch(self.metrics.loop_lagged))):
+        for name, work in (
+            ("upkeep", self._upkeep),
+            ("lag", lambda: lag.watch(self.metrics.loop_lagged)),
+            ("live", self.live.run),
+        ):
             self._tasks.append(asyncio.create_task(_keep_running(name, work), name=name))
         logger.info(
             "serving",
@@ -323,10 +345,27 @@ class EndpointPicker:
         self.metrics.scraped(endpoint.id, result)
 
     def _readings(self) -> Iterator[EndpointReading]:
+        """Read every endpoint, one by one."""
         now = monotonic()
-        return (self._reading(load, now) for load in list(self.router.loads))
+        for load in list(self.router.loads):
+            reading = self._reading(load, now)
+            if reading is not None:
+                yield reading
 
-    def _reading(self, load: EndpointLoad, now: float) -> EndpointReading:
+    def _holders(self, checkpoint: int) -> list[str]:
+        return self.router.holders(checkpoint)
+
+    def _about(self) -> dict[str, str]:
+        return {
+            "version": __version__,
+            "strategy": self.router.strategy,
+            "pool": self.settings.pool_name or "",
+        }
+
+    def _reading(self, load: EndpointLoad, now: float) -> EndpointReading | None:
+        """None if the endpoint has left the pool meanwhile."""
+        if self.pool.endpoints.get(load.endpoint.id) is not load.endpoint:
+            return None
         waiting, running, pending = self.router.load_of(load, now)
         checkpoints, tokens = self.router.held(load)
         return EndpointReading(

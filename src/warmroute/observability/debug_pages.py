@@ -91,7 +91,7 @@ class DebugPages:
         self,
         *,
         loads: Callable[[], Sequence[EndpointLoad]],
-        reading: Callable[[EndpointLoad, float], EndpointReading],
+        reading: Callable[[EndpointLoad, float], EndpointReading | None],
         decisions: Callable[[], Sequence[DecisionRecord]],
         dry_run: DryRun,
         settings: Callable[[], Mapping[str, Any]],
@@ -129,7 +129,9 @@ class DebugPages:
             await slices.pause()
         items = []
         for load in query.page(found):
-            items.append(query.json(self._reading(load, now).plain(now)))
+            reading = self._reading(load, now)
+            if reading is not None:  # else it has left meanwhile
+                items.append(query.json(reading.plain(now)))
             await slices.pause()
         return _listed(items, total=len(found))
 

@@ -42,6 +42,11 @@ class Counter:
             labels = (OTHER,) * len(labels)
         values[labels] = values.get(labels, 0) + amount
 
+    @property
+    def total(self) -> float:
+        """The sum over all label values."""
+        return sum(self._values.values())
+
     def collect(self) -> Metric:
         """The values as a metric of prometheus_client."""
         return self.series.family(self._values.items())
@@ -82,6 +87,11 @@ class ClientCounter:
     def __contains__(self, value: str) -> bool:
         """Whether the value has a place of its own."""
         return value in self._places
+
+    @property
+    def total(self) -> float:
+        """The sum over all values."""
+        return sum(place.count for place in self._places.values())
 
     def collect(self) -> Metric:
         """The values as a metric of prometheus_client."""
@@ -160,6 +170,11 @@ class Histogram:
         """Count one value."""
         self._counts[bisect_left(self.bounds, value)] += 1
         self._sum += value
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Values in each bucket, the last one without an upper bound."""
+        return tuple(self._counts)
 
     def collect(self) -> Metric:
         """The cumulative buckets as a metric of prometheus_client."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector
 from prometheus_client.registry import Collector
@@ -124,6 +124,22 @@ def endpoint_state(endpoint: Endpoint) -> EndpointState:
     if endpoint.ejected:
         return "ejected"
     return "ready" if endpoint.available else "sleeping"
+
+
+class TrafficCounts(NamedTuple):
+    """Requests since the picker's start."""
+
+    requests: float
+    errors: float
+    picks: tuple[int, ...]
+    """Picks by bucket of :data:`~warmroute.observability.instruments.SECONDS`."""
+
+
+class EndpointCounts(NamedTuple):
+    """Of one endpoint since it joined."""
+
+    picks: int
+    restarts: int
 
 
 @dataclass(slots=True)
@@ -300,6 +316,17 @@ class Metrics(PoolListener, Collector):
         if endpoint.health is Health.EJECTED and member.health is not Health.EJECTED:
             member.ejections += 1
         member.health = endpoint.health
+
+    # What the live page reads
+
+    def traffic(self) -> TrafficCounts:
+        """Requests, errors and picks since the start."""
+        return TrafficCounts(self._requests.total, self._errors.total, self._pick.counts)
+
+    def counts_of(self, endpoint_id: str) -> EndpointCounts:
+        """Picks and restarts of a member of the pool; zeros if it has left."""
+        member = self._members.get(endpoint_id)
+        return EndpointCounts(0, 0) if member is None else EndpointCounts(member.picks, member.restarts)
 
     # What Prometheus reads
 

@@ -271,6 +271,13 @@ class PrefixIndex:
                 self._free.append(holding.bit.bit_length() - 1)
         return bool(self._closed)
 
+    def holders(self, checkpoint: int) -> int:
+        """The mask of the open holders that have the checkpoint."""
+        mask = self._masks.get(checkpoint, 0)
+        for holding in self._closed:
+            mask &= ~holding.bit
+        return mask
+
     def held(self, holder: int) -> tuple[int, int]:
         """Checkpoints and bytes of prompt that the holder has, unconfirmed ones included."""
         holding = self._open[holder]

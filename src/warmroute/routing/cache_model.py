@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
 from warmroute.pool.endpoint import EngineState
@@ -47,6 +47,10 @@ class CacheModel:
     def sweep(self) -> bool:
         """A slice of the clean-up after closed holders. True while there is more."""
         return self._index.sweep()
+
+    def holders(self, checkpoint: int) -> Iterator[int]:
+        """The holders that hold the prompt up to the checkpoint."""
+        return holders_of(self._index.holders(checkpoint))
 
     def held(self, holder: int) -> tuple[int, int]:
         """Checkpoints and bytes of prompt that the holder holds."""

@@ -404,6 +404,11 @@ class Router(PoolListener):
         checkpoints, prompt_bytes = self._caches.held(load.holder)
         return checkpoints, prompt_bytes / self._bytes_per_token.estimate
 
+    def holders(self, checkpoint: int) -> list[str]:
+        """Ids of the endpoints that the prefix index believes to hold a prompt up to the checkpoint."""
+        holders = set(self._caches.holders(checkpoint))
+        return [load.endpoint.id for load in self._loads.values() if load.holder in holders]
+
     def load_of(self, load: EndpointLoad, now: float) -> tuple[float, float, float]:
         """Waiting requests, running requests and pending prefill tokens, as the next decision would see them."""
         table = self._table

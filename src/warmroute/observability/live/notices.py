@@ -1,0 +1,68 @@
+"""What an operator should know at a glance: one line each, the worst first. WITHOUT IO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+Level = Literal["critical", "warning", "ok"]
+
+BYPASSED_SECONDS = 60
+"""Seconds without a request after which computing engines mean that requests go past the picker. Requests that were routed
+before have begun by then, except behind a queue of a minute."""
+COMPUTING_SECONDS = 10
+"""Seconds in which an engine's counters must have grown to count as computing."""
+STALE_SECONDS = 15.0
+"""Age of an engine's last metrics page from which it is stale; the alert WarmrouteStaleScrapes has it too."""
+ERROR_SHARE = 0.05
+"""Share of requests with an error above which it is told; the alert WarmrouteErrorRate has it too."""
+
+
+class Notice(NamedTuple):
+    """One line for the operator."""
+
+    level: Level
+    text: str
+
+
+def notices(
+    *,
+    states: Mapping[str, int],
+    stale: int,
+    waiting: float,
+    error_share: float,
+    seconds_without_requests: float,
+    computing: bool,
+) -> list[Notice]:
+    """The notices for a fleet.
+
+    ``states`` counts the endpoints by state, ``stale`` those whose metrics are old. ``waiting`` requests are queued on the
+    engines by the picker's own count; ``computing``: an engine began requests within :data:`COMPUTING_SECONDS`.
+    """
+    found: list[Notice] = []
+    listed = sum(count for state, count in states.items() if state != "gone")
+    if not listed:
+        found.append(Notice("critical", "No endpoint is known: every request gets 503"))
+    elif not states.get("ready"):
+        found.append(Notice("critical", f"None of {_endpoints(listed)} is ready"))
+    if computing and seconds_without_requests >= BYPASSED_SECONDS and waiting < 1:
+        found.append(
+            Notice("critical", "Engines compute, but no request has reached this picker for a minute: is it bypassed?")
+        )
+    if error_share > ERROR_SHARE:
+        found.append(
+            Notice("critical", f"{error_share:.0%} of the last minute's requests got an error from the picker")
+        )
+    for state, meaning in (("unreachable", "unreachable"), ("ejected", "ejected by passive health")):
+        if states.get(state):
+            found.append(Notice("warning", f"{_endpoints(states[state])} {meaning}"))
+    if stale:
+        found.append(Notice("warning", f"Metrics of {_endpoints(stale)} are older than {STALE_SECONDS:.0f} s"))
+    if not found:
+        text = "Serving" if seconds_without_requests < BYPASSED_SECONDS else "Ready; no request in the last minute"
+        found.append(Notice("ok", text))
+    return sorted(found, key=lambda notice: ("critical", "warning", "ok").index(notice.level))
+
+
+def _endpoints(count: int) -> str:
+    return "1 endpoint" if count == 1 else f"{count} endpoints"

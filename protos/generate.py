@@ -12,7 +12,11 @@ from pathlib import Path
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent
-PACKAGES = {"ext_proc.proto": "warmroute/extproc", "gateway_extension.proto": "warmroute/gateway_extension"}
+PACKAGES = {
+    "ext_proc.proto": "warmroute/extproc",
+    "gateway_extension.proto": "warmroute/gateway_extension",
+    "shared_state.proto": "warmroute/shared_state",
+}
 """By .proto file: the directory of the package that its module belongs to, below ROOT."""
 WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
 """Protobuf's own files, google/protobuf/*.proto."""

@@ -73,6 +73,9 @@ class World:
             prompt_tokens=prompt,
             cached_tokens=cached,
             random_cached_tokens=cached / 4,
+            prompt_bytes=0 if reason == "no-prompt" else 400,
+            exact=False,
+            partial=False,
             chain=EMPTY_CHAIN if reason == "no-prompt" else CHAIN,
             adapter="",
         )

@@ -29,6 +29,12 @@ class Decision:
     """Tokens of the prompt that the endpoint probably holds."""
     random_cached_tokens: float
     """Tokens of the prompt that a candidate chosen at random would hold: the mean over all candidates."""
+    prompt_bytes: int
+    """Length of the prompt, estimated if ``partial``; 0: the request has none."""
+    exact: bool
+    """The client sent token ids: ``prompt_tokens`` is not estimated."""
+    partial: bool
+    """The body was cut off."""
     chain: Chain
     adapter: str
     """The LoRA adapter that the request asks for; empty if none."""

@@ -13,7 +13,7 @@ from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.cost import HIT_WINDOW, CostConstants
 from warmroute.routing.departures import DepartureRate
 from warmroute.routing.mean_work import MeanWork
-from warmroute.routing.virtual_queue import ASSUMED_DURATION, VirtualQueue
+from warmroute.routing.virtual_queue import ASSUMED_DURATION, TRANSIT, VirtualQueue
 
 SEQS_SPARE = 2
 """If an engine that does not export ``max_num_seqs`` runs more requests than the setting says, its limit is taken to be
@@ -172,6 +172,15 @@ class EndpointLoad:
         self.queue.assign(work, rate, now)
         self.sent.append(now)
         self.mean_work.assigned(work)
+
+    def assign_remote(self, work: float, rate: float, at: float, now: float) -> None:
+        """Another picker's request went to the endpoint at ``at``. Not counted if a scrape includes it, or if it counts as
+        finished by now."""
+        if at <= now - ASSUMED_DURATION or (self.observed_at is not None and at <= self.observed_at - TRANSIT):
+            self.mean_work.assigned(work)
+            return
+        latest = max(self.sent[-1] if self.sent else at, self.queue.latest)
+        self.assign(work, rate, max(at, latest))  # both are kept in order of time
 
     def count_hit(self, cached_tokens: float, prompt_tokens: float, constants: LoadConstants) -> None:
         """A prompt goes to the endpoint, which holds ``cached_tokens`` of its ``prompt_tokens``."""

@@ -142,6 +142,12 @@ class OutlierDetection:
             failed = status >= 500 and status not in NOT_FAILURES
             self._count(record, responses=1, failed=int(failed), now=now)
 
+    def ejected_elsewhere(self, endpoint: Endpoint, now: float) -> None:
+        """Another picker has ejected a healthy endpoint because its responses failed."""
+        record = self._records.get(endpoint.id)
+        if record is not None and record.health is Health.HEALTHY:
+            self._eject(record, Evidence.FAILURES, now)
+
     def observed(self, endpoint: Endpoint, state: EngineState, now: float) -> None:
         """A scrape of the endpoint's engine."""
         record = self._records[endpoint.id]

@@ -30,6 +30,7 @@ from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
+from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.saturation import SaturationLimits, saturated
 from warmroute.routing.slowness import update_slowness
 
@@ -197,7 +198,8 @@ class Router(PoolListener):
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
             decision.request_id = request_id
-        self._book(decision, request, now)
+        decision.load.assign(_work(decision), decision.load.drain_rate(self._constants.load), now)
+        self._book(decision, now)
         if record is not None:
             for listener in self._listeners:
                 listener.decided(decision, record)
@@ -242,6 +244,9 @@ class Router(PoolListener):
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             random_cached_tokens=cached.mean(len(loads)),
+            prompt_bytes=request.prompt_bytes,
+            exact=request.tokens is not None,
+            partial=request.partial,
             chain=chain,
             adapter=request.model if context.adapter_costs is not None else "",
         )
@@ -301,22 +306,54 @@ class Router(PoolListener):
         ratio = f" {decision.match_ratio:.2f} > {self._constants.prefix_match_threshold:.2f}"
         logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
 
-    def _book(self, decision: Decision, request: InferenceRequest, now: float) -> None:
-        """Count the request on the chosen endpoint, so that the next decision sees it."""
-        load = decision.load
+    def learn(self, remote: RemoteDecision, now: float) -> None:
+        """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.
+
+        Ignored if the pool does not have the endpoint.
+        """
+        load = self._loads.get(remote.endpoint)
+        if load is None:
+            return
+        at = min(remote.at, now)
+        decision = Decision(
+            at=at,
+            load=load,
+            targets=load.endpoint.target,
+            strategy=self._constants.strategy,
+            reason="remote",
+            prompt_tokens=remote.prompt_tokens,
+            cached_tokens=remote.cached_tokens,
+            random_cached_tokens=0.0,
+            prompt_bytes=remote.prompt_bytes,
+            exact=remote.exact,
+            partial=remote.partial,
+            chain=remote.chain,
+            adapter=remote.adapter,
+        )
+        load.assign_remote(_work(decision), load.drain_rate(self._constants.load), at, now)
+        self._book(decision, now)
+
+    def learn_ejected(self, endpoint: Endpoint, now: float) -> None:
+        """Another picker has ejected the endpoint because its responses failed."""
+        self._outliers.ejected_elsewhere(endpoint, now)
+
+    def learn_bytes_per_token(self, estimate: float) -> None:
+        """Another picker's estimate: assumed until more is measured here."""
+        self._bytes_per_token.begin_with(estimate)
+
+    def _book(self, decision: Decision, now: float) -> None:
+        """Count the prompt on the chosen endpoint, so that the next decision sees it."""
+        load, at = decision.load, decision.at
         self._choices += 1
         load.last_chosen = self._choices
-        work = prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
-        constants = self._constants.load
-        load.assign(work, load.drain_rate(constants), now)
-        load.count_hit(decision.cached_tokens, decision.prompt_tokens, constants)
-        if request.prompt_bytes:  # else engines do not count it among the prompts
-            self._outliers.sent(load.endpoint, now)
-            self._bytes_per_token.sent(load, UNKNOWN if request.partial else request.prompt_bytes)
+        load.count_hit(decision.cached_tokens, decision.prompt_tokens, self._constants.load)
+        if decision.prompt_bytes:  # else engines do not count it among the prompts
+            self._outliers.sent(load.endpoint, at)
+            self._bytes_per_token.sent(load, UNKNOWN if decision.partial else decision.prompt_bytes)
         if decision.adapter:
             load.adapters.use(decision.adapter)
         if decision.chain.hashes:
-            self._caches.expect(decision, exact=request.tokens is not None, now=now)
+            self._caches.expect(decision, exact=decision.exact, now=at)
         self._update(load, now)
 
     def _adapter_costs(self, candidates: Candidates, model: str) -> Sequence[float] | None:
@@ -418,6 +455,11 @@ class Router(PoolListener):
         candidates = table.all
         k = candidates.members.position[load.holder]
         return candidates.waiting[k], candidates.running[k], candidates.pending(k, now)
+
+
+def _work(decision: Decision) -> float:
+    """Tokens of work that the endpoint must compute."""
+    return prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
 
 
 def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:

@@ -1,0 +1,172 @@
+"""Applies the batches of other pickers to the router and the pool. WITHOUT IO.
+
+Every figure of a batch is from outside: names that the pool does not have are ignored, positions beyond a table too, and
+states are checked by :attr:`~warmroute.pool.endpoint.EngineState.plausible`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.pool import Pool
+from warmroute.prefix.chain import EMPTY_CHAIN
+from warmroute.routing.outlier_detection import FIRST_BACKOFF
+from warmroute.routing.remote_decision import RemoteDecision
+from warmroute.routing.router import Router
+from warmroute.shared_state import shared_state_pb2 as pb
+from warmroute.shared_state.logged_chains import Addition, LoggedChains
+from warmroute.shared_state.outbox import Outbox, incarnation_of
+
+REPLAYED_REPORTS = 1.0
+"""Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
+more than applying a decision, and prompts are confirmed often enough."""
+
+
+@dataclass(slots=True)
+class Applied:
+    """Totals of what was applied."""
+
+    decisions: int = 0
+    reports: int = 0
+    events: int = 0
+    unknown_endpoints: int = 0
+    """Decisions, states and events of endpoints that the pool does not have, or of an earlier incarnation."""
+    unknown_chains: int = 0
+    """Decisions whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
+
+
+class _Reading(NamedTuple):
+    """A batch that is being applied."""
+
+    published_at: float
+    now: float
+    replayed: bool
+    endpoints: list[Endpoint | None]
+    """Its table of endpoints; None: not a member of the pool."""
+    adapters: Sequence[str]
+
+
+class Inbox:
+    """Applies batches. Times are monotonic seconds of this process."""
+
+    def __init__(self, router: Router, pool: Pool, chains: LoggedChains, outbox: Outbox) -> None:
+        self._router = router
+        self._pool = pool
+        self._chains = chains
+        self._outbox = outbox
+        self.applied = Applied()
+
+    def apply(self, batch: pb.Batch, published_at: float, now: float, *, replayed: bool = False) -> None:
+        """Apply another picker's batch, published at ``published_at``; ``replayed``: read at the start, from the past."""
+        endpoints = [self._member(named) for named in batch.endpoints]
+        reading = _Reading(min(published_at, now), now, replayed, endpoints, tuple(batch.adapters))
+        self._outbox.muted = True
+        try:
+            for event in batch.events:
+                self._apply_event(event, reading)
+            for report in batch.reports:
+                self._apply_report(report, reading)
+        finally:
+            self._outbox.muted = False
+        for decision in batch.decisions:
+            self._apply_decision(decision, reading)
+        if replayed and batch.bytes_per_token:
+            self._router.learn_bytes_per_token(batch.bytes_per_token)
+
+    def _member(self, named: pb.Endpoint) -> Endpoint | None:
+        """The pool's endpoint of that name, unless it is another incarnation now."""
+        endpoint = self._pool.endpoints.get(named.id)
+        if endpoint is None:
+            return None
+        own = incarnation_of(endpoint)
+        return endpoint if not own or not named.incarnation or own == named.incarnation else None
+
+    def _apply_event(self, event: pb.Event, reading: _Reading) -> None:
+        endpoint = self._found(event.endpoint, reading)
+        if endpoint is None:
+            return
+        self.applied.events += 1
+        now = reading.now
+        match event.kind:
+            case pb.Event.RESTARTED:
+                self._pool.restarted(endpoint, now)
+            case pb.Event.UNREACHABLE:
+                self._pool.unreachable(endpoint, now)
+            case pb.Event.REACHABLE:
+                self._pool.reachable(endpoint, now)
+            case pb.Event.EJECTED if reading.published_at > now - FIRST_BACKOFF:
+                self._router.learn_ejected(endpoint, now)
+
+    def _apply_report(self, report: pb.Report, reading: _Reading) -> None:
+        endpoint = self._found(report.endpoint, reading)
+        if endpoint is None:
+            return
+        observed_at = reading.published_at - report.age / 1e6
+        known = endpoint.state
+        if reading.replayed and known is not None and observed_at < known.observed_at + REPLAYED_REPORTS:
+            return
+        self.applied.reports += 1
+        self._pool.observed(endpoint, _state(report, reading.adapters, observed_at), reading.now)
+
+    def _apply_decision(self, decision: pb.Decision, reading: _Reading) -> None:
+        published_at, adapters = reading.published_at, reading.adapters
+        addition = Addition(decision.base, list(decision.hashes), decision.distances)
+        chain = self._chains.join(addition, decision.prompt_bytes, published_at)
+        endpoint = self._found(decision.endpoint, reading)
+        if endpoint is None:
+            return
+        self.applied.decisions += 1
+        if chain is None:
+            self.applied.unknown_chains += 1
+        prompt_tokens = max(1.0, decision.prompt_tokens)
+        self._router.learn(
+            RemoteDecision(
+                endpoint=endpoint.id,
+                at=published_at - decision.age / 1e6,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=min(decision.cached_tokens, prompt_tokens),
+                prompt_bytes=decision.prompt_bytes,
+                exact=decision.exact,
+                partial=decision.partial,
+                adapter=adapters[decision.adapter - 1] if 0 < decision.adapter <= len(adapters) else "",
+                chain=chain or EMPTY_CHAIN,
+            ),
+            reading.now,
+        )
+
+    def _found(self, place: int, reading: _Reading) -> Endpoint | None:
+        endpoint = reading.endpoints[place] if place < len(reading.endpoints) else None
+        if endpoint is None:
+            self.applied.unknown_endpoints += 1
+        return endpoint
+
+
+def _state(report: pb.Report, adapters: Sequence[str], observed_at: float) -> EngineState:
+    def given(name: str) -> Any:
+        return getattr(report, name) if report.HasField(name) else None
+
+    return EngineState(
+        observed_at=observed_at,
+        running=report.running,
+        waiting=report.waiting,
+        kv_usage=report.kv_usage,
+        capacity_tokens=given("capacity_tokens"),
+        max_num_seqs=given("max_num_seqs"),
+        max_model_len=given("max_model_len"),
+        loaded_adapters=frozenset(adapters[place] for place in report.loaded_adapters if place < len(adapters)),
+        max_adapters=report.max_adapters,
+        awaiting_first_token=given("awaiting_first_token"),
+        first_tokens_total=given("first_tokens_total"),
+        prompt_tokens_total=given("prompt_tokens_total"),
+        prompt_requests_total=given("prompt_requests_total"),
+        prefix_queries_total=given("prefix_queries_total"),
+        prefix_hits_total=given("prefix_hits_total"),
+        responses_total=given("responses_total"),
+        failed_responses_total=given("failed_responses_total"),
+        prefill_rate=given("prefill_rate"),
+        decode_rate=given("decode_rate"),
+        sleeping=report.sleeping,
+    )

@@ -1,0 +1,185 @@
+"""What this picker has decided and found out since its last batch. WITHOUT IO.
+
+It listens to the router's decisions and to the pool; :meth:`Outbox.take` makes the next batch. While another picker's batch
+is applied it must not listen: see :attr:`Outbox.muted`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from xxhash import xxh32_intdigest
+
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
+from warmroute.pool.pool import PoolListener
+from warmroute.routing.decision import Decision
+from warmroute.routing.decision_record import DecisionRecord
+from warmroute.shared_state import shared_state_pb2 as pb
+from warmroute.shared_state.logged_chains import LoggedChains
+
+MOST_DECISIONS = 1000
+"""Decisions in one batch."""
+MOST_CHECKPOINTS = 20_000
+"""Checkpoints in one batch, those of its last decision not counted: about 200 kB. A NATS server takes messages of 1 MB."""
+MOST_KEPT = 20_000
+"""Decisions that wait for a log that is away; the oldest are dropped."""
+MOST_EVENTS = 4096
+"""Events that wait."""
+LARGEST = 2**32 - 1
+
+
+class Outbox(PoolListener):
+    """Collects and makes batches. Times are monotonic seconds."""
+
+    def __init__(self, chains: LoggedChains) -> None:
+        self._chains = chains
+        self._decisions: deque[Decision] = deque(maxlen=MOST_KEPT)
+        self._states: dict[str, Endpoint] = {}
+        """Endpoints with a new state, by id."""
+        self._events: deque[tuple[Endpoint, pb.Event.Kind]] = deque(maxlen=MOST_EVENTS)
+        self._reachable: dict[str, bool] = {}
+        self._specs: dict[str, EndpointSpec] = {}
+        self.dropped = 0
+        """Decisions dropped because the log was away for long."""
+        self.muted = False
+        """Set while the pool changes because of another picker's batch."""
+
+    # ---------------------------------------------------------------- what happens here
+
+    def decided(self, decision: Decision, record: DecisionRecord) -> None:
+        """The router has chosen an endpoint."""
+        if len(self._decisions) == MOST_KEPT:
+            self.dropped += 1
+        self._decisions.append(decision)
+
+    def measured(self, decision: Decision) -> None:
+        """Nothing to tell: other pickers see the end of a response in the engine's figures."""
+
+    def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
+        """A new member."""
+        self._specs[endpoint.id] = endpoint.spec
+
+    def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
+        """An engine was scraped."""
+        if not self.muted:
+            self._states[endpoint.id] = endpoint
+
+    def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+        """An engine is a new process. If discovery says so, every picker knows it from there."""
+        discovered = self._specs[endpoint.id] is not endpoint.spec
+        self._specs[endpoint.id] = endpoint.spec
+        if not self.muted:
+            self._states.pop(endpoint.id, None)
+            if not discovered:
+                self._events.append((endpoint, pb.Event.RESTARTED))
+
+    def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
+        """An engine stopped answering, answers again, or was ejected."""
+        self._specs[endpoint.id] = endpoint.spec
+        before = self._reachable.get(endpoint.id, True)
+        self._reachable[endpoint.id] = endpoint.reachable
+        if self.muted:
+            return
+        if endpoint.reachable != before:
+            self._events.append((endpoint, pb.Event.REACHABLE if endpoint.reachable else pb.Event.UNREACHABLE))
+        if endpoint.health is Health.EJECTED:
+            self._events.append((endpoint, pb.Event.EJECTED))
+
+    def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
+        """The member is forgotten."""
+        self._states.pop(endpoint.id, None)
+        self._reachable.pop(endpoint.id, None)
+        del self._specs[endpoint.id]
+
+    # ---------------------------------------------------------------- batches
+
+    def __len__(self) -> int:
+        """Decisions, states and events that wait."""
+        return len(self._decisions) + len(self._states) + len(self._events)
+
+    def take(self, now: float, *, bytes_per_token: float = 0.0, leaving: bool = False) -> pb.Batch:
+        """The next batch, published at ``now``; call again while something waits."""
+        batch = pb.Batch(bytes_per_token=bytes_per_token, leaving=leaving)
+        endpoints: dict[str, int] = {}
+        adapters: dict[str, int] = {}
+        while self._events:
+            endpoint, kind = self._events.popleft()
+            batch.events.add(endpoint=_place(batch, endpoints, endpoint), kind=kind)
+        for endpoint in self._states.values():
+            if endpoint.state is not None:
+                _add_report(batch, _place(batch, endpoints, endpoint), endpoint.state, adapters, now)
+        self._states.clear()
+        checkpoints = 0
+        while self._decisions and len(batch.decisions) < MOST_DECISIONS and checkpoints < MOST_CHECKPOINTS:
+            decision = self._decisions.popleft()
+            base, hashes, distances = self._chains.add(decision.chain, now)
+            checkpoints += len(hashes)
+            batch.decisions.add(
+                endpoint=_place(batch, endpoints, decision.endpoint),
+                age=_age(decision.at, now),
+                prompt_tokens=_whole(decision.prompt_tokens),
+                cached_tokens=_whole(decision.cached_tokens),
+                prompt_bytes=_whole(decision.prompt_bytes),
+                exact=decision.exact,
+                partial=decision.partial,
+                adapter=1 + _adapter(adapters, decision.adapter) if decision.adapter else 0,
+                base=base,
+                hashes=hashes,
+                distances=distances,
+            )
+        batch.adapters.extend(adapters)
+        return batch
+
+
+def incarnation_of(endpoint: Endpoint) -> int:
+    """The endpoint's incarnation as a batch has it; 0 if discovery knows none."""
+    incarnation = endpoint.spec.incarnation
+    return xxh32_intdigest(incarnation.encode()) or 1 if incarnation else 0
+
+
+def _place(batch: pb.Batch, endpoints: dict[str, int], endpoint: Endpoint) -> int:
+    """The endpoint's position in the batch's table."""
+    place = endpoints.get(endpoint.id)
+    if place is None:
+        place = endpoints[endpoint.id] = len(endpoints)
+        batch.endpoints.add(id=endpoint.id, incarnation=incarnation_of(endpoint))
+    return place
+
+
+def _adapter(adapters: dict[str, int], name: str) -> int:
+    return adapters.setdefault(name, len(adapters))
+
+
+def _age(at: float, now: float) -> int:
+    """Microseconds."""
+    return _whole((now - at) * 1e6)
+
+
+def _whole(value: float) -> int:
+    return min(max(round(value), 0), LARGEST)
+
+
+def _add_report(batch: pb.Batch, place: int, state: EngineState, adapters: dict[str, int], now: float) -> None:
+    batch.reports.add(
+        endpoint=place,
+        age=_age(state.observed_at, now),
+        running=state.running,
+        waiting=state.waiting,
+        kv_usage=state.kv_usage,
+        capacity_tokens=state.capacity_tokens,
+        max_num_seqs=state.max_num_seqs,
+        max_model_len=state.max_model_len,
+        loaded_adapters=[_adapter(adapters, name) for name in state.loaded_adapters],
+        max_adapters=state.max_adapters,
+        awaiting_first_token=state.awaiting_first_token,
+        first_tokens_total=state.first_tokens_total,
+        prompt_tokens_total=state.prompt_tokens_total,
+        prompt_requests_total=state.prompt_requests_total,
+        prefix_queries_total=state.prefix_queries_total,
+        prefix_hits_total=state.prefix_hits_total,
+        responses_total=state.responses_total,
+        failed_responses_total=state.failed_responses_total,
+        prefill_rate=state.prefill_rate,
+        decode_rate=state.decode_rate,
+        sleeping=state.sleeping,
+    )

@@ -1,0 +1,126 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Batch(_message.Message):
+    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "bytes_per_token", "leaving")
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    reports: _containers.RepeatedCompositeFieldContainer[Report]
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    bytes_per_token: float
+    leaving: bool
+    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ...) -> None: ...
+
+class Endpoint(_message.Message):
+    __slots__ = ("id", "incarnation")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    incarnation: int
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "exact", "partial", "adapter", "base", "hashes", "distances")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    DISTANCES_FIELD_NUMBER: _ClassVar[int]
+    endpoint: int
+    age: int
+    prompt_tokens: int
+    cached_tokens: int
+    prompt_bytes: int
+    exact: bool
+    partial: bool
+    adapter: int
+    base: int
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    distances: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., prompt_bytes: _Optional[int] = ..., exact: _Optional[bool] = ..., partial: _Optional[bool] = ..., adapter: _Optional[int] = ..., base: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("endpoint", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[Event.Kind]
+        RESTARTED: _ClassVar[Event.Kind]
+        UNREACHABLE: _ClassVar[Event.Kind]
+        REACHABLE: _ClassVar[Event.Kind]
+        EJECTED: _ClassVar[Event.Kind]
+    UNKNOWN: Event.Kind
+    RESTARTED: Event.Kind
+    UNREACHABLE: Event.Kind
+    REACHABLE: Event.Kind
+    EJECTED: Event.Kind
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    endpoint: int
+    kind: Event.Kind
+    def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("endpoint", "age", "running", "waiting", "kv_usage", "capacity_tokens", "max_num_seqs", "max_model_len", "loaded_adapters", "max_adapters", "awaiting_first_token", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "prefix_queries_total", "prefix_hits_total", "responses_total", "failed_responses_total", "prefill_rate", "decode_rate", "sleeping")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    KV_USAGE_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    LOADED_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    AWAITING_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_QUERIES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_RATE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_RATE_FIELD_NUMBER: _ClassVar[int]
+    SLEEPING_FIELD_NUMBER: _ClassVar[int]
+    endpoint: int
+    age: int
+    running: int
+    waiting: int
+    kv_usage: float
+    capacity_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    loaded_adapters: _containers.RepeatedScalarFieldContainer[int]
+    max_adapters: int
+    awaiting_first_token: int
+    first_tokens_total: float
+    prompt_tokens_total: float
+    prompt_requests_total: float
+    prefix_queries_total: float
+    prefix_hits_total: float
+    responses_total: float
+    failed_responses_total: float
+    prefill_rate: float
+    decode_rate: float
+    sleeping: bool
+    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., capacity_tokens: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., loaded_adapters: _Optional[_Iterable[int]] = ..., max_adapters: _Optional[int] = ..., awaiting_first_token: _Optional[int] = ..., first_tokens_total: _Optional[float] = ..., prompt_tokens_total: _Optional[float] = ..., prompt_requests_total: _Optional[float] = ..., prefix_queries_total: _Optional[float] = ..., prefix_hits_total: _Optional[float] = ..., responses_total: _Optional[float] = ..., failed_responses_total: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., decode_rate: _Optional[float] = ..., sleeping: _Optional[bool] = ...) -> None: ...

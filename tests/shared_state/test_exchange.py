@@ -1,0 +1,313 @@
+"""Two pickers exchange batches, without a log between them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.factories import engine_state, routing_constants
+from warmroute.pool.endpoint import EndpointSpec, Health
+from warmroute.pool.pool import Pool
+from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
+from warmroute.routing.decision import Decision
+from warmroute.routing.decision_record import DecisionRecord
+from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.router import Router
+from warmroute.shared_state import shared_state_pb2 as pb
+from warmroute.shared_state.inbox import Inbox
+from warmroute.shared_state.logged_chains import LoggedChains
+from warmroute.shared_state.outbox import MOST_DECISIONS, MOST_KEPT, Outbox
+
+LONG = "a long prompt " * 200
+
+
+class Picker:
+    """A router with its outbox and inbox, on two endpoints."""
+
+    def __init__(self, *, incarnation: str = "", names: tuple[str, ...] = ("a", "b")) -> None:
+        self.pool = Pool()
+        chains = LoggedChains(retention=600, limit=100_000)
+        self.outbox = Outbox(chains)
+        listeners = (self.outbox,)
+        self.router = Router(self.pool, routing_constants(), rng=random.Random(0), now=0.0, listeners=listeners)
+        self.pool.subscribe(self.outbox, 0.0)
+        self.inbox = Inbox(self.router, self.pool, chains, self.outbox)
+        specs = [EndpointSpec("ns", name, "10.0.0.1", 8000 + k, {}, incarnation) for k, name in enumerate(names)]
+        self.pool.replace(specs, 0.0)
+
+    def pick(self, text: str, now: float, **fields: Any) -> Decision:
+        data = text.encode()
+        request = InferenceRequest(model="m", parts=(PromptPart(data, len(data)),), prompt_bytes=len(data))
+        decision = self.router.pick(request._replace(**fields), now)
+        assert isinstance(decision, Decision)
+        return decision
+
+    def load(self, name: str) -> EndpointLoad:
+        return next(load for load in self.router.loads if load.endpoint.id == f"ns/{name}")
+
+    def observe(self, name: str, at: float, **figures: Any) -> None:
+        self.pool.observed(self.pool.endpoints[f"ns/{name}"], engine_state(at, **figures), at)
+
+
+def send(source: Picker, target: Picker, now: float, **options: Any) -> pb.Batch:
+    """Publish at ``now``, apply 2 ms later; through bytes, as the log does."""
+    batch = pb.Batch.FromString(source.outbox.take(now).SerializeToString())
+    target.inbox.apply(batch, now, now + 0.002, **options)
+    return batch
+
+
+def test_the_other_picker_matches_what_this_one_sent() -> None:
+    one, other = Picker(), Picker()
+    chosen = one.pick(LONG, 1.0).endpoint.id
+    send(one, other, 1.02)
+    decision = other.pick(LONG, 1.03)
+    assert decision.endpoint.id == chosen
+    assert decision.match_ratio > 0.9
+
+
+def test_the_other_picker_counts_the_load() -> None:
+    one, other = Picker(), Picker()
+    name = one.pick(LONG, 1.0).endpoint.id.removeprefix("ns/")
+    send(one, other, 1.02)
+    waiting, _, pending = other.router.load_of(other.load(name), 1.03)
+    assert waiting == 1
+    assert pending == pytest.approx(one.router.load_of(one.load(name), 1.03)[2], rel=0.05)
+
+
+def test_a_request_without_a_prompt_is_load_alone() -> None:
+    one, other = Picker(), Picker()
+    assert isinstance(one.router.pick(NO_PROMPT, 1.0), Decision)
+    send(one, other, 1.02)
+    assert sum(len(load.sent) for load in other.router.loads) == 1
+    assert all(other.router.held(load) == (0, 0) for load in other.router.loads)
+
+
+def test_an_old_decision_is_known_but_is_no_load() -> None:
+    one, other = Picker(), Picker()
+    chosen = one.pick(LONG, 1.0).endpoint.id.removeprefix("ns/")
+    other.inbox.apply(one.outbox.take(1.02), 1.02, 100.0)
+    assert other.router.load_of(other.load(chosen), 100.0)[0] == 0
+    assert other.pick(LONG, 100.0).match_ratio > 0.9
+
+
+def test_a_decision_that_a_scrape_includes_is_not_counted_again() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    other.observe("a", 1.5, running=1)
+    send(one, other, 1.51)
+    waiting, running, _ = other.router.load_of(other.load("a"), 1.52)
+    assert waiting + running == 1
+
+
+def test_another_incarnation_is_ignored() -> None:
+    one, other = Picker(incarnation="old"), Picker(incarnation="new")
+    one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    assert other.inbox.applied.unknown_endpoints == 1
+    assert all(not load.sent for load in other.router.loads)
+
+
+def test_an_endpoint_that_is_not_there_is_ignored() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("b",))
+    one.pick(LONG, 1.0)
+    one.observe("a", 1.0)
+    send(one, other, 1.02)
+    assert other.inbox.applied.unknown_endpoints == 2
+
+
+def test_a_chain_whose_beginning_is_unknown_is_load_alone() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    one.outbox.take(1.02)
+    one.pick(LONG, 2.0)
+    send(one, other, 2.02)
+    assert other.inbox.applied.unknown_chains == 1
+    assert len(other.load("a").sent) == 1
+    assert other.router.held(other.load("a")) == (0, 0)
+
+
+EVERY_FIGURE: dict[str, Any] = {
+    "running": 3,
+    "waiting": 2,
+    "kv_usage": 0.5,
+    "capacity_tokens": 1000,
+    "max_num_seqs": 64,
+    "max_model_len": 8192,
+    "loaded_adapters": frozenset({"lora-1", "lora-2"}),
+    "max_adapters": 4,
+    "awaiting_first_token": 2,
+    "first_tokens_total": 10.0,
+    "prompt_tokens_total": 1000.0,
+    "prompt_requests_total": 9.0,
+    "prefix_queries_total": 1200.0,
+    "prefix_hits_total": 400.0,
+    "responses_total": 12.0,
+    "failed_responses_total": 1.0,
+    "prefill_rate": 4096.0,
+    "decode_rate": 64.0,
+    "sleeping": True,
+}
+
+
+@pytest.mark.parametrize("figures", [EVERY_FIGURE, {}], ids=["every figure", "none"])
+def test_a_state_comes_as_it_was(figures: dict[str, Any]) -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.observe("a", 1.0, **figures)
+    send(one, other, 1.02)
+    got = other.pool.endpoints["ns/a"].state
+    assert got is not None
+    assert got.observed_at == pytest.approx(1.0, abs=1e-5)
+    assert replace(got, observed_at=1.0) == engine_state(1.0, **figures)
+
+
+def test_what_another_told_is_not_told_again() -> None:
+    one, other = Picker(), Picker()
+    endpoint = one.pool.endpoints["ns/a"]
+    one.observe("a", 1.0)
+    one.pool.restarted(endpoint, 1.0)
+    one.pool.unreachable(endpoint, 1.0)
+    one.pick("prompt", 1.0)
+    send(one, other, 1.02)
+    assert len(other.outbox) == 0
+
+
+def test_a_restart_empties_the_cache_everywhere() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    assert other.router.held(other.load("a"))[0]
+    one.pool.restarted(one.pool.endpoints["ns/a"], 2.0)
+    send(one, other, 2.02)
+    assert other.router.held(other.load("a")) == (0, 0)
+
+
+def test_a_restart_that_discovery_tells_is_not_passed_on() -> None:
+    one = Picker(names=("a",), incarnation="old")
+    one.pool.upsert(EndpointSpec("ns", "a", "10.0.0.1", 8000, {}, "new"), 1.0)
+    assert not one.outbox.take(1.0).events
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_reachability_is_shared(reachable: bool) -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pool.unreachable(one.pool.endpoints["ns/a"], 1.0)
+    if reachable:
+        one.pool.reachable(one.pool.endpoints["ns/a"], 1.0)
+    send(one, other, 1.02)
+    assert other.pool.endpoints["ns/a"].reachable is reachable
+
+
+def test_an_ejection_is_shared() -> None:
+    one, other = Picker(names=("a", "b")), Picker(names=("a", "b"))
+    decision = one.pick("prompt", 1.0)
+    for _ in range(6):
+        one.router.responded(decision, 500, 1.0)
+    assert decision.endpoint.health is Health.EJECTED
+    send(one, other, 1.02)
+    assert other.pool.endpoints[decision.endpoint.id].health is Health.EJECTED
+
+
+def test_an_old_ejection_is_over() -> None:
+    one, other = Picker(), Picker()
+    one.pool.set_health(one.pool.endpoints["ns/a"], Health.EJECTED, 1.0)
+    batch = one.outbox.take(1.0)
+    assert batch.events
+    other.inbox.apply(batch, 1.0, 100.0, replayed=True)
+    assert other.pool.endpoints["ns/a"].health is Health.HEALTHY
+
+
+def test_an_adapter_is_known_to_be_loaded() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.observe("a", 0.5, loaded_adapters=frozenset({"lora-2"}), max_adapters=2)
+    one.outbox.take(0.5)
+    one.pick("prompt", 1.0, model="lora-2")
+    batch = send(one, other, 1.02)
+    assert list(batch.adapters) == ["lora-2"]
+    assert "lora-2" in other.load("a").adapters
+
+
+def test_a_starter_takes_over_the_estimate_of_bytes_per_token() -> None:
+    one, other = Picker(), Picker()
+    batch = one.outbox.take(1.0, bytes_per_token=3.0)
+    other.inbox.apply(batch, 1.0, 2.0)
+    assert other.router.bytes_per_token == 4.0
+    other.inbox.apply(batch, 1.0, 2.0, replayed=True)
+    assert other.router.bytes_per_token == pytest.approx(3.0)
+
+
+def test_many_decisions_are_several_batches() -> None:
+    one = Picker()
+    for _ in range(MOST_DECISIONS + 1):
+        one.pick("prompt", 1.0)
+    assert len(one.outbox.take(1.0).decisions) == MOST_DECISIONS
+    assert len(one.outbox.take(1.0).decisions) == 1
+
+
+def test_a_log_that_is_away_for_long_costs_the_oldest_decisions() -> None:
+    one = Picker(names=("a",))
+    record = one.router.preview(NO_PROMPT, 1.0)
+    assert isinstance(record, DecisionRecord)
+    decision = one.pick("prompt", 1.0)
+    for _ in range(MOST_KEPT):
+        one.outbox.decided(decision, record)
+    assert one.outbox.dropped == 1
+    assert len(one.outbox) == MOST_KEPT
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_inbox(data: bytes) -> None:
+    """Whoever has the key may have a bug."""
+    try:
+        batch = pb.Batch.FromString(data)
+    except DecodeError:
+        return
+    Picker().inbox.apply(batch, 1.0, 2.0)
+
+
+positions = st.integers(0, 3)
+figures = st.one_of(st.integers(0, 10), st.just(2**32 - 1))
+remote_decisions = st.builds(
+    pb.Decision,
+    endpoint=positions,
+    age=figures,
+    prompt_tokens=figures,
+    cached_tokens=figures,
+    prompt_bytes=figures,
+    exact=st.booleans(),
+    partial=st.booleans(),
+    adapter=positions,
+    base=st.sampled_from([0, 1, 2, 2**64 - 1]),
+    hashes=st.lists(st.integers(0, 5), max_size=4),
+    distances=st.lists(figures, max_size=4),
+)
+reports = st.builds(
+    pb.Report,
+    endpoint=positions,
+    age=figures,
+    running=figures,
+    waiting=figures,
+    kv_usage=st.floats(width=32),
+    prefill_rate=st.floats(width=32),
+    first_tokens_total=st.floats(),
+    loaded_adapters=st.lists(positions, max_size=3),
+)
+events = st.builds(pb.Event, endpoint=positions, kind=st.integers(0, 9))
+
+
+@given(st.lists(remote_decisions, max_size=8), st.lists(reports, max_size=4), st.lists(events, max_size=4))
+def test_no_figures_break_the_router(
+    decisions: list[pb.Decision], reports: list[pb.Report], events: list[pb.Event]
+) -> None:
+    picker = Picker()
+    names = [pb.Endpoint(id="ns/a"), pb.Endpoint(id="ns/b"), pb.Endpoint(id="ns/c")]
+    batch = pb.Batch(endpoints=names, adapters=["x"], decisions=decisions, reports=reports, events=events)
+    picker.inbox.apply(batch, 50.0, 51.0)
+    picker.inbox.apply(batch, 99.0, 51.0)
+    assert isinstance(picker.router.pick(NO_PROMPT, 52.0), Decision)
+    picker.pick("prompt", 52.0)

@@ -1,0 +1,115 @@
+"""Chains go through the log and come out as they were."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
+from warmroute.request.inference import PromptPart
+from warmroute.shared_state.logged_chains import NO_BASE, Addition, LoggedChains
+
+RETENTION = 100.0
+
+
+def chain_of(*messages: str) -> Chain:
+    parts = [PromptPart(text.encode(), len(text.encode())) for text in messages]
+    return build(b"model", parts)
+
+
+def chains(limit: int = 100_000) -> LoggedChains:
+    return LoggedChains(retention=RETENTION, limit=limit)
+
+
+def test_the_second_turn_adds_what_is_new() -> None:
+    log = chains()
+    first, second = chain_of("system" * 100, "question"), chain_of("system" * 100, "question", "answer" * 50)
+    assert log.add(first, 0.0).base == NO_BASE
+    base, hashes, distances = log.add(second, 1.0)
+    assert base == first.hashes[-1]
+    assert [*first.hashes, *hashes] == second.hashes
+    assert sum(distances) == second.ends[-1] - first.ends[-1]
+
+
+def test_a_prompt_that_the_log_has_adds_nothing() -> None:
+    log = chains()
+    log.add(chain_of("hello"), 0.0)
+    assert log.add(chain_of("hello"), 1.0) == Addition(chain_of("hello").hashes[-1], [], [])
+
+
+def test_a_prompt_without_checkpoints_stays_one() -> None:
+    log = chains()
+    assert log.join(log.add(EMPTY_CHAIN, 0.0), 0, 0.0) is EMPTY_CHAIN
+
+
+def test_an_unknown_base_is_none() -> None:
+    assert chains().join(Addition(1, [2], [3]), 3, 0.0) is None
+
+
+def test_lists_of_different_lengths_are_none() -> None:
+    assert chains().join(Addition(NO_BASE, [2, 3], [3]), 3, 0.0) is None
+
+
+def test_a_chain_is_appended_anew_after_half_the_retention() -> None:
+    log = chains()
+    prompt = chain_of("system" * 100)
+    log.add(prompt, 0.0)
+    assert log.add(prompt, RETENTION / 2 - 1).hashes == []
+    assert log.add(prompt, RETENTION / 2).base == NO_BASE
+
+
+def test_a_chain_is_appended_anew_after_half_the_limit() -> None:
+    log = chains(limit=20)
+    log.add(chain_of("hello"), 0.0)
+    for k in range(10):
+        log.add(chain_of(f"other {k}"), 0.0)
+    assert log.add(chain_of("hello"), 0.0).base == NO_BASE
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=30))
+def test_what_is_remembered_is_bounded(prompts: list[str]) -> None:
+    log = chains(limit=10)
+    for prompt in prompts:
+        log.add(chain_of(prompt), 0.0)
+    assert len(log) <= 10
+
+
+conversations = st.lists(
+    st.tuples(
+        st.integers(0, 1),  # which picker decides
+        st.lists(st.sampled_from(["system" * 60, "a", "b", "c" * 300]), min_size=1, max_size=8),
+        st.floats(0, RETENTION / 4),  # seconds since the one before
+    ),
+    max_size=40,
+)
+
+
+@given(conversations)
+def test_every_picker_reads_the_chain_that_was_decided(decisions: list[tuple[int, list[str], float]]) -> None:
+    logs = [chains(), chains()]
+    now = 0.0
+    for picker, messages, pause in decisions:
+        now += pause
+        chain = chain_of(*messages)
+        joined = logs[1 - picker].join(logs[picker].add(chain, now), chain.prompt_bytes, now)
+        assert joined == Chain(list(chain.hashes), list(chain.ends), chain.prompt_bytes)
+
+
+@given(conversations)
+def test_the_last_half_can_be_read_from_the_log_alone(decisions: list[tuple[int, list[str], float]]) -> None:
+    logs = [chains(), chains()]
+    entries: list[tuple[float, Addition, Chain]] = []
+    now = 0.0
+    for picker, messages, pause in decisions:
+        now += pause
+        chain = chain_of(*messages)
+        addition = logs[picker].add(chain, now)
+        logs[1 - picker].join(addition, chain.prompt_bytes, now)
+        entries.append((now, addition, chain))
+    starter = chains()
+    for at, addition, chain in entries:
+        if at > now - RETENTION:
+            joined = starter.join(addition, chain.prompt_bytes, at)
+            if at > now - RETENTION / 2:
+                assert joined is not None
+                assert joined.hashes == chain.hashes

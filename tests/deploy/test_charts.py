@@ -105,6 +105,35 @@ def test_everything_that_can_be_turned_on_validates() -> None:
         validate(document)
 
 
+def test_the_notes_configure_envoy_gateway_as_the_values_file_does() -> None:
+    values = yaml.safe_load((DEPLOY / "gateway-extension" / "envoy-gateway-values.yaml").read_text())
+    theirs, ours = values["config"]["envoyGateway"]["extensionManager"], extension_manager({})
+    assert sorted(theirs.pop("backendResources"), key=str) == sorted(ours.pop("backendResources"), key=str)
+    assert ours == theirs
+
+
+def test_the_extension_serves_one_group_of_pools_if_told_so() -> None:
+    group = "inference.networking.x-k8s.io"
+    roles = [d for d in extension(poolGroups=[group]) if d["kind"] == "ClusterRole"]
+    rules = [rule for role in roles for rule in role["rules"] if rule["resources"][0].startswith("inferencepools")]
+    assert len(rules) == 3
+    assert all(rule["apiGroups"] == [group] for rule in rules)
+    (resource,) = extension_manager({"poolGroups": [group]})["backendResources"]
+    assert resource["group"] == group
+
+
+def extension_manager(values: Manifest) -> Manifest:
+    """What the extension's notes say to put into Envoy Gateway's configuration."""
+    with helm.Chart.load(str(CHARTS / EXTENSION)) as loaded:
+        (notes,) = [
+            text
+            for path, text in loaded.render(values, name=EXTENSION, namespace=NAMESPACE).items()
+            if path.endswith("NOTES.txt")
+        ]
+    configuration: Manifest = yaml.safe_load(notes[notes.index("extensionManager:\n") :])
+    return configuration["extensionManager"]
+
+
 def test_rules_and_dashboard_are_those_of_the_project() -> None:
     documents = picker(
         prometheusRule={"enabled": True, "labels": {"release": "prometheus"}}, dashboard={"enabled": True}

@@ -156,6 +156,24 @@ def test_envoy_gateway_finds_the_extension_and_may_read_both_kinds_of_pools() ->
     assert manager["maxMessageSize"] == f"{MAX_MESSAGE_BYTES >> 20}Mi"
 
 
+def test_beside_envoy_ai_gateway_each_extension_has_pools_of_its_own() -> None:
+    values = yaml.safe_load((EXTENSION / "envoy-gateway-values-beside-ai-gateway.yaml").read_text())
+    configuration = values["config"]["envoyGateway"]
+    assert configuration["extensionManager"] is None, "Envoy Gateway refuses both"
+    theirs, ours = configuration["extensionManagers"]
+    assert (theirs.pop("name"), ours.pop("name")) == ("ai-gateway", "warmroute")
+    alone = envoy_gateway_configuration()["extensionManager"]
+    both = [*theirs.pop("backendResources"), *ours.pop("backendResources")]
+    assert sorted(both, key=str) == sorted(alone.pop("backendResources"), key=str)
+    assert ours == alone
+    path = DEPLOY / "overlays" / "envoy-ai-gateway" / "envoy-gateway-values.yaml"
+    ai_gateway = yaml.safe_load(path.read_text())["config"]["envoyGateway"]["extensionManager"]
+    del ai_gateway["backendResources"]
+    for manager in (theirs, ai_gateway):
+        manager["hooks"]["xdsTranslator"]["post"].sort()
+    assert theirs == ai_gateway
+
+
 def test_the_extension_may_write_the_status_of_pools_and_nothing_else() -> None:
     role = pick(extension(), "ClusterRole", NAME)
     rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}

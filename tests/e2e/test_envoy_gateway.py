@@ -68,11 +68,15 @@ class Walk:
     envoy_gateway: Child
 
 
-def gateway_configuration(directory: Path, extension_port: int, dns_port: int) -> dict[str, Any]:
-    """The values of deploy/gateway-extension for an Envoy Gateway that runs here."""
-    values = yaml.safe_load((DEPLOY / "gateway-extension" / "envoy-gateway-values.yaml").read_text())
+def gateway_configuration(
+    directory: Path, values_file: str, extension_ports: list[int], dns_port: int
+) -> dict[str, Any]:
+    """Values of deploy/gateway-extension for an Envoy Gateway that runs here, with its extensions on these ports."""
+    values = yaml.safe_load((DEPLOY / "gateway-extension" / values_file).read_text())
     configuration: dict[str, Any] = values["config"]["envoyGateway"]
-    configuration["extensionManager"]["service"] = {"ip": {"address": "127.0.0.1", "port": extension_port}}
+    managers = configuration.get("extensionManagers") or [configuration["extensionManager"]]
+    for manager, port in zip(managers, extension_ports, strict=True):
+        manager["service"] = {"ip": {"address": "127.0.0.1", "port": port}}
     homes = {name: str(directory / name) for name in ("configHome", "dataHome", "stateHome", "runtimeDir")}
     resolver = {
         "name": "envoy.network.dns_resolver.cares",
@@ -86,7 +90,7 @@ def gateway_configuration(directory: Path, extension_port: int, dns_port: int) -
         **configuration,
         "apiVersion": "gateway.envoyproxy.io/v1alpha1",
         "kind": "EnvoyGateway",
-        "extensionApis": {"enableEnvoyPatchPolicy": True},
+        "extensionApis": {**configuration.get("extensionApis", {}), "enableEnvoyPatchPolicy": True},
         "provider": {
             "type": "Custom",
             "custom": {
@@ -140,8 +144,8 @@ def pod(engine: SimulatorServer) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def walk(directory: Path) -> AsyncIterator[Walk]:
-    """The walk-through up to its requests."""
+async def walk(directory: Path, values_file: str, extensions: int) -> AsyncIterator[Walk]:
+    """The walk-through up to its requests; of several extensions the last one serves its pool."""
     gateway_path = binary("WARMROUTE_ENVOY_GATEWAY", "an envoy-gateway")
     gateway_crds = binary("WARMROUTE_ENVOY_GATEWAY_CRDS", "a directory with the CRDs of Envoy Gateway and Gateway API")
     async with AsyncExitStack() as stack:
@@ -189,18 +193,19 @@ async def walk(directory: Path) -> AsyncIterator[Walk]:
             directory / "picker.log",
         )
         stack.push_async_callback(picker.stop)
-        extension_port = free_port()
-        await stack.enter_async_context(
-            Child(
-                "warmroute gateway-extension",
-                [
-                    *("env", f"KUBECONFIG={cluster.kubeconfig(EXTENSION_ACCOUNT)}", sys.executable, "-m", "warmroute"),
-                    *("gateway-extension", "--port", str(extension_port), "--health-port=0", "--metrics-port=0"),
-                    *("--pods-service={pool}-pods", "--write-pool-status"),
-                ],
-                directory / "extension.log",
+        extension_ports = [free_port() for _ in range(extensions)]
+        for number, port in enumerate(extension_ports):
+            await stack.enter_async_context(
+                Child(
+                    "warmroute gateway-extension",
+                    [
+                        *("env", f"KUBECONFIG={cluster.kubeconfig(EXTENSION_ACCOUNT)}", sys.executable),
+                        *("-m", "warmroute", "gateway-extension", "--port", str(port)),
+                        *("--health-port=0", "--metrics-port=0", "--pods-service={pool}-pods", "--write-pool-status"),
+                    ],
+                    directory / f"extension-{number}.log",
+                )
             )
-        )
 
         versions = directory / "dataHome" / "envoy-versions" / ENVOY_VERSION / "bin"
         versions.mkdir(parents=True)
@@ -213,7 +218,9 @@ async def walk(directory: Path) -> AsyncIterator[Walk]:
         await certificates.start()
         assert await certificates.wait() == 0, certificates.tail()
         configuration = directory / "envoy-gateway.yaml"
-        configuration.write_text(yaml.safe_dump(gateway_configuration(directory, extension_port, dns_port)))
+        configuration.write_text(
+            yaml.safe_dump(gateway_configuration(directory, values_file, extension_ports, dns_port))
+        )
         ports = {"http": free_port(), "llm-gw": free_port()}
         await cluster.apply(listener_ports(ports))
         root = directory / "root"
@@ -237,6 +244,12 @@ async def walk(directory: Path) -> AsyncIterator[Walk]:
         yield Walk(cluster, f"http://127.0.0.1:{ports['llm-gw']}", picker.log, envoy_gateway)
 
 
+def before_1_8() -> bool:
+    """Whether WARMROUTE_ENVOY_GATEWAY_VERSION says so; without it the Envoy Gateway is taken for a newer one."""
+    version = os.environ.get("WARMROUTE_ENVOY_GATEWAY_VERSION", "1.8")
+    return tuple(int(part) for part in version.removeprefix("v").split(".")[:2]) < (1, 8)
+
+
 async def ask(url: str, body: bytes) -> Message | None:
     """The answer, or None while nothing listens."""
     try:
@@ -248,8 +261,22 @@ async def ask(url: str, body: bytes) -> Message | None:
 @pytest.mark.skipif(
     not os.environ.get("WARMROUTE_ENVOY_GATEWAY"), reason="run `make e2e-gateway` with the paths that it asks for"
 )
-async def test_the_walk_through_works_unchanged_on_a_real_envoy_gateway(tmp_path: Path) -> None:
-    async with walk(tmp_path) as running:
+@pytest.mark.parametrize(
+    ("values_file", "extensions"),
+    [
+        pytest.param("envoy-gateway-values.yaml", 1, id="alone"),
+        pytest.param(
+            *("envoy-gateway-values-beside-ai-gateway.yaml", 2),
+            id="beside-another-extension",
+            marks=pytest.mark.skipif(before_1_8(), reason="Envoy Gateway before 1.8 has one extension"),
+        ),
+    ],
+)
+async def test_the_walk_through_works_unchanged_on_a_real_envoy_gateway(
+    tmp_path: Path, values_file: str, extensions: int
+) -> None:
+    """Beside another one: an extension that is given the v1 pools takes the place of Envoy AI Gateway's."""
+    async with walk(tmp_path, values_file, extensions) as running:
 
         async def served() -> bool:
             answer = await ask(

@@ -7,6 +7,7 @@ from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.config.listener import v3 as listener_v3
 from envoy_data_plane.envoy.config.route import v3 as route_v3
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm_v3
+from envoy_data_plane.google.protobuf import Any as PackedAny
 
 from tests.fixtures import envoy_gateway as eg
 from warmroute.extproc.headers import CONTROL, DESTINATION
@@ -235,3 +236,108 @@ def test_the_listeners_buffer_is_raised_for_old_envoys_only(raised: bool) -> Non
 def test_the_gateway_of_each_pool_is_known() -> None:
     pools = picked_pools([eg.pool_v1alpha2()])
     assert hooks.pools_by_gateway(translation().routes) == {hooks.Gateway("default", "gw"): set(pools)}
+
+
+# ---------------------------------------------------------------- beside Envoy AI Gateway
+
+
+AI_FILTER = "envoy.filters.http.ext_proc/endpointpicker/vllm-qwen-pool_default_ext_proc"
+
+
+def ai_gateway_route() -> route_v3.Route:
+    """A route of a v1 pool after Envoy AI Gateway's hook."""
+    route = eg.route("httproute/default/ai/rule/0/match/0/*", "httproute/default/ai/rule/0")
+    assert route.metadata is not None
+    mark = eg.betterproto2_struct({hooks.AI_GATEWAY_POOL: "default/vllm-qwen-pool/picker/9002/duplex/false"})
+    route.metadata.filter_metadata[hooks.AI_GATEWAY_METADATA] = mark
+    return route
+
+
+def ai_gateway_cluster() -> cluster_v3.Cluster:
+    """The cluster of that route after Envoy AI Gateway's hook."""
+    return cluster_v3.Cluster(
+        name="httproute/default/ai/rule/0",
+        type=cluster_v3.ClusterDiscoveryType.ORIGINAL_DST,
+        lb_policy=cluster_v3.ClusterLbPolicy.CLUSTER_PROVIDED,
+        original_dst_lb_config=cluster_v3.ClusterOriginalDstLbConfig(
+            use_http_header=True, http_header_name=DESTINATION
+        ),
+    )
+
+
+def ai_gateway_listener(name: str) -> listener_v3.Listener:
+    """A listener with Envoy AI Gateway's filter for the pool, enabled."""
+    listener = eg.listener(name)
+    assert listener.default_filter_chain is not None
+    (network_filter,) = listener.default_filter_chain.filters
+    assert network_filter.typed_config is not None
+    manager = hcm_v3.HttpConnectionManager().parse(network_filter.typed_config.value)
+    manager.http_filters.insert(0, hcm_v3.HttpFilter(name=AI_FILTER))
+    network_filter.typed_config = PackedAny.pack(manager)
+    return listener
+
+
+both_forms = pytest.mark.parametrize("options", [Options(), Options(pods_service="{pool}-pods")], ids=["dst", "dns"])
+
+
+@both_forms
+def test_what_the_ai_gateway_serves_stays_as_it_is(options: Options) -> None:
+    pools = picked_pools([eg.pool_v1()])
+    route = pb.Route.FromString(eg.encoded(ai_gateway_route()))
+    assert hooks.modify_route(route, pools, options) == ""
+    assert route_v3.Route().parse(route.SerializeToString()) == ai_gateway_route()
+    cluster = pb.Cluster.FromString(eg.encoded(ai_gateway_cluster()))
+    hooks.modify_cluster(cluster, pools, options)
+    assert cluster_v3.Cluster().parse(cluster.SerializeToString()) == ai_gateway_cluster()
+
+
+def test_a_route_of_the_ai_gateway_without_a_pool_of_its_is_served() -> None:
+    """Its other marks say nothing about a pool."""
+    before = eg.route(eg.POOL_ROUTE, eg.POOL_CLUSTER)
+    assert before.metadata is not None
+    before.metadata.filter_metadata[hooks.AI_GATEWAY_METADATA] = eg.betterproto2_struct({"backend_name": "x"})
+    route = pb.Route.FromString(eg.encoded(before))
+    hooks.modify_route(route, picked_pools([eg.pool_v1alpha2()]), Options())
+    assert list(route.typed_per_filter_config) == [FILTER]
+
+
+@both_forms
+def test_one_listener_serves_a_pool_of_ours_and_one_of_the_ai_gateway(options: Options) -> None:
+    ours = pb.Route.FromString(eg.encoded(eg.route(eg.POOL_ROUTE, eg.POOL_CLUSTER)))
+    theirs = pb.Route.FromString(eg.encoded(ai_gateway_route()))
+    hooks.modify_route(ours, picked_pools([eg.pool_v1alpha2()]), options)
+    hooks.modify_route(theirs, picked_pools([eg.pool_v1()]), options)
+    configuration = pb.RouteConfiguration.FromString(eg.encoded(eg.routes("default/gw/llm")))
+    configuration.virtual_hosts[0].routes.extend([ours, theirs])
+    request = pb.PostTranslateModifyRequest(
+        clusters=[pb.Cluster.FromString(eg.encoded(ai_gateway_cluster()))],
+        listeners=[pb.Listener.FromString(eg.encoded(ai_gateway_listener("default/gw/llm")))],
+        routes=[configuration],
+    )
+    response = hooks.modify_translation(request, options)
+    filters = manager_of(response.listeners[0]).http_filters
+    assert [(one.name, one.disabled) for one in filters] == [
+        (AI_FILTER, False),
+        (FILTER, True),
+        ("envoy.filters.http.router", False),
+    ]
+    assert [cluster.name for cluster in response.clusters] == [
+        "httproute/default/ai/rule/0",
+        "inferencepool-picker/default/vllm-qwen-pool",
+    ]
+    assert route_v3.Route().parse(response.routes[0].virtual_hosts[0].routes[1].SerializeToString()) == (
+        ai_gateway_route()
+    )
+
+
+@both_forms
+def test_a_second_call_for_a_route_or_a_cluster_changes_nothing(options: Options) -> None:
+    pools = picked_pools([eg.pool_v1alpha2()])
+    route = pb.Route.FromString(eg.encoded(eg.route(eg.POOL_ROUTE, eg.POOL_CLUSTER)))
+    cluster = pb.Cluster.FromString(eg.encoded(eg.pool_cluster()))
+    results = []
+    for _ in range(2):
+        hooks.modify_route(route, pools, options)
+        hooks.modify_cluster(cluster, pools, options)
+        results.append((route.SerializeToString(deterministic=True), cluster.SerializeToString(deterministic=True)))
+    assert results[0] == results[1]

@@ -29,6 +29,10 @@ ROUTE_METADATA = "warmroute.inference_pool"
 """Key of a route's filter metadata: the struct's field ``pool`` is the route's :class:`PickedPool` as JSON."""
 ENVOY_GATEWAY_METADATA = "envoy-gateway"
 """Key of the filter metadata in which Envoy Gateway names the Kubernetes objects that a part was made of."""
+AI_GATEWAY_METADATA = "aigateway.envoy.io"
+"""Key of the filter metadata in which Envoy AI Gateway's extension notes the pool of a route that it serves."""
+AI_GATEWAY_POOL = "per_route_rule_inference_pool"
+"""Field of that metadata: https://github.com/envoyproxy/ai-gateway/blob/main/internal/extensionserver/inferencepool.go."""
 HTTP_CONNECTION_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER_FILTER = "envoy.filters.http.router"
 EARLY_HEADER_MUTATION = "envoy.http.early_header_mutation.header_mutation"
@@ -75,8 +79,11 @@ def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> 
     """Enable the pool's filter on a route. Returns why the route cannot be served, or an empty text.
 
     A rule has one cluster, so a rule with two pools answers with an error. Where Envoy knows the pool's pods, a route
-    without a retry policy of its own gets one: a request that a pod did not take goes to another pod.
+    without a retry policy of its own gets one: a request that a pod did not take goes to another pod. A route that Envoy
+    AI Gateway serves stays as it is: a second picker call would choose a second time.
     """
+    if _is_served_by_ai_gateway(route):
+        return ""
     if len(pools) > 1:
         names = ", ".join(f"{pool.namespace}/{pool.name}" for pool in pools)
         reason = f"one HTTPRoute rule cannot have two InferencePools: {names}"
@@ -108,9 +115,10 @@ def modify_cluster(cluster: pb.Cluster, pools: list[PickedPool], options: Option
 
     With a headless Service for the pods, Envoy knows them by DNS: the override_host policy takes the picked one, a retry
     may go to another one, and without a destination (FailOpen) requests are balanced. Without the Service, Envoy connects
-    to the address in the header and knows no other.
+    to the address in the header and knows no other. A cluster that obeys the header already, as another extension or an
+    earlier call made it, stays as it is.
     """
-    if not pools:
+    if not pools or _obeys_destination(cluster):
         return
     for field in ("eds_cluster_config", "load_assignment", "load_balancing_policy", "lb_policy"):
         cluster.ClearField(field)
@@ -155,6 +163,15 @@ def pools_by_gateway(routes: Iterable[pb.RouteConfiguration]) -> dict[Gateway, s
                 gateway = Gateway(str(resource.get("namespace")), str(resource.get("name")))
                 found.setdefault(gateway, set()).update(pools)
     return found
+
+
+def _is_served_by_ai_gateway(route: pb.Route) -> bool:
+    marks = route.metadata.filter_metadata
+    return AI_GATEWAY_METADATA in marks and AI_GATEWAY_POOL in marks[AI_GATEWAY_METADATA]
+
+
+def _obeys_destination(cluster: pb.Cluster) -> bool:
+    return cluster.type == pb.Cluster.ORIGINAL_DST and cluster.original_dst_lb_config.http_header_name == DESTINATION
 
 
 def _pools_of(configuration: pb.RouteConfiguration) -> Iterator[PickedPool]:

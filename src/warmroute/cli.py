@@ -115,6 +115,43 @@ def serve(settings_file: Path | None = None, **flags: str | None) -> None:
     picker.serve(load(given, environ=os.environ, settings_file=settings_file))
 
 
+@app.command(epilog="Example: warmroute explain --body request.json")
+def explain(
+    request_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="[REQUEST_ID]", help="The request's x-request-id, which Envoy also sends to the client."
+        ),
+    ] = "",
+    *,
+    body: Annotated[
+        Path | None, typer.Option(help="Dry run: where would a request with this JSON body go now? Nothing is sent.")
+    ] = None,
+    path: Annotated[str, typer.Option(help="Path of the dry run's request.")] = "/v1/chat/completions",
+    debug_url: Annotated[str, typer.Option(help="A picker's debug port.")] = "http://127.0.0.1:9091",
+    decision_log: Annotated[
+        Path | None, typer.Option(help="Look the request up in this file of --decision-log, not on the debug port.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
+) -> None:
+    """Say why a request went where it went, or where one would go: each endpoint's share of the prompt, wait and cost.
+
+    Needs a running picker, except with --decision-log. The picker remembers its last --debug-decisions requests. Cached
+    tokens are rounded down to 1,024, but not in the decision log.
+    """
+    from warmroute import explain as explaining
+
+    if bool(request_id) == (body is not None):
+        raise ConfigurationError("give either a request id or --body FILE")
+    if body is not None:
+        text = explaining.dry_run(body, path, debug_url, as_json=as_json)
+    elif decision_log is not None:
+        text = explaining.logged(request_id, decision_log, as_json=as_json)
+    else:
+        text = explaining.remembered(request_id, debug_url, as_json=as_json)
+    typer.echo(text)
+
+
 @app.command("gateway-extension", epilog="Example: warmroute gateway-extension --port 5005 --no-picker-tls")
 def gateway_extension(
     *,

@@ -23,7 +23,9 @@ from warmroute.extproc.server import Server, ServerOptions
 from warmroute.extproc.session import Session, SessionRules
 from warmroute.observability import lag, logs
 from warmroute.observability.debug_pages import DebugPages
+from warmroute.observability.decision_log import DecisionLog
 from warmroute.observability.live.feed import LiveFeed, PickerView
+from warmroute.observability.log_writer import MOST_WAITING
 from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
@@ -34,6 +36,7 @@ from warmroute.pool.pool import Pool
 from warmroute.prefix.index import UNCONFIRMED_SHARE
 from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.routing.cost import CostConstants
+from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
@@ -57,6 +60,8 @@ CHECKPOINT_MEMORY = 200
 """Bytes of memory of a checkpoint in the prefix index (`warmroute bench cost`: index, per checkpoint and endpoint)."""
 OPEN_CHECKPOINT_MEMORY = 80
 """Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
+DECISION_MEMORY = 6_000
+"""Bytes of memory of a decision's record at 100 endpoints (tracemalloc on CPython 3.11: 5.7 KB)."""
 SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
 """The setting ``shedding`` as a criticality."""
 
@@ -114,8 +119,10 @@ def memory_bound(settings: Settings) -> int:
     """
     short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values)
     short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
+    waiting_decisions = MOST_WAITING if settings.decision_log is not None else 0
     return (
         IDLE_MEMORY
+        + DECISION_MEMORY * (settings.debug_decisions + waiting_decisions)
         + int(CHECKPOINT_MEMORY + OPEN_CHECKPOINT_MEMORY * UNCONFIRMED_SHARE) * settings.index_limit
         + settings.body_memory
         + 2 * settings.max_body_bytes
@@ -148,7 +155,13 @@ class EndpointPicker:
         rng = rng or random.Random()
         self._chance = rng.random
         self.pool = Pool(default_engine=settings.model_server_runtime)
-        self.metrics = Metrics(lambda: self.settings, self._readings, clock=monotonic)
+        self.decision_log = _decision_log(settings)
+        self.metrics = Metrics(
+            lambda: self.settings,
+            self._readings,
+            clock=monotonic,
+            decision_lines_dropped=lambda: 0 if self.decision_log is None else self.decision_log.dropped,
+        )
         self.decisions = RecentDecisions(settings.debug_decisions)
         self.live = LiveFeed(
             PickerView(
@@ -168,7 +181,7 @@ class EndpointPicker:
             routing_constants(settings),
             rng=rng,
             now=now,
-            listeners=(self.decisions, self.live),
+            listeners=self._listeners(),
             name=secrets.token_hex(4),
         )
         self.pool.subscribe(self.metrics, now)
@@ -196,6 +209,12 @@ class EndpointPicker:
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _listeners(self) -> tuple[DecisionListener, ...]:
+        """Who is told of decisions."""
+        if self.decision_log is None:
+            return self.decisions, self.live
+        return self.decisions, self.live, self.decision_log
 
     def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
         if settings.endpoints_file is not None and settings.pool_name is not None:
@@ -316,6 +335,8 @@ class EndpointPicker:
         await self.server.stop()
         await self.metrics_pages.stop()
         await self.debug_pages.stop()
+        if self.decision_log is not None:
+            self.decision_log.close()
 
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
@@ -389,6 +410,12 @@ class EndpointPicker:
             settings=lambda: self.settings.model_dump(mode="json"),
             clock=monotonic,
         )
+
+
+def _decision_log(settings: Settings) -> DecisionLog | None:
+    if settings.decision_log is None:
+        return None
+    return DecisionLog(settings.decision_log, settings.decision_log_bytes, clock=monotonic)
 
 
 def _on_signals(signalled: Callable[[], None]) -> None:

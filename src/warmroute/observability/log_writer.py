@@ -1,19 +1,19 @@
-"""A thread that writes log records, so that a slow or unread log stops nobody who logs.
+"""A thread that formats and writes the lines of a log, so that a slow or unread one stops nobody who logs.
 
 A pipe holds 64 KiB (pipe(7)); when nobody reads it, a write blocks for ever. Here only the writer's thread blocks. The
 records that wait are bounded; what comes beyond the bound is dropped and counted.
+
+The process's log and the decision log each have one.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import select
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+from typing import Generic, Protocol, TypeVar
 
 BATCH_SECONDS = 0.02
 """Time that an ordinary record waits for others: to write ten lines together takes little longer than to write one."""
@@ -22,19 +22,29 @@ MOST_WAITING = 2000
 FLUSH_SECONDS = 1.0
 """Longest time that a flush waits, also at exit."""
 
-logger = logging.getLogger(__name__)
+Record = TypeVar("Record")
 
 
-class LogWriter:
-    """Formats records and writes them to ``stream`` (default: stderr) in a thread of its own.
+class Stream(Protocol):
+    """Where lines go. With a method ``fileno`` the descriptor is written, else ``write`` is called."""
 
-    The thread starts with the first record. It is a daemon: a blocked write does not keep the process from ending.
+    def write(self, text: str, /) -> object:
+        """Write ``text``."""
+
+
+class LogWriter(Generic[Record]):
+    """Formats records and writes them to ``stream`` in a thread of its own.
+
+    ``line_of`` gives a record's line, and ``line_of_loss`` the line about so many records that were dropped, both without
+    the line break. The thread starts with the first record. It is a daemon: a blocked write does not keep the process from
+    ending.
     """
 
-    def __init__(self, format_record: Callable[[logging.LogRecord], str], stream: TextIO | None) -> None:
-        self._format = format_record
-        self._stream = sys.stderr if stream is None else stream
-        self._waiting: deque[logging.LogRecord | threading.Event] = deque()
+    def __init__(self, line_of: Callable[[Record], str], stream: Stream, *, line_of_loss: Callable[[int], str]) -> None:
+        self._line_of = line_of
+        self._line_of_loss = line_of_loss
+        self._stream = stream
+        self._waiting: deque[Record | threading.Event] = deque()
         """Records, and an event for each flush that waits for the records before it."""
         self._wake = threading.Event()
         self._urgent = threading.Event()
@@ -44,7 +54,7 @@ class LogWriter:
         self.dropped = 0
         """Records that were lost: beyond the bound, or refused by the stream."""
 
-    def add(self, record: logging.LogRecord, *, urgent: bool = False) -> None:
+    def add(self, record: Record, *, urgent: bool = False) -> None:
         """Have a record written; an ``urgent`` one at once, with those before it. Never blocks. For one thread at a time."""
         if len(self._waiting) >= MOST_WAITING or self._closed:
             self.dropped += 1
@@ -68,12 +78,13 @@ class LogWriter:
         self._wake.set()
         return written.wait(FLUSH_SECONDS)
 
-    def close(self) -> None:
-        """Flush, and end the thread once it has nothing to write."""
-        self.flush()
+    def close(self) -> bool:
+        """Flush, and end the thread once it has nothing to write. False: some lines still wait."""
+        written = self.flush()
         self._closed = True
         self._urgent.set()
         self._wake.set()
+        return written
 
     def _run(self) -> None:
         while not self._closed or self._waiting:
@@ -95,7 +106,7 @@ class LogWriter:
             else:
                 lines.append(self._line(item))
         if dropped > self._reported:
-            lines.append(self._line(_dropped_record(dropped - self._reported)))
+            lines.append(self._line_of_loss(dropped - self._reported) + "\n")
         try:
             self._write("".join(lines))
             self._reported = dropped
@@ -105,17 +116,17 @@ class LogWriter:
         for flush in flushes:
             flush.set()
 
-    def _line(self, record: logging.LogRecord) -> str:
+    def _line(self, record: Record) -> str:
         try:
-            return self._format(record) + "\n"
+            return self._line_of(record) + "\n"
         except Exception as error:
-            return f"a log record of {record.pathname}:{record.lineno} could not be formatted: {error!r}\n"
+            return f"a log line could not be formatted: {error!r}\n"
 
     def _write(self, text: str) -> None:
         if not text:
             return
         try:
-            descriptor = self._stream.fileno()
+            descriptor = self._stream.fileno()  # type: ignore[attr-defined]
         except (OSError, AttributeError):  # not a file: io.StringIO and its like
             self._stream.write(text)
             return
@@ -126,10 +137,3 @@ class LogWriter:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:  # somebody made the descriptor non-blocking
                 select.select((), (descriptor,), ())
-
-
-def _dropped_record(count: int) -> logging.LogRecord:
-    fields = {"lines": count}
-    return logger.makeRecord(
-        __name__, logging.WARNING, __file__, 0, "log lines dropped", (), None, "_dropped_record", {"fields": fields}
-    )

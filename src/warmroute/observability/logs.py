@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -27,6 +28,8 @@ from typing import Any, Literal, TextIO
 import warmroute
 from warmroute.observability.log_writer import LogWriter
 from warmroute.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "warmroute"
 
@@ -82,7 +85,7 @@ class LogHandler(logging.Handler):
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
-        self.writer = LogWriter(self.format, stream)
+        self.writer = LogWriter(self.format, sys.stderr if stream is None else stream, line_of_loss=self._line_of_loss)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record; called with the handler's lock held, so it must not block."""
@@ -94,6 +97,15 @@ class LogHandler(logging.Handler):
         if any(type(value) is str and len(value) > LONGEST_TEXT for value in fields.values()):
             record.fields = {key: _shortened(value) if type(value) is str else value for key, value in fields.items()}
         self.writer.add(record, urgent=record.levelno >= logging.WARNING)
+
+    def _line_of_loss(self, lines: int) -> str:
+        """The line about lines that were dropped."""
+        fields = {"lines": lines}
+        return self.format(
+            logger.makeRecord(
+                __name__, logging.WARNING, __file__, 0, "log lines dropped", (), None, None, {"fields": fields}
+            )
+        )
 
     def flush(self) -> None:
         """Wait, for a bounded time, until the lines so far are written."""

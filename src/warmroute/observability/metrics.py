@@ -188,7 +188,9 @@ class Metrics(PoolListener, Collector):
         endpoints: EndpointView,
         *,
         clock: Callable[[], float] = time.monotonic,
+        decision_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._decision_lines_dropped = decision_lines_dropped
         self.registry = CollectorRegistry()
         self._settings = settings
         self._endpoints = endpoints
@@ -365,6 +367,7 @@ class Metrics(PoolListener, Collector):
         yield (self._lag.collect(),)
         yield (self._reloads.collect(),)
         yield (series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())]),)
+        yield (series.DECISION_LOG_DROPPED.family([((), self._decision_lines_dropped())]),)
         yield (series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)]),)
         yield (series.BUILD_INFO.family([((__version__, platform.python_version()), 1)]),)
         for metric in _pool_metrics(settings.pool_name or "default", readings):

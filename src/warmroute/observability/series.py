@@ -321,6 +321,12 @@ LOG_LINES_DROPPED = _series(
     "lines",
     "Log lines lost because the log was not read or not writable.",
 )
+DECISION_LOG_DROPPED = _series(
+    "warmroute_decision_log_lines_dropped_total",
+    "counter",
+    "lines",
+    "Lines of --decision-log lost because the file could not take them.",
+)
 SETTINGS_INFO = _series(
     "warmroute_settings_info",
     "info",

@@ -399,7 +399,23 @@ class Settings(BaseModel):
         "info", "Lowest level that is logged.", group="Observability", hot=True
     )
     debug_decisions: int = setting(
-        100, "Number of decisions kept for /debug/decisions. 0: none.", group="Observability", ge=0, le=10_000
+        1000,
+        "Number of decisions kept for /debug/decisions and `warmroute explain` (6 KB each at 100 endpoints). 0: none.",
+        group="Observability",
+        ge=0,
+        le=100_000,
+    )
+    decision_log: OptionalText = setting(
+        None,
+        "File that gets a JSON line for each decision: costs and predictions of the candidates, and with "
+        "--observe-responses what was measured. stdout: standard output.",
+        group="Observability",
+    )
+    decision_log_bytes: int = setting(
+        64 << 20,
+        "Size at which the decision log's file is renamed to FILE.1 and a new one is begun; three such files are kept.",
+        group="Observability",
+        ge=1 << 16,
     )
 
 

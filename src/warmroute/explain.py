@@ -1,0 +1,90 @@
+"""`warmroute explain`: explanations of decisions from a debug port or a decision log, as text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from warmroute.errors import ConfigurationError, WarmrouteError
+from warmroute.observability import explanation
+from warmroute.observability.debug_client import ask
+
+MOST_CANDIDATES = 10
+"""Candidates that are shown: the chosen one and the next best."""
+MOST_DECISIONS = 10
+"""Decisions of one request id that are shown: retries of clients may repeat it."""
+LONGEST_LINE = 1 << 20
+"""Bytes of a decision log's line that are read."""
+
+
+class UnknownDecisionError(WarmrouteError):
+    """There is no such decision; the message says where it was looked for."""
+
+
+def remembered(request_id: str, debug_url: str, *, as_json: bool = False) -> str:
+    """Why the request went where it went, by the picker's memory. Raises UnknownDecisionError, DebugPortError."""
+    query: dict[str, str | int] = {"request": request_id, "candidates": MOST_CANDIDATES, "limit": MOST_DECISIONS}
+    found = ask(debug_url, "/debug/decisions", query)
+    if not found:
+        raise UnknownDecisionError(
+            f"the picker at {debug_url} remembers no request {request_id!r}: it keeps the last --debug-decisions requests, "
+            "and with several pickers each remembers its own"
+        )
+    return _text(found, as_json=as_json)
+
+
+def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> str:
+    """Where a request with the body in a file would go. Raises ConfigurationError, DebugPortError."""
+    try:
+        content = body.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {body}: {error.strerror}") from error
+    query: dict[str, str | int] = {"path": path, "candidates": MOST_CANDIDATES}
+    explained = ask(debug_url, "/debug/explain", query, body=content, content_type="application/json")
+    if as_json:
+        return _json(explained)
+    if "rejected" in explained:
+        rejected = explained["rejected"]
+        return f"It would be rejected: {rejected['status']} {rejected['reason']}: {rejected['message']}"
+    return explanation.text(explained, decided=False)
+
+
+def logged(request_id: str, decision_log: Path, *, as_json: bool = False) -> str:
+    """Why the request went where it went, by a decision log. Raises UnknownDecisionError, ConfigurationError."""
+    decisions: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
+    wanted = json.dumps(request_id, ensure_ascii=False).encode()
+    try:
+        with decision_log.open("rb") as lines:
+            while line := lines.readline(LONGEST_LINE):
+                entry = _entry(line) if wanted in line else {}
+                if entry.get("request") == request_id:
+                    (measured if "measured" in entry else decisions).append(entry)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {decision_log}: {error.strerror}") from error
+    if not decisions:
+        raise UnknownDecisionError(f"{decision_log} has no request {request_id!r}")
+    if as_json:
+        return _json(decisions[-MOST_DECISIONS:] + measured[-MOST_DECISIONS:])
+    text = _text(decisions[-MOST_DECISIONS:], as_json=False)
+    for entry in measured[-MOST_DECISIONS:]:
+        was = entry["measured"]
+        text += f"\nmeasured: status {was['status']} from {was['served']}, ended after {was['end_ms']:,.0f} ms"
+    return text
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # cut off
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _text(decisions: list[Any], *, as_json: bool) -> str:
+    return _json(decisions) if as_json else "\n\n".join(explanation.text(decision) for decision in decisions)
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)

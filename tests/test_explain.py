@@ -1,0 +1,114 @@
+"""`warmroute explain`: what it prints, from a debug port and from a decision log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warmroute import explain
+from warmroute.errors import ConfigurationError
+from warmroute.observability import explanation
+from warmroute.observability.debug_client import DebugPortError, ask
+
+DECISION: dict[str, Any] = {
+    "decision": "p-7",
+    "request": "r1",
+    "trace": "",
+    "seconds_ago": 3.21,
+    "model": "m",
+    "strategy": "PREFIX_CACHE",
+    "reason": "warm",
+    "chosen": "ns/vllm-1",
+    "targets": "10.0.0.1:8000",
+    "sentence": "holds at least 2,048 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s",
+    "prompt_tokens": 2240,
+    "cached_tokens": 2048,
+    "predicted_ttft_ms": 20.0,
+    "candidates": 3,
+    "endpoints": [
+        {
+            "endpoint": "ns/vllm-1",
+            "cached_tokens": 2048,
+            "predicted_ttft_ms": 20.0,
+            "waiting": 1.0,
+            "running": 2.0,
+            "cost_ms": 142.0,
+            "terms_ms": {"wait": 0.0, "prefill": 20.0, "delay": 122.0},
+        },
+        {
+            "endpoint": "ns/vllm-2",
+            "cached_tokens": 0,
+            "predicted_ttft_ms": 900.0,
+            "waiting": 0.0,
+            "running": 0.0,
+            "cost_ms": 2400.0,
+            "terms_ms": {"prefill": 2400.0},
+        },
+    ],
+}
+
+
+def test_the_text_of_a_decision() -> None:
+    assert explanation.text(DECISION) == (
+        "Request r1 went to ns/vllm-1 (10.0.0.1:8000), 3.2 s ago.\n"
+        "  holds at least 2,048 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s\n"
+        "  warm: the endpoint probably holds more than the threshold of the prompt in its KV cache\n"
+        "\n"
+        "endpoint   cached tokens  predicted TTFT  waiting  running    cost\n"
+        "ns/vllm-1          2,048           20 ms        1        2  142 ms\n"
+        "ns/vllm-2              0          900 ms        0        0   2.4 s\n"
+        "and 1 more\n"
+        "\n"
+        "its cost: delay 122 ms, prefill 20 ms (docs/cost.md)"
+    )
+
+
+def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
+    endpoints = [
+        {key: value for key, value in endpoint.items() if key not in ("cost_ms", "terms_ms")} | {"value": 3.0}
+        for endpoint in DECISION["endpoints"]
+    ]
+    text = explanation.text(DECISION | {"strategy": "MINE", "endpoints": endpoints}, decided=False)
+    assert text.startswith("It would go to ns/vllm-1 (10.0.0.1:8000).\n")
+    assert "value of MINE" in text
+    assert "its cost" not in text
+
+
+@pytest.mark.parametrize("reason", ["warm", "partial", "spread", "cold", "no-prompt"])
+def test_every_reason_is_explained(reason: str) -> None:
+    assert f"  {reason}: " in explanation.text(DECISION | {"reason": reason})
+
+
+def test_a_decision_is_found_in_a_log(tmp_path: Path) -> None:
+    logged = {key: value for key, value in DECISION.items() if key != "seconds_ago"} | {
+        "ts": "2026-11-28T10:00:00.000Z"
+    }
+    measured = {
+        "decision": "p-7",
+        "request": "r1",
+        "measured": {"served": "10.0.0.1:8000", "status": 200, "end_ms": 1234.5},
+    }
+    other = logged | {"request": "r10"}
+    (tmp_path / "log").write_text(
+        "".join(json.dumps(line) + "\n" for line in (other, logged, measured)) + '{"request": "r1'
+    )
+    text = explain.logged("r1", tmp_path / "log")
+    assert text.count("went to") == 1
+    assert "at 2026-11-28T10:00:00.000Z." in text
+    assert text.endswith("measured: status 200 from 10.0.0.1:8000, ended after 1,234 ms")
+    assert json.loads(explain.logged("r1", tmp_path / "log", as_json=True)) == [logged, measured]
+    with pytest.raises(explain.UnknownDecisionError, match="has no request 'r9'"):
+        explain.logged("r9", tmp_path / "log")
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        explain.logged("r9", tmp_path / "missing")
+
+
+@pytest.mark.integration
+def test_a_port_where_nobody_listens_is_one_line() -> None:
+    with pytest.raises(DebugPortError, match=r"no picker's debug port at http://127.0.0.1:1 \(.*Connection refused\)"):
+        ask("http://127.0.0.1:1", "/debug/decisions", {})
+    with pytest.raises(DebugPortError, match="is not a URL like http"):
+        ask("file:///etc/passwd", "", {})

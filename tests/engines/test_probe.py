@@ -75,10 +75,16 @@ def test_a_real_vllm_page() -> None:
         first_tokens_total=1957.0,
         prompt_tokens_total=6747926.0,
         prompt_requests_total=1957.0,
+        computed_tokens_total=4069894.0,
         prefix_queries_total=6747926.0,
         prefix_hits_total=2678032.0,
+        tier_queries_total=0.0,
+        tier_hits_total=0.0,
         responses_total=1959.0,
+        rejected_responses_total=2.0,
         max_model_len=32768,
+        block_size=16,
+        prefix_caching=True,
     )
 
 
@@ -117,6 +123,31 @@ def test_data_parallel_ranks_count_together() -> None:
     assert (state.waiting, state.running) == (3, 7)
     assert state.kv_usage == pytest.approx(0.5)
     assert state.capacity_tokens == 32_000
+
+
+def test_series_of_several_api_server_processes_are_one_engine() -> None:
+    """All but one process have the engine's figures of long ago, or 0 (vllm-project/vllm pull request 28792)."""
+    pids = range(271, 279)
+    lines = [f'vllm:kv_cache_usage_perc{{engine="0",pid="{pid}"}} {0.653 if pid == 273 else 0.0}' for pid in pids]
+    lines += [f'vllm:num_requests_running{{engine="0",pid="{pid}"}} {7 if pid == 273 else 0}' for pid in pids]
+    lines += [f'vllm:num_requests_waiting{{engine="0",pid="{pid}"}} 0' for pid in pids]
+    lines += [f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="1000",pid="{pid}"}} 1' for pid in pids]
+    state = read(Probe(VLLM, "/metrics"), "\n".join([*lines, ""]).encode())
+    assert (state.kv_usage, state.running, state.waiting, state.capacity_tokens) == (0.653, 7, 0, 16_000)
+
+
+def test_processes_and_data_parallel_ranks_together() -> None:
+    usage = 'vllm:kv_cache_usage_perc{{engine="{}",pid="{}"}} {}\n'
+    extra = usage.format(0, 1, 0.0) + usage.format(0, 2, 0.6) + usage.format(1, 1, 0.2) + usage.format(1, 2, 0.0)
+    page = vllm_page(extra=extra).replace(b'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25\n', b"")
+    assert read(Probe(VLLM, "/metrics"), page).kv_usage == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("text", "known"), [("True", True), ("False", False), ("true", True), ("", None), ("x", None)])
+def test_whether_an_engine_keeps_prompts_and_in_which_blocks(text: str, known: bool | None) -> None:
+    info = f'vllm:cache_config_info{{block_size="8320",num_gpu_blocks="1000",enable_prefix_caching="{text}"}} 1'
+    state = read(Probe(VLLM, "/metrics"), vllm_page(constants=False, extra=info))
+    assert (state.block_size, state.capacity_tokens, state.prefix_caching) == (8320, 8_320_000, known)
 
 
 def test_the_latest_adapter_sample_counts() -> None:
@@ -360,7 +391,9 @@ def test_every_series_of_a_dialect_is_asked_for(dialect: Dialect) -> None:
     """Walks the values themselves, so a figure that the derived lists leave out is found."""
 
     def names(value: object) -> set[str]:
-        if isinstance(value, Series | AdapterInfo):
+        if isinstance(value, AdapterInfo):
+            return {value.name, value.loaded}
+        if isinstance(value, Series):
             return {value.name}
         if isinstance(value, Capacity):
             return names(value.count) | names(value.size)
@@ -368,7 +401,8 @@ def test_every_series_of_a_dialect_is_asked_for(dialect: Dialect) -> None:
 
     every = set().union(*(names(getattr(dialect, field.name)) for field in fields(dialect)))
     assert every | {"process_start_time_seconds"} == {*dialect.changing_names(), *dialect.constant_names()}
-    assert names(dialect.capacity) | names(dialect.max_num_seqs) == {*dialect.constant_names()}
+    constants = (dialect.capacity, dialect.max_num_seqs, dialect.tier_tokens)
+    assert set().union(*map(names, constants)) == {*dialect.constant_names()}
 
 
 def test_constants_are_asked_for_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,10 @@ from warmroute.pool.endpoint import EngineState
 from warmroute.prefix.chain import Chain
 from warmroute.routing.confirmation import (
     DISTRUST_BELOW,
+    LEAST_FACTOR,
     MOST_OPEN,
+    NOTHING_FOUND_PROMPTS,
+    NOTHING_FOUND_TOKENS,
     SETTLING,
     WINDOW_PROMPTS,
     WINDOW_TOKENS,
@@ -157,17 +162,73 @@ def windows(confirmation: Confirmation, count: int, *, expected: float, measured
 @pytest.mark.parametrize(("measured", "factor"), [(0.8, 1.0), (0.4, 1.0), (0.0, pytest.approx(0.05, abs=0.03))])
 def test_an_engine_that_holds_less_than_expected_is_trusted_less(measured: float, factor: float) -> None:
     confirmation = begun()
+    confirmation.full = True
     windows(confirmation, 6, expected=0.8, measured=measured)
     assert confirmation.factor == factor
+
+
+def test_an_engine_with_room_that_finds_half_of_what_it_keeps_is_believed_to_hold_half() -> None:
+    confirmation = begun()
+    windows(confirmation, 8, expected=0.8, measured=0.4)
+    assert confirmation.factor == pytest.approx(0.5, abs=0.01)
+
+
+def test_hits_that_end_at_once_show_an_emptied_cache_and_then_one_that_keeps_nothing() -> None:
+    confirmation = begun()
+    windows(confirmation, 3, expected=0.8, measured=0.8)
+    windows(confirmation, 1, expected=0.8, measured=0.0)
+    assert (confirmation.emptied, confirmation.factor) == (True, 1.0)
+    confirmation.forget()
+    assert not confirmation.emptied
+    windows(confirmation, 1, expected=0.8, measured=0.0)
+    assert (confirmation.emptied, confirmation.factor) == (False, LEAST_FACTOR)
+
+
+def test_a_window_ends_early_when_nothing_is_found() -> None:
+    confirmation = begun()
+    lookups = 0.0
+    for turn in range(NOTHING_FOUND_PROMPTS):
+        assert confirmation.factor == 1.0
+        tokens = NOTHING_FOUND_TOKENS / NOTHING_FOUND_PROMPTS
+        send(confirmation, tokens, None, at=float(turn), cached=tokens)
+        lookups += tokens
+        list(confirmation.observe(page(turn + 0.5, lookups)))
+    assert confirmation.factor == LEAST_FACTOR
+
+
+def test_prompts_that_wait_while_the_cache_is_emptied_are_not_expected_to_be_found() -> None:
+    confirmation = begun()
+    windows(confirmation, 1, expected=0.8, measured=0.8)
+    lookups = WINDOW_TOKENS * 2
+    for _ in range(WINDOW_PROMPTS):
+        send(confirmation, WINDOW_TOKENS, None, at=100.0, cached=WINDOW_TOKENS)
+    confirmation.forget()
+    list(confirmation.observe(page(101.0, lookups + WINDOW_PROMPTS * WINDOW_TOKENS, 0.8 * lookups)))
+    assert (confirmation.emptied, confirmation.trust) == (False, 1.0)
+
+
+@pytest.mark.parametrize(("rejected", "trusted"), [(0.0, False), (1000.0, True)])
+def test_rejected_prompts_do_not_lower_trust_where_the_page_counts_them(rejected: float, trusted: bool) -> None:
+    """Nine of ten requests are rejected (4xx) prompts that would have been found; the engine is never idle."""
+    confirmation = Confirmation()
+    lookups = 0.0
+    for turn in range(200):
+        refused = None if not rejected else rejected * turn
+        list(confirmation.observe(dataclasses.replace(page(turn, lookups), rejected_responses_total=refused)))
+        for _ in range(9):
+            send(confirmation, 5000, None, at=turn + 0.5, cached=5000)
+        send(confirmation, 5000, None, at=turn + 0.5)
+        lookups += 5000
+    assert (confirmation.factor == 1.0) is trusted
 
 
 def test_the_ratios_of_the_last_window_are_kept() -> None:
     confirmation = begun()
     assert confirmation.last_window is None
     windows(confirmation, 1, expected=0.8, measured=0.4)
-    assert confirmation.last_window == pytest.approx((0.8, 0.4))
+    assert confirmation.last_window == pytest.approx((0.8, 0.4, 0.0))
     windows(confirmation, 1, expected=0.0, measured=3.0)
-    assert confirmation.last_window == pytest.approx((0.0, 1.0))
+    assert confirmation.last_window == pytest.approx((0.0, 1.0, 0.0))
 
 
 def test_trust_returns_when_the_hits_do() -> None:

@@ -56,16 +56,25 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A series whose labels list the LoRA adapters in use; its value is the Unix time of the label set's last use."""
+    """A series whose labels list the LoRA adapters in use. Its value grows while its label set is in use.
+
+    In one process the value is the Unix time of the last use; with several API server processes it is the sum of theirs.
+    ``loaded`` is a series with one sample for each adapter that the engine holds, in use or not: 1 while it is there, its
+    name in the label ``adapter``.
+    """
 
     name: str
     running: str
     waiting: str
     limit: str
+    loaded: str
+    adapter: str
+    on_gpu: tuple[tuple[str, str], ...] = ()
+    """Labels of the samples of ``loaded`` that need no loading before use."""
 
     def names(self) -> tuple[str, ...]:
         """Sample names to ask for."""
-        return (self.name,)
+        return (self.name, self.loaded)
 
 
 class Kind(Enum):
@@ -101,6 +110,12 @@ class Dialect:
     """Most requests that run at once."""
     max_concurrency: tuple[Series, ...] = _figure(Kind.CONSTANT)
     """Size of the KV cache divided by the longest request (``max_model_len``)."""
+    block_size: tuple[Series, ...] = _figure(Kind.CONSTANT)
+    """Tokens in a block of the KV cache: prompts are found in whole blocks."""
+    prefix_caching: tuple[Series, ...] = _figure(Kind.CONSTANT)
+    """Whether the engine keeps prompts: a label with the text ``True`` or ``False``."""
+    tier_tokens: tuple[Series, ...] = _figure(Kind.CONSTANT)
+    """Tokens that a second tier of the KV cache holds (host memory), copies of the first tier included."""
     prompt_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
     """Prompt tokens of finished requests, cached ones included."""
     prompt_requests: tuple[Series, ...] = _figure(Kind.COUNTER)
@@ -123,8 +138,14 @@ class Dialect:
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: tuple[Series, ...] = _figure(Kind.COUNTER)
     """Prompt tokens found in the prefix cache."""
+    external_queries: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens looked up in a cache outside the GPU (LMCache, CPU offloading), after those found on the GPU."""
+    external_hits: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Prompt tokens found there; ``prefix_hits`` does not count them."""
     responses: tuple[Series, ...] = _figure(Kind.COUNTER)
     """HTTP responses to POST requests, of any status."""
+    rejected_responses: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """HTTP responses to POST requests with a status of 400 to 499."""
     failed_responses: tuple[Series, ...] = _figure(Kind.COUNTER)
     """HTTP responses to POST requests with a status of 500 to 599."""
     adapters: AdapterInfo | None = field(default=None, metadata={"kind": Kind.GAUGE})
@@ -161,21 +182,30 @@ _ALL_PRIORITIES = (("priority", ""),)
 """SGLang repeats some series per priority; the one without a priority is the total."""
 _SGLANG_RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
 """Labels of ranks that work on one set of requests. With pipeline parallelism each of them exports the figure."""
+_PROCESSES = ("pid",)
+"""Label of API server processes. prometheus_client adds it to a gauge that declares no mode for several
+processes (``vllm:kv_cache_usage_perc`` until https://github.com/vllm-project/vllm/pull/28792). An engine sends its figures
+to one process; the others export 0 or old figures."""
 _TRITON_REQUESTS = "nv_trt_llm_request_metrics"
 _TRITON_BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
 
 VLLM = Dialect(
-    waiting=(Series("vllm:num_requests_waiting"),),
-    running=(Series("vllm:num_requests_running"),),
-    kv_usage=(Series("vllm:kv_cache_usage_perc"), Series("vllm:gpu_cache_usage_perc")),
+    waiting=(Series("vllm:num_requests_waiting", replicas=_PROCESSES),),
+    running=(Series("vllm:num_requests_running", replicas=_PROCESSES),),
+    kv_usage=(
+        Series("vllm:kv_cache_usage_perc", replicas=_PROCESSES),
+        Series("vllm:gpu_cache_usage_perc", replicas=_PROCESSES),
+    ),
     capacity=(
-        Capacity(Series(_VLLM_CACHE_CONFIG, label="kv_cache_size_tokens")),
+        Capacity(Series(_VLLM_CACHE_CONFIG, label="kv_cache_size_tokens", replicas=_PROCESSES)),
         Capacity(
-            Series(_VLLM_CACHE_CONFIG, label="num_gpu_blocks"),
+            Series(_VLLM_CACHE_CONFIG, label="num_gpu_blocks", replicas=_PROCESSES),
             size=Series(_VLLM_CACHE_CONFIG, label="block_size"),
         ),
     ),
-    max_concurrency=(Series(_VLLM_CACHE_CONFIG, label="kv_cache_max_concurrency"),),
+    max_concurrency=(Series(_VLLM_CACHE_CONFIG, label="kv_cache_max_concurrency", replicas=_PROCESSES),),
+    block_size=(Series(_VLLM_CACHE_CONFIG, label="block_size"),),
+    prefix_caching=(Series(_VLLM_CACHE_CONFIG, label="enable_prefix_caching"),),
     prompt_tokens=(Series("vllm:request_prompt_tokens_sum"),),
     prompt_requests=(Series("vllm:request_prompt_tokens_count"),),
     computed_tokens=(
@@ -195,14 +225,20 @@ VLLM = Dialect(
     ),
     prefix_queries=(Series("vllm:prefix_cache_queries_total"), Series("vllm:gpu_prefix_cache_queries_total")),
     prefix_hits=(Series("vllm:prefix_cache_hits_total"), Series("vllm:gpu_prefix_cache_hits_total")),
+    external_queries=(Series("vllm:external_prefix_cache_queries_total"),),
+    external_hits=(Series("vllm:external_prefix_cache_hits_total"),),
     responses=(Series("http_requests_total", where=(("method", "POST"),)),),
+    rejected_responses=(Series("http_requests_total", where=(("method", "POST"), ("status", "4xx"))),),
     failed_responses=(Series("http_requests_total", where=(("method", "POST"), ("status", "5xx"))),),
-    awake=(Series("vllm:engine_sleep_state", where=(("sleep_state", "awake"),)),),
+    awake=(Series("vllm:engine_sleep_state", where=(("sleep_state", "awake"),), replicas=_PROCESSES),),
     adapters=AdapterInfo(
         "vllm:lora_requests_info",
         running="running_lora_adapters",
         waiting="waiting_lora_adapters",
         limit="max_lora",
+        loaded="vllm:lora_adapter_loaded",
+        adapter="adapter_name",
+        on_gpu=(("level", "gpu"),),
     ),
 )
 
@@ -217,6 +253,8 @@ SGLANG = Dialect(
             size=Series(_SGLANG_CACHE_CONFIG, label="page_size"),
         ),
     ),
+    block_size=(Series(_SGLANG_CACHE_CONFIG, label="page_size"),),
+    tier_tokens=(Series("sglang:hicache_host_total_tokens", replicas=_SGLANG_RANKS),),
     prompt_tokens=(Series("sglang:prompt_tokens_total"),),
     prompt_requests=(Series("sglang:num_requests_total"),),
     computed_tokens=(
@@ -237,6 +275,7 @@ TRTLLM_SERVE = Dialect(
     running=(Series("trtllm_num_requests_running"),),
     kv_usage=(Series("trtllm_kv_cache_utilization"),),
     capacity=(Capacity(Series("trtllm_kv_cache_max_blocks"), size=Series("trtllm_kv_cache_tokens_per_block")),),
+    block_size=(Series("trtllm_kv_cache_tokens_per_block"),),
     max_num_seqs=(Series("trtllm_max_num_active_requests"),),
     prompt_tokens=(Series("trtllm_prompt_tokens_total"),),
     prompt_requests=(Series("trtllm_request_success_total"),),
@@ -255,6 +294,7 @@ TRITON_TENSORRT_LLM = Dialect(
             size=Series(_TRITON_BLOCKS, where=(("kv_cache_block_type", "tokens_per"),)),
         ),
     ),
+    block_size=(Series(_TRITON_BLOCKS, where=(("kv_cache_block_type", "tokens_per"),)),),
     max_num_seqs=(Series(_TRITON_REQUESTS, where=(("request_type", "max"),)),),
 )
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import NamedTuple
 
 from warmroute.engines.dialects import PROCESS_START_TIME, AdapterInfo, Dialect, Series
 from warmroute.engines.page import Page
 from warmroute.errors import ScrapeError
-from warmroute.pool.endpoint import MOST_ADAPTERS, MOST_CAPACITY, MOST_COUNTED, MOST_REQUESTS
+from warmroute.pool.endpoint import MOST_ADAPTERS, MOST_BLOCK_SIZE, MOST_CAPACITY, MOST_COUNTED, MOST_REQUESTS
 
 _START_TIME = (Series(PROCESS_START_TIME),)
 
@@ -27,6 +29,22 @@ class Constants:
     """Most requests that run at once, at most :data:`MOST_REQUESTS`."""
     max_model_len: int | None = None
     """Most tokens of a request, prompt and answer together, at most :data:`MOST_CAPACITY`."""
+    block_size: int | None = None
+    """Tokens in a block of the KV cache, at most :data:`MOST_BLOCK_SIZE`."""
+    prefix_caching: bool | None = None
+    """Whether the engine keeps prompts in its KV cache."""
+    tier_tokens: int | None = None
+    """Tokens that a second tier of the KV cache holds, at most :data:`MOST_CAPACITY`."""
+
+
+class AdapterSet(NamedTuple):
+    """The adapters of one sample: those that were in use together."""
+
+    labels: bytes
+    """The sample's labels, which identify it from page to page."""
+    used: float
+    """Grows while this set is in use."""
+    names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +63,10 @@ class Figures:
     """Start of the process in Unix seconds."""
     sleeping: bool = False
     """The engine sleeps."""
-    adapters: frozenset[str] = frozenset()
-    """LoRA adapters running or waiting, at most :data:`MOST_ADAPTERS`."""
+    adapter_sets: tuple[AdapterSet, ...] = ()
+    """Sets of LoRA adapters that were running or waiting at one time, each of at most :data:`MOST_ADAPTERS`."""
+    loaded_adapters: frozenset[str] = frozenset()
+    """LoRA adapters that the engine holds ready for use, at most :data:`MOST_ADAPTERS`."""
     max_adapters: int = 0
     """LoRA adapters that fit at once, at most :data:`MOST_ADAPTERS`; 0 if unknown."""
 
@@ -60,7 +80,6 @@ def read_figures(page: Page, dialect: Dialect) -> Figures:
         for name, alternatives in dialect.counters().items()
         if (total := page.total(alternatives, MOST_COUNTED)) is not None
     }
-    adapters, max_adapters = _adapters(page, dialect.adapters)
     return Figures(
         running=running,
         waiting=waiting,
@@ -68,8 +87,9 @@ def read_figures(page: Page, dialect: Dialect) -> Figures:
         counters=counters,
         start_time=page.total(_START_TIME, MOST_COUNTED),
         sleeping=page.total(dialect.awake, MOST_COUNTED) == 0,
-        adapters=adapters,
-        max_adapters=max_adapters,
+        adapter_sets=_adapter_sets(page, dialect.adapters),
+        loaded_adapters=_loaded_adapters(page, dialect.adapters),
+        max_adapters=_max_adapters(page, dialect.adapters),
     )
 
 
@@ -77,7 +97,24 @@ def read_constants(page: Page, dialect: Dialect) -> Constants:
     """The constant figures."""
     max_num_seqs = page.total(dialect.max_num_seqs, MOST_REQUESTS)
     capacity = page.tokens(dialect.capacity, MOST_CAPACITY)
-    return Constants(capacity, round(max_num_seqs or 0) or None, _max_model_len(page, dialect, capacity))
+    return Constants(
+        capacity_tokens=capacity,
+        max_num_seqs=round(max_num_seqs or 0) or None,
+        max_model_len=_max_model_len(page, dialect, capacity),
+        block_size=_whole(page.largest(dialect.block_size, MOST_BLOCK_SIZE)),
+        prefix_caching=_yes_or_no(page, dialect.prefix_caching),
+        tier_tokens=_whole(page.total(dialect.tier_tokens, MOST_CAPACITY)),
+    )
+
+
+def _whole(figure: float | None) -> int | None:
+    return None if figure is None else round(figure) or None
+
+
+def _yes_or_no(page: Page, alternatives: tuple[Series, ...]) -> bool | None:
+    """True if any rank says so, False if all that say anything say no."""
+    texts = {text.lower() for series in alternatives for text in page.texts(series)}
+    return True if "true" in texts else False if "false" in texts else None
 
 
 def _max_model_len(page: Page, dialect: Dialect, capacity: int | None) -> int | None:
@@ -95,15 +132,38 @@ def _required(page: Page, alternatives: tuple[Series, ...], what: str) -> int:
     return round(total)
 
 
-def _adapters(page: Page, info: AdapterInfo | None) -> tuple[frozenset[str], int]:
-    """The adapters in use and how many fit. Each set of adapters is a sample; the one used last is valid."""
-    samples = page.samples(info.name) if info is not None else []
-    if info is None or not samples:
-        return frozenset(), 0
-    labels = max(samples, key=lambda sample: sample.value).labels
-    listed = f"{labels.get(info.running, '')},{labels.get(info.waiting, '')}".split(",")
-    adapters = frozenset(filter(None, map(str.strip, listed)))
-    return adapters if len(adapters) <= MOST_ADAPTERS else frozenset(), _adapter_limit(labels.get(info.limit, ""))
+def _adapter_sets(page: Page, info: AdapterInfo | None) -> tuple[AdapterSet, ...]:
+    if info is None:
+        return ()
+    sets = []
+    for sample in page.samples(info.name):
+        labels = sample.labels
+        listed = f"{labels.get(info.running, '')},{labels.get(info.waiting, '')}".split(",")
+        names = frozenset(filter(None, map(str.strip, listed)))
+        if isfinite(sample.value):
+            sets.append(AdapterSet(sample.text, sample.value, names if len(names) <= MOST_ADAPTERS else frozenset()))
+    return tuple(sets)
+
+
+def _loaded_adapters(page: Page, info: AdapterInfo | None) -> frozenset[str]:
+    if info is None:
+        return frozenset()
+    names = frozenset(
+        name
+        for sample in page.samples(info.loaded)
+        if sample.value == 1
+        and all(sample.labels.get(label) == value for label, value in info.on_gpu)
+        and (name := sample.labels.get(info.adapter))
+    )
+    return names if len(names) <= MOST_ADAPTERS else frozenset()
+
+
+def _max_adapters(page: Page, info: AdapterInfo | None) -> int:
+    """How many adapters fit at once; 0 if the page does not say."""
+    if info is None:
+        return 0
+    texts = page.texts(Series(info.name, label=info.limit))
+    return max((limit for text in texts if (limit := _adapter_limit(text))), default=0)
 
 
 def _adapter_limit(text: str) -> int:

@@ -97,6 +97,15 @@ class Page:
                 figures[source] = max(figure, figures.get(source, figure))
         return [*figures.values()]
 
+    def texts(self, series: Series) -> set[str]:
+        """The texts of a series that is a label, of the samples that match and have it."""
+        texts = set()
+        for sample in self.samples(series.name):
+            labels = sample.labels
+            if series.label in labels and all(labels.get(label, "") == value for label, value in series.where):
+                texts.add(labels[series.label])
+        return texts
+
     def total(self, alternatives: tuple[Series, ...], most: float) -> float | None:
         """The sum over the samples of the first series on the page. Figures outside ``0..most`` are left out; None if none
         is left or the sum exceeds ``most``.
@@ -119,6 +128,13 @@ class Page:
         for series in alternatives:
             if figures := self.figures(series):
                 return fsum(min(max(figure, 0.0), 1.0) for figure in figures) / len(figures)
+        return None
+
+    def largest(self, alternatives: tuple[Series, ...], most: float) -> float | None:
+        """The largest figure in ``1..most`` of the first series that has one; else None. For figures that ranks share."""
+        for series in alternatives:
+            if figures := [figure for figure in self.figures(series) if 1 <= figure <= most]:
+                return max(figures)
         return None
 
     def tokens(self, alternatives: tuple[Capacity, ...], most: float) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from warmroute.engines.adapters import AdaptersInUse
 from warmroute.engines.figures import Constants, Figures
 from warmroute.engines.rates import DecodeRate, FirstTokens, PrefillRate
-from warmroute.pool.endpoint import EngineState
+from warmroute.pool.endpoint import MOST_ADAPTERS, MOST_COUNTED, EngineState
 
 
 class StateBuilder:
@@ -14,17 +17,21 @@ class StateBuilder:
         self._prefill = PrefillRate()
         self._decode = DecodeRate()
         self._first_tokens = FirstTokens()
+        self._adapters = AdaptersInUse()
 
     def interrupt(self) -> None:
         """The engine is a new process: its counters begin again at 0. Estimated speeds stay."""
         self._prefill.interrupt()
         self._decode.interrupt()
         self._first_tokens.interrupt()
+        self._adapters.interrupt()
 
     def build(self, figures: Figures, constants: Constants, at: float) -> EngineState:
         """The state at monotonic time ``at``. Updates the estimators; figures are within their bounds, so nothing fails."""
         counters = figures.counters
         self._measure(figures, at)
+        lookups, hits = _prefix_cache(counters)
+        adapters = self._adapters.observe(figures.adapter_sets) | figures.loaded_adapters
         return EngineState(
             observed_at=at,
             running=figures.running,
@@ -34,14 +41,21 @@ class StateBuilder:
             capacity_tokens=constants.capacity_tokens,
             max_num_seqs=constants.max_num_seqs,
             max_model_len=constants.max_model_len,
-            loaded_adapters=figures.adapters,
+            block_size=constants.block_size,
+            prefix_caching=constants.prefix_caching,
+            tier_tokens=constants.tier_tokens,
+            loaded_adapters=adapters if len(adapters) <= MOST_ADAPTERS else frozenset(),
             max_adapters=figures.max_adapters,
             first_tokens_total=counters.get("first_tokens"),
             prompt_tokens_total=counters.get("prompt_tokens"),
             prompt_requests_total=counters.get("prompt_requests"),
-            prefix_queries_total=counters.get("prefix_queries"),
-            prefix_hits_total=counters.get("prefix_hits"),
+            computed_tokens_total=counters.get("computed_tokens"),
+            prefix_queries_total=lookups,
+            prefix_hits_total=hits,
+            tier_queries_total=counters.get("external_queries"),
+            tier_hits_total=counters.get("external_hits"),
             responses_total=counters.get("responses"),
+            rejected_responses_total=counters.get("rejected_responses"),
             failed_responses_total=counters.get("failed_responses"),
             prefill_rate=self._prefill.tokens_per_second,
             decode_rate=self._decode.tokens_per_second,
@@ -66,3 +80,16 @@ class StateBuilder:
         if first_tokens is None or finished is None:
             return None
         return self._first_tokens.awaiting(first_tokens, finished, figures.running, figures.waiting)
+
+
+def _prefix_cache(counters: Mapping[str, float]) -> tuple[float | None, float | None]:
+    """Prompt tokens looked up in the prefix cache and found there, in any tier.
+
+    The second tier looks up what the first has not found. An engine whose first tier is off counts the second tier alone.
+    """
+    lookups, hits = counters.get("prefix_queries"), counters.get("prefix_hits")
+    if lookups is not None:
+        lookups = max(lookups, counters.get("external_queries", 0.0))
+    if hits is not None:
+        hits = min(hits + counters.get("external_hits", 0.0), MOST_COUNTED)
+    return lookups, hits

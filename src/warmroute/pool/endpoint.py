@@ -16,6 +16,10 @@ MOST_REQUESTS = 100_000
 MOST_CAPACITY = 1_000_000_000
 """Tokens of a KV cache. A small model (Qwen2.5 0.5B: 24 layers * 2 heads * 64 * 2 * 2 bytes = 12 kB per token) in the memory
 of 8 GPUs of 288 GB has 190 million."""
+MOST_BLOCK_SIZE = 1 << 20
+"""Tokens in a block of the KV cache: 16 by default, up to 8,320 in hybrid models, whose layers share blocks of one size."""
+LOOKED_UP_BY = 5
+"""Prompts by which an engine that keeps prompts has looked one up in its cache."""
 MOST_COUNTED = 2.0**53
 """Value of a counter: beyond it a double cannot count by one."""
 RATES = (1.0, 10_000_000.0)
@@ -101,8 +105,14 @@ class EngineState:
     """Most requests that run at once. vLLM does not export it, so it is inferred or configured."""
     max_model_len: int | None = None
     """Most tokens of a request, prompt and answer together. The engine rejects longer ones."""
+    block_size: int | None = None
+    """Tokens in a block of the KV cache: prompts are found in whole blocks."""
+    prefix_caching: bool | None = None
+    """Whether the engine's GPU keeps prompts."""
+    tier_tokens: int | None = None
+    """Tokens that a second tier of the KV cache holds (host memory), copies of the first tier included."""
     loaded_adapters: frozenset[str] = frozenset()
-    """LoRA adapters that are running or waiting on the engine."""
+    """LoRA adapters that were in use since the scrape before, and those that the engine lists as loaded."""
     max_adapters: int = 0
     """LoRA adapters that fit at once; 0 if unknown or none."""
     awaiting_first_token: int | None = None
@@ -113,12 +123,20 @@ class EngineState:
     """Counter: prompt tokens of finished requests, cached ones included."""
     prompt_requests_total: float | None = None
     """Counter: the requests that ``prompt_tokens_total`` counts."""
+    computed_tokens_total: float | None = None
+    """Counter: prompt tokens computed rather than taken from a cache."""
     prefix_queries_total: float | None = None
     """Counter: prompt tokens looked up in the prefix cache."""
     prefix_hits_total: float | None = None
-    """Counter: prompt tokens found in the prefix cache."""
+    """Counter: prompt tokens found in the prefix cache, in any tier."""
+    tier_queries_total: float | None = None
+    """Counter: prompt tokens looked up in a second tier of the cache (host memory, LMCache)."""
+    tier_hits_total: float | None = None
+    """Counter: of the tokens found, those in the second tier."""
     responses_total: float | None = None
     """Counter: HTTP responses to POST requests, of any status."""
+    rejected_responses_total: float | None = None
+    """Counter: of these, responses with a status of 400 to 499."""
     failed_responses_total: float | None = None
     """Counter: of these, responses with a status of 500 to 599."""
     prefill_rate: float | None = None
@@ -127,6 +145,17 @@ class EngineState:
     """Measured output tokens per second of a request that runs alone."""
     sleeping: bool = False
     """The engine sleeps; it is chosen only if no endpoint is awake."""
+
+    @property
+    def caches_prompts(self) -> bool:
+        """Whether prompts may be in the engine's cache: not if the page says that it keeps none, nor if it has finished
+        prompts and looked none up. True if the page has no counter of lookups."""
+        if self.prefix_queries_total:
+            return True
+        if self.prefix_caching is False:
+            return False
+        finished = self.first_tokens_total or self.prompt_requests_total or 0.0
+        return self.prefix_queries_total is None or finished < LOOKED_UP_BY
 
     @property
     def plausible(self) -> bool:
@@ -142,12 +171,18 @@ class EngineState:
             and _within(self.capacity_tokens, 0, MOST_CAPACITY)
             and _within(self.max_num_seqs, 1, MOST_REQUESTS)
             and _within(self.max_model_len, 1, MOST_CAPACITY)
+            and _within(self.block_size, 1, MOST_BLOCK_SIZE)
+            and _within(self.tier_tokens, 0, MOST_CAPACITY)
             and _within(self.first_tokens_total, 0, MOST_COUNTED)
             and _within(self.prompt_tokens_total, 0, MOST_COUNTED)
             and _within(self.prompt_requests_total, 0, MOST_COUNTED)
+            and _within(self.computed_tokens_total, 0, MOST_COUNTED)
             and _within(self.prefix_queries_total, 0, MOST_COUNTED)
             and _within(self.prefix_hits_total, 0, MOST_COUNTED)
+            and _within(self.tier_queries_total, 0, MOST_COUNTED)
+            and _within(self.tier_hits_total, 0, MOST_COUNTED)
             and _within(self.responses_total, 0, MOST_COUNTED)
+            and _within(self.rejected_responses_total, 0, MOST_COUNTED)
             and _within(self.failed_responses_total, 0, MOST_COUNTED)
             and _within(self.prefill_rate, slowest, fastest)
             and _within(self.decode_rate, slowest, fastest)

@@ -26,6 +26,9 @@ class PoolListener:
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
         """``endpoint.state`` is new."""
 
+    def endpoint_cache_emptied(self, endpoint: Endpoint, now: float) -> None:
+        """The engine behind it lost its KV cache and lives on."""
+
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """The engine behind it lost its KV cache and queue."""
 
@@ -144,6 +147,12 @@ class Pool:
             listener.endpoint_restarted(endpoint, now)
         if endpoint.available != available_before:
             self._changed(endpoint, now)
+
+    def cache_emptied(self, endpoint: Endpoint, now: float) -> None:
+        """An operator says that the engine has lost its KV cache: its weights have changed, or it was reset."""
+        if self._has(endpoint):
+            for listener in self._listeners:
+                listener.endpoint_cache_emptied(endpoint, now)
 
     def _has(self, endpoint: Endpoint) -> bool:
         return self.endpoints.get(endpoint.id) is endpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 from warmroute.pool.endpoint import MOST_ADAPTERS
@@ -13,30 +12,38 @@ default)."""
 
 
 class LoadedAdapters:
-    """The adapters in order of last use. The least recently used is dropped beyond what the engine keeps."""
+    """The adapters with the time of their last use. The least recently used is dropped beyond what the engine keeps.
 
-    __slots__ = ("_limit", "_names")
+    An adapter counts as loaded from the moment when a request for it is sent, so requests that are too short to be seen in
+    a scrape stay on one engine, too. Times are monotonic seconds.
+    """
+
+    __slots__ = ("_limit", "_used")
 
     def __init__(self) -> None:
-        self._names: OrderedDict[str, None] = OrderedDict()
+        self._used: dict[str, float] = {}
         self._limit = ASSUMED_LIMIT
 
     def __contains__(self, adapter: str) -> bool:
-        return adapter in self._names
+        return adapter in self._used
 
     def clear(self) -> None:
         """The engine is a new process."""
-        self._names.clear()
+        self._used.clear()
 
-    def observe(self, adapters: Iterable[str], limit: int) -> None:
-        """The metrics page names these adapters; the engine keeps ``limit`` at once, 0 if it does not say."""
+    def observe(self, adapters: Iterable[str], limit: int, at: float) -> None:
+        """The metrics page of ``at`` names these adapters; the engine keeps ``limit`` at once, 0 if it does not say."""
         self._limit = min(limit or ASSUMED_LIMIT, MOST_ADAPTERS)
         for adapter in adapters:
-            self.use(adapter)
+            self._used[adapter] = max(at, self._used.get(adapter, at))
+        self._evict()
 
-    def use(self, adapter: str) -> None:
-        """The adapter is loaded, or is about to be."""
-        self._names[adapter] = None
-        self._names.move_to_end(adapter)
-        while len(self._names) > self._limit:
-            self._names.popitem(last=False)
+    def use(self, adapter: str, now: float) -> None:
+        """A request for the adapter is sent: it is loaded, or is about to be."""
+        self._used[adapter] = now
+        self._evict()
+
+    def _evict(self) -> None:
+        used = self._used
+        while len(used) > self._limit:
+            del used[min(used, key=used.__getitem__)]

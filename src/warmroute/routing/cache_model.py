@@ -17,6 +17,8 @@ from warmroute.routing.endpoint_load import EndpointLoad
 LONG_TAIL = 16_384
 """Bytes of a prompt beyond what the endpoint holds (about 4,000 tokens) from which they are unconfirmed until the engine has
 looked them up. Rejected prompts with less evict little."""
+FULL = 0.9
+"""Share of a holder's capacity from which the engine's cache counts as full."""
 LENGTH_ERROR = 1.5
 """Factor by which an estimated prompt length must exceed the engine's limit for the engine to reject it for certain."""
 
@@ -32,6 +34,10 @@ class CacheModel:
         self.headroom = headroom
         self._distrusted: dict[int, float] = {}
         """Factors on expected cached tokens, by holder, of engines that hold less than expected."""
+        self._block_sizes: dict[int, int] = {}
+        """Holders of the engines whose KV cache has blocks of a size in tokens, as a mask by that size."""
+        self._without_cache = 0
+        """Holders, as a mask, of the engines that keep no prompts."""
 
     # ---------------------------------------------------------------- members
 
@@ -42,6 +48,8 @@ class CacheModel:
     def close(self, holder: int) -> None:
         """Forget all that the holder holds."""
         self._distrusted.pop(holder, None)
+        self._without_cache &= ~(1 << holder)
+        self._set_block_size(holder, None)
         self._index.close(holder)
 
     def sweep(self) -> bool:
@@ -63,12 +71,14 @@ class CacheModel:
     ) -> tuple[CachedTokens, float]:
         """The tokens of the prompt that each member holds, and the most that any holds."""
         rest = members.mask
-        groups = self._index.match(chain, rest)
+        groups = self._index.match(chain, rest & ~self._without_cache)
         if not groups:
             return NOTHING_CACHED, 0.0
         # The last token is always computed: its logits give the first token of the answer.
         held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt_tokens - 1)) for mask, depth in groups]
-        best = held[-1][1]
+        if self._block_sizes:
+            held = self._in_whole_blocks(held)
+        best = max(tokens for _, tokens in held)
         for mask, _ in groups:
             rest &= ~mask
         held.append((rest, 0.0))
@@ -88,10 +98,12 @@ class CacheModel:
     def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
         """The decision's prompt was sent to the engine. ``exact``: its length is known, not estimated.
 
-        A long new tail is unconfirmed until the engine has looked it up; a short one, too, while many tokens are unproven. A
-        prompt that the engine will reject for its length is not expected in its cache.
+        Nothing is expected of an engine that keeps no prompts, nor of a prompt that the engine will reject for its length. A
+        long new tail is unconfirmed until the engine has looked it up; a short one, too, while many tokens are unproven.
         """
         load, chain = decision.load, decision.chain
+        if self._without_cache >> load.holder & 1:
+            return
         state = load.endpoint.state
         longest = None if state is None else state.max_model_len
         if longest is not None and decision.prompt_tokens > longest * (1.0 if exact else LENGTH_ERROR):
@@ -123,15 +135,32 @@ class CacheModel:
 
     # ---------------------------------------------------------------- evidence
 
-    def observe(self, load: EndpointLoad, state: EngineState, capacity: int) -> None:
-        """A scrape of the endpoint's engine: its counters confirm prompts and measure hits."""
-        self._index.resize(load.holder, capacity)
-        confirmation = load.confirmation
+    def observe(self, load: EndpointLoad, state: EngineState, capacity: int) -> bool:
+        """A scrape of the endpoint's engine: its counters confirm prompts and measure hits, within ``capacity``.
+
+        Returns whether the engine's cache has been emptied though the engine lives on: it sleeps, it keeps no prompts, or it
+        finds nothing of what it found before. Then the caller gives the endpoint a new holder.
+        """
+        holder, confirmation = load.holder, load.confirmation
+        self._index.resize(holder, capacity)
+        self._set_block_size(holder, state.block_size)
+        windows = confirmation.windows
         self._settle(load, confirmation.observe(state))
+        confirmation.full = self._index.fill(holder) >= FULL
+        load.cache_extent.observe_tier(state)
+        if confirmation.windows > windows and confirmation.last_window is not None:
+            load.cache_extent.observe_window(confirmation.last_window, full=confirmation.full)
         if confirmation.factor < 1:
-            self._distrusted[load.holder] = confirmation.factor
+            self._distrusted[holder] = confirmation.factor
         else:
-            self._distrusted.pop(load.holder, None)
+            self._distrusted.pop(holder, None)
+        if state.caches_prompts:
+            self._without_cache &= ~(1 << holder)
+        else:
+            self._without_cache |= 1 << holder
+        return confirmation.emptied or (
+            (state.sleeping or not state.caches_prompts) and self._index.held(holder)[0] > 0
+        )
 
     def responded(self, decision: Decision, status: int) -> None:
         """The engine's response to the decision's request: one that failed has computed nothing."""
@@ -151,6 +180,31 @@ class CacheModel:
         held = self._index.insert(load.holder, chain)
         load.cache_fill = min(1.0, self._index.fill(load.holder) * self.headroom)
         return held
+
+    def _set_block_size(self, holder: int, size: int | None) -> None:
+        """Note the block size of the holder's engine; None or 1: found token by token."""
+        bit, sizes = 1 << holder, self._block_sizes
+        if size is not None and sizes.get(size, 0) & bit:
+            return
+        for other in [other for other, holders in sizes.items() if holders & bit]:
+            sizes[other] &= ~bit
+            if not sizes[other]:
+                del sizes[other]
+        if size is not None and size > 1:
+            sizes[size] = sizes.get(size, 0) | bit
+
+    def _in_whole_blocks(self, groups: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """The groups of holders and cached tokens; engines find whole blocks only."""
+        result = []
+        for mask, tokens in groups:
+            rest = mask
+            for size, holders in self._block_sizes.items():
+                if part := rest & holders:
+                    result.append((part, tokens // size * size))
+                    rest &= ~part
+            if rest:
+                result.append((rest, tokens))
+        return result
 
     def _discounted(self, groups: list[tuple[int, float]]) -> list[tuple[int, float]]:
         """The groups of holders and cached tokens; a holder that is not trusted stands alone with fewer tokens."""

@@ -5,7 +5,19 @@ that it rejects. So a prompt is *accepted* once the counter has grown by its len
 which they were sent; it is *rejected* if the engine is idle and the counter has not. Prompts of other clients grow the
 counter, too, and may confirm a rejected one: then no more prompt tokens are believed cached than the engine has looked up.
 
-Hits are compared for accepted prompts: the expected share of cached tokens against the share that the engine counted.
+Hits are compared for accepted prompts: the expected share of cached tokens against the share that the engine counted. Each
+comparison of a window of prompts gives a ratio, measured over expected:
+
+=====================  ==========================================================================================
+ratio                  what it means
+=====================  ==========================================================================================
+below LOST_BELOW       the cache was emptied while the engine lived on (sleep, new weights, a restarted engine process
+                       behind the old API server), if it had hits before. If it had none: it keeps no prompts
+lower than 1           the engine evicts more than expected, or finds only some of what it keeps (hybrid models): the
+                       EWMA of the ratios is the trust
+=====================  ==========================================================================================
+
+A window in which the engine rejected requests teaches nothing: those prompts were expected and never looked up.
 """
 
 from __future__ import annotations
@@ -37,8 +49,19 @@ LEAST_EXPECTED = 0.05
 """Expected hit ratio below which nothing is learned from a window."""
 TRUST_WEIGHT = 0.5
 """EWMA weight of the latest window."""
+NOTHING_FOUND_PROMPTS = 10
+"""Prompts after which a window ends early if not one token was found."""
+NOTHING_FOUND_TOKENS = 10_000.0
+"""Expected tokens of these prompts, at least."""
+LOST_BELOW = 0.1
+"""Measured over expected hits of a window, below which the engine has lost what it held, or holds nothing."""
+REJECTED_SHARE = 0.05
+"""Responses with status 4xx, as a share of the accepted prompts of a window, above which the window teaches nothing."""
+DISTRUST_UNFILLED_BELOW = 0.7
+"""Trust below which expected cached tokens are scaled while the cache is not full: nothing was evicted, so the engine does
+not find all that it keeps."""
 DISTRUST_BELOW = 0.3
-"""Trust below which expected cached tokens are scaled. Block sizes and estimated lengths alone lower trust to about 0.8,
+"""Trust below which they are scaled in a full cache. Block sizes and estimated lengths alone lower trust to about 0.8,
 a cache that is overcommitted to about 0.6. With 0.7 the second counts as distrust, and affinity is lost when it matters:
 mean TTFT 3.5 s in place of 2.9 s (``warmroute bench replay agents --seed 91``, 0.8 of saturation)."""
 LEAST_FACTOR = 0.05
@@ -61,6 +84,8 @@ class HitRatios(NamedTuple):
     """As the index had it."""
     measured: float
     """As the engine counted it; prompts of other clients count, too."""
+    tier: float = 0.0
+    """The part of ``measured`` that a second tier of the cache held."""
 
 
 class Verdict(NamedTuple):
@@ -74,18 +99,23 @@ class Confirmation:
     """The prompts on one endpoint that its engine's counters have not confirmed. Times are monotonic seconds."""
 
     __slots__ = (
+        "_before",
         "_credit",
         "_expected",
-        "_hits",
-        "_lookups",
         "_measured",
         "_open",
         "_open_checkpoints",
+        "_proven",
+        "_rejected",
         "_settled",
         "_settled_tokens",
+        "_tier",
+        "emptied",
+        "full",
         "last_window",
         "trust",
         "unproven",
+        "windows",
     )
 
     def __init__(self) -> None:
@@ -93,6 +123,14 @@ class Confirmation:
         """EWMA of measured over expected hits, at most 1."""
         self.last_window: HitRatios | None = None
         """Of the latest window that was compared; None before the first."""
+        self.full = False
+        """Whether the engine's cache is full according to the prefix index: then it evicts prompts."""
+        self.windows = 0
+        """Windows compared."""
+        self._proven = False
+        """Whether the engine has found what was expected since its cache was emptied last."""
+        self.emptied = False
+        """Whether the latest window shows that the cache was emptied; :meth:`forget` takes it back."""
         self.reset()
 
     def reset(self) -> None:
@@ -101,21 +139,28 @@ class Confirmation:
         self._open_checkpoints = 0
         self.unproven = 0.0
         """Tokens of the prompts sent, less those that the engine has looked up. Rejected prompts stay in it for a while."""
-        self._lookups: float | None = None
-        self._hits = 0.0
+        self._before: EngineState | None = None
+        """The state of the last scrape."""
         self._credit = 0.0
         """Tokens looked up that no prompt has used yet."""
+        self.forget()
+
+    def forget(self) -> None:
+        """The engine's cache is empty: nothing is expected of the prompts that wait. What they add to it is."""
+        self._open = deque(prompt._replace(cached_tokens=0.0) for prompt in self._open)
+        self.emptied = self._proven = False
         self._forget_window()
 
     @property
     def counts(self) -> bool:
         """Whether the engine's page has a counter of lookups, so that prompts can be confirmed."""
-        return self._lookups is not None
+        return self._before is not None and self._before.prefix_queries_total is not None
 
     @property
     def factor(self) -> float:
         """What expected cached tokens are multiplied by."""
-        return max(LEAST_FACTOR, self.trust) if self.trust < DISTRUST_BELOW else 1.0
+        threshold = DISTRUST_BELOW if self.full else DISTRUST_UNFILLED_BELOW
+        return max(LEAST_FACTOR, self.trust) if self.trust < threshold else 1.0
 
     def sent(
         self, tokens: float, cached_tokens: float, chain: Chain | None, now: float, *, most_checkpoints: int
@@ -148,13 +193,16 @@ class Confirmation:
 
     def observe(self, state: EngineState) -> Iterator[Verdict]:
         """A scrape: the prompts that it decides."""
-        lookups, hits = state.prefix_queries_total, state.prefix_hits_total or 0.0
-        before, hits_before = self._lookups, self._hits
-        self._lookups, self._hits = lookups, hits
-        if lookups is None or before is None or lookups < before:
+        before, self._before = self._before, state
+        if before is None:
             return
-        self._credit += lookups - before
-        self._measured += max(0.0, hits - hits_before)
+        lookups, lookups_before = state.prefix_queries_total, before.prefix_queries_total
+        if lookups is None or lookups_before is None or lookups < lookups_before:
+            return
+        self._credit += lookups - lookups_before
+        self._measured += _growth(before.prefix_hits_total, state.prefix_hits_total)
+        self._tier += _growth(before.tier_hits_total, state.tier_hits_total)
+        self._rejected += _growth(before.rejected_responses_total, state.rejected_responses_total)
         yield from self._accept()
         if state.running + state.waiting == 0:
             yield from self._reject(state.observed_at - SETTLING)
@@ -183,15 +231,39 @@ class Confirmation:
                 yield Verdict(prompt.chain, accepted=False)
 
     def _compare(self) -> None:
-        if self._settled < WINDOW_PROMPTS or self._settled_tokens < WINDOW_TOKENS:
-            return
-        self.last_window = HitRatios(
-            min(1.0, self._expected / self._settled_tokens), min(1.0, self._measured / self._settled_tokens)
+        """End the window if it is complete, or if nothing was found although much was expected."""
+        complete = self._settled >= WINDOW_PROMPTS and self._settled_tokens >= WINDOW_TOKENS
+        nothing_found = (
+            not self._measured and self._settled >= NOTHING_FOUND_PROMPTS and self._expected >= NOTHING_FOUND_TOKENS
         )
-        if self._expected >= LEAST_EXPECTED * self._settled_tokens:
-            self.trust += TRUST_WEIGHT * (min(1.0, self._measured / self._expected) - self.trust)
+        if not complete and not nothing_found:
+            return
+        if self._rejected <= REJECTED_SHARE * self._settled:
+            self._learn()
         self._forget_window()
+
+    def _learn(self) -> None:
+        tokens = self._settled_tokens
+        self.windows += 1
+        self.last_window = HitRatios(
+            *(min(1.0, part / tokens) for part in (self._expected, self._measured, self._tier))
+        )
+        if self._expected < LEAST_EXPECTED * tokens:
+            return
+        ratio = min(1.0, self._measured / self._expected)
+        if ratio >= LOST_BELOW:
+            self._proven = True
+            self.trust += TRUST_WEIGHT * (ratio - self.trust)
+        elif self._proven:
+            self.emptied = True
+        else:
+            self.trust = ratio
 
     def _forget_window(self) -> None:
         self._settled = 0
-        self._settled_tokens = self._expected = self._measured = 0.0
+        self._settled_tokens = self._expected = self._measured = self._tier = self._rejected = 0.0
+
+
+def _growth(before: float | None, now: float | None) -> float:
+    """How far a counter has moved; 0 if it is not exported."""
+    return max(0.0, now - before) if now is not None and before is not None else 0.0

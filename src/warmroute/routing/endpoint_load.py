@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.routing.adapters import LoadedAdapters
+from warmroute.routing.cache_extent import CacheExtent
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.cost import HIT_WINDOW, CostConstants
 from warmroute.routing.departures import DepartureRate
@@ -74,6 +75,7 @@ class EndpointLoad:
     __slots__ = (
         "adapters",
         "began_at",
+        "cache_extent",
         "cache_fill",
         "confirmation",
         "decode_rate",
@@ -120,6 +122,7 @@ class EndpointLoad:
         self.mean_work = MeanWork()
         self.adapters = LoadedAdapters()
         self.confirmation = Confirmation()
+        self.cache_extent = CacheExtent()
         self.reset(now)
 
     def reset(self, now: float) -> None:
@@ -216,7 +219,7 @@ class EndpointLoad:
             self.decode_rate = state.decode_rate
         self.mean_work.observe(state)
         self._correct_queue(state, self.drain_rate(constants))
-        self.adapters.observe(state.loaded_adapters, state.max_adapters)
+        self.adapters.observe(state.loaded_adapters, state.max_adapters, at)
 
     def _correct_queue(self, state: EngineState, rate: float) -> None:
         at = state.observed_at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from warmroute.pool.endpoint import EngineState
 
 UNKNOWN_WORK = 500.0
@@ -10,8 +12,26 @@ LEAST_WEIGHT = 0.1
 """Lower bound of the EWMA weight of the newest request: about the last ten requests count."""
 
 
+class _Counters(NamedTuple):
+    """The engine's counters at one scrape. Tokens, 0 if not exported, and ``requests`` with a first token."""
+
+    looked_up: float
+    missed: float
+    """Looked up and not found in the prefix cache."""
+    computed: float
+    prompt: float
+    requests: float
+
+
+_AT_START = _Counters(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 class MeanWork:
-    """EWMA of the work of a request: of all on the engine if it exports the counters, else of this picker's requests."""
+    """EWMA of the work of a request: of all on the engine if it exports the counters, else of this picker's requests.
+
+    The work is what the prefix cache was asked for and did not have. An engine whose cache is off looks nothing up: there
+    the tokens count that it computed, or those of its prompts.
+    """
 
     __slots__ = ("_counters", "_requests", "tokens")
 
@@ -19,9 +39,9 @@ class MeanWork:
         self.tokens = UNKNOWN_WORK
         """The mean, in tokens of work."""
         self._requests = 0.0
-        self._counters: tuple[float, float] | None = None
-        """Tokens computed and requests with a first token, as of the last scrape; None if the engine exports
-        neither."""
+        self._counters: _Counters | None = None
+        """As of the last scrape that showed a new first token, since prompts are looked up some scrapes before it; None if
+        the engine exports too few."""
 
     def forget_counters(self) -> None:
         """The engine is a new process: its counters begin at 0. The mean stays."""
@@ -29,14 +49,31 @@ class MeanWork:
 
     def observe(self, state: EngineState) -> None:
         """Learn from the engine's counters, which include requests of other clients."""
-        lookups, hits, requests = state.prefix_queries_total, state.prefix_hits_total, state.first_tokens_total
-        if lookups is None or hits is None or requests is None:
+        requests, looked_up = state.first_tokens_total, state.prefix_queries_total
+        if requests is None or looked_up is None or state.prefix_hits_total is None:
             return
-        computed = lookups - hits
-        computed_before, requests_before = self._counters or (0.0, 0.0)
-        self._counters = computed, requests
-        if requests > requests_before and computed >= computed_before:
-            self._add((computed - computed_before) / (requests - requests_before), requests - requests_before)
+        before = self._counters or _AT_START
+        now = _Counters(
+            looked_up,
+            looked_up - state.prefix_hits_total,
+            state.computed_tokens_total or 0.0,
+            state.prompt_tokens_total or 0.0,
+            requests,
+        )
+        if self._counters is None or requests > before.requests:
+            self._counters = now
+        if requests <= before.requests:
+            return
+        if now.looked_up > before.looked_up:
+            work = now.missed - before.missed
+        elif now.computed > before.computed:
+            work = now.computed - before.computed
+        elif now.prompt > before.prompt:
+            work = now.prompt - before.prompt
+        else:
+            return
+        if work >= 0:
+            self._add(work / (requests - before.requests), requests - before.requests)
 
     def assigned(self, work: float) -> None:
         """Learn from one of this picker's requests, unless the engine's counters include it."""

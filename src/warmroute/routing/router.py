@@ -127,12 +127,14 @@ class Router(PoolListener):
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its KV cache and its queue are empty."""
         load = self._loads[endpoint.id]
-        self._caches.close(load.holder)
-        load.holder = self._caches.open(self._capacity(endpoint))
         load.reset(now)
+        self._forget_cache(load)
         self._bytes_per_token.forget(load)
         self._outliers.restarted(endpoint, now)
-        self._table = None
+
+    def endpoint_cache_emptied(self, endpoint: Endpoint, now: float) -> None:
+        """Its KV cache is empty, its queue is not."""
+        self._forget_cache(self._loads[endpoint.id])
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
         """Correct its load by what the engine reports."""
@@ -143,7 +145,9 @@ class Router(PoolListener):
         load.observe(state, self._constants.load)
         self._bytes_per_token.observe(load, state)
         self._outliers.observed(endpoint, state, now)
-        self._caches.observe(load, state, self._capacity(endpoint))
+        if self._caches.observe(load, state, self._capacity(endpoint, load.cache_extent.factor)):
+            logger.info("forgetting an endpoint's cached prompts", extra={"fields": {"endpoint": endpoint.id}})
+            self._forget_cache(load)
         for adapter in state.loaded_adapters:
             self._known_adapters[adapter] = None
             if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
@@ -164,10 +168,24 @@ class Router(PoolListener):
         elif health is Health.HEALTHY:
             logger.info("endpoint healthy again", extra={"fields": {"endpoint": endpoint.id}})
 
-    def _capacity(self, endpoint: Endpoint) -> int:
-        """Bytes of prompt that the endpoint's KV cache holds, times the headroom."""
-        tokens = self._constants.load.capacity_tokens(endpoint)
+    def _capacity(self, endpoint: Endpoint, extent: float = 1.0) -> int:
+        """Bytes of prompt that the endpoint's KV cache holds in all its tiers, times the headroom.
+
+        ``extent``: factor by which they exceed the size on its page (:mod:`warmroute.routing.cache_extent`).
+        """
+        tokens = self._constants.load.capacity_tokens(endpoint) * extent
+        state = endpoint.state
+        if state is not None and state.tier_tokens is not None:
+            tokens = max(tokens, state.tier_tokens)
         return int(tokens * self._constants.cache_headroom * self._bytes_per_token.estimate)
+
+    def _forget_cache(self, load: EndpointLoad) -> None:
+        """Give the endpoint a new, empty holder in the prefix index."""
+        self._caches.close(load.holder)
+        load.holder = self._caches.open(self._capacity(load.endpoint, load.cache_extent.factor))
+        load.cache_fill = 0.0
+        load.confirmation.forget()
+        self._table = None
 
     # ---------------------------------------------------------------- decisions
 
@@ -351,7 +369,7 @@ class Router(PoolListener):
             self._outliers.sent(load.endpoint, at)
             self._bytes_per_token.sent(load, UNKNOWN if decision.partial else decision.prompt_bytes)
         if decision.adapter:
-            load.adapters.use(decision.adapter)
+            load.adapters.use(decision.adapter, now)
         if decision.chain.hashes:
             self._caches.expect(decision, exact=decision.exact, now=at)
         self._update(load, now)

@@ -107,7 +107,7 @@ class DebugPages:
     def routes(self) -> Routes:
         """The routes for a :class:`~warmroute.observability.page_server.PageServer`."""
         return {
-            "/": _index,
+            "/debug": _index,
             "/debug/endpoints": self._endpoints_page,
             "/debug/decisions": self._decisions_page,
             "/debug/settings": self._settings_page,
@@ -240,10 +240,12 @@ async def _index(_: Request) -> Page:
     pages = []
     for path, (text, parameters) in PAGES.items():
         rows = "".join(f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
-        pages.append(f'<li><a href="{path}?pretty=1">{path}</a>: {html.escape(text)}<ul>{rows}</ul></li>')
+        link = f'<a href="{path[1:]}?pretty=1">{path}</a>'  # relative, as the pages may be behind a proxy
+        pages.append(f"<li>{link}: {html.escape(text)}<ul>{rows}</ul></li>")
     rows = "".join(
         f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in EXPLAIN_PARAMETERS.items()
     )
     pages.append(f"<li>POST {EXPLAIN}: where a request with this body would go, and why<ul>{rows}</ul></li>")
+    pages.append("<li>/debug/live, /debug/live/history: what the live page reads once a second</li>")
     page = f"<!doctype html><title>Warmroute</title><h1>Warmroute: debug pages</h1><ul>{''.join(pages)}</ul>"
     return Page(page.encode(), "text/html; charset=utf-8")

@@ -35,6 +35,8 @@ QUIET: dict[str, Any] = {"waiting": 0.0, "seconds_without_requests": 60.0}
         ({"error_share": 0.05}, "ok", "Serving"),
         ({"states": {"ready": 4, "unreachable": 1}}, "warning", "1 endpoint unreachable"),
         ({"states": {"ready": 4, "ejected": 2}}, "warning", "2 endpoints ejected by passive health"),
+        ({"states": {"ready": 2, "unreachable": 3}}, "critical", "3 endpoints unreachable"),
+        ({"states": {"ready": 3, "unreachable": 3}}, "warning", "3 endpoints unreachable"),
         ({"stale": 1}, "warning", "Metrics of 1 endpoint are older than 15 s"),
     ],
 )
@@ -44,5 +46,5 @@ def test_the_worst_comes_first(figures: dict[str, Any], level: str, text: str) -
 
 
 def test_all_that_is_wrong_is_told() -> None:
-    found = notices(**(FINE | {"states": {"ready": 1, "ejected": 1, "unreachable": 1}, "stale": 1, "error_share": 0.5}))
+    found = notices(**(FINE | {"states": {"ready": 2, "ejected": 1, "unreachable": 1}, "stale": 1, "error_share": 0.5}))
     assert [notice.level for notice in found] == ["critical", "warning", "warning", "warning"]

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from warmroute.observability.instruments import SECONDS
+from warmroute.observability.live import document
 from warmroute.observability.live.engine_history import POINT_SECONDS, EngineHistory
 from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, notices
 from warmroute.observability.live.shared_prefixes import SharedPrefixes
@@ -198,12 +199,12 @@ class LiveFeed(DecisionListener):
 
     def routes(self) -> Routes:
         """The routes for a :class:`~warmroute.observability.page_server.PageServer`."""
-        return {"/debug/live": self._live_page, "/debug/live/history": self._history_page}
+        return {"/": document.page, "/debug/live": self._live_page, "/debug/live/history": self._history_page}
 
     async def _live_page(self, _: Request) -> Page:
         """The document of the last sample. It is made once, for its first reader."""
         if self._document is None:
-            self._document = orjson.dumps(self.document())
+            self._document = orjson.dumps(self.figures())
         return Page(self._document, "application/json", headers=UNCACHED)
 
     async def _history_page(self, _: Request) -> Page:
@@ -213,7 +214,7 @@ class LiveFeed(DecisionListener):
         history = {"seconds": POINT_SECONDS, "in_flight": engines, "requests_per_second": [round(r, 2) for r in rates]}
         return Page(orjson.dumps(history), "application/json", headers=UNCACHED)
 
-    def document(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """What the page shows, as data for JSON."""
         now = self._clock()
         traffic = self._traffic

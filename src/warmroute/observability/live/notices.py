@@ -53,9 +53,10 @@ def notices(
         found.append(
             Notice("critical", f"{error_share:.0%} of the last minute's requests got an error from the picker")
         )
+    level: Level = "critical" if 2 * states.get("ready", 0) < listed else "warning"
     for state, meaning in (("unreachable", "unreachable"), ("ejected", "ejected by passive health")):
         if states.get(state):
-            found.append(Notice("warning", f"{_endpoints(states[state])} {meaning}"))
+            found.append(Notice(level, f"{_endpoints(states[state])} {meaning}"))
     if stale:
         found.append(Notice("warning", f"Metrics of {_endpoints(stale)} are older than {STALE_SECONDS:.0f} s"))
     if not found:

@@ -56,4 +56,6 @@ class ListsPolicies(ListsScenarios):
 
         super().format_epilog(ctx, formatter)
         with formatter.section("Baselines"):
-            formatter.write_text(", ".join(BASELINES))
+            formatter.write_dl(
+                [(name, (baseline.__doc__ or "").partition("\n")[0]) for name, baseline in BASELINES.items()]
+            )

@@ -182,7 +182,11 @@ def bench_cost(
 def replay(
     source: Annotated[
         str,
-        typer.Argument(metavar="TRACE", help="Mooncake JSONL file, ShareGPT JSON file, or a scenario listed below."),
+        typer.Argument(
+            metavar="TRACE",
+            help="A file (Mooncake's JSONL, OpenAI bodies with timestamps as JSONL, ShareGPT's JSON; .gz, .xz or .zst too), "
+            "or a scenario listed below.",
+        ),
     ],
     *,
     strategy: Annotated[
@@ -206,8 +210,20 @@ def replay(
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 1,
     requests: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of requests: the first of a trace, or about as many of a scenario."),
+        typer.Option(
+            min=1,
+            help="Number of requests: the first of a trace, about as many in whole sessions of a trace with sessions, or "
+            "about as many of a scenario.",
+        ),
     ] = None,
+    closed_loop: Annotated[
+        bool,
+        typer.Option(
+            "--closed-loop/--open-loop",
+            help="Whether each turn of a recorded session waits for the answer before it and the recorded think time, which "
+            "the speedup divides.",
+        ),
+    ] = True,
     restart: Annotated[
         list[str] | None, typer.Option(metavar="POD@T", help="Pod that restarts T seconds into the trace; repeatable.")
     ] = None,
@@ -242,6 +258,7 @@ def replay(
         speedups=speedup or (),
         seed=seed,
         requests=requests,
+        closed_loop=closed_loop,
         restarts=[PodEvent.parse(text, "--restart") for text in restart or ()],
         scalings=[PodEvent.parse(text, "--scale-to") for text in scale_to or ()],
         pickers=pickers,

@@ -18,12 +18,22 @@ class Turn:
 
 
 def read_conversations(path: Path) -> tuple[tuple[Turn, ...], ...]:
+    """The questions of a ShareGPT file, see :func:`conversations_in`. Raises ConfigurationError."""
+    try:
+        return conversations_in(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not a ShareGPT file: {error}") from error
+
+
+def conversations_in(text: str, path: Path) -> tuple[tuple[Turn, ...], ...]:
     """The questions of a ShareGPT file: a JSON list of ``{"conversations": [{"from", "value", "num_tokens"?}, ...]}``.
 
-    Conversations without a human turn are skipped. Raises ConfigurationError if the file has no usable conversation.
+    Conversations without a human turn are skipped. Raises ConfigurationError, naming ``path``, if none is left.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(text)
         conversations = []
         for entry in entries:
             turns: list[Turn] = []
@@ -35,8 +45,6 @@ def read_conversations(path: Path) -> tuple[tuple[Turn, ...], ...]:
                     turns[-1] = Turn(turns[-1].question, None if tokens is None else int(tokens))
             if turns:
                 conversations.append(tuple(turns))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigurationError(f"{path} is not a ShareGPT file: {reason}") from error

@@ -196,11 +196,11 @@ class LMetricUncached(_Exact):
         return min(self.pods, key=lambda pod: (uncached[pod] * (load[pod] + 1), load[pod], work[pod], pod))
 
 
-class LLMD(Baseline):
-    """llm-d's default profile: prefix 3, queue 2, KV cache utilization 2; each score is 0 to 1; scrapes every 50 ms.
+class _LLMD(Baseline):
+    """llm-d-router with its approximate prefix index; scrapes every 50 ms.
 
-    The prefix score is matched blocks over all blocks; the queue score is min-max normalised over the pods. The index has
-    blocks of 64 tokens of four bytes, and as many of them as the engine has blocks of 16 tokens: four times its capacity.
+    The index has blocks of 64 tokens of four bytes, and as many of them as the engine has blocks of 16 tokens: four times
+    its capacity.
     """
 
     busy_interval = idle_interval = 0.05
@@ -215,20 +215,6 @@ class LLMD(Baseline):
         self.states: dict[int, EngineState] = {}
         self._blocks: tuple[TracedRequest | None, Sequence[int]] = (None, ())
 
-    def decide(self, request: TracedRequest, now: float) -> int:
-        blocks = self.blocks(request)
-        matched = self.index.match(blocks)
-        waiting = {pod: self.states[pod].waiting if pod in self.states else 0 for pod in self.pods}
-        most, least = max(waiting.values()), min(waiting.values())
-
-        def score(pod: int) -> float:
-            prefix = matched.get(pod, 0) / len(blocks)
-            queue = (most - waiting[pod]) / (most - least) if most > least else 1.0
-            kv_usage = self.states[pod].kv_usage if pod in self.states else 0.0
-            return 3 * prefix + 2 * queue + 2 * (1 - kv_usage)
-
-        return self.least(lambda pod: -score(pod))
-
     def blocks(self, request: TracedRequest) -> Sequence[int]:
         """Hashes of the prompt's blocks, including a partial last one."""
         if self._blocks[0] is not request:
@@ -236,6 +222,11 @@ class LLMD(Baseline):
             padded = (*request.prompt, (-1, rest)) if rest else request.prompt
             self._blocks = request, hash_segments(padded, self.BLOCK_TOKENS)[: self.MOST_BLOCKS]
         return self._blocks[1]
+
+    def matched(self, request: TracedRequest) -> dict[int, float]:
+        """Matched blocks over all blocks of the prompt, by pod, if not 0."""
+        blocks = self.blocks(request)
+        return {pod: count / len(blocks) for pod, count in self.index.match(blocks).items()}
 
     def remember(self, request: TracedRequest, pod: int, now: float) -> int:
         state = self.states.get(pod)
@@ -245,6 +236,95 @@ class LLMD(Baseline):
 
     def observed(self, pod: int, state: EngineState, now: float) -> None:
         self.states[pod] = state
+
+
+class LLMDBlend(_LLMD):
+    """llm-d's bare chart: prefix 3, queue 2, KV cache utilization 2; scores are 0 to 1, the queue's min-max normalised."""
+
+    def scores(self, request: TracedRequest) -> dict[int, float]:
+        """The score of each pod; the highest wins."""
+        matched = self.matched(request)
+        waiting = {pod: self.states[pod].waiting if pod in self.states else 0 for pod in self.pods}
+        most, least = max(waiting.values()), min(waiting.values())
+
+        def score(pod: int) -> float:
+            queue = (most - waiting[pod]) / (most - least) if most > least else 1.0
+            kv_usage = self.states[pod].kv_usage if pod in self.states else 0.0
+            return 3 * matched.get(pod, 0.0) + 2 * queue + 2 * (1 - kv_usage)
+
+        return {pod: score(pod) for pod in self.pods}
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        scores = self.scores(request)
+        return self.least(lambda pod: -scores[pod])
+
+
+class LLMDNoHitLRU(LLMDBlend):
+    """The blend with no-hit-lru-scorer 2: a prompt that no pod holds goes to the pod that longest ago got such a prompt."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self._oldest_first: list[int] = []
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        scores = self.scores(request)
+        if any(pod in self.pods for pod in self.matched(request)):
+            return self.least(lambda pod: -scores[pod])
+        order = [pod for pod in self._oldest_first if pod in scores]
+        order = [pod for pod in self.pods if pod not in order] + order
+        ranks = {pod: 1 - rank / max(1, len(order) - 1) for rank, pod in enumerate(order)}
+        pod = self.least(lambda pod: -(scores[pod] + 2 * ranks[pod]))
+        self._oldest_first = [each for each in self._oldest_first if each != pod] + [pod]
+        return pod
+
+
+class LLMDAffinity(_LLMD):
+    """llm-d's guide "optimized baseline": prefix-cache-affinity-filter, then token-load-scorer.
+
+    Of the pods that hold at least :data:`THRESHOLD` of the prompt: the one with the fewest in-flight uncached tokens, this
+    prompt's included. All pods count if none holds as much, or if the least loaded holder has more than ``PEAK_PREFILL *
+    PENALTY`` such tokens more than the least loaded other. Tokens are in flight until the response's first chunk.
+    """
+
+    THRESHOLD = 0.80
+    PEAK_PREFILL = 15_928.0
+    """Tokens per second; the guide's example."""
+    PENALTY = 18.0
+    """Seconds by which the TTFT on a pod that holds the prompt may exceed that of another pod; the guide's example."""
+
+    def decide(self, request: TracedRequest, now: float) -> int:
+        matched = self.matched(request)
+        candidates = self.pods
+        sticky = [pod for pod in self.pods if matched.get(pod, 0.0) >= self.THRESHOLD]
+        others = [pod for pod in self.pods if pod not in sticky]
+        if sticky and not others:
+            candidates = sticky
+        elif sticky:
+            excess = min(self.pending[pod] for pod in sticky) - min(self.pending[pod] for pod in others)
+            candidates = sticky if excess <= self.PEAK_PREFILL * self.PENALTY else self.pods
+        tokens = request.prompt_tokens
+        return self.least(lambda pod: self.pending[pod] + tokens * (1 - matched.get(pod, 0.0)), candidates)
+
+    def remember(self, request: TracedRequest, pod: int, now: float) -> int:
+        uncached = round(request.prompt_tokens * (1 - self.matched(request).get(pod, 0.0)))
+        super().remember(request, pod, now)
+        return uncached
+
+
+class LLMDTuned(LLMDAffinity):
+    """The guide's configuration measured for the card: a penalty of 5 s at the engine's own prefill rate.
+
+    The rate is the highest that any engine has shown; until one has, 40,000 tokens per second, one H100's with a 7B model.
+    """
+
+    PENALTY = 5.0
+    PEAK_PREFILL = 40_000.0
+
+    def observed(self, pod: int, state: EngineState, now: float) -> None:
+        super().observed(pod, state, now)
+        rates = [each.prefill_rate for each in self.states.values() if each.prefill_rate]
+        if rates:
+            self.PEAK_PREFILL = max(rates)
 
 
 class SGLang(Baseline):
@@ -317,7 +397,10 @@ BASELINES: dict[str, type[Baseline]] = {
     "least-request": LeastRequest,
     "power-of-two": PowerOfTwo,
     "longest-prefix": LongestPrefix,
-    "llm-d": LLMD,
+    "llm-d": LLMDAffinity,
+    "llm-d-tuned": LLMDTuned,
+    "llm-d-no-hit-lru": LLMDNoHitLRU,
+    "llm-d-3-2-2": LLMDBlend,
     "sglang": SGLang,
     "aibrix": Aibrix,
     "mooncake": Mooncake,

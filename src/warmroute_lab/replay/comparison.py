@@ -22,7 +22,8 @@ from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
 from warmroute_lab.replay.outcome import Outcome
 from warmroute_lab.replay.policy_registry import policy_factory
 from warmroute_lab.replay.replay import Replay
-from warmroute_lab.replay.trace import Trace, read
+from warmroute_lab.replay.trace import Trace
+from warmroute_lab.replay.trace_files import read
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
 LOADS = (0.5, 0.8, 1.1)
@@ -56,6 +57,8 @@ class Plan:
     """Empty: :data:`LOADS` times the speedup at saturation."""
     seed: int = 1
     requests: int | None = None
+    closed_loop: bool = True
+    """Whether each turn of a recorded session waits for the answer before it."""
     restarts: Sequence[PodEvent] = ()
     scalings: Sequence[PodEvent] = ()
     pickers: int | None = None
@@ -68,7 +71,7 @@ class Plan:
         kinds = tuple(profile(name) for name in self.profiles)
         path = Path(self.source)
         if path.is_file():
-            trace = read(path, seed=self.seed, limit=self.requests)
+            trace = read(path, seed=self.seed, limit=self.requests, closed_loop=self.closed_loop)
             kinds = kinds or (profile(DEFAULT_PROFILE),)
             fleet = Fleet(tuple(kinds[pod % len(kinds)] for pod in range(self.pods)))
         else:

@@ -198,7 +198,8 @@ class Replay:
         self._policy_of(number).finished(number, now)
         for follower in self._following.get(number, ()):
             request = self._trace.requests[follower]
-            self._add(max(now + request.pause, request.at / self._speedup), _Event.SEND, follower)
+            pause = request.pause / self._speedup if self._trace.recorded else request.pause
+            self._add(max(now + pause, request.at / self._speedup), _Event.SEND, follower)
         self._progress(self._answered)
 
     # The fleet

@@ -10,10 +10,12 @@ from warmroute.pool.endpoint import EngineState
 from warmroute_lab.replay.baseline_indexes import ExactIndex, HeadFirstIndex, PromptTree, SharedTable
 from warmroute_lab.replay.baselines import (
     BASELINES,
-    LLMD,
     Aibrix,
     Baseline,
     LeastRequest,
+    LLMDAffinity,
+    LLMDBlend,
+    LLMDNoHitLRU,
     LMetric,
     LMetricUncached,
     LongestPrefix,
@@ -43,8 +45,17 @@ def made(name: str, pods: int = 3) -> Baseline:
     return baseline
 
 
-def state(*, waiting: int = 0, kv_usage: float = 0.0, capacity: int = 1_000_000) -> EngineState:
-    return EngineState(observed_at=0.0, running=0, waiting=waiting, kv_usage=kv_usage, capacity_tokens=capacity)
+def state(
+    *, waiting: int = 0, kv_usage: float = 0.0, capacity: int = 1_000_000, prefill_rate: float | None = None
+) -> EngineState:
+    return EngineState(
+        observed_at=0.0,
+        running=0,
+        waiting=waiting,
+        kv_usage=kv_usage,
+        capacity_tokens=capacity,
+        prefill_rate=prefill_rate,
+    )
 
 
 def send(baseline: Baseline, pod: int, request: TracedRequest, number: int) -> None:
@@ -156,9 +167,52 @@ def test_lmetric_of_uncached_tokens_settles_ties_by_load_then_work_then_number()
     assert baseline.decide(request, 0.0) == 1
 
 
+def test_llm_ds_affinity_filter_keeps_the_holders_until_they_are_late() -> None:
+    baseline = made("llm-d", pods=3)
+    assert isinstance(baseline, LLMDAffinity)
+    text = TEXTS.text(6400)
+    for number in range(2):
+        send(baseline, number, asked(text, TEXTS.text(64)), number)
+        baseline.first_token(number, 0.0)
+    send(baseline, 0, fresh(100_000), 2)
+    assert baseline.decide(asked(text, TEXTS.text(64)), 0.0) == 1, "of two holders, the one with fewer tokens in flight"
+    send(baseline, 1, fresh(50_000), 6)
+    assert baseline.decide(asked(text, TEXTS.text(6400)), 0.0) == 2, (
+        "they hold half of it: the fewest tokens of all count"
+    )
+    baseline.first_token(6, 0.0)
+    send(baseline, 1, fresh(200_000), 3)
+    send(baseline, 0, fresh(200_000), 4)
+    assert baseline.decide(asked(text), 0.0) == 1, "200,000 tokens take 12.6 s"
+    send(baseline, 1, fresh(100_000), 5)
+    assert baseline.decide(asked(text), 0.0) == 2, "18.8 s are more than the penalty"
+    for number in (3, 5):
+        baseline.first_token(number, 1.0)
+    assert baseline.decide(asked(text), 1.0) == 1
+
+
+def test_llm_d_tuned_has_a_penalty_of_five_seconds_at_the_engines_own_rate() -> None:
+    baseline = made("llm-d-tuned", pods=2)
+    text = TEXTS.text(6400)
+    send(baseline, 0, asked(text), 0)
+    send(baseline, 0, fresh(100_000), 1)
+    assert baseline.decide(asked(text), 0.0) == 0, "106,400 tokens take 2.7 s at 40,000 a second"
+    baseline.observed(0, state(prefill_rate=20_000.0), 0.0)
+    assert baseline.decide(asked(text), 0.0) == 1, "and 5.3 s at 20,000"
+
+
+def test_llm_d_spreads_cold_prompts_over_the_pods_in_turn() -> None:
+    baseline = made("llm-d-no-hit-lru", pods=3)
+    assert isinstance(baseline, LLMDNoHitLRU)
+    baseline.observed(1, state(kv_usage=0.5), 0.0)
+    chosen = [baseline.choose(fresh(1000), number, 0.0) for number in range(6)]
+    assert set(chosen[:3]) == {0, 1, 2}
+    assert chosen[3:] == chosen[:3]
+
+
 def test_llm_d_weighs_prefix_3_queue_2_kv_2() -> None:
-    baseline = made("llm-d", pods=2)
-    assert isinstance(baseline, LLMD)
+    baseline = made("llm-d-3-2-2", pods=2)
+    assert isinstance(baseline, LLMDBlend)
     system = TEXTS.text(640)
     send(baseline, 0, asked(system), 0)
     baseline.observed(0, state(waiting=1), 0.0)
@@ -172,7 +226,7 @@ def test_llm_d_weighs_prefix_3_queue_2_kv_2() -> None:
 
 def test_llm_d_hashes_blocks_of_64_tokens_and_the_last_one_too() -> None:
     baseline = made("llm-d")
-    assert isinstance(baseline, LLMD)
+    assert isinstance(baseline, LLMDAffinity)
     text = TEXTS.text(200)
     assert len(baseline.blocks(asked(text))) == 4
     assert baseline.blocks(asked(text, TEXTS.text(100)))[:3] == baseline.blocks(asked(text))[:3]

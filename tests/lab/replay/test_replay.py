@@ -16,13 +16,14 @@ from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
 from warmroute_lab.replay import comparison, scenarios
-from warmroute_lab.replay.baselines import RoundRobin
+from warmroute_lab.replay.baselines import BASELINES, RoundRobin
 from warmroute_lab.replay.fleet import DOWN, Fleet, PodEvent, profile, saturation
 from warmroute_lab.replay.outcome import Outcome, Sample
 from warmroute_lab.replay.policy import Policy, RouterPolicy
 from warmroute_lab.replay.policy_registry import names, policy_factory
 from warmroute_lab.replay.replay import Replay
-from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, read, sorted_by_time
+from warmroute_lab.replay.trace import Identities, Trace, TracedRequest, conversation, sorted_by_time
+from warmroute_lab.replay.trace_files import read
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE
 
 pytestmark = pytest.mark.integration
@@ -342,7 +343,7 @@ def test_the_scenarios_fleets() -> None:
 def test_names() -> None:
     assert names([]) == ["PREFIX_CACHE", "LEAST_REQUEST", "ROUND_ROBIN"]
     assert names(["llm-d", "all"])[:2] == ["llm-d", "PREFIX_CACHE"]
-    assert len(names(["all", "all"])) == 12
+    assert len(names(["all", "all"])) == 1 + len(BASELINES)
     with pytest.raises(ConfigurationError, match="lmetric"):
         policy_factory("nothing", Settings())
 

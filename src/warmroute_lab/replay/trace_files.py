@@ -1,0 +1,223 @@
+"""Traces in files: Mooncake's format, OpenAI bodies with times, and ShareGPT's; plain or compressed (.gz, .xz, .zst).
+
+Requests that name a session can be replayed in a *closed loop*: each turn waits for the answer to the turn before it and
+then for the recorded think time. In an *open loop* every request is sent at its recorded time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from warmroute.errors import ConfigurationError
+from warmroute.prefix.chain import build
+from warmroute.request.inference import InferenceRequest
+from warmroute.request.parse import parse
+from warmroute.request.rejections import Rejection
+from warmroute_lab.load.conversations import conversations_in
+from warmroute_lab.replay.trace import (
+    BYTES_PER_TOKEN,
+    PIECE,
+    Identities,
+    Trace,
+    TracedRequest,
+    conversation,
+    sorted_by_time,
+)
+from warmroute_lab.simulator.blocks import Segment
+
+MOONCAKE_BUCKET = 3.0
+"""Mooncake's timestamps are rounded down to multiples of this, in seconds."""
+SHAREGPT_RATE = 10.0
+"""Conversations of a ShareGPT file that begin per second at a speedup of 1."""
+SHAREGPT_PAUSE = 10.0
+"""Mean seconds between an answer and the next question of a ShareGPT conversation."""
+UNKNOWN_ANSWER = 200
+"""Tokens of an answer whose length is not in the file."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """One request of a file, in seconds and tokens."""
+
+    at: float
+    prompt: tuple[Segment, ...]
+    output_tokens: int
+    session: str
+    """Requests of one session follow each other; empty: the file names no session."""
+    think: float
+
+
+def read(path: Path, *, seed: int, limit: int | None = None, closed_loop: bool = True) -> Trace:
+    """The trace in a file.
+
+    ``limit`` is the number of requests to keep: the first ones; or, in a closed loop, about as many in whole sessions that
+    the seed draws, which begin as often as the sessions of the file do.
+
+    Raises ConfigurationError if the file cannot be read, naming the line.
+    """
+    rng = random.Random(seed)
+    name = path.name.partition(".")[0]
+    try:
+        with _open(path) as file:
+            first = file.readline()
+            if first.lstrip().startswith("["):
+                return _trace(name, _sharegpt(first + file.read(), path, rng)[:limit])
+            lines = sorted(_lines(path, first, file, rng), key=lambda line: line.at)
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+        raise ConfigurationError(f"cannot read the trace {path}: {error}") from error
+    if closed_loop and any(line.session for line in lines):
+        return _trace(name, _in_sessions(lines if limit is None else _sample(lines, limit, rng)), recorded=True)
+    return _trace(name, [TracedRequest(line.at, line.prompt, line.output_tokens) for line in lines[:limit]])
+
+
+def _trace(name: str, requests: Sequence[TracedRequest], *, recorded: bool = False) -> Trace:
+    if not requests:
+        raise ConfigurationError(f"the trace {name} has no requests")
+    began = requests[0].at
+    for request in requests:
+        request.at -= began
+    return Trace(name, requests, recorded)
+
+
+def _open(path: Path) -> IO[str]:
+    """The file as text, decompressed as its suffix says."""
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise ConfigurationError(
+                f"reading {path} needs the package zstandard: install warmroute-lab with its extra `zstd`"
+            ) from None
+        opened: IO[str] = zstandard.open(path, "rt", encoding="utf-8")
+        return opened
+    openers: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".xz": lzma.open}
+    text: IO[str] = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    return text
+
+
+def _lines(path: Path, first: str, file: IO[str], rng: random.Random) -> Iterator[_Line]:
+    """The requests of a file with one JSON object a line."""
+    for number, line in enumerate(chain((first,), file), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError("it is no JSON object")
+            yield _mooncake(entry, rng) if "hash_ids" in entry else _body(entry)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(
+                f"{path}:{number} is no JSON: {error}. A trace has one JSON object a line: a request of Mooncake's format, "
+                "or an OpenAI body with a timestamp"
+            ) from error
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            reason = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ConfigurationError(f"{path}:{number} is not a request of a trace: {reason}") from error
+
+
+def _mooncake(entry: dict[str, Any], rng: random.Random) -> _Line:
+    """``{"timestamp": ms, "input_length", "output_length", "hash_ids": [one per 512 tokens]}``.
+
+    Optional: ``session``, ``agent`` (a session may run several at once) and ``think_ms``. Times of requests without a
+    session are spread over Mooncake's bucket. Format: https://github.com/kvcache-ai/Mooncake.
+    """
+    tokens, ids = int(entry["input_length"]), entry["hash_ids"]
+    if tokens < 1:
+        raise ValueError("input_length must be at least 1")
+    session = str(entry.get("agent") or entry.get("session") or "")
+    return _Line(
+        entry["timestamp"] / 1000 + (0.0 if session else MOONCAKE_BUCKET * rng.random()),
+        tuple((int(ids[i]), min(PIECE, tokens - i * PIECE)) for i in range(-(-tokens // PIECE))),
+        max(1, int(entry["output_length"])),
+        session,
+        entry.get("think_ms", 0) / 1000,
+    )
+
+
+def _body(entry: dict[str, Any]) -> _Line:
+    """``{"timestamp": seconds or ISO 8601, "body": {an OpenAI request}}``, or the request with a timestamp among its fields.
+
+    Optional: ``path`` of the request, ``output_tokens`` (else the body's limit, at most :data:`UNKNOWN_ANSWER`), ``session``
+    and ``think_ms``. The product's parser reads the body; its checkpoints are the pieces.
+    """
+    when = entry["timestamp"]
+    at = datetime.fromisoformat(when).timestamp() if isinstance(when, str) else float(when)
+    body = entry.get("body", entry)
+    path = entry.get("path") or next((path for field, path in _PATHS.items() if field in body), "")
+    request = parse(path, "application/json", json.dumps(body).encode())
+    if isinstance(request, Rejection):
+        raise ValueError(request.message)
+    prompt = _pieces(request)
+    if not prompt:
+        raise ValueError("its body has no prompt")
+    output = entry.get("output_tokens") or min(request.max_tokens or UNKNOWN_ANSWER, UNKNOWN_ANSWER)
+    return _Line(at, prompt, max(1, int(output)), str(entry.get("session", "")), entry.get("think_ms", 0) / 1000)
+
+
+_PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
+"""Paths of requests by the field that holds their prompt."""
+
+
+def _pieces(request: InferenceRequest) -> tuple[Segment, ...]:
+    """The prompt from checkpoint to checkpoint, each piece known by the hash of the prompt up to its end."""
+    checkpoints = build(request.seed, request.parts)
+    pieces, tokens = [], 0
+    for identity, end in zip(checkpoints.hashes, checkpoints.ends, strict=True):
+        before, tokens = tokens, max(1, end // BYTES_PER_TOKEN)
+        if tokens > before:
+            pieces.append((identity - (1 << 63), tokens - before))
+    return tuple(pieces)
+
+
+def _sample(lines: Sequence[_Line], limit: int, rng: random.Random) -> list[_Line]:
+    """Whole sessions, drawn until they have ``limit`` requests; they begin as often as those of all ``lines``."""
+    sessions: dict[str, list[_Line]] = {}
+    for line in lines:
+        sessions.setdefault(line.session, []).append(line)
+    names = list(sessions)
+    rng.shuffle(names)
+    kept: list[list[_Line]] = []
+    while names and sum(map(len, kept)) < limit:
+        kept.append(sessions[names.pop()])
+    share, earliest = len(kept) / len(sessions), lines[0].at
+    for session in kept:
+        earlier = (1 - share) * (session[0].at - earliest)
+        for line in session:
+            line.at -= earlier
+    return sorted((line for session in kept for line in session), key=lambda line: line.at)
+
+
+def _in_sessions(lines: Sequence[_Line]) -> list[TracedRequest]:
+    """The requests: each waits for the one before it in its session and the think time, and never comes before its time."""
+    latest: dict[str, int] = {}
+    requests = []
+    for number, line in enumerate(lines):
+        after = latest.get(line.session) if line.session else None
+        requests.append(TracedRequest(line.at, line.prompt, line.output_tokens, after=after, pause=line.think))
+        latest[line.session] = number
+    return requests
+
+
+def _sharegpt(text: str, path: Path, rng: random.Random) -> list[TracedRequest]:
+    """Conversations with Poisson arrivals; each request contains all turns before it."""
+    identities = Identities()
+    requests: list[TracedRequest] = []
+    began = 0.0
+    for turns in conversations_in(text, path):
+        began += rng.expovariate(SHAREGPT_RATE)
+        answers = [turn.answer_tokens or UNKNOWN_ANSWER for turn in turns]
+        questions = [max(1, len(turn.question.encode()) // BYTES_PER_TOKEN) for turn in turns]
+        pauses = [rng.expovariate(1 / SHAREGPT_PAUSE) for _ in turns]
+        requests += conversation(
+            identities, began, zip(questions, answers, pauses, strict=True), first=len(requests), opening=()
+        )
+    return sorted_by_time(requests)

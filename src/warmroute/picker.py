@@ -30,6 +30,7 @@ from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
 from warmroute.observability.recent_decisions import RecentDecisions
+from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
@@ -45,6 +46,7 @@ from warmroute.settings import Settings
 if TYPE_CHECKING:
     from warmroute.kubernetes.discovery import KubernetesDiscovery
     from warmroute.kubernetes.lease import LeaderElection
+    from warmroute.shared_state.shared_state import SharedState
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,10 @@ OPEN_CHECKPOINT_MEMORY = 80
 """Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
 DECISION_MEMORY = 6_000
 """Bytes of memory of a decision's record at 100 endpoints (tracemalloc on CPython 3.11: 5.7 KB)."""
+LOGGED_SHARE = 0.25
+"""Checkpoints of the log that a picker remembers, as a share of those of its index."""
+LOGGED_CHECKPOINT_MEMORY = 150
+"""Bytes of memory of one of them: a dictionary entry, its places in a segment, and its integer once the index drops it."""
 SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
 """The setting ``shedding`` as a criticality."""
 
@@ -120,6 +126,8 @@ def memory_bound(settings: Settings) -> int:
     short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values)
     short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
     waiting_decisions = MOST_WAITING if settings.decision_log is not None else 0
+    remembered = LOGGED_SHARE * settings.index_limit if settings.shared_state is not None else 0
+    logged = int(1.5 * LOGGED_CHECKPOINT_MEMORY * remembered)  # chains in use keep half that number more
     return (
         IDLE_MEMORY
         + DECISION_MEMORY * (settings.debug_decisions + waiting_decisions)
@@ -127,6 +135,7 @@ def memory_bound(settings: Settings) -> int:
         + settings.body_memory
         + 2 * settings.max_body_bytes
         + short_body
+        + logged
     )
 
 
@@ -142,6 +151,38 @@ def server_options(settings: Settings) -> ServerOptions:
         body_timeout=settings.body_timeout,
         max_streams=settings.max_streams,
     )
+
+
+def shared_state(settings: Settings, pool: Pool) -> SharedState:
+    """The shared state of the pool's pickers. Raises ConfigurationError."""
+    if settings.ha_enable_leader_election:
+        raise ConfigurationError(
+            "--ha-enable-leader-election and --shared-state exclude each other: all pickers are ready"
+        )
+    if settings.shared_state_key_path is None:
+        raise ConfigurationError("--shared-state needs --shared-state-key-path: the key that encrypts what is shared")
+    try:
+        from warmroute.shared_state.nats_log import LogOptions  # an extra
+        from warmroute.shared_state.seal import Seal
+        from warmroute.shared_state.shared_state import SharedState
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("--shared-state needs NATS's client: pip install 'warmroute[shared-state]'") from error
+    servers = tuple(url.strip() for url in (settings.shared_state or "").split(","))
+    pool_name = f"{settings.pool_namespace}.{settings.pool_name or 'file'}"
+    try:
+        seal = Seal(settings.shared_state_key_path.read_bytes().strip(), pool_name)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--shared-state-key-path {settings.shared_state_key_path}: {error}") from error
+    options = LogOptions(
+        servers=servers,
+        subject=f"{settings.shared_state_prefix}.{pool_name.replace('.', '_')}",
+        credentials=settings.shared_state_credentials,
+        tls=settings.shared_state_tls_path,
+        max_age=settings.shared_state_history,
+        max_bytes=settings.shared_state_bytes,
+        replicas=settings.shared_state_replicas,
+    )
+    return SharedState(options, seal, pool, most_checkpoints=int(LOGGED_SHARE * settings.index_limit))
 
 
 class EndpointPicker:
@@ -176,6 +217,8 @@ class EndpointPicker:
             chance=random.random,
             clock=monotonic,
         )
+        self.shared_state = None if settings.shared_state is None else shared_state(settings, self.pool)
+        self.metrics.shared_state = None if self.shared_state is None else self._shared_state_reading
         self.router = Router(
             self.pool,
             routing_constants(settings),
@@ -185,14 +228,14 @@ class EndpointPicker:
             name=secrets.token_hex(4),
         )
         self.pool.subscribe(self.metrics, now)
-        self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped)
+        self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped, owns=self._scrapes_itself)
         self._rules = session_rules(settings)
         self._budget = BodyBudget(settings.body_memory)
         self.server = Server(
             server_options(settings),
             new_session=self._new_session,
             observer=self.metrics,
-            ready=lambda: self.pool.synced and (self.election is None or self.election.leading),
+            ready=self._ready,
             clock=monotonic,
         )
         self.metrics_pages = PageServer(
@@ -212,9 +255,12 @@ class EndpointPicker:
 
     def _listeners(self) -> tuple[DecisionListener, ...]:
         """Who is told of decisions."""
-        if self.decision_log is None:
-            return self.decisions, self.live
-        return self.decisions, self.live, self.decision_log
+        listeners: list[DecisionListener] = [self.decisions, self.live]
+        if self.decision_log is not None:
+            listeners.append(self.decision_log)
+        if self.shared_state is not None:
+            listeners.append(self.shared_state.outbox)
+        return tuple(listeners)
 
     def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
         if settings.endpoints_file is not None and settings.pool_name is not None:
@@ -280,6 +326,8 @@ class EndpointPicker:
             await self.server.start()
             await self.scraper.start()
             await self.discovery.start()
+            if self.shared_state is not None:
+                self.shared_state.start(self.router)
             if self.election is not None:
                 self.election.start()
         except BaseException:
@@ -332,6 +380,8 @@ class EndpointPicker:
             await self.election.stop()
         await self.discovery.stop()
         await self.scraper.stop()
+        if self.shared_state is not None:
+            await self.shared_state.stop()
         await self.server.stop()
         await self.metrics_pages.stop()
         await self.debug_pages.stop()
@@ -360,7 +410,40 @@ class EndpointPicker:
     def _new_session(self) -> Session:
         return Session(self.router, self._rules, models=self.pool.models, budget=self._budget, chance=self._chance)
 
+    def _ready(self) -> bool:
+        leading = self.election is None or self.election.leading
+        return self.pool.synced and leading and (self.shared_state is None or self.shared_state.ready)
+
+    def _scrapes_itself(self, endpoint: Endpoint) -> bool:
+        return self.shared_state is None or self.shared_state.owns(endpoint)
+
     # ---------------------------------------------------------------- metrics and debug pages
+
+    def _shared_state_reading(self) -> SharedStateReading:
+        shared = self.shared_state
+        assert shared is not None
+        traffic, applied = shared.traffic, shared.applied
+        return SharedStateReading(
+            away_seconds=None if shared.away_since is None else monotonic() - shared.away_since,
+            why_away=shared.why_away,
+            pickers=shared.pickers,
+            scrape_share=shared.scrape_share,
+            lag=shared.lag,
+            replay_seconds=shared.replay_seconds,
+            batches_out=traffic.batches_out,
+            batches_in=traffic.batches_in,
+            bytes_out=traffic.bytes_out,
+            bytes_in=traffic.bytes_in,
+            applied={"decision": applied.decisions, "report": applied.reports, "event": applied.events},
+            skipped={
+                "duplicate": traffic.duplicates,
+                "unreadable": traffic.unreadable,
+                "unknown-version": traffic.unknown_versions,
+                "unknown-endpoint": applied.unknown_endpoints,
+                "unknown-chain": applied.unknown_chains,
+                "dropped": shared.outbox.dropped,
+            },
+        )
 
     def _scraped(self, endpoint: Endpoint, result: ScrapeOutcome) -> None:
         self.metrics.scraped(endpoint.id, result)

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from warmroute.observability.instruments import PrefixCacheTally
 from warmroute.observability.metrics import EndpointReading, Metrics, endpoint_state
 from warmroute.observability.series import CATALOGUE
+from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, build
@@ -374,6 +375,20 @@ def exercise(world: World) -> None:
     world.metrics.scraped("default/a")
     world.metrics.loop_lagged(0.001)
     world.metrics.responded(200)
+    world.metrics.shared_state = lambda: SharedStateReading(
+        away_seconds=None,
+        why_away="",
+        pickers=3,
+        scrape_share=0.3,
+        lag=0.002,
+        replay_seconds=0.1,
+        batches_out=1,
+        batches_in=2,
+        bytes_out=3,
+        bytes_in=4,
+        applied={"decision": 1},
+        skipped={"duplicate": 1},
+    )
 
 
 def test_a_request_costs_little_beside_one_observation_of_prometheus_client(world: World) -> None:

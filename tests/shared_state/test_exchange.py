@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
-from warmroute.pool.endpoint import EndpointSpec, Health
+from warmroute.pool.endpoint import EndpointSpec, EngineState, Health
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
@@ -139,6 +139,13 @@ EVERY_FIGURE: dict[str, Any] = {
     "capacity_tokens": 1000,
     "max_num_seqs": 64,
     "max_model_len": 8192,
+    "block_size": 16,
+    "prefix_caching": False,
+    "tier_tokens": 0,
+    "computed_tokens_total": 600.0,
+    "tier_queries_total": 700.0,
+    "tier_hits_total": 0.0,
+    "rejected_responses_total": 2.0,
     "loaded_adapters": frozenset({"lora-1", "lora-2"}),
     "max_adapters": 4,
     "awaiting_first_token": 2,
@@ -153,6 +160,10 @@ EVERY_FIGURE: dict[str, Any] = {
     "decode_rate": 64.0,
     "sleeping": True,
 }
+
+
+def test_every_figure_is_tried() -> None:
+    assert set(EVERY_FIGURE) | {"observed_at"} == {field.name for field in fields(EngineState)}
 
 
 @pytest.mark.parametrize("figures", [EVERY_FIGURE, {}], ids=["every figure", "none"])
@@ -185,6 +196,16 @@ def test_a_restart_empties_the_cache_everywhere() -> None:
     one.pool.restarted(one.pool.endpoints["ns/a"], 2.0)
     send(one, other, 2.02)
     assert other.router.held(other.load("a")) == (0, 0)
+
+
+def test_an_emptied_cache_is_empty_everywhere() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    one.pool.cache_emptied(one.pool.endpoints["ns/a"], 2.0)
+    send(one, other, 2.02)
+    assert other.router.held(other.load("a")) == (0, 0)
+    assert len(other.outbox) == 0
 
 
 def test_a_restart_that_discovery_tells_is_not_passed_on() -> None:

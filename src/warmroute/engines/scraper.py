@@ -13,7 +13,7 @@ from warmroute.engines.dialects import DIALECTS, Dialect
 from warmroute.engines.fetch import PageFetcher, reason
 from warmroute.engines.probe import Again, Probe, StatusError
 from warmroute.errors import ConfigurationError, ScrapeError
-from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 
@@ -60,7 +60,19 @@ class ScrapeOutcome(StrEnum):
 class _Target:
     """One endpoint as the scraper sees it."""
 
-    __slots__ = ("due", "endpoint", "engine", "outcome", "phased", "probe", "reading", "silent", "task", "url")
+    __slots__ = (
+        "due",
+        "endpoint",
+        "engine",
+        "outcome",
+        "phased",
+        "probe",
+        "reading",
+        "silent",
+        "taken_over",
+        "task",
+        "url",
+    )
 
     def __init__(self, endpoint: Endpoint, due: float) -> None:
         self.endpoint = endpoint
@@ -74,6 +86,8 @@ class _Target:
         """Consecutive scrapes without an answer."""
         self.reading = 0.0
         """Seconds that reading the latest pages took."""
+        self.taken_over = False
+        """Whether another picker scraped it until now."""
         self.phased = False
         """Whether its scrapes were moved apart from those of endpoints added at the same time."""
 
@@ -94,8 +108,11 @@ class Scraper(PoolListener):
         on_result: Callable[[Endpoint, ScrapeOutcome], None] = lambda endpoint, outcome: None,
         fetch: Fetch | None = None,
         rng: random.Random | None = None,
+        owns: Callable[[Endpoint], bool] = lambda endpoint: True,
     ) -> None:
-        """Raises ConfigurationError if no dialect has the name of ``settings.model_server_runtime``."""
+        """``owns``: whether this picker scrapes the endpoint now, or another one that shares the state that it reads.
+
+        Raises ConfigurationError if no dialect has the name of ``settings.model_server_runtime``."""
         self._pool = pool
         self._settings = settings
         self._dialect = _dialect(settings)
@@ -104,6 +121,7 @@ class Scraper(PoolListener):
         self._fetch = fetch
         self._fetcher: PageFetcher | None = None
         self._rng = rng or random.Random()
+        self._owns = owns
         self._targets: dict[str, _Target] = {}
         self._owner: asyncio.Task[None] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -224,7 +242,10 @@ class Scraper(PoolListener):
             if target.task is not None:
                 silent_places -= target.silent > 0
             elif target.due <= now and target.endpoint.ready:
-                due.append(target)
+                if self._owns(target.endpoint):
+                    due.append(target)
+                else:
+                    target.taken_over = True
         for target in sorted(due, key=lambda target: target.due):
             if places <= 0:
                 return
@@ -270,6 +291,8 @@ class Scraper(PoolListener):
 
     async def _exchange(self, target: _Target) -> None:
         assert self._fetch is not None
+        if target.taken_over:
+            target.probe.forget()  # its figures are old
         for _ in range(LARGEST_EXCHANGE):
             asked_at = self._clock()
             url = target.url + target.probe.query()
@@ -282,6 +305,9 @@ class Scraper(PoolListener):
             if answer is Again.RESTARTED:
                 self._pool.restarted(target.endpoint, self._clock())
             elif answer is not Again.UNFILTERED:
+                if target.taken_over and _restarted(target.endpoint.state, answer):
+                    self._pool.restarted(target.endpoint, self._clock())
+                target.taken_over = False
                 self._pool.observed(target.endpoint, answer, self._clock())
                 return
         raise ScrapeError("the engine's pages contradict each other")
@@ -316,6 +342,18 @@ class Scraper(PoolListener):
             logger.info("metrics are back", extra={"fields": fields})
         else:
             logger.warning("no metrics", extra={"fields": {**fields, "reason": outcome.value, "error": message}})
+
+
+def _restarted(known: EngineState | None, state: EngineState) -> bool:
+    """Whether a counter went back since another picker scraped the engine."""
+    if known is None:
+        return False
+    counters = (
+        (known.first_tokens_total, state.first_tokens_total),
+        (known.prompt_tokens_total, state.prompt_tokens_total),
+        (known.prefix_queries_total, state.prefix_queries_total),
+    )
+    return any(before is not None and now is not None and now < before for before, now in counters)
 
 
 def busy_interval(settings: Settings, endpoints: int) -> float:

@@ -29,6 +29,7 @@ from warmroute.observability.instruments import (
     Histogram,
     PrefixCacheTally,
 )
+from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.pool.endpoint import Endpoint, EngineState, Health
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
@@ -219,6 +220,8 @@ class Metrics(PoolListener, Collector):
         self._pick = Histogram(series.PICK_SECONDS, SECONDS)
         self._processing = Histogram(series.PROCESSING_SECONDS, SECONDS)
         self._lag = Histogram(series.LOOP_LAG, SECONDS)
+        self.shared_state: Callable[[], SharedStateReading] | None = None
+        """Reads the state that pickers share; None: it is not in use."""
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -364,6 +367,9 @@ class Metrics(PoolListener, Collector):
         yield (self._processing.collect(),)
         yield from self._endpoint_families(readings)
         yield (series.INDEX_LIMIT.family([((), settings.index_limit)]),)
+        if self.shared_state is not None:
+            for metric in self.shared_state().families():
+                yield (metric,)
         yield (self._lag.collect(),)
         yield (self._reloads.collect(),)
         yield (series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())]),)

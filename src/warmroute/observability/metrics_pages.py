@@ -34,7 +34,7 @@ class MetricsPages:
 
     def routes(self) -> Routes:
         """The routes for a :class:`~warmroute.observability.page_server.PageServer`."""
-        return {"/": _index, "/metrics": self._exposition, HEALTH: _healthz, **dict.fromkeys(DEBUG_PATHS, _moved)}
+        return {"/": _index, "/metrics": self._exposition, HEALTH: self._healthz, **dict.fromkeys(DEBUG_PATHS, _moved)}
 
     async def _exposition(self, request: Request) -> Page:
         try:
@@ -50,6 +50,11 @@ class MetricsPages:
         else:
             body = await asyncio.to_thread(_gzipped, body)
         return Page(body, content_type, headers={"Content-Encoding": "gzip"})
+
+    async def _healthz(self, _: Request) -> Page:
+        shared_state = self._metrics.shared_state
+        detail = "" if shared_state is None else f"{shared_state().health()}\n"
+        return Page(f"ok\n{detail}".encode(), "text/plain; charset=utf-8")
 
     async def _render(self, encode: Callable[..., bytes]) -> bytes:
         """The page, read and encoded in parts: with 1,000 endpoints it has 20,000 samples."""
@@ -89,10 +94,6 @@ def _without_head(text: bytes) -> bytes:
 
 def _gzipped(body: bytes) -> bytes:
     return zlib.compress(body, GZIP_LEVEL, wbits=16 + zlib.MAX_WBITS)
-
-
-async def _healthz(_: Request) -> Page:
-    return Page(b"ok\n", "text/plain; charset=utf-8")
 
 
 async def _index(_: Request) -> Page:

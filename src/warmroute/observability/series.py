@@ -300,6 +300,55 @@ SCRAPE_AGE = _series(
     ("endpoint",),
 )
 
+# Shared state (absent without --shared-state)
+SHARED_STATE_CONNECTED = _series(
+    "warmroute_shared_state_connected", "gauge", "1", "1 while the log is there, 0 while it is away."
+)
+SHARED_STATE_PICKERS = _series(
+    "warmroute_shared_state_pickers", "gauge", "pickers", "Live pickers of the pool, this one included."
+)
+SHARED_STATE_SCRAPE_SHARE = _series(
+    "warmroute_shared_state_scrape_share", "gauge", "ratio", "Share of the endpoints that this picker scrapes, 0 to 1."
+)
+SHARED_STATE_LAG = _series(
+    "warmroute_shared_state_lag_seconds",
+    "gauge",
+    "seconds",
+    "Time from publishing the latest batch of this picker until it was read back; while the log is away, for how long.",
+)
+SHARED_STATE_REPLAY_SECONDS = _series(
+    "warmroute_shared_state_replay_seconds",
+    "gauge",
+    "seconds",
+    "Time that reading the log took when this picker started.",
+)
+SHARED_STATE_BATCHES = _series(
+    "warmroute_shared_state_batches_total",
+    "counter",
+    "batches",
+    "Batches published (out) and read from other pickers (in).",
+    ("direction",),
+)
+SHARED_STATE_BYTES = _series(
+    "warmroute_shared_state_bytes_total", "counter", "bytes", "Bytes of these batches.", ("direction",)
+)
+SHARED_STATE_APPLIED = _series(
+    "warmroute_shared_state_applied_total",
+    "counter",
+    "items",
+    "What was applied of other pickers' batches: decision, report (figures of an engine), event (an engine restarted, fell "
+    "silent, or was ejected).",
+    ("kind",),
+)
+SHARED_STATE_SKIPPED = _series(
+    "warmroute_shared_state_skipped_total",
+    "counter",
+    "items",
+    "What was not applied. Batches: duplicate, unreadable (another key), unknown-version. Of batches: unknown-endpoint, "
+    "unknown-chain (counted as load only). Own decisions that were never published because the log was away: dropped.",
+    ("reason",),
+)
+
 # The picker itself
 LOOP_LAG = _series(
     "warmroute_event_loop_lag_seconds",

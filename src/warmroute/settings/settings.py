@@ -6,11 +6,12 @@ The setting ``grpc_port`` is the flag ``--grpc-port``, the environment variable 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from warmroute.settings.durations import seconds
 
@@ -26,6 +27,8 @@ def _false_is_off(value: object) -> object:
     """YAML 1.1 reads the word ``off`` as false."""
     return "off" if value is False else value
 
+
+_USER_AND_PASSWORD = re.compile(r"//[^@,]*@")
 
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_unset)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_unset)]
@@ -55,6 +58,10 @@ class Settings(BaseModel):
         if isinstance(value, str) and not value.isprintable():
             raise ValueError("must not have control characters")
         return value
+
+    @field_serializer("shared_state", when_used="json-unless-none")
+    def _without_password(self, urls: str) -> str:
+        return _USER_AND_PASSWORD.sub("//***@", urls)
 
     # Pool: where the endpoints come from
     endpoints_file: OptionalPath = setting(
@@ -336,6 +343,49 @@ class Settings(BaseModel):
         "Most checkpoints in the prefix index, all endpoints together (about 200 bytes each).",
         group="Prefix index",
         ge=1000,
+    )
+
+    # Shared state: the log through which pickers of one pool exchange what they know (docs/shared-state.md)
+    shared_state: OptionalText = setting(
+        None,
+        "URLs of the NATS servers, separated by commas: nats://host:4222 or tls://host:4222, with user:password@ before the "
+        "host to log in so. Pickers of one pool then share what they decide and learn. Unset: each knows what it has seen.",
+        group="Shared state",
+    )
+    shared_state_key_path: OptionalPath = setting(
+        None,
+        "File with a secret of 16 bytes or more that the pickers of the pool have in common. It encrypts what they share: "
+        "NATS and its users cannot read it. Required with --shared-state.",
+        group="Shared state",
+    )
+    shared_state_credentials: OptionalPath = setting(
+        None, "NATS credentials file (.creds). Unset: none.", group="Shared state"
+    )
+    shared_state_tls_path: OptionalPath = setting(
+        None,
+        "Directory with ca.crt for NATS servers with TLS and, where they ask for a client certificate, tls.crt and tls.key. "
+        "Unset: the system's certificate authorities.",
+        group="Shared state",
+    )
+    shared_state_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")] = setting(
+        "warmroute",
+        "First part of the NATS subject and stream. Namespace and name of the pool follow, so pools do not mix.",
+        group="Shared state",
+    )
+    shared_state_history: Seconds = setting(
+        600.0,
+        "Seconds that the log goes back: what a picker knows that has just started.",
+        group="Shared state",
+        ge=60,
+    )
+    shared_state_bytes: int = setting(
+        128 << 20,
+        "Most bytes of the log, in the memory of each NATS server that has it.",
+        group="Shared state",
+        ge=1 << 20,
+    )
+    shared_state_replicas: int = setting(
+        1, "NATS servers that keep the log: 1, or 3 in a cluster of at least 3.", group="Shared state", ge=1, le=5
     )
 
     # Engine metrics

@@ -18,7 +18,7 @@ from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.logged_chains import Addition, LoggedChains
-from warmroute.shared_state.outbox import Outbox, incarnation_of
+from warmroute.shared_state.outbox import EQUAL_FIGURES, Outbox, incarnation_of
 
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
@@ -36,6 +36,10 @@ class Applied:
     """Decisions, states and events of endpoints that the pool does not have, or of an earlier incarnation."""
     unknown_chains: int = 0
     """Decisions whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
+
+
+_ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
+"""Figures that every report has; a batch leaves out zeros."""
 
 
 class _Reading(NamedTuple):
@@ -93,6 +97,8 @@ class Inbox:
         match event.kind:
             case pb.Event.RESTARTED:
                 self._pool.restarted(endpoint, now)
+            case pb.Event.CACHE_EMPTIED:
+                self._pool.cache_emptied(endpoint, now)
             case pb.Event.UNREACHABLE:
                 self._pool.unreachable(endpoint, now)
             case pb.Event.REACHABLE:
@@ -145,28 +151,9 @@ class Inbox:
 
 
 def _state(report: pb.Report, adapters: Sequence[str], observed_at: float) -> EngineState:
-    def given(name: str) -> Any:
-        return getattr(report, name) if report.HasField(name) else None
-
+    given = {field.name: value for field, value in report.ListFields() if field.name in EQUAL_FIGURES}
     return EngineState(
         observed_at=observed_at,
-        running=report.running,
-        waiting=report.waiting,
-        kv_usage=report.kv_usage,
-        capacity_tokens=given("capacity_tokens"),
-        max_num_seqs=given("max_num_seqs"),
-        max_model_len=given("max_model_len"),
         loaded_adapters=frozenset(adapters[place] for place in report.loaded_adapters if place < len(adapters)),
-        max_adapters=report.max_adapters,
-        awaiting_first_token=given("awaiting_first_token"),
-        first_tokens_total=given("first_tokens_total"),
-        prompt_tokens_total=given("prompt_tokens_total"),
-        prompt_requests_total=given("prompt_requests_total"),
-        prefix_queries_total=given("prefix_queries_total"),
-        prefix_hits_total=given("prefix_hits_total"),
-        responses_total=given("responses_total"),
-        failed_responses_total=given("failed_responses_total"),
-        prefill_rate=given("prefill_rate"),
-        decode_rate=given("decode_rate"),
-        sleeping=report.sleeping,
+        **(_ZEROS | given),
     )

@@ -7,6 +7,7 @@ is applied it must not listen: see :attr:`Outbox.muted`.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import fields
 
 from xxhash import xxh32_intdigest
 
@@ -26,6 +27,10 @@ MOST_KEPT = 20_000
 MOST_EVENTS = 4096
 """Events that wait."""
 LARGEST = 2**32 - 1
+EQUAL_FIGURES = tuple(
+    field.name for field in fields(EngineState) if field.name not in ("observed_at", "loaded_adapters")
+)
+"""Figures that a report has as they are, under their names."""
 
 
 class Outbox(PoolListener):
@@ -72,6 +77,11 @@ class Outbox(PoolListener):
             self._states.pop(endpoint.id, None)
             if not discovered:
                 self._events.append((endpoint, pb.Event.RESTARTED))
+
+    def endpoint_cache_emptied(self, endpoint: Endpoint, now: float) -> None:
+        """An engine lost its KV cache."""
+        if not self.muted:
+            self._events.append((endpoint, pb.Event.CACHE_EMPTIED))
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
         """An engine stopped answering, answers again, or was ejected."""
@@ -163,23 +173,6 @@ def _add_report(batch: pb.Batch, place: int, state: EngineState, adapters: dict[
     batch.reports.add(
         endpoint=place,
         age=_age(state.observed_at, now),
-        running=state.running,
-        waiting=state.waiting,
-        kv_usage=state.kv_usage,
-        capacity_tokens=state.capacity_tokens,
-        max_num_seqs=state.max_num_seqs,
-        max_model_len=state.max_model_len,
         loaded_adapters=[_adapter(adapters, name) for name in state.loaded_adapters],
-        max_adapters=state.max_adapters,
-        awaiting_first_token=state.awaiting_first_token,
-        first_tokens_total=state.first_tokens_total,
-        prompt_tokens_total=state.prompt_tokens_total,
-        prompt_requests_total=state.prompt_requests_total,
-        prefix_queries_total=state.prefix_queries_total,
-        prefix_hits_total=state.prefix_hits_total,
-        responses_total=state.responses_total,
-        failed_responses_total=state.failed_responses_total,
-        prefill_rate=state.prefill_rate,
-        decode_rate=state.decode_rate,
-        sleeping=state.sleeping,
+        **{name: getattr(state, name) for name in EQUAL_FIGURES},
     )

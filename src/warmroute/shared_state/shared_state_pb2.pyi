@@ -68,11 +68,13 @@ class Event(_message.Message):
         UNREACHABLE: _ClassVar[Event.Kind]
         REACHABLE: _ClassVar[Event.Kind]
         EJECTED: _ClassVar[Event.Kind]
+        CACHE_EMPTIED: _ClassVar[Event.Kind]
     UNKNOWN: Event.Kind
     RESTARTED: Event.Kind
     UNREACHABLE: Event.Kind
     REACHABLE: Event.Kind
     EJECTED: Event.Kind
+    CACHE_EMPTIED: Event.Kind
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     endpoint: int
@@ -80,47 +82,61 @@ class Event(_message.Message):
     def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("endpoint", "age", "running", "waiting", "kv_usage", "capacity_tokens", "max_num_seqs", "max_model_len", "loaded_adapters", "max_adapters", "awaiting_first_token", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "prefix_queries_total", "prefix_hits_total", "responses_total", "failed_responses_total", "prefill_rate", "decode_rate", "sleeping")
+    __slots__ = ("endpoint", "age", "loaded_adapters", "max_adapters", "running", "waiting", "kv_usage", "sleeping", "capacity_tokens", "max_num_seqs", "max_model_len", "block_size", "prefix_caching", "tier_tokens", "awaiting_first_token", "prefill_rate", "decode_rate", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "computed_tokens_total", "prefix_queries_total", "prefix_hits_total", "tier_queries_total", "tier_hits_total", "responses_total", "rejected_responses_total", "failed_responses_total")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
+    LOADED_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_USAGE_FIELD_NUMBER: _ClassVar[int]
+    SLEEPING_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
-    LOADED_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
-    MAX_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
+    TIER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     AWAITING_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_RATE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_RATE_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PREFIX_QUERIES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TIER_QUERIES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TIER_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     FAILED_RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_RATE_FIELD_NUMBER: _ClassVar[int]
-    DECODE_RATE_FIELD_NUMBER: _ClassVar[int]
-    SLEEPING_FIELD_NUMBER: _ClassVar[int]
     endpoint: int
     age: int
+    loaded_adapters: _containers.RepeatedScalarFieldContainer[int]
+    max_adapters: int
     running: int
     waiting: int
     kv_usage: float
+    sleeping: bool
     capacity_tokens: int
     max_num_seqs: int
     max_model_len: int
-    loaded_adapters: _containers.RepeatedScalarFieldContainer[int]
-    max_adapters: int
+    block_size: int
+    prefix_caching: bool
+    tier_tokens: int
     awaiting_first_token: int
+    prefill_rate: float
+    decode_rate: float
     first_tokens_total: float
     prompt_tokens_total: float
     prompt_requests_total: float
+    computed_tokens_total: float
     prefix_queries_total: float
     prefix_hits_total: float
+    tier_queries_total: float
+    tier_hits_total: float
     responses_total: float
+    rejected_responses_total: float
     failed_responses_total: float
-    prefill_rate: float
-    decode_rate: float
-    sleeping: bool
-    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., capacity_tokens: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., loaded_adapters: _Optional[_Iterable[int]] = ..., max_adapters: _Optional[int] = ..., awaiting_first_token: _Optional[int] = ..., first_tokens_total: _Optional[float] = ..., prompt_tokens_total: _Optional[float] = ..., prompt_requests_total: _Optional[float] = ..., prefix_queries_total: _Optional[float] = ..., prefix_hits_total: _Optional[float] = ..., responses_total: _Optional[float] = ..., failed_responses_total: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., decode_rate: _Optional[float] = ..., sleeping: _Optional[bool] = ...) -> None: ...
+    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., loaded_adapters: _Optional[_Iterable[int]] = ..., max_adapters: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., sleeping: _Optional[bool] = ..., capacity_tokens: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tier_tokens: _Optional[int] = ..., awaiting_first_token: _Optional[int] = ..., prefill_rate: _Optional[float] = ..., decode_rate: _Optional[float] = ..., first_tokens_total: _Optional[float] = ..., prompt_tokens_total: _Optional[float] = ..., prompt_requests_total: _Optional[float] = ..., computed_tokens_total: _Optional[float] = ..., prefix_queries_total: _Optional[float] = ..., prefix_hits_total: _Optional[float] = ..., tier_queries_total: _Optional[float] = ..., tier_hits_total: _Optional[float] = ..., responses_total: _Optional[float] = ..., rejected_responses_total: _Optional[float] = ..., failed_responses_total: _Optional[float] = ...) -> None: ...

@@ -231,8 +231,16 @@ def replay(
         list[str] | None, typer.Option(metavar="N@T", help="Number of pods from T seconds on; repeatable.")
     ] = None,
     pickers: Annotated[
-        int | None, typer.Option(min=1, help="Number of pickers that share the requests and exchange nothing.")
+        int | None, typer.Option(min=1, help="Number of pickers that take the requests in turn and exchange nothing.")
     ] = None,
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared",
+            help="Replay the picker's strategies three times: one picker, the pickers exchanging what they decide "
+            "(--shared-state), and exchanging nothing.",
+        ),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the TTFT distributions and the load of each pod to this PNG file.")
@@ -262,6 +270,7 @@ def replay(
         restarts=[PodEvent.parse(text, "--restart") for text in restart or ()],
         scalings=[PodEvent.parse(text, "--scale-to") for text in scale_to or ()],
         pickers=pickers,
+        shared=shared,
     )
     require_place(json_file)
     plot.require(picture)

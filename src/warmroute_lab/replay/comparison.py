@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, groupby
 from math import nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -18,8 +19,10 @@ from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
 from warmroute_lab import json_file, plot, terminal
 from warmroute_lab.replay import scenarios
+from warmroute_lab.replay.baselines import BASELINES
 from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
 from warmroute_lab.replay.outcome import Outcome
+from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.policy_registry import policy_factory
 from warmroute_lab.replay.replay import Replay
 from warmroute_lab.replay.trace import Trace
@@ -63,6 +66,8 @@ class Plan:
     scalings: Sequence[PodEvent] = ()
     pickers: int | None = None
     """None: the scenario's number; for a file, one."""
+    shared: bool = False
+    """Replay the product's strategies three times: one picker, several that exchange nothing, several that share."""
 
     def load(self) -> tuple[Trace, Fleet]:
         """The trace and the fleet. Raises ConfigurationError."""
@@ -97,10 +102,18 @@ def _require_fit(trace: Trace, fleet: Fleet) -> None:
         )
 
 
+class _Run(NamedTuple):
+    """One row of a table."""
+
+    name: str
+    fleet: Fleet
+    factory: Callable[[random.Random], Policy]
+
+
 def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
     """Replay with every strategy at every speedup; print progress and a table for each speedup."""
     trace, fleet = plan.load()
-    factories = {name: policy_factory(name, settings) for name in plan.strategies}
+    runs = [run for name in plan.strategies for run in _runs(name, fleet, settings, shared=plan.shared)]
     full = saturation(trace, fleet.profiles)
     speedups = plan.speedups or [load * full for load in LOADS]
     if min(speedups) <= 0:
@@ -108,11 +121,24 @@ def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
     outcomes = []
     with terminal.progress(console, MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for speedup in speedups:
-            for name, factory in factories.items():
-                replay = Replay(trace, fleet, factory, strategy=name, speedup=speedup, seed=plan.seed)
+            for name, fleet_of_run, factory in runs:
+                replay = Replay(trace, fleet_of_run, factory, strategy=name, speedup=speedup, seed=plan.seed)
                 outcomes.append(_with_progress(replay, progress, f"{name} at {speedup:.2f}", len(trace.requests)))
-            terminal.show(table(outcomes[-len(factories) :], load=speedup / full), console)
+            terminal.show(table(outcomes[-len(runs) :], load=speedup / full), console)
     return outcomes
+
+
+def _runs(name: str, fleet: Fleet, settings: Settings, *, shared: bool) -> list[_Run]:
+    """The replays of one strategy; baselines cannot share."""
+    factory = policy_factory(name, settings)
+    if not shared or name in BASELINES:
+        return [_Run(name, fleet, factory)]
+    sharing = policy_factory(name, settings, shared=True)
+    return [
+        _Run(f"{name}, one picker", replace(fleet, pickers=1), factory),
+        _Run(f"{name}, {fleet.pickers} sharing", replace(fleet, shared=True), sharing),
+        _Run(f"{name}, {fleet.pickers} blind", fleet, factory),
+    ]
 
 
 def _with_progress(replay: Replay, progress: Progress, description: str, total: int) -> Outcome:

@@ -43,7 +43,9 @@ class Fleet:
     scalings: tuple[PodEvent, ...] = ()
     """The number of pods from then on; the last pods join or leave."""
     pickers: int = 1
-    """Number of pickers, which take the requests in turn and exchange nothing."""
+    """Number of pickers, which take the requests in turn."""
+    shared: bool = False
+    """Whether the pickers exchange what they decide."""
 
     def __post_init__(self) -> None:
         if not self.profiles or self.pickers < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 from warmroute.engines.scraper import TICK, busy_interval
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
@@ -10,6 +11,10 @@ from warmroute.pool.pool import Pool
 from warmroute.request.rejections import Rejection
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.settings import Settings
+from warmroute.shared_state.inbox import Inbox
+from warmroute.shared_state.logged_chains import LoggedChains
+from warmroute.shared_state.outbox import Outbox
+from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute_lab.replay.trace import TracedRequest
 
 
@@ -58,11 +63,19 @@ class RouterPolicy(Policy):
 
     tick = TICK
 
-    def __init__(self, constants: RoutingConstants, settings: Settings, *, rng: random.Random) -> None:
+    def __init__(
+        self, constants: RoutingConstants, settings: Settings, *, rng: random.Random, shared: bool = False
+    ) -> None:
         self._settings = settings
         self.idle_interval = settings.idle_metrics_interval
         self._pool = Pool()
-        self.router = Router(self._pool, constants, rng=rng, now=0.0)
+        self.shared = shared
+        """Whether it publishes its decisions and applies those of others."""
+        chains = LoggedChains(retention=600.0, limit=settings.index_limit)
+        self._outbox = Outbox(chains)
+        listeners = (self._outbox,) if shared else ()
+        self.router = Router(self._pool, constants, rng=rng, now=0.0, listeners=listeners)
+        self._inbox = Inbox(self.router, self._pool, chains, self._outbox)
         self._endpoints: dict[int, Endpoint] = {}
         self._pods: dict[str, int] = {}
 
@@ -88,3 +101,12 @@ class RouterPolicy(Policy):
 
     def observed(self, pod: int, state: EngineState, now: float) -> None:
         self._pool.observed(self._endpoints[pod], state, now)
+
+    def publish(self, now: float) -> Iterator[bytes]:
+        """The batches of what was decided since the last time. Each picker scrapes by itself, so states are left out."""
+        while self._outbox:
+            yield self._outbox.take(now).SerializeToString()
+
+    def apply(self, batch: bytes, published_at: float, now: float) -> None:
+        """Apply another picker's batch."""
+        self._inbox.apply(Batch.FromString(batch), published_at, now)

@@ -23,8 +23,8 @@ def names(given: list[str]) -> list[str]:
     return list(dict.fromkeys(expanded)) or list(DEFAULT_STRATEGIES)
 
 
-def policy_factory(name: str, settings: Settings) -> Callable[[random.Random], Policy]:
-    """A factory of policies of that name; the product's strategies use ``settings``.
+def policy_factory(name: str, settings: Settings, *, shared: bool = False) -> Callable[[random.Random], Policy]:
+    """A factory of policies of that name; the product's strategies use ``settings``, and share state if ``shared``.
 
     Raises ConfigurationError with the known names for an unknown one.
     """
@@ -37,6 +37,6 @@ def policy_factory(name: str, settings: Settings) -> Callable[[random.Random], P
     constants = routing_constants(settings.model_copy(update={"routing_strategy": name, "debug_decisions": 0}))
 
     def make(rng: random.Random) -> Policy:
-        return RouterPolicy(constants, settings, rng=rng)
+        return RouterPolicy(constants, settings, rng=rng, shared=shared)
 
     return make

@@ -20,6 +20,7 @@ from warmroute_lab.replay.outcome import Outcome, Sample
 from warmroute_lab.replay.pods import Pod
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.scrapes import RESPONSE_DELAY, Scrapes
+from warmroute_lab.replay.shared_log import BATCH_INTERVAL, DELAY, SharedLog
 from warmroute_lab.replay.trace import Trace
 from warmroute_lab.simulator.request import Output, Request
 
@@ -41,8 +42,10 @@ class _Event(IntEnum):
     SCALE = 3
     OBSERVED = 4
     SCRAPE = 5
-    SAMPLE = 6
-    SEND = 7
+    DELIVER = 6
+    PUBLISH = 7
+    SAMPLE = 8
+    SEND = 9
 
 
 class Replay:
@@ -63,6 +66,7 @@ class Replay:
         self._strategy = strategy
         self._rng = random.Random(seed)
         self._policies = [new_policy(random.Random(f"{seed}/{i}")) for i in range(fleet.pickers)]
+        self._shared_log = SharedLog(self._policies) if fleet.shared else None
         self._pods: list[Pod] = []
         self._scrapes: list[Scrapes] = []
         self._events: list[tuple[float, _Event, int, int]] = []
@@ -86,6 +90,8 @@ class Replay:
             _Event.SCALE: self._scale,
             _Event.OBSERVED: self._observed,
             _Event.SCRAPE: self._scrape,
+            _Event.DELIVER: self._deliver,
+            _Event.PUBLISH: self._publish,
             _Event.SAMPLE: self._sample,
             _Event.SEND: self._send,
         }
@@ -128,6 +134,8 @@ class Replay:
         for scaling in fleet.scalings:
             self._add(scaling.at / speedup, _Event.SCALE, scaling.number)
         self._add(0.0, _Event.SAMPLE, 0)
+        if self._shared_log is not None:
+            self._add(0.0, _Event.PUBLISH, 0)
 
     def _add(self, at: float, kind: _Event, number: int) -> None:
         heappush(self._events, (at, kind, next(self._order), number))
@@ -252,6 +260,19 @@ class Replay:
         """Record the number of requests on each pod."""
         self._samples.append(Sample(now, tuple(len(pod.in_flight) for pod in self._pods if pod.serving)))
         self._add(now + SAMPLE_INTERVAL, _Event.SAMPLE, 0)
+
+    # Shared state
+
+    def _publish(self, _: int, now: float) -> None:
+        """Every picker publishes its decisions; enter the next time."""
+        assert self._shared_log is not None
+        self._shared_log.publish(now)
+        self._add(now + DELAY, _Event.DELIVER, 0)
+        self._add(now + BATCH_INTERVAL, _Event.PUBLISH, 0)
+
+    def _deliver(self, _: int, now: float) -> None:
+        assert self._shared_log is not None
+        self._shared_log.deliver(now)
 
     # Metrics
 

@@ -1,0 +1,307 @@
+"""Keeps this picker's state shared: publishes its batches, applies those of the others, and says who scrapes what.
+
+Everything here is an aid. While the log is away, the picker goes on with what it knows, tries again with backoff, and never
+becomes unready. No request waits for the log: decisions are put into a bounded queue, which a task empties.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from google.protobuf.message import DecodeError
+
+from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.pool import Pool
+from warmroute.routing.router import Router
+from warmroute.shared_state.clock import ClockOffset
+from warmroute.shared_state.duplicates import Duplicates
+from warmroute.shared_state.inbox import Applied, Inbox
+from warmroute.shared_state.logged_chains import LoggedChains
+from warmroute.shared_state.membership import HEARTBEAT, SILENCE, Membership
+from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog, Position
+from warmroute.shared_state.outbox import Outbox
+from warmroute.shared_state.seal import VERSION, Seal, UnreadableError, head_of
+from warmroute.shared_state.shared_state_pb2 import Batch
+
+logger = logging.getLogger(__name__)
+
+BATCH_INTERVAL = 0.02
+"""Seconds between two batches. Half of it is how late another picker learns of a decision, on average; each batch costs
+every picker about 0.1 ms (docs/shared-state.md)."""
+START_PATIENCE = 5.0
+"""Seconds after which a picker that has not read the log yet is ready without it."""
+ECHO_PATIENCE = 3.0
+"""Seconds in which nothing is read after which the connection is given up: one's own batches come back, too."""
+BACKOFF = (0.1, 0.2, 0.5, 1.0)
+"""Seconds until the log is tried again; the last value repeats."""
+JITTER = 0.2
+"""Share by which the backoff varies, so that pickers do not come back at one time."""
+SLICE = 0.01
+"""Seconds of applying batches after which requests get their turn."""
+MOST_ECHOES = 4096
+"""Batches of one's own that are remembered until they are read back."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Totals of what went to the log and came from it."""
+
+    batches_out: int = 0
+    bytes_out: int = 0
+    batches_in: int = 0
+    bytes_in: int = 0
+    duplicates: int = 0
+    unknown_versions: int = 0
+    unreadable: int = 0
+    """Written with another key, or not a batch."""
+
+
+class SharedState:
+    """The state that pickers share. Give :attr:`outbox` to the router as a listener, then :meth:`start`."""
+
+    def __init__(
+        self,
+        options: LogOptions,
+        seal: Seal,
+        pool: Pool,
+        *,
+        most_checkpoints: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._options = options
+        self._seal = seal
+        self._pool = pool
+        self._clock = clock
+        self.id = secrets.randbits(64)
+        """The number of this picker."""
+        self._chains = LoggedChains(retention=options.max_age, limit=most_checkpoints)
+        self.outbox = Outbox(self._chains)
+        pool.subscribe(self.outbox, clock())
+        self._inbox: Inbox | None = None
+        self._router: Router | None = None
+        self._offset = ClockOffset()
+        self._duplicates = Duplicates()
+        self._membership = Membership(self.id)
+        self._sequence = 0
+        self._echoes: OrderedDict[int, float] = OrderedDict()
+        """When own batches were sent, by sequence number, until they are read back."""
+        self._read_at = 0.0
+        """When an entry was read last, one's own included."""
+        self._published_at = 0.0
+        self._position: Position | None = None
+        self._caught_up_at: int | None = None
+        """Place in the log from which on it was written after this picker came."""
+        self._began_slice = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self._started_at = 0.0
+
+        self.traffic = Traffic()
+        self.connected = False
+        """Whether the log is there."""
+        self.away_since: float | None = None
+        """Since when it is not, in monotonic seconds; None while it is there."""
+        self.why_away = "not connected yet"
+        self.replayed = False
+        """Whether the log was read up to the time at which this picker came."""
+        self.replay_seconds = 0.0
+        """Time from the connection until that was done."""
+        self.lag = 0.0
+        """Seconds from publishing to reading back, of the latest batch of one's own."""
+
+    # ---------------------------------------------------------------- life
+
+    def start(self, router: Router) -> None:
+        """Begin to read and to publish for ``router``."""
+        self._router = router
+        self._inbox = Inbox(router, self._pool, self._chains, self.outbox)
+        self._started_at = self.away_since = self._clock()
+        self._tasks = [
+            asyncio.create_task(self._run(), name="shared-state"),
+            asyncio.create_task(self._watch_members(), name="shared-state-members"),
+        ]
+
+    async def stop(self) -> None:
+        """Tell the others that this picker leaves, and disconnect; safe before :meth:`start` and a second time."""
+        self._stopping.set()
+        tasks, self._tasks = self._tasks, []
+        if tasks:
+            await asyncio.wait(tasks[:1], timeout=1.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the picker may serve: the log is read, or it was waited for long enough."""
+        return self.replayed or self._clock() >= self._started_at + START_PATIENCE
+
+    # ---------------------------------------------------------------- scrapes
+
+    def owns(self, endpoint: Endpoint) -> bool:
+        """Whether this picker scrapes the endpoint."""
+        return self._membership.owns(endpoint.id)
+
+    @property
+    def pickers(self) -> int:
+        """Live pickers, this one included."""
+        return self._membership.alive
+
+    @property
+    def scrape_share(self) -> float:
+        """Share of the pool's endpoints that this picker scrapes."""
+        endpoints = self._pool.endpoints
+        return sum(self._membership.owns(name) for name in endpoints) / len(endpoints) if endpoints else 0.0
+
+    @property
+    def applied(self) -> Applied:
+        """Totals of what was applied of other pickers' batches."""
+        return self._inbox.applied if self._inbox is not None else Applied()
+
+    async def _watch_members(self) -> None:
+        while True:
+            self._membership.expire(self._clock())
+            await asyncio.sleep(HEARTBEAT / 2)
+
+    # ---------------------------------------------------------------- the connection
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await self._serve()
+            except LogError as error:
+                failures = 0 if self.connected else failures + 1
+                self._lost(str(error))
+            except Exception as error:
+                failures += 1
+                self._lost(f"a bug: {error!r}")
+                logger.exception("shared state failed and goes on")
+            if not self._stopping.is_set():
+                pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
+                await asyncio.sleep(pause * random.uniform(1 - JITTER, 1 + JITTER))
+
+    async def _serve(self) -> None:
+        """One connection, until it ends or this picker stops. Raises LogError."""
+        while not self._pool.synced:  # decisions for endpoints that are not listed yet would be lost
+            await asyncio.sleep(BATCH_INTERVAL)
+        async with NatsLog(self._options, self._received) as log:
+            connected_at = self._clock()
+            hello, before, after = await log.begin(self._next_batch(Batch()))
+            self._offset.add(sent_at=before, stamped_at=hello.stamped_at, received_at=after)
+            self._echoes.clear()
+            self._caught_up_at = hello.number
+            self._read_at = self._began_slice = self._clock()
+            await log.read(self._position)
+            if self._position is None or self._position.created != log.created:
+                self._position = Position(log.created, 0)
+            self._found(log.server)
+            while not self._stopping.is_set():
+                await self._publish(log)
+                if not self.replayed:
+                    self.replay_seconds = self._clock() - connected_at
+                await asyncio.sleep(BATCH_INTERVAL)
+            await self._send(log, self.outbox.take(self._clock(), leaving=True))
+            await log.flush()
+
+    def _found(self, server: str) -> None:
+        fields = {"server": server, "stream": self._options.stream}
+        if self.away_since is not None:
+            fields["away-seconds"] = f"{self._clock() - self.away_since:.1f}"
+        logger.info("shared state connected", extra={"fields": fields})
+        self.connected, self.away_since, self.why_away = True, None, ""
+
+    def _lost(self, why: str) -> None:
+        first = self.connected or self.why_away == "not connected yet"
+        self.connected, self.why_away = False, why
+        if self.away_since is None:
+            self.away_since = self._clock()
+        if first:
+            message = "shared state is away; serving with what is known"
+            logger.warning(message, extra={"fields": {"error": why}})
+
+    # ---------------------------------------------------------------- out
+
+    async def _publish(self, log: NatsLog) -> None:
+        now = self._clock()
+        if now >= self._read_at + ECHO_PATIENCE:
+            raise LogError(f"nothing was read for {ECHO_PATIENCE:g} s")
+        heartbeat = now >= self._published_at + HEARTBEAT
+        if not self.outbox and not heartbeat:
+            return
+        estimate = self._router.bytes_per_token if heartbeat and self._router is not None else 0.0
+        await self._send(log, self.outbox.take(now, bytes_per_token=estimate))
+        while self.outbox:
+            await self._send(log, self.outbox.take(self._clock()))
+
+    async def _send(self, log: NatsLog, batch: Batch) -> None:
+        await log.publish(self._next_batch(batch))
+
+    def _next_batch(self, batch: Batch) -> bytes:
+        """Encrypt the batch with the next sequence number."""
+        self._sequence += 1
+        sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
+        self._published_at = self._clock()
+        self._echoes[self._sequence] = self._published_at
+        if len(self._echoes) > MOST_ECHOES:
+            self._echoes.popitem(last=False)
+        self.traffic.batches_out += 1
+        self.traffic.bytes_out += len(sealed)
+        return sealed
+
+    # ---------------------------------------------------------------- in
+
+    async def _received(self, entry: Entry) -> None:
+        """An entry of the log, one's own included. Raises nothing."""
+        self._read_at = self._clock()
+        try:
+            self._read(entry)
+        except (UnreadableError, DecodeError):
+            self.traffic.unreadable += 1
+        except Exception:
+            logger.exception("a batch of shared state could not be applied")
+        if self._position is not None:
+            self._position = self._position._replace(number=entry.number)
+        if not self.replayed and self._caught_up_at is not None and entry.number >= self._caught_up_at:
+            self.replayed = True
+            fields = {"batches": self.traffic.batches_in, "decisions": self.applied.decisions, "pickers": self.pickers}
+            logger.info("shared state read", extra={"fields": fields})
+        if self._clock() >= self._began_slice + SLICE:
+            await asyncio.sleep(0)
+            self._began_slice = self._clock()
+
+    def _read(self, entry: Entry) -> None:
+        head, now = head_of(entry.data), self._clock()
+        if head.picker == self.id:
+            self._echo(head.sequence, entry.stamped_at, now)
+            return
+        traffic = self.traffic
+        traffic.batches_in += 1
+        traffic.bytes_in += len(entry.data)
+        if head.version != VERSION:
+            traffic.unknown_versions += 1
+            return
+        batch = Batch.FromString(self._seal.open(entry.data))
+        if not self._duplicates.is_new(head.picker, head.sequence):
+            traffic.duplicates += 1
+            return
+        published_at = self._offset.own_time(entry.stamped_at)
+        if batch.leaving:
+            self._membership.left(head.picker)
+        elif published_at > now - SILENCE:
+            self._membership.heard(head.picker, published_at)
+        assert self._inbox is not None
+        self._inbox.apply(batch, published_at, now, replayed=not self.replayed)
+
+    def _echo(self, sequence: int, stamped_at: float, now: float) -> None:
+        sent_at = self._echoes.pop(sequence, None)
+        if sent_at is not None:
+            self.lag = now - sent_at
+            self._offset.add(sent_at=sent_at, stamped_at=stamped_at, received_at=now)

@@ -1,0 +1,280 @@
+"""Pickers that share their state through a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.factories import engine_state, routing_constants
+from tests.waiting import eventually
+from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.pool import Pool
+from warmroute.request.inference import InferenceRequest, PromptPart
+from warmroute.routing.decision import Decision
+from warmroute.routing.router import Router
+from warmroute.shared_state import shared_state as module
+from warmroute.shared_state.nats_log import LogOptions
+from warmroute.shared_state.seal import Seal
+from warmroute.shared_state.shared_state import SharedState
+from warmroute.standalone.nats import NatsProcess
+
+pytestmark = pytest.mark.integration
+
+LONG = "a long prompt " * 200
+ENDPOINTS = [EndpointSpec("ns", f"pod-{k}", "10.0.0.1", 8000 + k) for k in range(10)]
+
+
+@pytest.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[NatsProcess]:
+    async with NatsProcess(tmp_path) as server:
+        yield server
+
+
+class Picker:
+    """Router and shared state of one picker."""
+
+    def __init__(self, url: str, key: bytes = b"0123456789abcdef") -> None:
+        self.pool = Pool()
+        options = LogOptions(
+            servers=(url,),
+            subject="warmroute.test",
+            credentials=None,
+            tls=None,
+            max_age=600.0,
+            max_bytes=64 << 20,
+            replicas=1,
+        )
+        self.shared = SharedState(options, Seal(key, "test"), self.pool, most_checkpoints=100_000)
+        constants, listeners = routing_constants(), (self.shared.outbox,)
+        self.router = Router(
+            self.pool, constants, rng=random.Random(0), now=self.now, listeners=listeners, name="picker"
+        )
+        self.pool.replace(ENDPOINTS, self.now)
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def pick(self, text: str) -> Decision:
+        data = text.encode()
+        request = InferenceRequest(model="m", parts=(PromptPart(data, len(data)),), prompt_bytes=len(data))
+        decision = self.router.pick(request, self.now)
+        assert isinstance(decision, Decision)
+        return decision
+
+    def holds(self, decision: Decision) -> bool:
+        """Whether the index has the whole prompt on the endpoint that another picker chose."""
+        return decision.endpoint.id in self.router.holders(decision.chain.hashes[-1])
+
+
+Start = Callable[..., Picker]
+
+
+@pytest.fixture
+async def start(nats: NatsProcess) -> AsyncIterator[Start]:
+    """Starts pickers, and stops them in the end."""
+    pickers: list[Picker] = []
+
+    def start_one(key: bytes = b"0123456789abcdef") -> Picker:
+        picker = Picker(nats.url, key)
+        pickers.append(picker)
+        picker.shared.start(picker.router)
+        return picker
+
+    yield start_one
+    for picker in pickers:
+        await picker.shared.stop()
+
+
+async def together(*pickers: Picker) -> None:
+    """Wait until all have heard of each other."""
+    await eventually(lambda: all(picker.shared.replayed for picker in pickers), "the log is read")
+    await eventually(
+        lambda: all(picker.shared.pickers == len(pickers) for picker in pickers), "pickers know each other"
+    )
+
+
+async def test_what_one_decides_the_others_know(start: Start) -> None:
+    one, other = start(), start()
+    await together(one, other)
+    decision = one.pick(LONG)
+    await eventually(lambda: other.holds(decision), "the other picker knows the decision")
+    assert other.pick(LONG).endpoint.id == decision.endpoint.id
+
+
+async def test_a_starter_reads_what_was_decided_before(start: Start) -> None:
+    one = start()
+    await together(one)
+    decisions = [one.pick(f"{k} {LONG}") for k in range(50)]
+    await eventually(lambda: not one.shared.outbox, "everything is published")
+    starter = start()
+    await eventually(lambda: starter.shared.replayed, "the log is read")
+    assert all(starter.holds(decision) for decision in decisions)
+    assert starter.shared.ready
+    waiting = [starter.router.load_of(load, starter.now)[0] for load in starter.router.loads]
+    assert sum(waiting) > 0
+
+
+async def test_the_log_outlives_the_last_picker(start: Start) -> None:
+    one = start()
+    await together(one)
+    decision = one.pick(LONG)
+    await one.shared.stop()
+    starter = start()
+    await eventually(lambda: starter.shared.replayed, "the log is read")
+    assert starter.holds(decision)
+
+
+async def test_states_restarts_and_reachability_come_through(start: Start) -> None:
+    one, other = start(), start()
+    await together(one, other)
+    endpoint, there = one.pool.endpoints["ns/pod-0"], other.pool.endpoints["ns/pod-0"]
+    one.pool.observed(endpoint, engine_state(one.now, running=3), one.now)
+    await eventually(lambda: there.state is not None and there.state.running == 3)
+    assert there.state is not None
+    assert abs(there.state.observed_at - one.now) < 30
+    one.pool.unreachable(endpoint, one.now)
+    await eventually(lambda: not there.reachable)
+    one.pool.restarted(endpoint, one.now)
+    await eventually(lambda: there.state is None)
+
+
+async def test_each_endpoint_is_scraped_by_one(start: Start) -> None:
+    pickers = [start(), start(), start()]
+    await together(*pickers)
+    for name in pickers[0].pool.endpoints:
+        assert sum(picker.shared.owns(picker.pool.endpoints[name]) for picker in pickers) == 1
+    assert sum(picker.shared.scrape_share for picker in pickers) == pytest.approx(1)
+
+
+async def test_a_picker_that_leaves_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.shared_state.membership.SILENCE", 1000.0)
+    one, other = start(), start()
+    await together(one, other)
+    await other.shared.stop()
+    await eventually(lambda: one.shared.pickers == 1, "the others know that it left")
+    assert one.shared.scrape_share == 1
+
+
+async def test_a_picker_that_dies_is_taken_over(start: Start) -> None:
+    one, other = start(), start()
+    await together(one, other)
+    for task in other.shared._tasks:
+        task.cancel()
+    await eventually(lambda: one.shared.pickers == 1, "its silence is noticed")
+    assert all(one.shared.owns(endpoint) for endpoint in one.pool.endpoints.values())
+
+
+async def test_without_nats_it_is_ready_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "START_PATIENCE", 0.5)
+    picker = Picker(NatsProcess(tmp_path).url)
+    picker.shared.start(picker.router)
+    assert not picker.shared.ready
+    await eventually(lambda: picker.shared.ready, "it is ready")
+    await eventually(lambda: "not connected yet" not in picker.shared.why_away, "the failure is known")
+    assert picker.shared.owns(picker.pool.endpoints["ns/pod-0"])
+    picker.pick(LONG)
+    await picker.shared.stop()
+    assert [record.message for record in caplog.records].count("shared state is away; serving with what is known") == 1
+
+
+async def test_nats_comes_back_and_pickers_catch_up(start: Start, nats: NatsProcess) -> None:
+    one, other = start(), start()
+    await together(one, other)
+    before = one.pick(LONG)
+    await eventually(lambda: other.holds(before))
+    await nats.stop()
+    await eventually(lambda: not one.shared.connected and not other.shared.connected, "the loss is noticed")
+    meanwhile = one.pick("meanwhile " * 200)
+    assert one.shared.ready
+    assert one.holds(before)
+    await eventually(lambda: one.shared.pickers == 1 == other.shared.pickers, "each is alone")
+    await nats.start()
+    await eventually(lambda: other.holds(meanwhile), "the other picker catches up")
+    await together(one, other)
+
+
+async def test_a_slow_server_holds_nobody_up(start: Start, nats: NatsProcess) -> None:
+    """It stops reading: batches wait, and the connection is given up."""
+    import os
+    import signal
+
+    one = start()
+    await together(one)
+    os.kill(nats.child.pid, signal.SIGSTOP)
+    try:
+        await eventually(lambda: not one.shared.connected, "the connection is given up")
+        began = one.now
+        for k in range(100):
+            one.pick(f"{k} {LONG}")
+        assert one.now - began < 5
+        assert len(one.shared.outbox) == 100
+    finally:
+        os.kill(nats.child.pid, signal.SIGCONT)
+    await eventually(lambda: one.shared.connected and not one.shared.outbox, "it is back")
+
+
+async def test_another_key_is_counted_and_ignored(start: Start) -> None:
+    one, stranger = start(), start(b"another key, as long")
+    await eventually(lambda: one.shared.replayed and stranger.shared.replayed)
+    stranger.pick(LONG)
+    await eventually(lambda: one.shared.traffic.unreadable > 0)
+    assert one.shared.applied.decisions == 0
+    assert one.shared.pickers == 1
+
+
+async def test_unknown_versions_are_skipped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = start()
+    await eventually(lambda: one.shared.replayed)
+    monkeypatch.setattr("warmroute.shared_state.seal.VERSION", 2)
+    newer = start()
+    await eventually(lambda: newer.shared.replayed)
+    newer.pick(LONG)
+    await eventually(lambda: one.shared.traffic.unknown_versions > 0)
+    assert one.shared.applied.decisions == 0
+
+
+async def test_a_batch_that_comes_twice_counts_once(start: Start, nats: NatsProcess) -> None:
+    from nats import connect
+
+    one, other = start(), start()
+    await together(one, other)
+    client = await connect(nats.url)
+    seen: list[bytes] = []
+
+    async def keep(message: object) -> None:
+        seen.append(message.data)  # type: ignore[attr-defined]
+
+    subscription = await client.subscribe("warmroute.test", cb=keep)
+    one.pick(LONG)
+    await eventually(lambda: other.shared.applied.decisions == 1 and seen)
+    await subscription.unsubscribe()
+    for data in seen:
+        await client.publish("warmroute.test", data)
+    await eventually(lambda: other.shared.traffic.duplicates > 0)
+    await client.close()
+    assert other.shared.applied.decisions == 1
+
+
+async def test_the_log_tells_no_prompt(start: Start, nats: NatsProcess) -> None:
+    from nats import connect
+
+    one = start()
+    await together(one)
+    decision = one.pick(LONG)
+    await eventually(lambda: not one.shared.outbox)
+    client = await connect(nats.url)
+    stream = client.jetstream()
+    count = (await stream.stream_info("warmroute_test")).state.messages
+    log = [(await stream.get_msg("warmroute_test", seq=number + 1)).data or b"" for number in range(count)]
+    await client.close()
+    assert all(len(batch) > 17 for batch in log)
+    text = b"".join(log)
+    for secret in (b"long prompt", b"pod-0", *(key.to_bytes(8, "little") for key in decision.chain.hashes)):
+        assert secret not in text

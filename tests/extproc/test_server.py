@@ -165,7 +165,7 @@ async def test_a_request_is_answered_and_the_stream_closed() -> None:
         call = stream_on(channel)
         await call.write(headers())
         assert (await call.read()).WhichOneof("response") == "request_headers"
-        await call.write(body(b'{"model": "m", "messages": []}'))
+        await call.write(body(b'{"model": "m", "messages": [{}]}'))
         reply = await call.read()
         assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"].startswith("10.0.0.")
         assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]  # not in grpc-stubs

@@ -401,7 +401,7 @@ def test_who_is_refused_by_a_saturated_pool(
     refused_up_to: Criticality,
     shed_up_to: Criticality | None,
 ) -> None:
-    document = {"model": "m", "messages": [], "priority": body_priority}
+    document = {"model": "m", "messages": [{}], "priority": body_priority}
     for busy in (False, True):
         stream = Stream(models=[Model("m", criticality=model)] if model is not None else [], shed_up_to=shed_up_to)
         stream.pool.models.replace_objectives({"batch": -1, "plain": 0, "chat": 7})

@@ -61,7 +61,7 @@ def test_no_bytes_raise(body: bytes, limit: int) -> None:
 
 
 def chat(extra: str, size: int) -> bytes:
-    return f'{{"model":"m","messages":[],"x":[{",".join([extra] * (size // (len(extra) + 1)))}]}}'.encode()
+    return f'{{"model":"m","messages":[1],"x":[{",".join([extra] * (size // (len(extra) + 1)))}]}}'.encode()
 
 
 @pytest.mark.parametrize("member", ["{}", "[]", '{"":0}', "[[1]]", "[" * 900 + "]" * 900, "0", '""'])
@@ -109,7 +109,7 @@ def test_large_honest_bodies_are_read(path: str, body: object) -> None:
 
 
 def test_a_large_body_that_is_no_strict_json_is_refused() -> None:
-    body = b'{"model":"m","messages":[],"n":NaN,"x":"%b"}'
+    body = b'{"model":"m","messages":[{}],"n":NaN,"x":"%b"}'
     assert isinstance(parse(CHAT, JSON, body % (b"a" * (LENIENT_BODY - len(body) + 2))), InferenceRequest)
     refused = parse(CHAT, JSON, body % (b"a" * (LENIENT_BODY - len(body) + 3)))
     assert isinstance(refused, Rejection)

@@ -54,10 +54,10 @@ def members(first: str, members: int, head: str) -> bytes:
 
 
 MESSAGES = '{"model":"m","messages":['
-OTHER = '{"model":"m","messages":[],"x":['
-TOOLS = '{"model":"m","messages":[],"tools":['
+OTHER = '{"model":"m","messages":[{}],"x":['
+TOOLS = '{"model":"m","messages":[{}],"tools":['
 PROMPT = '{"model":"m","prompt":['
-KEYS = '{"model":"m","messages":[],"x":{'
+KEYS = '{"model":"m","messages":[{}],"x":{'
 COMPLETIONS = "/v1/completions"
 EMOJI = "\U0001f600"
 LONG = EMOJI + "a" * (4 << 20)
@@ -72,15 +72,18 @@ LARGEST = {
     "blocks": (CHAT, filled(MESSAGES + '{"role":"user","content":[', '{"a":{}}', "]}]}")),
     "images": (CHAT, filled(MESSAGES + '{"role":"user","content":[', '{"image":0}', "]}]}")),
     "roles": (CHAT, filled(MESSAGES, '{"role":""}')),
+    "arguments": (CHAT, filled(MESSAGES, '{"tool_calls":[{"arguments":"{\\"a\\":[[],[],[],{},{},1,2,3]}"}]}')),
+    "long arguments": (CHAT, filled(MESSAGES, '{"tool_calls":[{"arguments":"{\\"a\\":[' + "[]," * 20_000 + '0]}"}]}')),
+    "urls": (CHAT, filled(MESSAGES + '{"content":[', '{"image":"https://a?' + "sig=1&" * 1_300 + '"}', "]}]}")),
     "token ids": (COMPLETIONS, filled(PROMPT, "300")),
     "lists of token ids": (COMPLETIONS, filled(PROMPT, "[300]")),
     "floats": (CHAT, filled(OTHER, "1e9")),
     "texts": (COMPLETIONS, filled(PROMPT, f'"{EMOJI}a"')),
     "one text": (CHAT, filled(MESSAGES, f'{{"role":"user","content":"{LONG}"}}')),
     "one tool": (CHAT, filled(TOOLS, f'"{LONG}"')),
-    "one salt": (CHAT, f'{{"model":"m","messages":[],"cache_salt":"{LONG}"}}'.encode()),
-    "lenient": (CHAT, f'{{"model":"m","messages":[],"documents":["\\ud800{LONG[:-100]}"]}}'.encode()),
-    "lenient seed": (CHAT, f'{{"model":"m","messages":[],"features":{{"x":"\\ud800{LONG[:-100]}"}}}}'.encode()),
+    "one salt": (CHAT, f'{{"model":"m","messages":[1],"cache_salt":"{LONG}"}}'.encode()),
+    "lenient": (CHAT, f'{{"model":"m","messages":[1],"documents":["\\ud800{LONG[:-100]}"]}}'.encode()),
+    "lenient seed": (CHAT, f'{{"model":"m","messages":[1],"thinking":{{"type":"\\ud800{LONG[:-100]}"}}}}'.encode()),
     "lenient objects": (CHAT, filled(OTHER + "NaN,", "{}")),
     "ascii": (CHAT, filled(MESSAGES, '{"role":"user","content":"' + "a" * 1_000_000 + '"}')),
 }

@@ -24,7 +24,8 @@ CHAT = "/v1/chat/completions"
 def request(path: str, body: object) -> InferenceRequest:
     parsed = parse(path, JSON, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert isinstance(parsed, InferenceRequest), parsed
-    assert parsed.prompt_bytes == sum(part.prompt_bytes for part in parsed.parts)
+    repeated = len(parsed.starts) * sum(part.prompt_bytes for part in parsed.parts[: parsed.head])
+    assert parsed.prompt_bytes == sum(part.prompt_bytes for part in parsed.parts) + repeated
     return parsed
 
 
@@ -198,10 +199,7 @@ def test_the_text_beside_an_image_counts_and_inputs_that_differ_tell_prompts_apa
         {"chat_template": "{{ messages }}"},
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"reasoning_effort": "high"},
-        {"response_format": {"type": "json_object"}},
         {"add_special_tokens": True},
-        {"mm_processor_kwargs": {"n": 1}},
-        {"media_io_kwargs": {"n": 1}},
         {"extra_key": "k"},
         {"lora_path": "a"},
         {"reasoning": {"effort": "high"}},
@@ -209,7 +207,6 @@ def test_the_text_beside_an_image_counts_and_inputs_that_differ_tell_prompts_apa
         {"output_config": {"effort": "low"}},
         {"truncate_prompt_tokens": 100},
         {"truncation_side": "left"},
-        {"features": {"a": 1}},
         {"previous_response_id": "r"},
         {"conversation": "c"},
         {"session_params": {"id": "s"}},
@@ -228,7 +225,9 @@ def test_what_changes_the_head_of_the_prompt_is_in_the_seed(fields: dict[str, ob
         {"tool_choice": "required"},
         {"structured_outputs": {"json": {}}},
         {"chat_template_kwargs": {}, "cache_salt": None},
-        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}},
+        {"output_config": {"format": {"type": "json_schema"}}, "reasoning": {"summary": "auto"}},
+        {"mm_processor_kwargs": {"n": 1}, "media_io_kwargs": {"video": {"num_frames": 8}}},
         {"stream": True, "max_tokens": 5, "user": "u"},
     ],
 )
@@ -261,9 +260,9 @@ def test_completion_of_a_text() -> None:
     assert data(request("/v1/completions", {"model": "m", "prompt": ["Once upon"]})) == [b"Once upon"]
 
 
-def test_completion_of_several_texts_is_all_their_work() -> None:
-    parsed = request("/v1/completions", {"model": "m", "prompt": ["one", "two"]})
-    assert data(parsed) == [b"one\xfftwo"]
+def test_completion_of_several_texts_is_several_prompts() -> None:
+    parsed = request("/v1/completions", {"model": "m", "prompt": ["one", "two", "", "three"]})
+    assert (data(parsed), parsed.starts) == ([b"one", b"two", b"three"], (1, 2))
 
 
 def test_completion_of_token_ids_has_exact_tokens() -> None:
@@ -271,7 +270,7 @@ def test_completion_of_token_ids_has_exact_tokens() -> None:
     assert (data(parsed), parsed.tokens, parsed.prompt_bytes) == ([struct.pack("<3I", 1, 2, 70_000)], 3, 12)
     assert parsed.seed == b"tokens\xffm"
     lists = request("/v1/completions", {"model": "m", "prompt": [[1, 2], [3]]})
-    assert lists.tokens == 3
+    assert (lists.tokens, lists.starts) == (3, (1,))
     assert data(lists) != data(request("/v1/completions", {"model": "m", "prompt": [[1], [2, 3]]}))
 
 
@@ -340,8 +339,7 @@ def test_anthropic_messages() -> None:
     assert data(parsed)[1:] == [
         b"system\xfeBe brief.\xff",
         b"user\xfeHi\xff",
-        b"assistant\xf9thinking\xfdsignature\xfcs\xfdthinking\xfcHm\xf8"
-        b'\xf9tool_use\xfdid\xfct\xfdinput\xfb{"x":1}\xfdname\xfcf\xf8\xff',
+        b'assistant\xf9thinking\xfdthinking\xfcHm\xf8\xf9tool_use\xfdid\xfct\xfdinput\xfb{"x":1}\xfdname\xfcf\xf8\xff',
         b"user\xf9tool_result\xfe42\xfdtool_use_id\xfct\xf8\xff",
         b"user",
         data(parsed)[6],
@@ -366,15 +364,17 @@ def test_counting_tokens_warms_nothing(path: str) -> None:
 
 
 def test_embeddings_and_their_kin() -> None:
-    assert data(request("/v1/embeddings", {"model": "m", "input": ["a", "b"]})) == [b"a\xffb"]
+    assert data(request("/v1/embeddings", {"model": "m", "input": ["a", "b"]})) == [b"a", b"b"]
     assert request("/v1/embeddings", {"model": "m", "input": [1, 2]}).tokens == 2
     assert data(request("/classify", {"input": "a"})) == [b"a"]
     assert data(request("/pooling", {"messages": [user("Hi")]})) == [b"user\xfeHi\xff"]
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
         parsed = request(path, {"model": "m", "query": "q", "documents": ["a", {"text": "b"}]})
-        assert data(parsed) == [b"query\xfeq\xff", b"documents\xfea\xfeb\xff"]
+        assert data(parsed) == [b"query\xfeq\xff", b"documents\xfea\xff", b"documents\xfeb\xff"]
+        assert (parsed.head, parsed.starts) == (1, (2,))
     parsed = request("/v1/score", {"model": "m", "text_1": "q", "text_2": ["a", "b"]})
-    assert data(parsed) == [b"text_1\xfeq\xff", b"text_2\xfea\xfeb\xff"]
+    assert data(parsed) == [b"text_1\xfeq\xff", b"text_2\xfea\xff", b"text_2\xfeb\xff"]
+    assert data(request("/v1/score", {"model": "m", "text_1": "q", "text_2": "a"}))[1:] == [b"text_2\xfea\xff"]
 
 
 def test_sglang_generate_needs_no_model() -> None:
@@ -444,6 +444,8 @@ def test_json_by_media_type(content_type: str) -> None:
         (CHAT, b'{"model": "m", "messages": [{"role": "user", "content": "a\nb"}]}', None),
         (CHAT, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None),
         (CHAT, {"messages": []}, "model"),
+        (CHAT, {"model": "m", "messages": []}, "messages"),
+        ("/v1/messages", {"model": "m", "messages": []}, "messages"),
         (CHAT, {"model": None, "messages": []}, "model"),
         (CHAT, {"model": 5, "messages": []}, "model"),
         (CHAT, {"model": "m"}, "messages"),
@@ -471,8 +473,8 @@ def test_a_missing_model_is_said_so() -> None:
 
 def test_a_models_name_has_a_bound() -> None:
     """It is kept with the decision: megabytes of it would be kept, too."""
-    assert request(CHAT, {"model": "m" * 1024, "messages": []}).model == "m" * 1024
-    body = json.dumps({"model": "m" * 1025, "messages": []}).encode()
+    assert request(CHAT, {"model": "m" * 1024, "messages": [user("a")]}).model == "m" * 1024
+    body = json.dumps({"model": "m" * 1025, "messages": [user("a")]}).encode()
     refused = rejection(CHAT, body)
     assert (refused.status, refused.param) == (400, "model")
     assert "mm" not in refused.message
@@ -490,12 +492,12 @@ def test_lone_surrogates_as_clients_write_them() -> None:
 
 def test_numbers_that_are_no_json_numbers() -> None:
     parsed = request(
-        CHAT, b'{"model": "m", "temperature": NaN, "max_tokens": Infinity, "priority": NaN, "messages": []}'
+        CHAT, b'{"model": "m", "temperature": NaN, "max_tokens": Infinity, "priority": NaN, "messages": [{}]}'
     )
     assert (parsed.max_tokens, parsed.priority) == (None, 0)
-    huge = request(CHAT, b'{"model": "m", "max_tokens": ' + b"9" * 300 + b', "priority": 1e300, "messages": []}')
+    huge = request(CHAT, b'{"model": "m", "max_tokens": ' + b"9" * 300 + b', "priority": 1e300, "messages": [{}]}')
     assert (huge.max_tokens, huge.priority) == (2**31 - 1, 2**31 - 1)
-    odd = request(CHAT, b'{"model": "m", "max_tokens": -1, "priority": "high", "stream": 1, "messages": []}')
+    odd = request(CHAT, b'{"model": "m", "max_tokens": -1, "priority": "high", "stream": 1, "messages": [{}]}')
     assert (odd.max_tokens, odd.priority, odd.stream) == (None, 0, False)
 
 
@@ -507,11 +509,11 @@ def test_numbers_of_any_length() -> None:
         assert data(parsed)[0] == (
             b"\xfda\xfb[18446744073709551615,-9223372036854775808,1.8446744073709552e+19,1e+300]\xfdb\xfb-1.8446744073709552e+19\xff"
         )
-    assert request(CHAT, b'{"model": "m", "messages": [], "n": ' + b"9" * 5_000 + b"}").model == "m"
+    assert request(CHAT, b'{"model": "m", "messages": [{}], "n": ' + b"9" * 5_000 + b"}").model == "m"
 
 
 def test_the_last_of_duplicate_keys_counts() -> None:
-    assert request(CHAT, b'{"model": "a", "model": "b", "messages": []}').model == "b"
+    assert request(CHAT, b'{"model": "a", "model": "b", "messages": [{}]}').model == "b"
 
 
 @pytest.mark.parametrize(
@@ -543,16 +545,17 @@ def test_the_edge_of_what_is_taken_apart(more: int) -> None:
     assert (b"\xfb[" in blocks.parts[0].data) == bool(more)
     texts = Prompt()
     texts.plain(["a"] * (MAX_ITEMS + more))
-    assert texts.parts[0].data.startswith(b"\xfb[" if more else b"a\xffa")
+    assert texts.parts[0].data.startswith(b"\xfb[" if more else b"a")
+    assert len(texts.parts) == (1 if more else MAX_ITEMS)
     ids = Prompt()  # token ids are one array, not items
     assert ids.plain([1] * (MAX_ITEMS + more)) == MAX_ITEMS + more
 
 
 def test_the_deepest_json_that_is_rendered() -> None:
     def tools(levels: int) -> bytes:
-        return b'{"model":"m","messages":[],"tools":' + b"[" * levels + b"1" + b"]" * levels + b"}"
+        return b'{"model":"m","messages":[{}],"tools":' + b"[" * levels + b"1" + b"]" * levels + b"}"
 
-    assert len(request(CHAT, tools(254)).parts) == 1
+    assert len(request(CHAT, tools(254)).parts) == 2
     refused = rejection(CHAT, tools(256))
     assert (refused.status, refused.message) == (400, "The request body is nested too deeply.")
 
@@ -651,14 +654,14 @@ simple_messages = st.builds(
 
 
 @settings(deadline=None)
-@given(st.lists(simple_messages, max_size=4), st.lists(simple_messages, max_size=4))
+@given(st.lists(simple_messages, min_size=1, max_size=4), st.lists(simple_messages, min_size=1, max_size=4))
 def test_different_conversations_have_different_bytes(one: list[object], other: list[object]) -> None:
     same = b"".join(data(chat(*one))) == b"".join(data(chat(*other)))
     assert same == (one == other)
 
 
 @settings(deadline=None)
-@given(st.lists(messages, max_size=4), st.lists(messages, max_size=3))
+@given(st.lists(messages, min_size=1, max_size=4), st.lists(messages, max_size=3))
 def test_a_conversation_that_goes_on_keeps_its_parts(turns: list[object], more: list[object]) -> None:
     before, after = chat(*turns), chat(*turns, *more)
     assert after.seed == before.seed

@@ -178,7 +178,7 @@ def test_a_cut_prompt_is_the_beginning_of_what_came_before_the_cut(
     if seen and next(reversed(seen)) != "messages":
         seen.popitem()
     seen.setdefault("model", "routed")
-    if "messages" not in seen:
+    if not seen.get("messages"):
         assert (part.model, part.parts) == (seen["model"], ())
         return
     whole = parse(CHAT, JSON, encoded(seen, ascii_only, spaced))
@@ -224,7 +224,7 @@ def test_a_model_that_comes_too_late_is_unknown_and_a_cut_one_is_none() -> None:
     [
         ("/v1/completions", b'{"model":"m","prompt":"Once up', [b"Once up"]),
         ("/v1/completions", b'{"model":"m","prompt":[1,2,3', [b"\x01\0\0\0\x02\0\0\0"]),
-        ("/v1/completions", b'{"model":"m","prompt":["one","tw', [b"one\xfftw"]),
+        ("/v1/completions", b'{"model":"m","prompt":["one","tw', [b"one", b"tw"]),
         ("/v1/messages", b'{"model":"m","system":"Be br', [b"system\xfeBe br"]),
         ("/v1/messages", b'{"model":"m","messages":[{"role":"user","content":"Hi"}],"system":"Be', [b"system\xfeBe"]),
         ("/v1/responses", b'{"model":"m","input":"Hi th', [b"user\xfeHi th"]),
@@ -233,7 +233,11 @@ def test_a_model_that_comes_too_late_is_unknown_and_a_cut_one_is_none() -> None:
             b'{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"Hi',
             [b"user\xfeHi"],
         ),
-        ("/rerank", b'{"model":"m","query":"q","documents":["a","b', [b"query\xfeq\xff", b"documents\xfea\xfeb"]),
+        (
+            "/rerank",
+            b'{"model":"m","query":"q","documents":["a","b',
+            [b"query\xfeq\xff", b"documents\xfea\xff", b"documents\xfeb"],
+        ),
         ("/v1/embeddings", b'{"model":"m","input":[{"text":"a"},{"text":"b', [b"\xfea\xff"]),
         ("/generate", b'{"text":"Hi th', [b"Hi th"]),
     ],

@@ -54,7 +54,7 @@ def bodies(size: int) -> Iterator[bytes]:
         lambda: _filled(b'{"model":"m","x":[', deep, b"]}", size),
         lambda: _filled(b"{", b'"model":"m"', b"}", size),
         lambda: b'{"model":"m","prompt":"' + b"\\u00e9" * (size // 6) + b'"}',
-        lambda: b'{"model":"m","messages":[],"response_format":"' + b"x" * (size - 60) + b'"}',
+        lambda: b'{"model":"m","messages":[{}],"chat_template":"' + b"x" * (size - 60) + b'"}',
         lambda: b"[" * size,
         lambda: random.Random(size).randbytes(1 << 20) * (size >> 20),
     ]

@@ -26,10 +26,21 @@ class InferenceRequest(NamedTuple):
     model: str = ""
     seed: bytes = b""
     parts: tuple[PromptPart, ...] = ()
+    """The parts of the prompt; of several prompts, those of the first one and then of each further one."""
+    head: int = 0
+    """Of several prompts, the number of parts that each begins with; further prompts do not repeat them in ``parts``."""
+    starts: tuple[int, ...] = ()
+    """Indices in ``parts`` at which the second prompt and each further one go on after the head."""
+    samples: int = 1
+    """Answers that the client wants to each prompt (``n``). Engines queue each as a request of its own."""
+    reads_cache: bool = True
+    """Whether the engine may take a beginning of the prompt from its cache. Not if log probabilities of the prompt are
+    asked for; the prompt is cached all the same."""
     prompt_bytes: int = 0
-    """Length of the prompt in bytes: the sum of the parts' bytes; of a body that was cut off, as estimated."""
+    """Length of all prompts in bytes: the sum of their parts' bytes; of a body that was cut off, as estimated."""
     tokens: int | None = None
-    """Exact prompt tokens where the client sent token ids; else None, and they are estimated from ``prompt_bytes``."""
+    """Exact tokens of all prompts where the client sent token ids; else None, and they are estimated from
+    ``prompt_bytes``."""
     stream: bool = False
     max_tokens: int | None = None
     priority: int = 0

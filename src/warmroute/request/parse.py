@@ -11,9 +11,9 @@ import orjson
 
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.limits import LENIENT_BODY, MAX_JSON_VALUES, count_values
-from warmroute.request.prompt import Prompt, seed
+from warmroute.request.prompt import Prompt, media_options, seed
 from warmroute.request.rejections import Rejection, malformed, too_many_values
-from warmroute.request.routes import MEDIA_FIELDS, Document, Field, Route, find_route
+from warmroute.request.routes import MEDIA_FIELDS, Document, Form, Route, find_route, model_in_path
 from warmroute.request.truncated import decode_beginning, ends_in_media
 
 MAX_MODEL_LENGTH = 1024
@@ -40,11 +40,14 @@ def parse(
         return document
     if type(document) is not dict:
         return malformed("The request body must be a JSON object.")
-    refused = _check_model(document, route) or (route.check and route.check(document))
+    model = document.get("model")
+    if model is None:
+        model = model_in_path(path) or None
+    refused = _check_model(model, route) or (route.check and route.check(document))
     if refused:
         return refused
     try:
-        return _read(route.family, route.fields_of(document), document, document.get("model") or "")
+        return _read(route.form(document), document, model or "")
     except RecursionError:
         return _TOO_DEEP
 
@@ -63,35 +66,35 @@ def parse_beginning(
     document = decode_beginning(body)
     if document is None:
         return NO_PROMPT
-    fields = route.fields_of(document)
+    form = route.form(document)
     marks, in_media = 0, False
     if document:
         cut, value = document.popitem()
         in_media = cut in MEDIA_FIELDS or ends_in_media(value)
-        for place, (name, kind) in enumerate(fields):
+        for place, (name, kind) in enumerate(form.fields):
             if name == cut and kind.shorten is not None:  # a part of any other field would be a wrong value
                 document[cut], marks = kind.shorten(value)
-                fields = fields[: place + 1]
+                form = form._replace(fields=form.fields[: place + 1])
                 break
     named = document.get("model")
     if type(named) is str:
         model = named
     try:
-        request = _read(route.family, fields, document, model if len(model) <= MAX_MODEL_LENGTH else "", marks)
+        request = _read(form, document, model if len(model) <= MAX_MODEL_LENGTH else "", marks)
     except RecursionError:
         return NO_PROMPT
     return request._replace(partial=True) if in_media else request
 
 
-def _read(family: bytes, fields: tuple[Field, ...], document: Document, model: str, marks: int = 0) -> InferenceRequest:
-    """The request in ``document``: its prompt is in ``fields``, in this order. ``marks`` bytes at the end of the last field
-    are removed."""
+def _read(form: Form, document: Document, model: str, marks: int = 0) -> InferenceRequest:
+    """The request in ``document``, whose prompts have this form. ``marks`` bytes at the end of the last field are
+    removed."""
     if not model.isascii():
         model = model.encode("utf-8", "replace").decode()  # lone surrogates could not be written to a header or a log
-    prompt = Prompt()
+    prompt = Prompt(media_options(document))
     parts = prompt.parts
     tokens, before = None, 0
-    for name, kind in fields:
+    for name, kind in form.fields:
         value = document.get(name)
         if value is not None:
             before = len(parts)
@@ -103,9 +106,13 @@ def _read(family: bytes, fields: tuple[Field, ...], document: Document, model: s
             parts.append(PromptPart(data, len(data)))
     return InferenceRequest(
         model=model,
-        seed=seed(family if tokens is None else b"tokens", model, document),
+        seed=seed(form.family if tokens is None else b"tokens", model, document),
         parts=tuple(parts),
-        prompt_bytes=sum([part.prompt_bytes for part in parts]),
+        head=prompt.head,
+        starts=tuple(prompt.starts),
+        samples=_samples(document),
+        reads_cache=_reads_cache(document),
+        prompt_bytes=_prompt_bytes(prompt),
         tokens=tokens,
         stream=document.get("stream") is True,
         max_tokens=_max_tokens(document),
@@ -144,8 +151,7 @@ def _parse_integer(digits: str) -> int | float:
     return value if -(2**63) <= value < 2**64 else float(digits)
 
 
-def _check_model(document: Document, route: Route) -> Rejection | None:
-    model = document.get("model")
+def _check_model(model: object, route: Route) -> Rejection | None:
     if type(model) is str:
         if len(model) > MAX_MODEL_LENGTH:  # it is kept with the decision
             return malformed(f"`model` must have at most {MAX_MODEL_LENGTH} characters.", param="model")
@@ -154,6 +160,51 @@ def _check_model(document: Document, route: Route) -> Rejection | None:
     elif route.needs_model:
         return malformed("model not found in request body", param="model", reason="no-model")
     return None
+
+
+def _prompt_bytes(prompt: Prompt) -> int:
+    """Bytes of all prompts; the head, which stands in the parts once, is in each."""
+    total = sum([part.prompt_bytes for part in prompt.parts])
+    if prompt.starts and prompt.head:
+        total += len(prompt.starts) * sum([part.prompt_bytes for part in prompt.parts[: prompt.head]])
+    return total
+
+
+_MAX_SAMPLES = 128
+"""Largest ``n`` that counts."""
+_UNREAD = frozenset({"prompt_logprobs", "echo", "return_logprob", "sampling_params"})
+"""Fields that may keep the engine from reading its cache."""
+
+
+def _samples(document: Document) -> int:
+    value = document.get("n")
+    if value is None and "sampling_params" in document and type(document["sampling_params"]) is dict:
+        value = document["sampling_params"].get("n")
+    return max(1, min(_integer(value) or 1, _MAX_SAMPLES))
+
+
+def _reads_cache(document: Document) -> bool:
+    """Not if the engine has to compute the log probabilities of the prompt's tokens: what is cached has none.
+
+    vLLM skips its cache for ``prompt_logprobs``, and for ``echo`` with ``logprobs``, which asks for them, too
+    (SamplingParams.skip_reading_prefix_cache); SGLang for ``return_logprob`` from ``logprob_start_len`` on.
+    """
+    if _UNREAD.isdisjoint(document):
+        return True
+    parameters = document.get("sampling_params")
+    for fields in (document, parameters) if type(parameters) is dict else (document,):
+        if fields.get("prompt_logprobs") is not None:
+            return False
+    if document.get("echo") is True and document.get("logprobs") not in (None, False):
+        return False
+    wanted, start = document.get("return_logprob"), document.get("logprob_start_len")
+    starts = start if type(start) is list else [start]
+    return not ((wanted is True or (type(wanted) is list and True in wanted)) and any(_at_start(one) for one in starts))
+
+
+def _at_start(position: object) -> bool:
+    """SGLang's default, -1, is the end of the prompt."""
+    return type(position) is int and position >= 0
 
 
 def _max_tokens(document: Document) -> int | None:

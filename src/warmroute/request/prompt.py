@@ -8,13 +8,14 @@ all its bytes with a longer one that begins with it::
     content  [TEXT text | MEDIA digest | BLOCK block | JSON json]*
     block    type, then as a message, then BLOCK_END
 
-Every field of a message that a template may render is included. Fields without a form of their own are written as JSON with
-the client's order of keys, as templates render them.
+Every field of a message that a template may render is included, in a form that does not depend on how the client wrote it:
+members of objects are sorted, the arguments of a tool call are parsed and written anew, media are known by their content
+(:mod:`warmroute.request.media`). A template that renders an object in the client's order of members (the parameters of a
+tool) renders two orders as two prompts; here they are one.
 """
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Sized
 from typing import Any
@@ -22,7 +23,9 @@ from typing import Any
 import orjson
 from xxhash import xxh3_128_digest
 
+from warmroute.request.canonical_json import canonical_json, encode
 from warmroute.request.inference import PromptPart
+from warmroute.request.media import is_media, media_digest
 
 END = b"\xff"
 TEXT = b"\xfe"
@@ -32,13 +35,20 @@ JSON = b"\xfb"
 MEDIA = b"\xfa"
 BLOCK = b"\xf9"
 BLOCK_END = b"\xf8"
-TOKEN_END = b"\xff\xff\xff\xff"
 
 MEDIA_BYTES = 4_000
 """Bytes of text that an image, a clip or a file counts for: about 1,000 tokens. Only the engine knows the true number."""
 
 MAX_ITEMS = 20_000
-"""Messages, blocks and fields that one prompt is split into, about 0.1 s of work; the rest is written as JSON."""
+"""Messages, blocks and fields that the prompts of a request are split into, about 0.1 s of work; the rest is written as
+JSON."""
+
+MAX_ARGUMENTS = 512 << 10
+"""Bytes of arguments of all tool calls that are parsed, at most 0.1 s of work (:data:`warmroute.request.limits.LONG_BODY`);
+the rest is written as text."""
+
+TOKEN_BYTES = 4
+"""Bytes of prompt of each token id."""
 
 SEED_FIELDS = frozenset(
     {
@@ -53,14 +63,10 @@ SEED_FIELDS = frozenset(
         "reasoning_effort",
         "reasoning",
         "thinking",
-        "response_format",
         "output_config",
-        # how media are processed and where the prompt is cut
-        "mm_processor_kwargs",
-        "media_io_kwargs",
+        # where the prompt is cut
         "truncate_prompt_tokens",
         "truncation_side",
-        "features",
         # a history that is stored in the engine
         "previous_response_id",
         "conversation",
@@ -69,32 +75,40 @@ SEED_FIELDS = frozenset(
 )
 """Fields of a request that may change its prompt from the first token on.
 
-``tool_choice`` and grammars (``structured_outputs``, ``guided_json``) affect the decoding, ``add_generation_prompt`` and
+``tool_choice`` and grammars (``response_format``, ``structured_outputs``) affect the decoding, ``add_generation_prompt`` and
 ``continue_final_message`` the end of the prompt. Agents change them from turn to turn, and the cached prefix stays valid.
 """
+_RENDERED_MEMBERS = {
+    "thinking": ("type",),  # not its budget
+    "reasoning": ("effort", "enabled"),  # not what is shown of it
+    "output_config": ("effort",),  # not its format, which is a grammar
+}
+"""Of these seed fields, the members that a template can render."""
+
+MEDIA_OPTIONS = frozenset({"mm_processor_kwargs", "media_io_kwargs"})
+"""Fields of a request that say how its media are processed; they change nothing else."""
 
 _TEXT_BLOCKS = frozenset({"text", "input_text", "output_text"})
-_MEDIA_KEYS = frozenset(
+_ARGUMENTS = FIELD + b"arguments" + JSON
+_OPENINGS = {role: role.encode() + TEXT for role in ("system", "developer", "user", "assistant", "tool")}
+_NOT_RENDERED = frozenset(
     {
-        "image_url",
-        "video_url",
-        "audio_url",
-        "input_audio",
-        "image",
-        "video",
-        "audio",
-        "file",
-        "file_data",
-        "image_embeds",
-        "audio_embeds",
+        "cache_control",  # says where to cache, and moves on with every turn
+        "annotations",
+        "created_at",
+        "index",
+        "logprobs",
+        "provider_specific_fields",
+        "signature",
+        "status",
     }
 )
-_OPENINGS = {role: role.encode() + TEXT for role in ("system", "developer", "user", "assistant", "tool")}
-# `cache_control` says where to cache. It moves with every turn and is never rendered.
-_NOT_FIELDS = frozenset({"content", "cache_control"})
+"""Members of messages, items, blocks and tool calls that no template renders; clients send them back as they got them."""
+_RENDERED_IDS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use", "item_reference"})
+"""Types of items whose ``id`` is rendered: it is that of a tool call, or names a stored item. A tool call in
+``tool_calls`` has one, too."""
 _RENAMED = {"reasoning_content": "reasoning"}  # two names of one field; engines accept both
 NOTHING: tuple[object, ...] = (None, "", [], {})
-_TOO_DEEP_FOR_ORJSON = "Recursion limit reached"
 # The text of this block changes with every request, and engines drop it.
 _BILLING_BLOCK = "x-anthropic-billing-header"
 
@@ -110,45 +124,67 @@ def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
 
 
 def _rendered(name: str, value: object) -> object:
-    """The part of a seed field that a template can render: not the budget for thinking, not the default response format."""
-    if type(value) is dict:
-        if name == "thinking":
-            return value.get("type")
-        if name == "response_format" and value.get("type") == "text":
-            return None
-    return value
+    """The part of a seed field that a template can render."""
+    members = _RENDERED_MEMBERS.get(name)
+    if members is None or type(value) is not dict:
+        return value
+    return {member: value[member] for member in members if value.get(member) not in NOTHING}
 
 
-def encode(text: str) -> bytes:
-    """UTF-8. Lone surrogates, which JSON can contain, become three bytes each."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def canonical_json(value: object) -> bytes:
-    """JSON without white space, in the given order of keys. Raises RecursionError beyond 254 levels."""
-    try:
-        return orjson.dumps(value)
-    except TypeError as error:
-        if str(error) == _TOO_DEEP_FOR_ORJSON:
-            raise RecursionError from error
-        # lone surrogates, or integers beyond 64 bits
-        return encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+def media_options(document: dict[str, Any]) -> bytes:
+    """How the media of the request are processed, as bytes; empty if the request does not say."""
+    if MEDIA_OPTIONS.isdisjoint(document):
+        return b""
+    options = {name: document[name] for name in MEDIA_OPTIONS if document.get(name) not in NOTHING}
+    return canonical_json(options) if options else b""
 
 
 class Prompt:
-    """A canonical prompt being written."""
+    """The canonical prompts of a request being written; usually one. ``media_options``: as the function of that name."""
 
-    __slots__ = ("_items_left", "_pending", "parts")
+    __slots__ = (
+        "_arguments_left",
+        "_items_left",
+        "_media_options",
+        "_pending",
+        "_spans",
+        "head",
+        "parts",
+        "starts",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, media_options: bytes = b"") -> None:
         self.parts: list[PromptPart] = []
+        self.head = 0
+        """Parts that every prompt begins with."""
+        self.starts: list[int] = []
+        """Indices in ``parts`` at which the second and further prompts go on after the head."""
         self._pending: list[bytes] = []
+        self._spans: list[tuple[int, int, bytes]] = []
+        """Where media stand among the token ids: offset and length in tokens, digest."""
+        self._media_options = media_options
         self._items_left = MAX_ITEMS
+        self._arguments_left = MAX_ARGUMENTS
+
+    def branch(self) -> None:
+        """What is written already begins each of the prompts that follow."""
+        self.head = len(self.parts)
+
+    def begin_next(self) -> None:
+        """What follows is another prompt of the request, unless the present one is empty."""
+        if len(self.parts) > (self.starts[-1] if self.starts else self.head):
+            self.starts.append(len(self.parts))
 
     def field(self, name: str, value: object) -> None:
-        """A field that templates render before the messages, or with the first: tools, documents."""
+        """A field that templates render before the messages, or with the first: documents."""
         if value not in NOTHING:
             self._add(_field(name, value) + END)
+
+    def tools(self, tools: object) -> None:
+        """The tools, which templates render before the messages, or with the first."""
+        if type(tools) is list and self._can_take(tools):
+            tools = [_without_marks(tool) for tool in tools]
+        self.field("tools", tools)
 
     def messages(self, messages: list[Any]) -> None:
         """The messages of a conversation, one part each; more for one that has images."""
@@ -165,6 +201,29 @@ class Prompt:
                     continue
             self._message(message)
 
+    def conversations(self, conversations: list[Any]) -> None:
+        """Several conversations, each a prompt; tools and documents begin all of them."""
+        if not self._can_take(conversations):
+            self._add(_json(conversations))
+            return
+        self.branch()
+        for messages in conversations:
+            self.begin_next()
+            if type(messages) is list:
+                self.messages(messages)
+            else:
+                self._add(_json(messages))
+
+    def compared(self, name: str, contents: list[Any]) -> None:
+        """What is compared with the query, which stands before: each with the query is a prompt."""
+        if not self._can_take(contents):
+            self._add(_json(contents))
+            return
+        self.branch()
+        for content in contents:
+            self.begin_next()
+            self.messages([{"role": name, "content": content}])
+
     def system(self, content: object) -> None:
         """Instructions that stand outside the list of messages."""
         if isinstance(content, list):
@@ -173,12 +232,9 @@ class Prompt:
             self.messages([{"role": "system", "content": content}])
 
     def plain(self, prompt: object) -> int | None:
-        """A prompt that no template renders: a text, token ids, or a list of either or of texts with images.
+        """Prompts that no template renders: a text, token ids, or a list of either or of texts with images, each a prompt.
 
-        Returns the exact number of tokens if it is token ids.
-
-        The prompts of a list are written one after the other. Engines run them independently, but they arrive together, and
-        clients that repeat a list repeat it from the start.
+        Returns the exact number of tokens if they are token ids.
         """
         if type(prompt) is str:
             self._add(encode(prompt))
@@ -186,26 +242,64 @@ class Prompt:
         if type(prompt) is list and prompt and (type(prompt[0]) is int or self._can_take(prompt)):
             kind = type(prompt[0])
             try:
-                if kind is str:
-                    self._add(END.join(map(encode, prompt)))
-                    return None
                 if kind is int:
-                    self._add(array("I", prompt).tobytes())
+                    self._ids(prompt)
                     return len(prompt)
                 if kind is list:
-                    self._add(TOKEN_END.join([array("I", ids).tobytes() for ids in prompt]))
+                    for ids in [array("I", ids).tobytes() for ids in prompt]:
+                        self.begin_next()
+                        self._add(ids)
                     return sum(map(len, prompt))
+                if kind is str:
+                    for text in [encode(text) for text in prompt]:
+                        self.begin_next()
+                        self._add(text)
+                    return None
                 if kind is dict:
                     for block in prompt:
+                        self.begin_next()
                         self._block(block)
                         self._pending.append(END)
-                    self._flush()
+                        self._flush()
                     return None
             except (TypeError, AttributeError, OverflowError):  # mixed types, numbers that are no token ids
                 pass
         if prompt not in NOTHING:
             self._add(_json(prompt))
         return None
+
+    def features(self, features: object) -> None:
+        """Where media stand among the token ids that follow. The engine's format: hashes, and offsets and lengths in
+        tokens, by modality (``mm_hashes`` and ``mm_placeholders`` of vLLM's GenerateRequest)."""
+        if type(features) is not dict:
+            return
+        try:
+            for modality, ranges in features["mm_placeholders"].items():
+                hashes = features["mm_hashes"][modality]
+                if not self._can_take(ranges):
+                    raise ValueError
+                for span, content in zip(ranges, hashes, strict=True):
+                    digest = xxh3_128_digest(encode(f"{modality} {content}"))
+                    self._spans.append((int(span["offset"]), int(span["length"]), digest))
+        except (AttributeError, KeyError, TypeError, ValueError):  # the engine rejects it
+            self._spans.clear()
+            self.field("features", {name: value for name, value in features.items() if name != "kwargs_data"})
+
+    def content_parts(self, parts: object) -> int | None:
+        """Token ids, texts and media in turn. Returns the exact number of tokens if there is no text."""
+        if type(parts) is not list or not self._can_take(parts):
+            return self.plain(parts)
+        tokens = 0
+        for part in parts:
+            ids = part.get("token_ids") if type(part) is dict else None
+            if type(ids) is list:
+                self._flush()
+                tokens += self.plain(ids) or 0
+            else:
+                self._block(part)
+        has_text = bool(self._pending)
+        self._flush()
+        return tokens if tokens and not has_text else None
 
     def media(self, content: object) -> None:
         """An image, a clip, a file (or several in a list): a digest in place, a fixed number of bytes."""
@@ -214,8 +308,22 @@ class Prompt:
                 self.media(one)
             return
         self._flush()
-        data = encode(content) if type(content) is str else canonical_json(content)
-        self.parts.append(PromptPart(MEDIA + xxh3_128_digest(data), MEDIA_BYTES))
+        self._media(media_digest(content, self._media_options), MEDIA_BYTES)
+
+    def _media(self, digest: bytes, prompt_bytes: int) -> None:
+        self.parts.append(PromptPart(MEDIA + digest, prompt_bytes))
+
+    def _ids(self, ids: list[int]) -> None:
+        """Token ids, with the media of ``features`` in their places."""
+        data = array("I", ids).tobytes()
+        position = 0
+        for offset, length, digest in sorted(self._spans):
+            if not position <= offset <= offset + length <= len(ids):  # the engine rejects it
+                continue
+            self._add(data[TOKEN_BYTES * position : TOKEN_BYTES * offset])
+            self._media(digest, TOKEN_BYTES * length)
+            position = offset + length
+        self._add(data[TOKEN_BYTES * position :])
 
     def _message(self, message: object) -> None:
         if type(message) is not dict:
@@ -235,18 +343,66 @@ class Prompt:
         if type(named) is str:
             pending.append(encode(named))
         self._content(item.get("content"))
+        item_type = item.get("type")
         for name in sorted(item):
             value = item[name]
-            if name in _NOT_FIELDS or value in NOTHING or (name == kind and type(value) is str):
+            if name in _NOT_RENDERED or name == "content" or value in NOTHING or (name == kind and type(value) is str):
+                continue
+            if name == "id" and not (type(item_type) is str and item_type in _RENDERED_IDS):
+                continue
+            if name == "type" and value == "message":  # the type of an item that has none
                 continue
             if name == "output" and type(value) is not str:  # of a tool: blocks, or a screenshot
                 pending += (FIELD, b"output")
                 self._content(value)
-            elif name == "result" and item.get("type") == "image_generation_call":
+            elif name == "result" and item_type == "image_generation_call":
                 pending += (FIELD, b"result")
                 self.media(value)
+            elif name == "tool_calls" and type(value) is list and self._can_take(value):
+                pending += (FIELD, b"tool_calls")
+                for call in value:
+                    self._call(call)
+            elif name == "function_call":
+                pending += (FIELD, b"function_call")
+                self._call(value)
             else:
-                pending.append(_field(_RENAMED.get(name, name), value))
+                self._member(_RENAMED.get(name, name), value)
+
+    def _call(self, call: object) -> None:
+        """A tool call: the members of its function and its own."""
+        pending = self._pending
+        if type(call) is not dict or not self._can_take(call):
+            pending.append(_json(call))
+            return
+        pending.append(BLOCK)
+        function = call.get("function")
+        for members in (function, call) if type(function) is dict else (call,):
+            for name in sorted(members):
+                value = members[name]
+                if name not in _NOT_RENDERED and value not in NOTHING and value is not function:
+                    self._member(name, value)
+        pending.append(BLOCK_END)
+
+    def _member(self, name: str, value: object) -> None:
+        if name == "arguments" and type(value) is str:
+            self._arguments(value)
+        else:
+            self._pending.append(_field(name, value))
+
+    def _arguments(self, arguments: str) -> None:
+        """The arguments of a tool call as an object, as engines parse and render them; as a text if they are none."""
+        text = encode(arguments)
+        self._arguments_left -= len(text)
+        if self._arguments_left >= 0:
+            try:
+                parsed = orjson.loads(text)
+                if type(parsed) is dict:
+                    if parsed:
+                        self._pending += (_ARGUMENTS, canonical_json(parsed))
+                    return
+            except (orjson.JSONDecodeError, RecursionError):
+                pass
+        self._pending += (FIELD, b"arguments", STRING, text)
 
     def _content(self, content: object) -> None:
         if type(content) is str:
@@ -272,7 +428,7 @@ class Prompt:
             text = block.get("text")
             if type(text) is str:
                 self._content(text)
-            self.media({name: value for name, value in block.items() if name not in ("cache_control", "text")})
+            self.media(block)
         else:
             self._pending.append(BLOCK)
             self._item(block, "type")
@@ -313,9 +469,11 @@ def text_of(block: dict[str, Any]) -> str | None:
     return None
 
 
-def is_media(block: dict[str, Any]) -> bool:
-    """Whether the block is an image, a clip or a file."""
-    return not _MEDIA_KEYS.isdisjoint(block) or type(block.get("source")) is dict
+def _without_marks(tool: object) -> object:
+    """The tool without marks that are not rendered."""
+    if type(tool) is not dict or _NOT_RENDERED.isdisjoint(tool):
+        return tool
+    return {name: value for name, value in tool.items() if name not in _NOT_RENDERED}
 
 
 def _is_billing(block: object) -> bool:

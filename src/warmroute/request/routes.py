@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from warmroute.request.prompt import Prompt
 from warmroute.request.rejections import Rejection, malformed
@@ -25,6 +28,10 @@ class Kind(NamedTuple):
     """For a value that was cut off: what of it is written, and the number of marks at its end to remove afterwards."""
 
 
+def _write_tools(prompt: Prompt, name: str, value: Any) -> None:
+    prompt.tools(value)
+
+
 def _write_field(prompt: Prompt, name: str, value: Any) -> None:
     prompt.field(name, value)
 
@@ -32,6 +39,11 @@ def _write_field(prompt: Prompt, name: str, value: Any) -> None:
 def _write_messages(prompt: Prompt, name: str, value: Any) -> None:
     if type(value) is list:
         prompt.messages(value)
+
+
+def _write_conversations(prompt: Prompt, name: str, value: Any) -> None:
+    if type(value) is list:
+        prompt.conversations(value)
 
 
 def _write_system(prompt: Prompt, name: str, value: Any) -> None:
@@ -46,6 +58,13 @@ def _write_compared(prompt: Prompt, name: str, value: Any) -> None:
     prompt.messages([{"role": name, "content": value}])
 
 
+def _write_each_compared(prompt: Prompt, name: str, value: Any) -> None:
+    if type(value) is list:
+        prompt.compared(name, value)
+    else:
+        _write_compared(prompt, name, value)
+
+
 def _write_plain(prompt: Prompt, name: str, value: Any) -> int | None:
     return prompt.plain(value)
 
@@ -54,52 +73,132 @@ def _write_media(prompt: Prompt, name: str, value: Any) -> None:
     prompt.media(value)
 
 
+def _write_features(prompt: Prompt, name: str, value: Any) -> None:
+    prompt.features(value)
+
+
+def _write_content_parts(prompt: Prompt, name: str, value: Any) -> int | None:
+    return prompt.content_parts(value)
+
+
+def _write_tensors(prompt: Prompt, name: str, value: Any) -> int | None:
+    """The tensors of a request in the Open Inference Protocol: the first one that holds prompts."""
+    tensors = {one.get("name"): one.get("data") for one in value if type(one) is dict} if type(value) is list else {}
+    for field in _TENSOR_NAMES:
+        if tensors.get(field):
+            return prompt.plain(tensors[field])
+    return None
+
+
+_TOOLS = Kind(_write_tools)
 _FIELD = Kind(_write_field)
 _MESSAGES = Kind(_write_messages, shorten_messages)
+_CONVERSATIONS = Kind(_write_conversations)
 _SYSTEM = Kind(_write_system, shorten_content)
 _INPUT = Kind(_write_input, shorten_input)
 _COMPARED = Kind(_write_compared, shorten_content)
+_EACH_COMPARED = Kind(_write_each_compared, shorten_content)
 _PLAIN = Kind(_write_plain, shorten_plain)
 _MEDIA = Kind(_write_media)
+_FEATURES = Kind(_write_features)
+_CONTENT_PARTS = Kind(_write_content_parts)
+_TENSORS = Kind(_write_tensors)
 
 Field = tuple[str, Kind]
 
-_HEAD: tuple[Field, ...] = (("tools", _FIELD), ("documents", _FIELD))
+_HEAD: tuple[Field, ...] = (("tools", _TOOLS), ("documents", _FIELD))
 _CHAT = (*_HEAD, ("messages", _MESSAGES))
+_CHATS = (*_HEAD, ("messages", _CONVERSATIONS))
 _ANTHROPIC = (*_HEAD, ("system", _SYSTEM), ("messages", _MESSAGES))
 _RESPONSES = (*_HEAD, ("instructions", _SYSTEM), ("input", _INPUT))
 _COMPLETION = (("prompt_embeds", _MEDIA), ("prompt", _PLAIN))
 _MEDIA_DATA = (("image_data", _MEDIA), ("video_data", _MEDIA), ("audio_data", _MEDIA))
 MEDIA_FIELDS = frozenset({"prompt_embeds", "image_data", "video_data", "audio_data"})
-_COMPARED_FIELDS = tuple(
-    (name, _COMPARED) for name in ("query", "queries", "text_1", "data_1", "documents", "items", "text_2", "data_2")
+_COMPARED_FIELDS = (
+    *((name, _COMPARED) for name in ("query", "queries", "text_1", "data_1")),
+    *((name, _EACH_COMPARED) for name in ("documents", "items", "text_2", "data_2")),
 )
+_TOKEN_ID_FIELDS = ("input_ids", "prompt_token_ids")
+"""Where a client puts the ids of a prompt that it has rendered itself, beside the messages or the text."""
+_TENSOR_NAMES = ("text_input", "prompt", "PROMPT", "text", "TEXT", "query", "QUERY", "input_ids", "INPUT_ID")
 
 
-def _generate_fields(document: Document) -> tuple[Field, ...]:
+# ---------------------------------------------------------------- the forms of prompts
+
+
+class Form(NamedTuple):
+    """How the prompt of a body is read."""
+
+    family: bytes
+    """Prompts of one family are rendered alike. Token ids are a family of their own."""
+    fields: tuple[Field, ...]
+    """The fields that hold the prompt, in the order in which they are rendered."""
+
+
+def _fixed(family: bytes, fields: tuple[Field, ...]) -> Callable[[Document], Form]:
+    form = Form(family, fields)
+    return lambda document: form
+
+
+def _rendered_or(family: bytes, fields: tuple[Field, ...]) -> Callable[[Document], Form]:
+    """The fields, unless the client has rendered them: then its token ids are the prompt."""
+    form = Form(family, fields)
+
+    def form_of(document: Document) -> Form:
+        for name in _TOKEN_ID_FIELDS:
+            if document.get(name):
+                return Form(family, ((name, _PLAIN),))
+        return form
+
+    return form_of
+
+
+def _generate_form(document: Document) -> Form:
     """SGLang's and vLLM's own paths, and Triton's: the prompt has one of several names."""
-    for name in ("text", "text_input", "prompt", "input_ids", "token_ids"):
+    for name in ("text", "text_input", "prompt", "input_ids", "token_ids", "content_parts"):
         if document.get(name) is not None:
-            return ((name, _PLAIN), *_MEDIA_DATA)
-    return _MEDIA_DATA
+            break
+    else:
+        return Form(b"text", _MEDIA_DATA)
+    if name in ("token_ids", "content_parts"):
+        return _TOKENS_FORM
+    return Form(b"text", ((name, _PLAIN), *_MEDIA_DATA))
 
 
-def _pooling_fields(document: Document) -> tuple[Field, ...]:
+def _pooling_form(document: Document) -> Form:
     """Embeddings, classification, reranking and scores: a chat, or ``input``, or a query and what it is compared with."""
     if type(document.get("messages")) is list:
-        return _CHAT
-    for name in ("input", "text"):
+        return Form(b"pooling", _CHAT)
+    for name in ("input", "text", "inputs", "texts"):
         if document.get(name) is not None:
-            return ((name, _PLAIN),)
-    return _COMPARED_FIELDS
+            return Form(b"pooling", ((name, _PLAIN),))
+    return Form(b"pooling", _COMPARED_FIELDS)
+
+
+_NO_PROMPT = _fixed(b"", ())
+_TOKENS_FORM = Form(b"text", (("features", _FEATURES), ("content_parts", _CONTENT_PARTS), ("token_ids", _PLAIN)))
+_chat_form = _rendered_or(b"chat", _CHAT)
+_completion_form = _rendered_or(b"text", _COMPLETION)
+
+
+def _any_form(document: Document) -> Form:
+    """SageMaker's path: it takes the bodies of chats, completions and pooling."""
+    if type(document.get("messages")) is list:
+        return _chat_form(document)
+    if "prompt" in document or "prompt_embeds" in document:
+        return _completion_form(document)
+    return _pooling_form(document)
 
 
 # ---------------------------------------------------------------- the paths
 
 
 def _check_messages(document: Document) -> Rejection | None:
-    if type(document.get("messages")) is not list:
+    messages = document.get("messages")
+    if type(messages) is not list:
         return malformed("`messages` is required and must be a list.", param="messages")
+    if not messages and not any(document.get(name) for name in _TOKEN_ID_FIELDS):
+        return malformed("`messages` must have at least one message.", param="messages")
     return None
 
 
@@ -112,51 +211,62 @@ def _check_prompt(document: Document) -> Rejection | None:
 class Route(NamedTuple):
     """How the bodies of one path are read."""
 
-    family: bytes
-    """Requests of one family are rendered alike."""
-    needs_model: bool
-    fields: tuple[Field, ...] | Callable[[Document], tuple[Field, ...]]
-    """The fields that hold the prompt, in the order in which they are rendered."""
+    form: Callable[[Document], Form]
+    """How the prompt of a body is read; many paths take several forms."""
+    needs_model: bool = False
+    """A body without a model is rejected, unless the path names the model."""
     check: Callable[[Document], Rejection | None] | None = None
     """Why a body is rejected though it is a JSON object, if it is."""
 
-    def fields_of(self, document: Document) -> tuple[Field, ...]:
-        """The fields of ``document`` that hold its prompt."""
-        return self.fields(document) if callable(self.fields) else self.fields
 
+_POOLING = Route(_pooling_form)
+_GENERATE = Route(_generate_form)
+_UNCACHED = Route(_NO_PROMPT)  # tokenizing and counting use no KV cache, so they have no prompt to match
 
-# Tokenizing and counting use no KV cache, so they have no prompt to match.
-_ROUTES = {
-    "/v1/chat/completions": Route(b"chat", True, _CHAT, _check_messages),
-    "/v1/completions": Route(b"text", True, _COMPLETION, _check_prompt),
-    "/v1/responses": Route(b"chat", True, _RESPONSES),
-    "/v1/messages": Route(b"chat", True, _ANTHROPIC, _check_messages),
-    "/v1/messages/count_tokens": Route(b"", True, ()),
-    "/v1/embeddings": Route(b"pooling", True, _pooling_fields),
-    "/rerank": Route(b"pooling", False, _pooling_fields),
-    "/score": Route(b"pooling", False, _pooling_fields),
-    "/pooling": Route(b"pooling", False, _pooling_fields),
-    "/classify": Route(b"pooling", False, _pooling_fields),
-    "/generate": Route(b"text", False, _generate_fields),
-    "/generate_stream": Route(b"text", False, _generate_fields),
-    "/inference/v1/generate": Route(b"text", False, _generate_fields),
-    "/tokenize": Route(b"", False, ()),
-    "/detokenize": Route(b"", False, ()),
+ROUTES = {
+    "/chat/completions": Route(_chat_form, True, _check_messages),
+    "/chat/completions/batch": Route(_fixed(b"chat", _CHATS), True, _check_messages),
+    "/v2/chat": Route(_fixed(b"chat", _CHAT), True, _check_messages),
+    "/completions": Route(_completion_form, True, _check_prompt),
+    "/responses": Route(_fixed(b"chat", _RESPONSES), True),
+    "/v1/messages": Route(_fixed(b"chat", _ANTHROPIC), True, _check_messages),
+    "/v1/messages/count_tokens": Route(_NO_PROMPT, True),
+    "/embeddings": Route(_pooling_form, True),
+    "/embed": _POOLING,
+    "/rerank": _POOLING,
+    "/score": _POOLING,
+    "/pooling": _POOLING,
+    "/classify": _POOLING,
+    "/generate": _GENERATE,
+    "/generate_stream": _GENERATE,
+    "/infer": Route(_fixed(b"text", (("inputs", _TENSORS),))),
+    "/invocations": Route(_any_form),
+    "/tokenize": _UNCACHED,
+    "/detokenize": _UNCACHED,
 }
-"""By the end of the path; the longest wins."""
+"""By the end of the path; the longest wins. Whatever stands before it does not matter."""
+
+_LONGEST = max(suffix.count("/") for suffix in ROUTES)
+_MODEL_IN_PATH = re.compile(r"/(?:deployments|models)/([^/?]+)/")
 
 
+@lru_cache(maxsize=256)
 def find_route(path: str, content_type: str) -> Route | None:
     """The route of JSON sent to ``path``; a query string and a prefix are allowed. None for other paths and content."""
-    route = _ROUTES.get(path)
-    if route is None:
-        path = path.partition("?")[0]
-        segments = path.rstrip("/").rsplit("/", 3)[1:]
-        for start in range(len(segments)):
-            route = _ROUTES.get("/" + "/".join(segments[start:]))
-            if route is not None:
-                break
-    return route if route is not None and _is_json(content_type) else None
+    if not _is_json(content_type):
+        return None
+    segments = path.partition("?")[0].rstrip("/").rsplit("/", _LONGEST)[1:]
+    for start in range(len(segments)):
+        route = ROUTES.get("/" + "/".join(segments[start:]))
+        if route is not None:
+            return route
+    return None
+
+
+def model_in_path(path: str) -> str:
+    """The model that the path names (Azure's deployments, Triton's and the Open Inference Protocol's models), or ``""``."""
+    named = _MODEL_IN_PATH.search(path)
+    return unquote(named[1]) if named is not None else ""
 
 
 def _is_json(content_type: str) -> bool:

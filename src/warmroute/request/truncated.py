@@ -12,7 +12,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from warmroute.request.json_structure import open_brackets
-from warmroute.request.prompt import NOTHING, is_media, text_of
+from warmroute.request.media import is_media
+from warmroute.request.prompt import NOTHING, text_of
 
 _LAST_NUMBER = re.compile(rb"[\[:, \t\r\n](-?[0-9][0-9.eE+-]*)\Z")
 _LONGEST_NUMBER = 64

@@ -21,6 +21,7 @@ from warmroute_lab import terminal
 from warmroute_lab.overhead.contenders import Contender, Contenders
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
 from warmroute_lab.overhead.in_process import index_memory, match_and_insert, pick, pick_in_subset
+from warmroute_lab.overhead.live_page import live_page
 from warmroute_lab.overhead.machine import cpu_seconds, machine, resident_bytes
 from warmroute_lab.overhead.options import (
     CPU_BUDGET,
@@ -44,7 +45,7 @@ async def run(options: CostOptions, console: Console, *, budgets: bool = False) 
     Raises ChildError, LoadError or OSError if something cannot be measured.
     """
     console.print(machine(), soft_wrap=True)
-    steps = 7 + 2 * options.rounds + (3 * options.rounds if options.gateway else 0)
+    steps = 8 + 2 * options.rounds + (3 * options.rounds if options.gateway else 0)
     with (
         TemporaryDirectory(prefix="warmroute-cost-") as directory,
         terminal.progress(console, TimeElapsedColumn()) as progress,
@@ -83,6 +84,8 @@ class _Measurement:
     async def all(self) -> list[Figure]:
         """All figures, in the order of the table."""
         figures = self._in_process()
+        self._announce("live page")
+        figures.append(self._step(await live_page(10 * self._options.rounds, random.Random(1))))
         self._announce("start")
         async with Contenders(self._directory, gateway=self._options.gateway) as contenders:
             bare = await contenders.bare("bare")

@@ -181,7 +181,7 @@ def test_a_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "budget" in result.output
     document = orjson.loads(file.read_bytes())
     figures = {figure["what"]: figure for figure in document["figures"]}
-    assert len(figures) == 17
+    assert len(figures) == 18
     assert document["machine"]
     assert sum("CPU per request" in what for what in figures) == 8
     for figure in figures.values():

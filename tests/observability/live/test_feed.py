@@ -161,7 +161,7 @@ async def test_decisions_come_with_their_sentence_and_are_bounded(world: World) 
         world.ask(f"{k} " * 5000, request_id=f"r{k}")
     await world.second()
     decisions = (await world.document())["decisions"]
-    assert [decision["request"] for decision in decisions] == [f"r{k}" for k in range(35, 35 - MOST_DECISIONS, -1)]
+    assert [decision["request"] for decision in decisions] == [f"r{k}" for k in range(29, 29 - MOST_DECISIONS, -1)]
     assert all(decision["sentence"] for decision in decisions)
     assert all(len(decision["endpoints"]) == 3 for decision in decisions)
 

@@ -30,11 +30,13 @@ from warmroute.routing.decision_record import CACHED_STEP, DecisionRecord
 
 INTERVAL = 1.0
 """Seconds between two samples."""
+DECAY_EVERY = 5
+"""Samples from one decay of the prefixes' counts to the next."""
 MOST_PREFIXES = 16
 """Rows of the table of shared prefixes."""
-MOST_DECISIONS = 12
+MOST_DECISIONS = 10
 """Decisions of one document; at a higher request rate the page shows some of them."""
-CANDIDATES = 4
+CANDIDATES = 3
 """Candidates of a decision that are explained."""
 
 ENGINE_COLUMNS = (
@@ -169,7 +171,8 @@ class LiveFeed(DecisionListener):
                 computing=self._computing,
             )
         )
-        self._prefixes.decay(now)
+        if self._samples % DECAY_EVERY == 0:
+            self._prefixes.decay(now)
         self._samples += 1
         self._document = None
 

@@ -79,7 +79,7 @@ class SharedPrefixes:
                 shorter = hashes[place]
 
     def decay(self, now: float) -> None:
-        """Let older requests count less. Call it about once a second."""
+        """Let older requests count less. Call it every few seconds."""
         self._hitters.decay(0.5 ** ((now - self._decayed_at) / HALF_LIFE))
         self._decayed_at = now
 

@@ -1,13 +1,16 @@
 """The walk-through's documents, unchanged, on a real kube-apiserver and a real Envoy Gateway (`make e2e-gateway`).
 
-Envoy Gateway reads the API server and runs Envoy itself, as on a host. Pods are objects without a kubelet: their engines are
-simulated, on loopback addresses. The picker and the extension have the tokens of their service accounts, so their rights are
-those of the manifests. The plain route of port 8080 is not asked: an EndpointSlice may not have loopback addresses.
+Envoy Gateway runs here with its Kubernetes provider and makes the Deployment of its Envoy; the test takes Envoy's
+command line from there, in the place of a kubelet. Pods are objects; their engines are simulated, on loopback addresses. The
+picker and the extension have the tokens of their service accounts, so their rights are those of the manifests. The plain
+route of port 8080 is not asked: an EndpointSlice may not have loopback addresses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -31,8 +34,9 @@ from warmroute_lab.demo.rounds import ROUND1, ROUND2
 from warmroute_lab.simulator.options import SimulatorOptions
 from warmroute_lab.simulator.server import SimulatorServer
 
-ENVOY_VERSION = "1.40.0"
 NAMESPACE = "envoy-gateway-system"
+OF_THE_GATEWAY = ("-n", NAMESPACE, "-l", "gateway.envoyproxy.io/owning-gateway-name=qwen-inference-gateway")
+"""Arguments of kubectl for what Envoy Gateway makes for the walk-through's Gateway."""
 EXTENSION_ACCOUNT, PICKER_ACCOUNT = f"{NAMESPACE}/warmroute-gateway-extension", f"{NAMESPACE}/{PICKER}"
 ENGINES = 3
 IN_A_ROOT_WITH_CERTS = """
@@ -68,17 +72,48 @@ class Walk:
     envoy_gateway: Child
 
 
-def gateway_configuration(
-    directory: Path, values_file: str, extension_ports: list[int], dns_port: int
-) -> dict[str, Any]:
+def gateway_configuration(values_file: str, extension_ports: list[int]) -> dict[str, Any]:
     """Values of deploy/gateway-extension for an Envoy Gateway that runs here, with its extensions on these ports."""
     values = yaml.safe_load((DEPLOY / "gateway-extension" / values_file).read_text())
     configuration: dict[str, Any] = values["config"]["envoyGateway"]
     managers = configuration.get("extensionManagers") or [configuration["extensionManager"]]
     for manager, port in zip(managers, extension_ports, strict=True):
         manager["service"] = {"ip": {"address": "127.0.0.1", "port": port}}
-    homes = {name: str(directory / name) for name in ("configHome", "dataHome", "stateHome", "runtimeDir")}
-    resolver = {
+    kubernetes = {"leaderElection": {"disable": True}, "proxyTopologyInjector": {"disable": True}}
+    return {
+        **configuration,
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "EnvoyGateway",
+        "extensionApis": {**configuration.get("extensionApis", {}), "enableEnvoyPatchPolicy": True},
+        "provider": {"type": "Kubernetes", "kubernetes": kubernetes},
+    }
+
+
+async def write_secret(cluster: ControlPlane, name: str, directory: Path) -> None:
+    """The Secret's files in ``directory``, as a mounted volume has them."""
+    secret = json.loads(await cluster.kubectl("get", "secret", name, "-n", NAMESPACE, "-o", "json"))
+    for file, content in secret["data"].items():
+        (directory / file).write_bytes(base64.b64decode(content))
+
+
+async def envoy_of_the_gateway(cluster: ControlPlane, directory: Path, dns_port: int) -> Child:
+    """Envoy as the Deployment that Envoy Gateway made for the walk-through's Gateway would run it."""
+    (deployment,) = json.loads(await cluster.kubectl("get", "deployment", *OF_THE_GATEWAY, "-o", "json"))["items"]
+    (files,) = json.loads(await cluster.kubectl("get", "configmap", *OF_THE_GATEWAY, "-o", "json"))["items"]
+    certificates = directory / "envoy-certs"
+    await write_secret(cluster, "envoy", certificates)
+    for name, content in files["data"].items():
+        (directory / name).write_text(content.replace("/certs/", f"{certificates}/"))
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    (container,) = [container for container in containers if container["name"] == "envoy"]
+    arguments = [one.replace("$(ENVOY_POD_NAME)", "envoy-0") for one in container["args"]]
+    at = next(i for i, one in enumerate(arguments) if one.startswith("--config-yaml"))
+    option, _, joined = arguments[at].partition(" ")
+    text = joined or arguments[at + 1]
+    bootstrap = yaml.safe_load(text.replace("/sds/", f"{directory}/").replace("$(ENVOY_SERVICE_ZONE)", "zone"))
+    bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0
+    bootstrap["admin"].pop("access_log", None)
+    bootstrap["typed_dns_resolver_config"] = {
         "name": "envoy.network.dns_resolver.cares",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
@@ -86,23 +121,10 @@ def gateway_configuration(
             "dns_resolver_options": {"no_default_search_domain": True},
         },
     }
-    return {
-        **configuration,
-        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
-        "kind": "EnvoyGateway",
-        "extensionApis": {**configuration.get("extensionApis", {}), "enableEnvoyPatchPolicy": True},
-        "provider": {
-            "type": "Custom",
-            "custom": {
-                "resource": {"type": "Kubernetes"},
-                "infrastructure": {"type": "Host", "host": homes},
-            },
-        },
-        "envoyProxy": {
-            "provider": {"type": "Host", "host": {"envoyVersion": ENVOY_VERSION}},
-            "bootstrap": {"type": "Merge", "value": yaml.safe_dump({"typed_dns_resolver_config": resolver})},
-        },
-    }
+    for listener in bootstrap["static_resources"].get("listeners", []):
+        listener["address"]["socket_address"]["port_value"] = 0
+    arguments[at : at + (1 if joined else 2)] = [option, yaml.safe_dump(bootstrap)]
+    return Child("Envoy", [str(envoy_path()), *arguments, "--use-dynamic-base-id"], directory / "envoy.log")
 
 
 def listener_ports(ports: dict[str, int]) -> dict[str, Any]:
@@ -148,6 +170,8 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
     """The walk-through up to its requests; of several extensions the last one serves its pool."""
     gateway_path = binary("WARMROUTE_ENVOY_GATEWAY", "an envoy-gateway")
     gateway_crds = binary("WARMROUTE_ENVOY_GATEWAY_CRDS", "a directory with the CRDs of Envoy Gateway and Gateway API")
+    for name in ("root", "envoy-certs", "envoy-gateway-certs"):
+        (directory / name).mkdir()
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(control_plane(directory, [EXTENSION_ACCOUNT, PICKER_ACCOUNT]))
         await cluster.kubectl("create", "namespace", NAMESPACE)
@@ -170,6 +194,7 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
             await cluster.apply(pod(engine))
         names = {
             "inference-gateway-ext-proc.default.svc": ["127.0.0.1"],
+            f"envoy-gateway.{NAMESPACE}.svc.cluster.local": ["127.0.0.1"],
             "vllm-qwen-pool-pods.default.svc": [engine.options.host for engine in engines],
         }
         dns_port = await stack.enter_async_context(dns_server(names))
@@ -207,32 +232,39 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
                 )
             )
 
-        versions = directory / "dataHome" / "envoy-versions" / ENVOY_VERSION / "bin"
-        versions.mkdir(parents=True)
-        (versions / "envoy").symlink_to(envoy_path())
+        gateway_environment = [
+            "env",
+            f"KUBECONFIG={cluster.kubeconfig(ADMIN)}",
+            f"ENVOY_GATEWAY_NAMESPACE={NAMESPACE}",
+        ]
         certificates = Child(
             "certgen",
-            [gateway_path, "certgen", "--local", "--config-home", str(directory / "configHome")],
+            [*gateway_environment, gateway_path, "certgen", "--disable-topology-injector"],
             directory / "certgen.log",
         )
         await certificates.start()
         assert await certificates.wait() == 0, certificates.tail()
         configuration = directory / "envoy-gateway.yaml"
-        configuration.write_text(
-            yaml.safe_dump(gateway_configuration(directory, values_file, extension_ports, dns_port))
-        )
+        configuration.write_text(yaml.safe_dump(gateway_configuration(values_file, extension_ports)))
         ports = {"http": free_port(), "llm-gw": free_port()}
         await cluster.apply(listener_ports(ports))
-        root = directory / "root"
-        root.mkdir()
+        await write_secret(cluster, "envoy-gateway", directory / "envoy-gateway-certs")
         envoy_gateway = await stack.enter_async_context(
             Child(
                 "Envoy Gateway",
                 [
-                    *("unshare", "--map-root-user", "--mount", "sh", "-ec", IN_A_ROOT_WITH_CERTS, "sh", str(root)),
-                    str(directory / "configHome" / "certs" / "envoy-gateway"),
-                    *("env", f"KUBECONFIG={cluster.kubeconfig(ADMIN)}", f"ENVOY_GATEWAY_NAMESPACE={NAMESPACE}"),
-                    *(gateway_path, "server", "--config-path", str(configuration)),
+                    *(
+                        "unshare",
+                        "--map-root-user",
+                        "--mount",
+                        "sh",
+                        "-ec",
+                        IN_A_ROOT_WITH_CERTS,
+                        "sh",
+                        str(directory / "root"),
+                    ),
+                    str(directory / "envoy-gateway-certs"),
+                    *(*gateway_environment, gateway_path, "server", "--config-path", str(configuration)),
                 ],
                 directory / "envoy-gateway.log",
             )
@@ -240,6 +272,13 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
 
         for name in ("vllm-service.yaml", "inference-pool.yaml", "inference-gateway.yaml"):
             await cluster.kubectl("apply", "-f", str(SAMPLES / name))
+
+        async def deployed() -> bool:
+            made = await cluster.kubectl("get", "deployment,configmap", *OF_THE_GATEWAY, "-o", "name")
+            return "deployment" in made and "configmap" in made
+
+        await envoy_gateway.until(deployed, "deploying its Envoy", GATEWAY_LIMIT)
+        await stack.enter_async_context(await envoy_of_the_gateway(cluster, directory, dns_port))
         await start_picker(picker, picker_ports)
         yield Walk(cluster, f"http://127.0.0.1:{ports['llm-gw']}", picker.log, envoy_gateway)
 

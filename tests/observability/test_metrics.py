@@ -327,6 +327,14 @@ def test_pool_means_are_over_the_ready_endpoints_that_told(world: World) -> None
     world.pool.observed(world.endpoint("b"), EngineState(NOW, 1, 4, 0.4), NOW)
     assert world.value("inference_pool_average_queue_size", name="qwen") == 3
     assert world.value("inference_pool_average_kv_cache_utilization", name="qwen") == pytest.approx(0.3)
+    assert world.value("inference_pool_average_running_requests", name="qwen") == 1
+    for ours, theirs in (
+        ("inference_pool_average_queue_size", "llm_d_epp_average_queue_size"),
+        ("inference_pool_average_kv_cache_utilization", "llm_d_epp_average_kv_cache_utilization"),
+        ("inference_pool_average_running_requests", "llm_d_epp_average_running_requests"),
+        ("inference_pool_ready_pods", "llm_d_epp_ready_endpoints"),
+    ):
+        assert world.value(ours, name="qwen") == world.value(theirs, name="qwen")
     world.pool.unreachable(world.endpoint("b"), NOW)
     assert world.value("inference_pool_average_queue_size", name="qwen") == 2
 
@@ -351,7 +359,7 @@ def test_every_series_of_the_catalogue_is_exported_and_nothing_else(
 ) -> None:
     exercise(world)
     families = {family.name: family for family in decode(encode(world.metrics.registry).decode())}
-    own = {name for name in families if name.startswith(("warmroute_", "inference_"))}
+    own = {name for name in families if name.startswith(("warmroute_", "inference_", "llm_d_epp_"))}
     named = {}
     for series in CATALOGUE:
         name = series.name.removesuffix("_total")

@@ -27,6 +27,8 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 QUERIES += [(rule["alert"], rule["expr"]) for rule in RULES]
 QUERIES += [("docs", query) for query in re.findall(r"`([^`]*\b(?:rate|histogram_quantile)\([^`]*)`", DOCS)]
 
+VLLM_PAGE = (ROOT / "tests/data/engine/vllm-0.26-metrics.txt").read_text(encoding="utf-8")
+"""A metrics page of vLLM."""
 TARGET_LABELS = {"job", "instance"}
 """Labels that Prometheus adds to every series."""
 
@@ -53,11 +55,11 @@ EXPORTED = exported()
 
 def metrics_of(query: str) -> list[tuple[str, str]]:
     """The metric names in a query, each with its selector."""
-    return re.findall(r"\b((?:warmroute|inference|process|python)_\w+|up)\b(?:\{([^}]*)\})?", query)
+    return re.findall(r"\b((?:warmroute|inference|llm_d_epp|process|python)_\w+|up)\b(?:\{([^}]*)\})?", query)
 
 
 def test_the_table_is_the_catalogue() -> None:
-    rows = [line for line in DOCS.splitlines() if re.match(r"\| `(warmroute|inference)_", line)]
+    rows = [line for line in DOCS.splitlines() if re.match(r"\| `(warmroute|inference|llm_d_epp)_", line)]
     assert rows == [
         f"| `{s.name}` | {s.type} | {', '.join(f'`{label}`' for label in s.labels)} | {s.unit} | {s.meaning} |"
         for s in CATALOGUE
@@ -72,8 +74,10 @@ def test_the_alerts_are_documented() -> None:
 @pytest.mark.parametrize(("where", "query"), QUERIES)
 def test_queries_use_what_is_exported(where: str, query: str) -> None:
     used = metrics_of(query)
-    assert used or "vllm:" in query, where
-    labels = set(TARGET_LABELS)
+    of_engines = re.findall(r"\(vllm\|sglang\):(\w+)", query)
+    assert used or of_engines or "vllm:" in query, where
+    assert all(f"\nvllm:{name}{{" in VLLM_PAGE for name in of_engines)
+    labels = {*TARGET_LABELS, "le"} if "vllm" in query else set(TARGET_LABELS)
     for name, selector in used:
         assert name in EXPORTED, (where, name)
         labels |= EXPORTED[name]
@@ -120,6 +124,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert len(ids) == len(set(ids))
     assert [p["title"] for p in DASHBOARD["panels"] if p["type"] == "row"] == [
         "Traffic",
+        "What clients wait for",
         "Picks and match ratio",
         "Load of the endpoints",
         "Cost of the picker",

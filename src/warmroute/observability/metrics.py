@@ -176,6 +176,13 @@ _ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...]
 )
 
 
+_POOL_MEANS: tuple[tuple[tuple[series.Series, ...], Callable[[EngineState], float]], ...] = (
+    (series.POOL_KV_USAGE, lambda state: state.kv_usage),
+    (series.POOL_QUEUE_SIZE, lambda state: state.waiting),
+    (series.POOL_RUNNING, lambda state: state.running),
+)
+
+
 class Metrics(PoolListener, Collector):
     """The metrics of one picker, in a registry of its own. Not thread-safe: one event loop owns it.
 
@@ -411,13 +418,15 @@ class Metrics(PoolListener, Collector):
 
 
 def _pool_metrics(name: str, readings: list[EndpointReading]) -> Iterator[Metric]:
+    """Figures of the whole pool, each under the names that other endpoint pickers give it."""
     states = [reading.endpoint.state for reading in readings if reading.endpoint.available]
     known = [state for state in states if state is not None]
-    kv_usage = [((name,), fmean(state.kv_usage for state in known))] if known else []
-    waiting = [((name,), fmean(state.waiting for state in known))] if known else []
-    yield series.POOL_KV_USAGE.family(kv_usage)
-    yield series.POOL_QUEUE_SIZE.family(waiting)
-    yield series.POOL_READY.family([((name,), len(states))])
+    for names, of_state in _POOL_MEANS:
+        mean = [((name,), fmean(map(of_state, known)))] if known else []
+        for one in names:
+            yield one.family(mean)
+    for one in series.POOL_READY:
+        yield one.family([((name,), len(states))])
 
 
 def _texts(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:

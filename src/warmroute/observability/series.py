@@ -385,22 +385,27 @@ SETTINGS_INFO = _series(
 )
 BUILD_INFO = _series("warmroute_build_info", "info", "1", "What is running.", ("version", "python"))
 
-# Names that dashboards of older endpoint pickers read, where the meaning is the same
-POOL_KV_USAGE = _series(
-    "inference_pool_average_kv_cache_utilization",
-    "gauge",
-    "ratio",
-    "Mean share of the KV cache in use over the ready endpoints, 0 to 1; absent without any.",
-    ("name",),
+# Names that dashboards and autoscalers of other endpoint pickers read, where the meaning is the same
+_POOL_KV_USAGE = "Mean share of the KV cache in use over the ready endpoints, 0 to 1; absent without any."
+_POOL_QUEUE_SIZE = "Mean number of requests waiting in the engines over the ready endpoints; absent without any."
+_POOL_RUNNING = "Mean number of requests running in the engines over the ready endpoints; absent without any."
+_POOL_READY = "Ready endpoints."
+POOL_KV_USAGE = tuple(
+    _series(name, "gauge", "ratio", _POOL_KV_USAGE, ("name",))
+    for name in ("inference_pool_average_kv_cache_utilization", "llm_d_epp_average_kv_cache_utilization")
 )
-POOL_QUEUE_SIZE = _series(
-    "inference_pool_average_queue_size",
-    "gauge",
-    "requests",
-    "Mean number of requests waiting in the engines over the ready endpoints; absent without any.",
-    ("name",),
+POOL_QUEUE_SIZE = tuple(
+    _series(name, "gauge", "requests", _POOL_QUEUE_SIZE, ("name",))
+    for name in ("inference_pool_average_queue_size", "llm_d_epp_average_queue_size")
 )
-POOL_READY = _series("inference_pool_ready_pods", "gauge", "endpoints", "Ready endpoints.", ("name",))
+POOL_RUNNING = tuple(
+    _series(name, "gauge", "requests", _POOL_RUNNING, ("name",))
+    for name in ("inference_pool_average_running_requests", "llm_d_epp_average_running_requests")
+)
+POOL_READY = tuple(
+    _series(name, "gauge", "endpoints", _POOL_READY, ("name",))
+    for name in ("inference_pool_ready_pods", "llm_d_epp_ready_endpoints")
+)
 EXTENSION_INFO = _series("inference_extension_info", "info", "1", "What is running.", ("commit", "build_ref"))
 
 CATALOGUE: tuple[Series, ...] = tuple(_CATALOGUE)

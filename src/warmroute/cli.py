@@ -115,6 +115,101 @@ def serve(settings_file: Path | None = None, **flags: str | None) -> None:
     picker.serve(load(given, environ=os.environ, settings_file=settings_file))
 
 
+@app.command(epilog="Example: warmroute up http://10.0.0.7:8000 http://10.0.0.8:8000 --host 0.0.0.0")
+def up(
+    engines: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL]...", help="The engines, as http://HOST:PORT; host names too.")
+    ] = None,
+    *,
+    endpoints_file: Annotated[
+        Path | None,
+        typer.Option(help="The engines as a YAML file, which may change (docs/envoy.md), in place of URLs."),
+    ] = None,
+    discover: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:FROM-TO", help="Use every port of this range that answers like an engine; repeatable."
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address for requests. 127.0.0.1: this machine only. 0.0.0.0: every network; no password."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for requests. Ports: 0 takes any free one.")] = 8081,
+    plain_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="A second port, without the picker (least requests), to compare."),
+    ] = None,
+    debug_host: Annotated[
+        str, typer.Option(help="Address of the debug page, which shows all clients' load.")
+    ] = "127.0.0.1",
+    debug_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the debug page. Default: 9091, or any free one.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port of the Prometheus metrics, on loopback. Default: 9090, or any free one."
+        ),
+    ] = None,
+    routing_strategy: Annotated[
+        str | None, typer.Option(help="As of `warmroute serve`. Default: PREFIX_CACHE.")
+    ] = None,
+    access_log: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="A JSON line for each request, with the picker's reason; /dev/stdout is one."
+        ),
+    ] = "",
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Longest wait for requests in flight when it is stopped, in seconds.")
+    ] = 30.0,
+    write_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Only write the configurations of Envoy and the picker, to run them yourself."
+        ),
+    ] = None,
+) -> None:
+    """Put Warmroute in front of engines that run already: Envoy and the endpoint picker, until Ctrl-C.
+
+    Needs nothing but `pip install 'warmroute[standalone]'`. Engines that do not answer yet get requests once they do. Other
+    settings of the picker are environment variables: WARMROUTE_STRICT_MODELS=true (see `warmroute serve --help`).
+    """
+    from warmroute.standalone import up as running
+    from warmroute.standalone.child import ChildError
+    from warmroute.standalone.config_files import write
+    from warmroute.standalone.engine_list import EngineList, PortRange, Target
+    from warmroute.standalone.program import program
+    from warmroute.standalone.up_options import UpOptions
+
+    listed = EngineList(
+        [Target.parse(engine) for engine in engines or ()],
+        [PortRange.parse(ports) for ports in discover or ()],
+        endpoints_file,
+    )
+    options = UpOptions(
+        host=host,
+        port=port,
+        plain_port=plain_port,
+        debug_host=debug_host,
+        debug_port=debug_port,
+        metrics_port=metrics_port,
+        access_log=access_log,
+        strategy=routing_strategy,
+        drain_timeout=drain_timeout,
+    )
+    if write_config is not None:
+        for path in write(listed, options, write_config):
+            typer.echo(path)
+        return
+    try:
+        running.up(listed, options, typer.echo, program())
+    except ChildError as error:
+        _warn(str(error))
+        raise typer.Exit(1) from error
+
+
 @app.command(epilog="Example: warmroute explain --body request.json")
 def explain(
     request_id: Annotated[

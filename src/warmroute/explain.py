@@ -41,7 +41,7 @@ def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> 
     except OSError as error:
         raise ConfigurationError(f"cannot read {body}: {error.strerror}") from error
     query: dict[str, str | int] = {"path": path, "candidates": MOST_CANDIDATES}
-    explained = ask(debug_url, "/debug/explain", query, body=content, content_type="application/json")
+    explained = ask(debug_url, "/debug/explain", query, body=content)
     if as_json:
         return _json(explained)
     if "rejected" in explained:

@@ -110,6 +110,7 @@ def session_rules(settings: Settings) -> SessionRules:
         max_body_bytes=settings.max_body_bytes,
         max_json_values=settings.max_json_values,
         observe_responses=settings.observe_responses,
+        decision_metadata=settings.decision_metadata,
         enable_conformance_headers=settings.enable_conformance_headers,
         disable_endpoint_subset_filter=settings.disable_endpoint_subset_filter,
         strict_models=settings.strict_models,

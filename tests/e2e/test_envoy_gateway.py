@@ -280,6 +280,7 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
         await envoy_gateway.until(deployed, "deploying its Envoy", GATEWAY_LIMIT)
         await stack.enter_async_context(await envoy_of_the_gateway(cluster, directory, dns_port))
         await start_picker(picker, picker_ports)
+        assert picker.log is not None
         yield Walk(cluster, f"http://127.0.0.1:{ports['llm-gw']}", picker.log, envoy_gateway)
 
 

@@ -114,6 +114,21 @@ class Stream:
         return self.send(ProcessingRequest(request_trailers=HttpTrailers()))
 
 
+@pytest.mark.parametrize("mode", [NONE, BUFFERED, FULL_DUPLEX_STREAMED])
+def test_reason_and_cached_share_are_metadata_if_asked_for(mode: BodySendMode) -> None:
+    for wanted in (False, True):
+        stream = Stream(decision_metadata=wanted)
+        replies = stream.headers(mode)
+        if mode != NONE:
+            replies = stream.body()
+        metadata: Any = replies[0].dynamic_metadata
+        assert named_in_metadata(replies[0]) in metadata["envoy.lb"].values()
+        assert ("warmroute" in metadata) == wanted
+        if wanted:
+            assert metadata["warmroute"]["reason"] == ("no-prompt" if mode == NONE else "cold")
+            assert metadata["warmroute"]["cached_share"] == 0
+
+
 def test_only_a_valid_trace_context_is_passed_on() -> None:
     recent = RecentDecisions(10)
     valid = f"00-{5:032x}-{7:016x}-01"

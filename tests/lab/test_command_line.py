@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from warmroute.cli import app
-from warmroute_lab.demo.program import program
+from warmroute.standalone.program import program
 from warmroute_lab.load import multi_round
 from warmroute_lab.load.workload import Workload
 from warmroute_lab.replay.baselines import BASELINES

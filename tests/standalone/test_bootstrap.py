@@ -55,6 +55,7 @@ def test_envoy_accepts_every_body_mode_with_every_way_of_picking(
         {"forwarding_namespaces": (), "receiving_namespaces": ()},
         {"epp_retries": 0, "request_timeout": 0.5, "request_headers_timeout": 0.25},
         {"client_headers": CONTROL},
+        {"name_endpoint": True, "access_log": "/dev/stdout"},
     ],
 )
 def test_envoy_accepts_the_options(options: Any, tmp_path: Path) -> None:

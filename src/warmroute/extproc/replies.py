@@ -86,6 +86,20 @@ def destination_and_body(targets: str, body: bytes, *, remove: tuple[str, ...] =
     return _with_metadata(ProcessingResponse(request_body=BodyResponse(response=common)), targets)
 
 
+@lru_cache(maxsize=1024)
+def decision_metadata(reason: str, cached_share: float) -> bytes:
+    """To be appended to a reply that names the endpoint: why it was chosen, as dynamic metadata for access logs.
+
+    Serialised messages that follow each other are merged when they are read
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+    """
+    response = ProcessingResponse()
+    namespace = response.dynamic_metadata.get_or_create_struct(headers.DECISION_NAMESPACE)
+    namespace[headers.REASON] = reason
+    namespace[headers.CACHED_SHARE] = cached_share
+    return response.SerializeToString()
+
+
 def destination_in_trailers(targets: str) -> bytes:
     """Reply to trailers of a request without a body: headers have been sent on, so only metadata can name the endpoint."""
     return _with_metadata(ProcessingResponse(request_trailers=TrailersResponse()), targets)

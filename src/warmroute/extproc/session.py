@@ -80,6 +80,7 @@ class SessionRules:
     max_body_bytes: int
     max_json_values: int
     observe_responses: bool
+    decision_metadata: bool
     enable_conformance_headers: bool
     disable_endpoint_subset_filter: bool
     strict_models: bool
@@ -281,6 +282,8 @@ class Session:
         assert self.decision is not None
         self._move(step)
         answers = self._answer(step.action, self.decision.targets)
+        if self._rules.decision_metadata:
+            answers[0] += replies.decision_metadata(self.decision.reason, round(self.decision.match_ratio, 2))
         self._body, self._new_body = b"", None
         return answers
 

@@ -455,6 +455,13 @@ class Settings(BaseModel):
         ge=0,
         le=100_000,
     )
+    decision_metadata: bool = setting(
+        False,
+        "Give Envoy the reason and the cached share of each decision as dynamic metadata of the namespace `warmroute`, for "
+        "access logs. The gateway must list the namespace in receiving_namespaces.",
+        group="Observability",
+        hot=True,
+    )
     decision_log: OptionalText = setting(
         None,
         "File that gets a JSON line for each decision: costs and predictions of the candidates, and with "

@@ -13,7 +13,17 @@ from typing import Any
 import yaml
 
 from warmroute.errors import ConfigurationError
-from warmroute.extproc.headers import CONTROL, DESTINATION, LB_NAMESPACE, SERVED, SUBSET_KEY, SUBSET_NAMESPACE
+from warmroute.extproc.headers import (
+    CACHED_SHARE,
+    CONTROL,
+    DECISION_NAMESPACE,
+    DESTINATION,
+    LB_NAMESPACE,
+    REASON,
+    SERVED,
+    SUBSET_KEY,
+    SUBSET_NAMESPACE,
+)
 from warmroute.extproc.health import EXT_PROC_SERVICE
 from warmroute.standalone.proxy_config import BodyMode, Picking, ProxyConfig
 
@@ -36,11 +46,29 @@ EPP_RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,
 (UNAVAILABLE) or is ending (CANCELLED)."""
 EPP_RETRY_BACKOFF = ("0.025s", "0.25s")
 """Base and longest interval between two attempts."""
+OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 HOST_SELECTIONS = 20
 """Most draws for a retry until the host is one that has not failed yet; with two hosts every second draw is."""
 MOST_REQUESTS = 40_000
-"""Circuit breaker. Envoy's defaults are too low for a busy pool (1,024 requests) and for the retries after a picker or an
-engine has died (3 retries)."""
+"""Connections of clients, and circuit breaker. Envoy's defaults of the latter are too low for a busy pool (1,024 requests)
+and for the retries after a picker or an engine has died (3 retries)."""
+
+ENDPOINT_HEADER = "x-warmroute-endpoint"
+"""Response header with the address of the engine that answered."""
+ACCESS_LOG_LINE = {
+    "time": "%START_TIME%",
+    "request": "%REQ(X-REQUEST-ID)%",
+    "path": "%REQ(:PATH)%",
+    "status": "%RESPONSE_CODE%",
+    "flags": "%RESPONSE_FLAGS%",
+    "endpoint": "%UPSTREAM_HOST%",
+    "milliseconds": "%DURATION%",
+    "milliseconds_to_headers": "%RESPONSE_DURATION%",
+    REASON: f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:{REASON})%",
+    CACHED_SHARE: f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:{CACHED_SHARE})%",
+}
+"""A line of the access log; https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/observability/access_log/usage
+describes the operators."""
 
 Tree = dict[str, Any]
 """A message of Envoy as YAML and JSON have it."""
@@ -59,7 +87,8 @@ def bootstrap(config: ProxyConfig) -> Tree:
     clusters.append(_epp_cluster(config))
     return {
         "node": {"id": "warmroute-standalone", "cluster": "warmroute"},  # file-based discovery wants a node id
-        "admin": {"address": _address(f"{_bracketed(config.host)}:{config.admin_port}")},
+        "admin": {"address": _address(f"127.0.0.1:{config.admin_port}")},
+        "overload_manager": {"resource_monitors": [_connection_limit()]},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 
@@ -82,6 +111,13 @@ def to_yaml(tree: Mapping[str, Any], comment: str = "") -> str:
 # ---------------------------------------------------------------- listeners
 
 
+def _connection_limit() -> Tree:
+    name = "resource_monitors.global_downstream_max_connections"
+    kind = "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+    limit = {"max_active_downstream_connections": MOST_REQUESTS}
+    return _extension(f"envoy.{name}", kind, limit)
+
+
 def _listener(config: ProxyConfig, name: str, port: int, cluster: str, filters: list[Tree]) -> Tree:
     manager = {
         "stat_prefix": name,
@@ -95,6 +131,8 @@ def _listener(config: ProxyConfig, name: str, port: int, cluster: str, filters: 
             "name": name,
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [_route(config, cluster)]}],
         },
+        "always_set_request_id_in_response": config.name_endpoint,
+        "access_log": _access_log(config),
         "http_filters": [*filters, _extension("envoy.filters.http.router", "filters.http.router.v3.Router", {})],
     }
     return {
@@ -120,11 +158,20 @@ def _route(config: ProxyConfig, cluster: str) -> Tree:
     retry: Tree = {"retry_on": config.retry_on, "num_retries": config.retries}
     if cluster != ORIGINAL_DST_CLUSTER:  # there the header leaves no choice
         retry |= _on_another_host()
+    names = [{"header": {"key": ENDPOINT_HEADER, "value": "%UPSTREAM_HOST%"}, "append_action": OVERWRITE}]
     return {
         "match": {"prefix": "/"},
+        "response_headers_to_add": names if config.name_endpoint else [],
         "request_body_buffer_limit": config.request_body_buffer_bytes,  # in place of the connection's, for this route
         "route": {"cluster": cluster, "timeout": "0s", "retry_policy": retry},
     }
+
+
+def _access_log(config: ProxyConfig) -> list[Tree]:
+    if not config.access_log:
+        return []
+    fields = {"path": config.access_log, "log_format": {"json_format": ACCESS_LOG_LINE}}
+    return [_extension("envoy.access_loggers.file", "access_loggers.file.v3.FileAccessLog", fields)]
 
 
 def _early_mutations(config: ProxyConfig) -> list[Tree]:

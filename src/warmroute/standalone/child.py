@@ -1,9 +1,10 @@
-"""A child process with a log file, stopped by its own pid."""
+"""A child process, stopped by its own pid."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,15 +24,19 @@ class ChildError(WarmrouteError):
 
 
 class Child:
-    """One subprocess. Its output goes to ``log``, which :meth:`tail` reads.
+    """One subprocess. Its output goes to ``log``, which :meth:`tail` reads; without one to this process's stderr.
 
     It runs in a process group of its own, so that a Ctrl-C reaches only the parent, which then stops its children in order.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], log: Path | None, *, environ: Mapping[str, str] | None = None
+    ) -> None:
+        """``environ``: its environment, if it is not this process's."""
         self.name = name
         self.argv = tuple(argv)
         self.log = log
+        self._environ = environ
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -51,17 +56,21 @@ class Child:
 
     async def start(self) -> None:
         """Start the process; raises ChildError if its program cannot be run."""
-        with self.log.open("ab") as output:
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self.argv,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=asyncio.subprocess.STDOUT,
-                    process_group=0,
-                )
-            except OSError as error:
-                raise ChildError(f"{self.name} cannot be started: {error}") from error
+        output = sys.stderr.fileno() if self.log is None else self.log.open("ab")
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environ,
+                process_group=0,
+            )
+        except OSError as error:
+            raise ChildError(f"{self.name} cannot be started: {error}") from error
+        finally:
+            if not isinstance(output, int):
+                output.close()
 
     async def wait(self) -> int:
         """Wait until it ends. Returns its status."""
@@ -101,10 +110,14 @@ class Child:
 
     def failure(self, what: str) -> ChildError:
         """The error that says ``what`` happened to this child and shows the end of its log."""
+        if self.log is None:
+            return ChildError(f"{self.name} {what}; its output above may say why")
         return ChildError(f"{self.name} {what}; the end of its log {self.log}:\n{self.tail()}")
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines of its output."""
+        """The last lines of its log; empty without one."""
+        if self.log is None:
+            return ""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - 64 * 1024))

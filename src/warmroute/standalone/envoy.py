@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
-import aiohttp
-
+from warmroute import http_client
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, to_yaml
-from warmroute.standalone.child import GRACE, PATIENCE, Child
+from warmroute.standalone.child import GRACE, PATIENCE, Child, ChildError
 from warmroute.standalone.ports import require_free
+
+ADMIN_SECONDS = 5.0
+"""Longest time that the admin page may take to answer."""
+DRAIN_INTERVAL = 0.1
+"""Seconds between two looks at the requests in flight."""
 
 
 def envoy_path() -> Path:
@@ -36,12 +44,18 @@ def envoy_path() -> Path:
 class EnvoyProcess:
     """One Envoy with the configuration ``bootstrap``: an async context manager, or :meth:`start` and :meth:`stop` it.
 
-    ``directory`` gets the configuration ``envoy.yaml`` and the log ``envoy.log``. Where the configuration says port 0, the
-    properties give the port that Envoy took.
+    ``directory`` gets the configuration ``envoy.yaml`` and, unless ``on_stderr``, the log ``envoy.log``. Where the
+    configuration says port 0, the properties give the port that Envoy took.
     """
 
     def __init__(
-        self, bootstrap: Mapping[str, Any], directory: Path, *, concurrency: int = 1, log_level: str = "warning"
+        self,
+        bootstrap: Mapping[str, Any],
+        directory: Path,
+        *,
+        concurrency: int = 1,
+        log_level: str = "warning",
+        on_stderr: bool = False,
     ) -> None:
         self._bootstrap = bootstrap
         self._configuration = directory / "envoy.yaml"
@@ -54,8 +68,9 @@ class EnvoyProcess:
             *("--log-level", log_level),
             "--use-dynamic-base-id",  # else a second Envoy on this machine would be taken for a hot restart
         ]
-        self.child = Child("Envoy", argv, directory / "envoy.log")
-        self._admin: aiohttp.ClientSession | None = None
+        self.child = Child("Envoy", argv, None if on_stderr else directory / "envoy.log")
+        self._admin_url = ""
+        """Of the running Envoy's admin page; empty if it is not known."""
         self._urls: dict[str, str] = {}
 
     @property
@@ -87,15 +102,28 @@ class EnvoyProcess:
 
     async def stop(self, grace: float = GRACE) -> None:
         """End it: SIGTERM, then SIGKILL after ``grace`` seconds."""
-        if self._admin is not None:
-            await self._admin.close()
-            self._admin = None
+        self._admin_url = ""
         await self.child.stop(grace)
 
     async def stats(self, pattern: str = "") -> dict[str, int]:
         """Counters and gauges whose name matches the regular expression, those never touched left out."""
-        page = await self._get_json(f"/stats?format=json&usedonly&filter={pattern}")
+        page = await self._get_json(f"/stats?format=json&usedonly&filter={quote(pattern)}")
         return {item["name"]: item["value"] for item in page["stats"] if "value" in item}
+
+    async def drain(self, patience: float) -> None:
+        """Take no new connection and wait until no request is in flight, ``patience`` seconds at the most."""
+        try:
+            await self._ask("/drain_listeners", method="POST")
+            async with asyncio.timeout(patience):
+                while await self.in_flight():
+                    await asyncio.sleep(DRAIN_INTERVAL)
+        except (OSError, ChildError):  # a timeout, or it has ended
+            pass
+
+    async def in_flight(self) -> int:
+        """Requests that clients have sent and that are not answered yet."""
+        pattern = rf"^http\.({PICKED_LISTENER}|{PLAIN_LISTENER})\.downstream_rq_active$"
+        return sum((await self.stats(pattern)).values())
 
     async def wait_for_stat(self, name: str, value: int, patience: float = PATIENCE) -> None:
         """Wait until a gauge or counter has at least ``value``; raises ChildError after ``patience`` seconds."""
@@ -119,22 +147,29 @@ class EnvoyProcess:
             self._urls[listener["name"]] = f"http://{host}:{address['port_value']}"
 
     async def _is_live(self) -> bool:
-        if self._admin is None:
+        if not self._admin_url:
             address = self._admin_file.read_text() if self._admin_file.exists() else ""
             if not address:
                 return False
-            self._admin = aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(total=5))
+            self._admin_url = f"http://{address}"
         try:
-            async with self._admin.get("/ready") as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+            return (await self._ask("/ready")).status == HTTPStatus.OK
+        except (OSError, ValueError):  # not there yet, or the address was written in part
+            self._admin_url = ""
             return False
 
     async def _get_json(self, path: str) -> Any:
-        if self._admin is None:
+        try:
+            return json.loads((await self._ask(path)).body)
+        except OSError as error:
+            raise self.child.failure(f"does not answer on its admin page ({http_client.reason(error)})") from error
+
+    async def _ask(self, path: str, *, method: str = "GET") -> http_client.Answer:
+        """One request to the admin page. Raises OSError; ChildError if Envoy does not run."""
+        if not self._admin_url:
             raise self.child.failure("is not running")
-        async with self._admin.get(path) as answer:
-            return await answer.json(content_type=None)
+        url = self._admin_url + path
+        return await asyncio.to_thread(http_client.exchange, url, method=method, seconds=ADMIN_SECONDS)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,16 @@ class PickerPorts:
     """0: any free port."""
 
 
-def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[str] = ()) -> Child:
-    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win.
+def picker(
+    endpoints_file: Path,
+    ports: PickerPorts,
+    log: Path | None,
+    flags: Sequence[str] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Child:
+    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win. ``log`` and ``environ`` are as
+    :class:`Child` has them.
 
     It exits at once on SIGTERM (``--drain-quiet=0s``): by then its parent sends no more requests.
     """
@@ -39,7 +47,7 @@ def picker(endpoints_file: Path, ports: PickerPorts, log: Path, flags: Sequence[
         *("--secure-serving=false", "--drain-quiet=0s"),
         *flags,
     ]
-    return Child("warmroute serve", argv, log)
+    return Child("warmroute serve", argv, log, environ=environ)
 
 
 async def start_picker(child: Child, ports: PickerPorts, patience: float = PATIENCE) -> None:

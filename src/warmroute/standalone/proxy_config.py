@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
-from warmroute.extproc.headers import LB_NAMESPACE, SUBSET_NAMESPACE
+from warmroute.extproc.headers import DECISION_NAMESPACE, LB_NAMESPACE, SUBSET_NAMESPACE
 
 
 class BodyMode(StrEnum):
@@ -44,7 +44,7 @@ class ProxyConfig:
     """A file written by :func:`~warmroute.standalone.bootstrap.endpoint_discovery`; Envoy reloads it when another file is
     renamed over it."""
     host: str = "127.0.0.1"
-    """Address that the listeners and the admin page bind."""
+    """Address that the listeners bind. The admin page, which can stop Envoy, is always on loopback."""
     port: int = 0
     """Port of the picked listener: HTTP/1.1 and HTTP/2 without TLS."""
     plain_port: int | None = 0
@@ -61,6 +61,11 @@ class ProxyConfig:
     take any time."""
     request_headers_timeout: float = 10.0
     """Time for a request's headers to arrive; the client gets 408."""
+    name_endpoint: bool = False
+    """Name the engine's address in the response header ``x-warmroute-endpoint``, and the request in ``x-request-id``."""
+    access_log: str = ""
+    """File that gets a JSON line for each request, with the picker's reason (it needs ``--decision-metadata``); empty: none.
+    ``/dev/stdout`` is one."""
     client_headers: tuple[str, ...] = ()
     """Headers out of :data:`warmroute.extproc.headers.CONTROL` that clients may send; the others are removed."""
 
@@ -91,7 +96,7 @@ class ProxyConfig:
     """Let the picker change the body modes of a request in its first answer."""
     forwarding_namespaces: tuple[str, ...] = (LB_NAMESPACE, SUBSET_NAMESPACE)
     """Metadata that the picker sees."""
-    receiving_namespaces: tuple[str, ...] = (LB_NAMESPACE,)
+    receiving_namespaces: tuple[str, ...] = (LB_NAMESPACE, DECISION_NAMESPACE)
     """Metadata that the picker may set."""
     subset_hint: str | tuple[str, ...] | None = None
     """Sent with every request as the subset to choose from: a list, or one comma-separated string as gateways write it."""

@@ -21,9 +21,6 @@ def demo(
         bool, typer.Option("--load/--no-load", help="Compare the two ports under load, or leave the engines idle.")
     ] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    config_directory: Annotated[
-        Path | None, typer.Option("--write-config", help="Only write Envoy's configurations to this directory.")
-    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Envoy, through the picker. Ports: 0 takes any free one.")
     ] = 8081,
@@ -47,7 +44,6 @@ def demo(
 
     from warmroute.standalone.child import ChildError
     from warmroute_lab.demo import demo as running
-    from warmroute_lab.demo.config_files import write_config
     from warmroute_lab.demo.options import DemoOptions
 
     options = DemoOptions(
@@ -63,10 +59,6 @@ def demo(
         profile=profile,
         time_scale=time_scale,
     )
-    if config_directory is not None:
-        for path in write_config(options, config_directory):
-            typer.echo(path)
-        return
     try:
         status = asyncio.run(running.run(options, Console(), once=once, load=load, json_file=json_file))
     except ChildError as error:

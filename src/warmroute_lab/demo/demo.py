@@ -22,9 +22,9 @@ from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
+from warmroute.standalone.program import program
 from warmroute_lab import terminal
 from warmroute_lab.demo.options import HOST, DemoOptions
-from warmroute_lab.demo.program import program
 from warmroute_lab.demo.rounds import MODEL, ROUND1, ROUND2
 from warmroute_lab.json_file import require_place, write
 from warmroute_lab.load.chat_client import Answer, ChatClient

@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 
-from warmroute.discovery.file import EndpointsFile
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.child import Child, ChildError
-from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.ports import free_port, require_free
-from warmroute_lab.demo.config_files import write_config
 from warmroute_lab.demo.demo import Demo
 from warmroute_lab.demo.options import DemoOptions
 
@@ -68,36 +64,6 @@ def test_a_port_wanted_twice_is_refused() -> None:
 def test_impossible_engines_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError):
         DemoOptions(**options)
-
-
-# ---------------------------------------------------------------- written configuration
-
-
-def test_the_written_configurations_are_valid_and_name_the_same_engines(tmp_path: Path) -> None:
-    paths = write_config(DemoOptions(pods=2), tmp_path / "new")
-    assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]
-    endpoints = EndpointsFile.model_validate(yaml.safe_load(paths[0].read_text()))
-    assert [(entry.address, entry.port) for entry in endpoints.endpoints] == [("127.0.0.1", 8000), ("127.0.0.1", 8001)]
-    for path in paths[1:]:
-        argv = [str(envoy_path()), "--mode", "validate", "--log-level", "error", "--config-path", str(path)]
-        subprocess.run(argv, check=True, timeout=120, capture_output=True)
-        text = path.read_text()
-        assert f"envoy -c {path.name}" in text
-        assert "remove: x-gateway-destination-endpoint" in text
-        assert "failure_mode_allow: true" in text
-
-
-def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "endpoints.yaml").write_text("mine")
-    with pytest.raises(ConfigurationError, match="exists and is not overwritten"):
-        write_config(DemoOptions(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["endpoints.yaml"]
-    assert (tmp_path / "endpoints.yaml").read_text() == "mine"
-
-
-def test_a_configuration_to_keep_needs_ports(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="--epp-port"):
-        write_config(DemoOptions(epp_port=0), tmp_path)
 
 
 # ---------------------------------------------------------------- whole runs

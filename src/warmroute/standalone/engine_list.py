@@ -1,0 +1,219 @@
+"""The engines of `warmroute up`: addresses and host names as given, port ranges that are searched, or an endpoints file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import yaml
+
+from warmroute import http_client, yaml_file
+from warmroute.discovery import file as endpoints_file
+from warmroute.errors import ConfigurationError
+from warmroute.pool.endpoint import canonical_target
+
+MOST_ADDRESSES = 64
+"""Addresses of one host name that are used."""
+MOST_PORTS = 1024
+"""Ports of all ranges together."""
+PROBES_AT_ONCE = 32
+"""Engines that are asked at the same time."""
+PROBE_SECONDS = 2.0
+"""Longest time that an engine may take to say what it serves."""
+MOST_PROBE_BYTES = 1 << 20
+"""Bytes of an engine's list of models that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One engine, or one host name behind which there may be several."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """``http://HOST:PORT`` or ``HOST:PORT``, IPv6 in brackets. Raises ConfigurationError."""
+        url = text if "://" in text else f"http://{text}"
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ConfigurationError(f"{text!r} is not the address of an engine: {error}") from error
+        if parts.scheme != "http":
+            raise ConfigurationError(f"{text!r}: engines are reached by http:// only")
+        if not host or parts.username is not None or parts.query or parts.path not in ("", "/", "/v1", "/v1/"):
+            raise ConfigurationError(f"{text!r} is not the address of an engine: http://HOST:PORT is")
+        if not port:
+            raise ConfigurationError(f"{text!r} names no port; vLLM's default is 8000")
+        return cls(host, port)
+
+    @property
+    def name(self) -> str:
+        """As in ``HOST:PORT``."""
+        return canonical_target(self.host, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports of one host, of which those that answer like an engine count."""
+
+    host: str
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> PortRange:
+        """``HOST:FROM-TO``. Raises ConfigurationError."""
+        match = re.fullmatch(r"(?:http://)?\[?([^\[\]/]+?)\]?:(\d{1,5})-(\d{1,5})", text)
+        if match is None:
+            raise ConfigurationError(f"{text!r} is not a range of ports: --discover HOST:FROM-TO")
+        first, last = int(match[2]), int(match[3])
+        if not 1 <= first <= last <= 65535:
+            raise ConfigurationError(f"{text!r}: the ports must rise and be from 1 to 65535")
+        return cls(match[1], first, last)
+
+    def targets(self) -> Sequence[Target]:
+        """One for each port."""
+        return [Target(self.host, port) for port in range(self.first, self.last + 1)]
+
+
+class Engine(NamedTuple):
+    """One engine with its address."""
+
+    name: str
+    address: str
+    port: int
+
+    @property
+    def target(self) -> str:
+        """``address:port`` as Envoy wants it."""
+        return canonical_target(self.address, self.port)
+
+
+class Probe(NamedTuple):
+    """What an engine said when it was asked for its models."""
+
+    model: str
+    """The first one; empty if it does not say."""
+    problem: str
+    """Why it does not serve; empty if it does."""
+
+
+@dataclass(slots=True)
+class EngineList:
+    """The engines as they are now: :meth:`look` resolves names, searches ranges and reads the file again."""
+
+    targets: Sequence[Target] = ()
+    ranges: Sequence[PortRange] = ()
+    file: Path | None = None
+    _addresses: dict[str, list[str]] = field(default_factory=dict)
+    """The last known addresses by host name: a name server that fails for a while changes nothing."""
+    _found: dict[Target, None] = field(default_factory=dict)
+    """Targets of the ranges that have answered once; the picker notices when they stop."""
+
+    def __post_init__(self) -> None:
+        if self.file is not None and (self.targets or self.ranges):
+            raise ConfigurationError("engines come from --endpoints-file or from the command line, not from both")
+        if self.file is None and not self.targets and not self.ranges:
+            raise ConfigurationError(
+                "name the engines: warmroute up http://10.0.0.7:8000 http://10.0.0.8:8000, --discover HOST:FROM-TO or "
+                "--endpoints-file FILE"
+            )
+        if sum(len(ports.targets()) for ports in self.ranges) > MOST_PORTS:
+            raise ConfigurationError(f"--discover searches at most {MOST_PORTS} ports")
+
+    async def look(self) -> list[Engine]:
+        """The engines now. Raises ConfigurationError for a file that cannot be used, and for a host name that has never had
+        an address."""
+        if self.file is not None:
+            return await asyncio.to_thread(_listed, self.file)
+        for ports in self.ranges:
+            await self._search(ports)
+        engines: dict[str, Engine] = {}
+        for target in (*self.targets, *self._found):
+            addresses = await self._resolve(target.host)
+            for address in addresses:
+                name = target.name if len(addresses) == 1 else f"{target.name} at {address}"
+                engine = Engine(name, address, target.port)
+                engines.setdefault(engine.target, engine)
+        return list(engines.values())
+
+    async def _resolve(self, host: str) -> list[str]:
+        try:
+            return [str(ip_address(host))]
+        except ValueError:
+            pass
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            if host in self._addresses:
+                return self._addresses[host]
+            raise ConfigurationError(f"the host name {host!r} has no address: {_why(error)}") from error
+        by_family: dict[int, dict[str, None]] = {}
+        for family, _, _, _, address in found:
+            by_family.setdefault(family, {})[str(address[0])] = None
+        # Both families lead to the same engines: one of them is enough.
+        addresses = sorted(by_family.get(socket.AF_INET) or by_family.get(socket.AF_INET6) or ())
+        self._addresses[host] = addresses[:MOST_ADDRESSES]
+        return self._addresses[host]
+
+    async def _search(self, ports: PortRange) -> None:
+        unknown = [target for target in ports.targets() if target not in self._found]
+        (address, *_) = await self._resolve(ports.host)
+        answers = await probe([Engine(target.name, address, target.port) for target in unknown])
+        for target, answer in zip(unknown, answers, strict=True):
+            if not answer.problem:
+                self._found[target] = None
+
+
+def document(engines: Sequence[Engine]) -> str:
+    """The content of an endpoints file (`warmroute serve --endpoints-file`)."""
+    entries = [{"name": name, "address": address, "port": port} for name, address, port in engines]
+    return yaml.safe_dump({"endpoints": entries}, sort_keys=False, width=120)
+
+
+async def probe(engines: Sequence[Engine]) -> list[Probe]:
+    """Ask each engine which models it serves."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(PROBES_AT_ONCE, thread_name_prefix="probe") as threads:
+        urls = [f"http://{engine.target}/v1/models" for engine in engines]
+        return list(await asyncio.gather(*(loop.run_in_executor(threads, _probe, url) for url in urls)))
+
+
+def _probe(url: str) -> Probe:
+    try:
+        answer = http_client.exchange(url, seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES)
+    except OSError as error:
+        return Probe("", http_client.reason(error))
+    if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):  # it wants an API key, so it serves
+        return Probe("", "")
+    if answer.status != HTTPStatus.OK:
+        return Probe("", f"answers {answer.status} to GET /v1/models")
+    try:
+        return Probe(str(json.loads(answer.body)["data"][0]["id"]), "")
+    except (ValueError, LookupError, TypeError):
+        return Probe("", "answers GET /v1/models without a list of models")
+
+
+def _listed(path: Path) -> list[Engine]:
+    text = yaml_file.decoded(yaml_file.read(path, "endpoints file"))
+    try:
+        entries = endpoints_file.parse(text).endpoints
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the endpoints file {path}: {error}") from error
+    return [Engine(entry.name, entry.address, entry.port) for entry in entries]
+
+
+def _why(error: Exception) -> str:
+    return http_client.reason(error) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,91 @@
+"""What `warmroute up` prints once it is ready: where to send requests, where to look, and a command to try."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from warmroute import __version__
+from warmroute.standalone.engine_list import Engine, Probe
+from warmroute.standalone.up_options import DEBUG_PORT, UpOptions
+
+MOST_ENGINES = 20
+"""Engines that are listed."""
+ANY_MODEL = "MODEL"
+"""In place of a model's name that no engine has said."""
+
+
+def greeting(options: UpOptions, engines: Sequence[Engine], probes: Sequence[Probe], program: str) -> str:
+    """The text. ``options`` are settled, and ``probes`` are what the engines answered. ``program`` starts this program
+    again."""
+    url = f"http://{_reachable(options.host)}:{options.port}"
+    rows = [("requests", f"{url}/v1  (OpenAI API; {_who(options)})")]
+    if options.plain_port is not None:
+        rows.append(
+            ("to compare", f"http://{_reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)")
+        )
+    debug = f"http://{_reachable(options.debug_host)}:{options.debug_port}"
+    rows += [
+        ("debug page", f"{debug}/  (the engines, and why each request went where it went)"),
+        ("metrics", f"http://127.0.0.1:{options.metrics_port}/metrics  (Prometheus)"),
+        ("engines", _answering(probes)),
+    ]
+    lines = [f"Warmroute {__version__} is ready.", "", *(f"  {name:<12}{text}" for name, text in rows)]
+    lines += [
+        f"    {engine.name:<24}  {_state(probe)}"
+        for engine, probe in list(zip(engines, probes, strict=True))[:MOST_ENGINES]
+    ]
+    if len(engines) > MOST_ENGINES:
+        lines.append(f"    and {len(engines) - MOST_ENGINES} more")
+    lines += [
+        "",
+        "Try it:",
+        f"  {_curl(url, probes)}",
+        f"  {_explain(program, options, debug)}",
+        "",
+        "Ctrl-C stops it.",
+    ]
+    return "\n".join(lines)
+
+
+def _reachable(host: str) -> str:
+    """The address under which this machine reaches ``host``."""
+    address = ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
+
+
+def _who(options: UpOptions) -> str:
+    address = ip_address(options.host)
+    if address.is_loopback:
+        return "from this machine only; --host 0.0.0.0 lets others in"
+    where = f"http://{socket.gethostname()}:{options.port}/v1 from others; " if address.is_unspecified else ""
+    return f"{where}anybody who reaches it can use the engines"
+
+
+def _answering(probes: Sequence[Probe]) -> str:
+    answering = sum(not probe.problem for probe in probes)
+    if not probes:
+        return "none yet; those that begin to answer are used"
+    return f"{answering} of {len(probes)} answer"
+
+
+def _state(probe: Probe) -> str:
+    if probe.problem:
+        return f"does not serve ({probe.problem}); gets requests once it does"
+    return probe.model or "answers"
+
+
+def _curl(url: str, probes: Sequence[Probe]) -> str:
+    model = next((probe.model for probe in probes if probe.model), ANY_MODEL)
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}
+    return f"curl -i {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+def _explain(program: str, options: UpOptions, debug: str) -> str:
+    where = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
+    return f"{program} explain X-REQUEST-ID{where}   (the response header x-request-id; why it went where it went)"

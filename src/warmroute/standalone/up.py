@@ -1,0 +1,176 @@
+"""`warmroute up`: Envoy and the picker before engines that run already, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from warmroute.errors import ConfigurationError
+from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
+from warmroute.standalone.child import ChildError
+from warmroute.standalone.engine_list import Engine, EngineList, document, probe
+from warmroute.standalone.envoy import EnvoyProcess
+from warmroute.standalone.greeting import greeting
+from warmroute.standalone.picker_process import picker, start_picker
+from warmroute.standalone.up_options import UpOptions
+
+LOOK_INTERVAL = 5.0
+"""Seconds between two looks at host names, port ranges and the endpoints file."""
+RESTART_DELAY = 1.0
+"""Seconds before a picker that ended is started again."""
+MOST_ENVOY_THREADS = 8
+STRATEGY = "WARMROUTE_ROUTING_STRATEGY"
+
+Say = Callable[[str], None]
+"""Prints a line for the user."""
+
+
+class Up:
+    """The running parts. ``options`` are settled; ``directory`` gets the files of both."""
+
+    def __init__(self, engines: EngineList, options: UpOptions, directory: Path, say: Say) -> None:
+        self._list = engines
+        self._options = options
+        self._say = say
+        self._engines: list[Engine] = []
+        self._version = 0
+        """Of the list that Envoy has."""
+        self._problem = ""
+        """Why the last look at the engines failed; empty if it did not."""
+        self._picker_file = engines.file or directory / "endpoints.yaml"
+        self._envoy_file = directory / "envoy-endpoints.yaml"
+        self._ports = options.picker_ports()
+        flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
+        environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
+        if options.strategy is not None:
+            environ[STRATEGY] = options.strategy
+        if options.access_log:
+            flags.append("--decision-metadata=true")
+        self.picker = picker(self._picker_file, self._ports, None, flags, environ=environ)
+        self.envoy = EnvoyProcess(
+            bootstrap(options.proxy_config(self._ports, self._envoy_file)),
+            directory,
+            concurrency=min(os.cpu_count() or 1, MOST_ENVOY_THREADS),
+            on_stderr=True,
+        )
+
+    async def run(self, program: str) -> None:
+        """Serve until SIGINT, SIGTERM or SIGHUP, then wait for the requests in flight; a second signal ends that wait.
+
+        Raises ConfigurationError if the engines cannot be listed or a port is taken, ChildError if Envoy ends.
+        """
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def signalled() -> None:
+            (hurry if stop.is_set() else stop).set()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                asyncio.get_running_loop().add_signal_handler(number, signalled)
+        async with AsyncExitStack() as parts:
+            starting = asyncio.create_task(self._start(parts))
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                return
+            await starting
+            self._say(greeting(self._options, self._engines, await probe(self._engines), program))
+            await self._serve(stopped)
+            await self._drain(hurry)
+
+    async def _start(self, parts: AsyncExitStack) -> None:
+        self._use(await self._list.look())
+        parts.push_async_callback(self.picker.stop)
+        parts.push_async_callback(self.envoy.stop)
+        self._say("starting the endpoint picker and Envoy")
+        await start_picker(self.picker, self._ports)
+        await self.envoy.start()
+
+    async def _serve(self, stopped: asyncio.Task[bool]) -> None:
+        """Until the signal. Raises ChildError if Envoy ends."""
+        watching = [asyncio.create_task(work()) for work in (self._keep_looking, self._keep_picking)]
+        dead = asyncio.create_task(self.envoy.child.wait())
+        try:
+            await asyncio.wait((stopped, dead), return_when=asyncio.FIRST_COMPLETED)
+            if dead.done():
+                self.envoy.child.require_running()
+        finally:
+            for task in (*watching, dead):
+                task.cancel()
+            await asyncio.gather(*watching, dead, return_exceptions=True)
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        try:
+            in_flight = await self.envoy.in_flight()
+        except ChildError:
+            return
+        if not in_flight:
+            self._say("stopping")
+            return
+        self._say(f"stopping: waiting for {in_flight} requests in flight (Ctrl-C again: at once)")
+        waits = [asyncio.create_task(work) for work in (self.envoy.drain(self._options.drain_timeout), hurry.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    # ---------------------------------------------------------------- engines
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            try:
+                self._use(await self._list.look())
+                self._problem = ""
+            except (ConfigurationError, OSError) as error:
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    self._say(f"the list of engines stays as it is: {error}")
+
+    def _use(self, engines: list[Engine]) -> None:
+        """Let the picker and Envoy know the engines, if they are others than before."""
+        if self._version and engines == self._engines:
+            return
+        if self._version:
+            names = ", ".join(engine.name for engine in engines) or "none"
+            self._say(f"the engines are now: {names}")
+        self._engines = engines
+        self._version += 1
+        if self._list.file is None:
+            _replace(self._picker_file, document(engines))
+        tree = endpoint_discovery([engine.target for engine in engines], version=str(self._version))
+        _replace(self._envoy_file, to_yaml(tree))
+
+    # ---------------------------------------------------------------- the picker
+
+    async def _keep_picking(self) -> None:
+        """Start the picker again whenever it ends; Envoy goes on without it."""
+        while True:
+            status = await self.picker.wait()
+            self._say(f"the picker ended with status {status}; Envoy balances by least requests until it is back")
+            await asyncio.sleep(RESTART_DELAY)
+            try:
+                await start_picker(self.picker, self._ports)
+                self._say("the picker is back")
+            except ChildError as error:
+                self._say(str(error))
+
+
+def up(engines: EngineList, options: UpOptions, say: Say, program: str) -> None:
+    """Run until a signal. Raises ConfigurationError, ChildError."""
+    with tempfile.TemporaryDirectory(prefix="warmroute-up-") as directory:
+        asyncio.run(Up(engines, options.settled(), Path(directory), say).run(program))
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write the file whole: readers see the old one or the new one. Envoy reads it again only after a rename."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(content, encoding="utf-8")
+    fresh.replace(path)

@@ -1,0 +1,92 @@
+"""The options of `warmroute up`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from warmroute.errors import ConfigurationError
+from warmroute.standalone.picker_process import PickerPorts
+from warmroute.standalone.ports import free_port, free_range, require_free
+from warmroute.standalone.proxy_config import ProxyConfig
+
+PORT = 8081
+METRICS_PORT = 9090
+DEBUG_PORT = 9091
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """Where `warmroute up` listens and what it logs. Port 0 is any free port; a port of None is the usual one if that is
+    free."""
+
+    host: str = "127.0.0.1"
+    """Address for requests; 0.0.0.0 lets other machines in."""
+    port: int = PORT
+    """Port for requests, through the picker."""
+    plain_port: int | None = None
+    """Port that balances by least requests, without the picker; None: no such port."""
+    debug_host: str = "127.0.0.1"
+    debug_port: int | None = None
+    metrics_port: int | None = None
+    access_log: str = ""
+    """Envoy's access log, a file; empty: none."""
+    strategy: str | None = None
+    """None: as the environment says, else PREFIX_CACHE."""
+    drain_timeout: float = 30.0
+    """Longest wait for requests in flight when it is stopped, in seconds."""
+
+    def settled(self) -> UpOptions:
+        """The options with a number for every port. Raises ConfigurationError for an address that cannot be listened on."""
+        host, debug_host = _address(self.host, "--host"), _address(self.debug_host, "--debug-host")
+        plain_port = self.plain_port
+        return replace(
+            self,
+            host=host,
+            debug_host=debug_host,
+            port=_settled(self.port, self.port, host, "--port"),
+            plain_port=plain_port if plain_port is None else _settled(plain_port, plain_port, host, "--plain-port"),
+            debug_port=_settled(self.debug_port, DEBUG_PORT, debug_host, "--debug-port"),
+            metrics_port=_settled(self.metrics_port, METRICS_PORT, "127.0.0.1", "--metrics-port"),
+        )
+
+    def picker_ports(self) -> PickerPorts:
+        """The picker's ports; the options are settled."""
+        assert self.metrics_port is not None
+        assert self.debug_port is not None
+        first = free_range(2)
+        return PickerPorts(first, first + 1, self.metrics_port, self.debug_port)
+
+    def proxy_config(self, picker: PickerPorts, endpoints_file: Path) -> ProxyConfig:
+        """Envoy's options; the options are settled."""
+        return ProxyConfig(
+            epp=(f"127.0.0.1:{picker.grpc}",),
+            endpoints_file=endpoints_file,
+            host=self.host,
+            port=self.port,
+            plain_port=self.plain_port,
+            name_endpoint=True,
+            access_log=self.access_log,
+        )
+
+
+def _address(host: str, flag: str) -> str:
+    """``host`` as an IP address."""
+    try:
+        return str(ip_address("127.0.0.1" if host == "localhost" else host.strip("[]")))
+    except ValueError:
+        raise ConfigurationError(
+            f"{flag} {host!r} is not an IP address: 127.0.0.1 is this machine only, 0.0.0.0 every network"
+        ) from None
+
+
+def _settled(port: int | None, usual: int, host: str, flag: str) -> int:
+    if port is not None:
+        require_free(host, port, flag)
+        return port or free_port(host)
+    try:
+        require_free(host, usual, flag)
+    except ConfigurationError:
+        return free_port(host)
+    return usual

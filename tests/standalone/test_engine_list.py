@@ -1,0 +1,197 @@
+"""The engines of `warmroute up`: what is understood, what is refused, and what is found."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from warmroute.discovery.file import parse
+from warmroute.errors import ConfigurationError
+from warmroute.standalone import engine_list
+from warmroute.standalone.engine_list import Engine, EngineList, PortRange, Probe, Target, document, probe
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "name"),
+    [
+        ("http://10.0.0.7:8000", "10.0.0.7", 8000, "10.0.0.7:8000"),
+        ("http://10.0.0.7:8000/", "10.0.0.7", 8000, "10.0.0.7:8000"),
+        ("http://gpu-a:8000/v1", "gpu-a", 8000, "gpu-a:8000"),
+        ("gpu-a:8000", "gpu-a", 8000, "gpu-a:8000"),
+        ("http://[2001:db8::1]:80", "2001:db8::1", 80, "[2001:db8::1]:80"),
+    ],
+)
+def test_an_engine_is_a_url_or_host_and_port(text: str, host: str, port: int, name: str) -> None:
+    target = Target.parse(text)
+    assert (target.host, target.port, target.name) == (host, port, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("https://gpu-a:8000", "by http:// only"),
+        ("gpu-a", "names no port"),
+        ("http://gpu-a", "names no port"),
+        ("http://gpu-a:0", "names no port"),
+        ("http://gpu-a:99999", "Port out of range"),
+        ("http://gpu-a:8000/v2/models", "http://HOST:PORT is"),
+        ("http://u:p@gpu-a:8000", "http://HOST:PORT is"),
+        ("http://:8000", "http://HOST:PORT is"),
+        ("http://[::1:8000", "not the address of an engine"),
+    ],
+)
+def test_what_is_no_engine_is_refused_with_a_reason(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(complaint)):
+        Target.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("gpu-a:8000", "HOST:FROM-TO"),
+        ("gpu-a:8000-70000", "1 to 65535"),
+        ("gpu-a:9-8", "must rise"),
+        (":1-2", "HOST:FROM-TO"),
+    ],
+)
+def test_what_is_no_range_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        PortRange.parse(text)
+
+
+def test_a_range_has_its_two_ends() -> None:
+    assert [target.name for target in PortRange.parse("[::1]:8000-8002").targets()] == [
+        f"[::1]:{8000 + k}" for k in range(3)
+    ]
+
+
+def test_the_engines_come_from_one_place() -> None:
+    with pytest.raises(ConfigurationError, match="not from both"):
+        EngineList([Target("a", 1)], [], Path("endpoints.yaml"))
+    with pytest.raises(ConfigurationError, match="warmroute up http://"):
+        EngineList()
+    with pytest.raises(ConfigurationError, match="at most 1024 ports"):
+        EngineList([], [PortRange("a", 1, 1025)])
+
+
+class Names:
+    """A name server."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **addresses: list[str]) -> None:
+        self.addresses = addresses
+        self.away = False
+        monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", self._answer)
+
+    async def _answer(self, host: str, port: object, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        if self.away or host not in self.addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in self.addresses[host]]
+        return [(f, 1, 6, "", (a, 0)) for f, a in zip(families, self.addresses[host], strict=True)]
+
+
+async def test_a_name_with_several_addresses_is_several_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, one=["10.0.0.1", "::1"], many=["10.0.0.3", "10.0.0.2"], six=["2001:db8::1"])
+    listed = await EngineList([Target("one", 80), Target("many", 80), Target("six", 80), Target("10.0.0.1", 80)]).look()
+    assert [(engine.name, engine.target) for engine in listed] == [
+        ("one:80", "10.0.0.1:80"),
+        ("many:80 at 10.0.0.2", "10.0.0.2:80"),
+        ("many:80 at 10.0.0.3", "10.0.0.3:80"),
+        ("six:80", "[2001:db8::1]:80"),
+    ]
+
+
+async def test_a_name_keeps_its_addresses_while_no_name_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch, a=["10.0.0.1"])
+    engines = EngineList([Target("a", 80)])
+    before = await engines.look()
+    names.away = True
+    assert await engines.look() == before
+    names.away, names.addresses["a"] = False, ["10.0.0.9"]
+    assert [engine.address for engine in await engines.look()] == ["10.0.0.9"]
+
+
+async def test_a_name_that_never_had_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch)
+    with pytest.raises(ConfigurationError, match="the host name 'gpu-z' has no address: Name or service not known"):
+        await EngineList([Target("gpu-z", 80)]).look()
+
+
+def test_the_document_is_an_endpoints_file() -> None:
+    entries = parse(document([Engine("gpu-a:80", "10.0.0.1", 80), Engine("[::1]:81", "::1", 81)])).endpoints
+    assert [(entry.name, entry.address, entry.port) for entry in entries] == [
+        ("gpu-a:80", "10.0.0.1", 80),
+        ("[::1]:81", "::1", 81),
+    ]
+    assert parse(document([])).endpoints == []
+
+
+async def test_the_engines_of_a_file_follow_it(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.yaml"
+    file.write_text("endpoints:\n- {name: a, address: localhost, port: 80}\n")
+    engines = EngineList(file=file)
+    assert await engines.look() == [Engine("a", "127.0.0.1", 80)]
+    file.write_text("endpoints: []\n")
+    assert await engines.look() == []
+    file.write_text("endpoints: 3\n")
+    with pytest.raises(ConfigurationError, match=r"the endpoints file .*endpoints.yaml: line 1, endpoints: "):
+        await engines.look()
+
+
+# ---------------------------------------------------------------- engines that answer
+
+
+@contextlib.asynccontextmanager
+async def answering(status: int, body: bytes) -> AsyncIterator[int]:
+    """A server that gives every request this answer; yields its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+MODELS = json.dumps({"object": "list", "data": [{"id": "qwen"}, {"id": "lora"}]}).encode()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, MODELS, Probe("qwen", "")),
+        (401, b"", Probe("", "")),
+        (503, b"", Probe("", "answers 503 to GET /v1/models")),
+        (200, b"<html>", Probe("", "answers GET /v1/models without a list of models")),
+        (200, b'{"data": []}', Probe("", "answers GET /v1/models without a list of models")),
+    ],
+)
+async def test_an_engine_is_asked_for_its_models(status: int, body: bytes, expected: Probe) -> None:
+    async with answering(status, body) as port:
+        assert await probe([Engine("a", "127.0.0.1", port)]) == [expected]
+
+
+@pytest.mark.integration
+async def test_an_engine_that_is_away_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_list, "PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        away = Engine("a", "127.0.0.1", 1), Engine("b", "127.0.0.1", silent.getsockname()[1])
+        assert await probe(away) == [Probe("", "Connection refused"), Probe("", "no answer in time")]
+
+
+@pytest.mark.integration
+async def test_a_range_is_searched_for_engines_and_those_found_are_kept() -> None:
+    async with answering(200, MODELS) as port, answering(404, b"") as other:
+        engines = EngineList([], [PortRange("127.0.0.1", port, port), PortRange("localhost", other, other)])
+        assert [engine.port for engine in await engines.look()] == [port]
+    assert [engine.port for engine in await engines.look()] == [port]

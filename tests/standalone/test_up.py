@@ -1,0 +1,328 @@
+"""`warmroute up`: its options, what it writes and prints, and whole runs with a real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+import typer
+import yaml
+
+from tests.waiting import eventually
+from warmroute.cli import app
+from warmroute.discovery.file import EndpointsFile
+from warmroute.errors import ConfigurationError
+from warmroute.standalone.child import Child
+from warmroute.standalone.config_files import write
+from warmroute.standalone.engine_list import Engine, EngineList, Probe, Target
+from warmroute.standalone.envoy import envoy_path
+from warmroute.standalone.greeting import greeting
+from warmroute.standalone.ports import free_range, require_free
+from warmroute.standalone.up_options import UpOptions
+
+ROOT = Path(__file__).parents[2]
+CHAT = {"model": "qwen", "messages": [{"role": "user", "content": "hello " * 3000}], "max_tokens": 2}
+ENGINES = EngineList([Target("10.0.0.7", 8000), Target("10.0.0.8", 8000)])
+
+
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.integration
+def test_a_usual_port_that_is_taken_is_replaced_and_a_given_one_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigurationError, match=rf"port {port} for --port is unavailable on 127.0.0.1: Address already"
+        ):
+            UpOptions(port=port).settled()
+        with pytest.raises(ConfigurationError, match="--debug-port"):
+            UpOptions(port=0, debug_port=port).settled()
+        with pytest.raises(ConfigurationError, match="--plain-port"):
+            UpOptions(port=0, plain_port=port).settled()
+    settled = UpOptions(port=0, host="localhost").settled()
+    assert settled.host == "127.0.0.1"
+    assert settled.plain_port is None
+    assert 0 not in (settled.port, settled.debug_port, settled.metrics_port)
+
+
+@pytest.mark.parametrize("options", [{"host": "gpu-a"}, {"host": ""}, {"debug_host": "*"}])
+def test_a_listeners_address_is_an_ip_address(options: Mapping[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"is not an IP address: 127\.0\.0\.1 is this machine only, 0"):
+        UpOptions(**options).settled()  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- what it says
+
+
+OPTIONS = UpOptions(port=8081, debug_port=9091, metrics_port=9090)
+TWO = [Engine("gpu-a:8000", "10.0.0.7", 8000), Engine("gpu-b:8000", "10.0.0.8", 8000)]
+
+
+def test_the_greeting_says_where_everything_is() -> None:
+    text = greeting(OPTIONS, TWO, [Probe("Qwen/Qwen2.5-7B", ""), Probe("", "Connection refused")], "warmroute")
+    assert (
+        "requests    http://127.0.0.1:8081/v1  (OpenAI API; from this machine only; --host 0.0.0.0 lets others in)"
+        in text
+    )
+    assert "debug page  http://127.0.0.1:9091/" in text
+    assert "metrics     http://127.0.0.1:9090/metrics" in text
+    assert "engines     1 of 2 answer" in text
+    assert "gpu-a:8000                Qwen/Qwen2.5-7B\n" in text
+    assert "gpu-b:8000                does not serve (Connection refused); gets requests once it does\n" in text
+    assert "warmroute explain X-REQUEST-ID   (" in text
+    (curl,) = (shlex.split(line) for line in text.splitlines() if line.startswith("  curl "))
+    assert curl[2] == "http://127.0.0.1:8081/v1/chat/completions"
+    assert json.loads(curl[-1])["model"] == "Qwen/Qwen2.5-7B"
+
+
+def test_the_greeting_says_who_can_reach_it() -> None:
+    text = greeting(replace(OPTIONS, host="0.0.0.0", plain_port=8080), TWO, [Probe("", "")] * 2, "warmroute")
+    assert f"http://{socket.gethostname()}:8081/v1 from others; anybody who reaches it can use the engines" in text
+    assert "to compare  http://127.0.0.1:8080/v1  (least requests, no picker)" in text
+    assert "http://[::1]:8081/v1" in greeting(replace(OPTIONS, host="::"), TWO, [Probe("", "")] * 2, "warmroute")
+    assert "anybody" in greeting(replace(OPTIONS, host="10.0.0.1"), TWO, [Probe("", "")] * 2, "warmroute")
+
+
+def test_a_debug_port_of_its_own_is_in_the_command() -> None:
+    assert "explain X-REQUEST-ID --debug-url http://127.0.0.1:9999 " in greeting(
+        replace(OPTIONS, debug_port=9999), [], [], "w"
+    )
+
+
+def test_many_engines_are_not_all_listed() -> None:
+    text = greeting(OPTIONS, TWO * 50, [Probe("", "")] * 100, "w")
+    assert "100 of 100 answer" in text
+    assert "and 80 more" in text
+
+
+def test_the_command_of_the_compose_file_is_understood() -> None:
+    text = (ROOT / "examples" / "compose" / "compose.yaml").read_text(encoding="utf-8")
+    name, *arguments = yaml.safe_load(text)["services"]["warmroute"]["command"]
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    given = command.make_context(name, arguments).params
+    assert [Target.parse(engine).name for engine in given["engines"]] == ["vllm-a:8000", "vllm-b:8000"]
+    assert (given["host"], given["debug_host"]) == ("0.0.0.0", "0.0.0.0")
+
+
+# ---------------------------------------------------------------- written configuration
+
+
+@pytest.mark.integration
+def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_path: Path) -> None:
+    paths = write(ENGINES, UpOptions(host="0.0.0.0", plain_port=8080), tmp_path / "new")
+    assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]
+    endpoints = EndpointsFile.model_validate(yaml.safe_load(paths[0].read_text()))
+    assert [(entry.address, entry.port) for entry in endpoints.endpoints] == [("10.0.0.7", 8000), ("10.0.0.8", 8000)]
+    for path in paths[1:]:
+        argv = [str(envoy_path()), "--mode", "validate", "--log-level", "error", "--config-path", str(path)]
+        subprocess.run(argv, check=True, timeout=120, capture_output=True)
+        text = path.read_text()
+        assert f"envoy -c {path.name}" in text
+        assert "Requests go to http://0.0.0.0:8081" in text
+        assert "remove: x-gateway-destination-endpoint" in text
+        assert "failure_mode_allow: true" in text
+        assert text.count("address: 10.0.0.7") == (2 if path.name == "envoy-override-host.yaml" else 1)
+        listeners = yaml.safe_load(text)["static_resources"]["listeners"]
+        assert {item["address"]["socket_address"]["address"] for item in listeners} == {"0.0.0.0"}
+
+
+def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "endpoints.yaml").write_text("mine")
+    with pytest.raises(ConfigurationError, match="exists and is not overwritten"):
+        write(ENGINES, UpOptions(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["endpoints.yaml"]
+    assert (tmp_path / "endpoints.yaml").read_text() == "mine"
+
+
+def test_a_configuration_to_keep_needs_ports(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="fixed ports"):
+        write(ENGINES, UpOptions(port=0), tmp_path)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@dataclass
+class Running:
+    """`warmroute up` before simulated engines."""
+
+    child: Child
+    engines: list[str]
+    url: str
+    """For requests."""
+    debug: str
+    client: aiohttp.ClientSession
+
+    def log(self) -> str:
+        return self.child.tail(1000)
+
+    async def chat(self, **headers: str) -> aiohttp.ClientResponse:
+        async with self.client.post(f"{self.url}/chat/completions", json=CHAT, headers=headers) as answer:
+            await answer.read()
+            return answer
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, *flags: str, engines: int = 2, ready: str = "is ready") -> AsyncIterator[Running]:
+    port = free_range(engines)
+    simulators = Child(
+        "warmroute simulate",
+        [
+            *(sys.executable, "-m", "warmroute", "simulate", "--model", "qwen", "--time-scale", "20"),
+            *("--count", str(engines), "--port", str(port)),
+        ],
+        tmp_path / "simulators.log",
+    )
+    targets = [f"127.0.0.1:{port + k}" for k in range(engines)]
+    argv = [
+        sys.executable,
+        "-m",
+        "warmroute",
+        "up",
+        "--port",
+        "0",
+        *(flag.replace("PORT", str(port)) for flag in flags),
+    ]
+    environ = os.environ | {"WARMROUTE_STRICT_MODELS": "false", "WARMROUTE_LOGLEVEL": "debug"}
+    child = Child("warmroute up", argv, tmp_path / "up.log", environ=environ)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(simulators)
+        await eventually(lambda: simulators.tail().count("listens on") == engines, "simulators")
+        await stack.enter_async_context(child)
+        await eventually(lambda: ready in child.tail(1000) or child.returncode is not None, "the greeting")
+        text = child.tail(1000)
+        assert ready in text, text
+        requests, debug = (re.search(rf"{name} +(http://[^ ]+)", text) for name in ("requests", "debug page"))
+        assert requests is not None, text
+        assert debug is not None, text
+        client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)))
+        yield Running(child, targets, requests[1], debug[1].rstrip("/"), client)
+
+
+@pytest.mark.e2e
+async def test_up_serves_names_the_engine_and_explains(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    flags = ("http://127.0.0.1:PORT", "--access-log", str(log))
+    async with running(tmp_path, *flags, engines=1) as up:
+        assert up.log().count("'WARMROUTE_LOGLEVEL' is unknown and ignored: did you mean WARMROUTE_LOG_LEVEL?") == 1
+        first, second = await up.chat(), await up.chat()
+        for answer in (first, second):
+            assert answer.status == 200
+            assert answer.headers["x-warmroute-endpoint"] == up.engines[0]
+            assert answer.headers["x-request-id"]
+        argv = [sys.executable, "-m", "warmroute", "explain", second.headers["x-request-id"], "--debug-url", up.debug]
+        said = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=True)
+        assert f"went to default/{up.engines[0]}" in said.stdout
+        assert "warm: the endpoint probably holds more" in said.stdout
+        await eventually(lambda: log.exists() and log.read_text().count("\n") == 2, "two lines in the access log")
+        cold, warm = (json.loads(line) for line in log.read_text().splitlines())
+        assert (cold["reason"], warm["reason"]) == ("cold", "warm")
+        assert (cold["cached_share"], warm["request"]) == (0, second.headers["x-request-id"])
+        assert 0.9 < warm["cached_share"] <= 1
+        assert warm["endpoint"] == up.engines[0]
+        up.child._started.send_signal(signal.SIGTERM)
+        assert await up.child.wait() == 0
+        require_free("127.0.0.1", int(up.url.rpartition(":")[2].partition("/")[0]), "nothing is left")
+
+
+@pytest.mark.e2e
+async def test_engines_come_from_ranges_and_those_that_come_later_are_used(tmp_path: Path) -> None:
+    async with running(tmp_path, "--discover", "127.0.0.1:PORT-PORT", "--plain-port", "0", engines=1) as up:
+        assert "1 of 1 answer" in up.log()
+        assert (await up.chat()).headers["x-warmroute-endpoint"] == up.engines[0]
+        compare = re.search(r"to compare +(http://[^ ]+)", up.log())
+        assert compare is not None
+        async with up.client.post(f"{compare[1]}/chat/completions", json=CHAT) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.e2e
+async def test_a_file_may_change_and_a_picker_that_dies_comes_back(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.yaml"
+    file.write_text("endpoints: []\n")
+    async with running(tmp_path, "--endpoints-file", str(file)) as up:
+        assert "none yet" in up.log()
+        assert (await up.chat()).status == 503
+        entries = [
+            {"name": f"e{k}", "address": "127.0.0.1", "port": int(e.rpartition(":")[2])}
+            for k, e in enumerate(up.engines)
+        ]
+        fresh = tmp_path / "fresh.yaml"
+        fresh.write_text(json.dumps({"endpoints": entries}))
+        fresh.replace(file)
+        await eventually(lambda: "the engines are now: e0, e1" in up.log(), "the new list")
+        async with asyncio.timeout(60):
+            while (await up.chat()).status != 200:
+                await asyncio.sleep(0.1)
+        served = {(await up.chat()).headers["x-warmroute-endpoint"] for _ in range(4)}
+        assert served <= set(up.engines)
+        picker = await asyncio.to_thread(children, up.child.pid, "serve")
+        os.kill(picker, signal.SIGKILL)
+        await eventually(lambda: "the picker is back" in up.log(), "the picker's return")
+        assert (await up.chat()).status == 200
+
+
+def children(parent: int, word: str) -> int:
+    """The one child of ``parent`` whose command line has ``word``."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=True
+    )
+    (found,) = (int(line.split()[0]) for line in listed.stdout.splitlines() if f" {word} " in line)
+    return found
+
+
+@pytest.mark.e2e
+async def test_requests_in_flight_are_answered_before_it_stops(tmp_path: Path) -> None:
+    async with running(tmp_path, "http://127.0.0.1:PORT", engines=1) as up:
+        body = CHAT | {"max_tokens": 4000, "ignore_eos": True, "stream": True}
+        async with up.client.post(f"{up.url}/chat/completions", json=body) as answer:
+            await answer.content.readany()
+            up.child._started.send_signal(signal.SIGINT)
+            await eventually(lambda: "waiting for 1 requests in flight" in up.log(), "the drain")
+            text = await answer.text()
+        assert text.rstrip().endswith("data: [DONE]")
+        assert await up.child.wait() == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, "-m", "warmroute", "up", "http://127.0.0.1:1", "--port", "0"]
+    async with Child("warmroute up", argv, tmp_path / "up.log") as child:
+        await eventually(lambda: "starting" in child.tail(), "the start")
+        child._started.send_signal(number)
+        assert await child.wait() == 0
+        assert "Traceback" not in child.tail(1000)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ((), "name the engines: warmroute up http://"),
+        (("https://a:1",), "engines are reached by http:// only"),
+        (("http://127.0.0.1:1", "--host", "gpu"), "--host 'gpu' is not an IP address"),
+        (("--endpoints-file", "/nowhere.yaml"), "/nowhere.yaml"),
+        (("http://name.invalid:1",), "the host name 'name.invalid' has no address"),
+    ],
+)
+def test_a_mistake_is_one_line(flags: tuple[str, ...], complaint: str) -> None:
+    argv = [sys.executable, "-m", "warmroute", "up", "--port", "0", *flags]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert complaint in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1

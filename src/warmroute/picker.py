@@ -21,7 +21,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.server import Server, ServerOptions
 from warmroute.extproc.session import Session, SessionRules
-from warmroute.observability import lag, logs
+from warmroute.observability import bypass, lag, logs
 from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.decision_log import DecisionLog
 from warmroute.observability.live.feed import LiveFeed, PickerView
@@ -338,6 +338,7 @@ class EndpointPicker:
             ("upkeep", self._upkeep),
             ("lag", lambda: lag.watch(self.metrics.loop_lagged)),
             ("live", self.live.run),
+            ("bypass", lambda: bypass.watch(lambda: self._ready() and self.live.bypassed())),
         ):
             self._tasks.append(asyncio.create_task(_keep_running(name, work), name=name))
         logger.info(

@@ -18,7 +18,7 @@ import orjson
 from warmroute.observability.instruments import SECONDS
 from warmroute.observability.live import document
 from warmroute.observability.live.engine_history import POINT_SECONDS, EngineHistory
-from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, notices
+from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, bypassed, notices
 from warmroute.observability.live.shared_prefixes import SharedPrefixes
 from warmroute.observability.live.traffic import Totals, Traffic
 from warmroute.observability.metrics import EndpointReading, Metrics, endpoint_state
@@ -242,12 +242,23 @@ class LiveFeed(DecisionListener):
             "decisions": [record.explain(now, CANDIDATES) for record in self._view.decisions()[:MOST_DECISIONS]],
         }
 
-    def _notices(self) -> Sequence[Any]:
+    def bypassed(self) -> bool:
+        """Whether engines compute while no request has reached this picker for a minute."""
+        return bypassed(
+            waiting=self._waiting(),
+            seconds_without_requests=self._traffic.seconds_without_requests(),
+            computing=self._traffic.computing(COMPUTING_SECONDS),
+        )
+
+    def _waiting(self) -> float:
         waiting = ENGINE_COLUMNS.index("waiting")
+        return float(sum(row[waiting] for row in self._rows))
+
+    def _notices(self) -> Sequence[Any]:
         return notices(
             states=self._states,
             stale=self._stale,
-            waiting=sum(row[waiting] for row in self._rows),
+            waiting=self._waiting(),
             error_share=self._traffic.error_share(),
             seconds_without_requests=self._traffic.seconds_without_requests(),
             computing=self._traffic.computing(COMPUTING_SECONDS),

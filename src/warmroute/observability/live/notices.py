@@ -45,7 +45,7 @@ def notices(
         found.append(Notice("critical", "No endpoint is known: every request gets 503"))
     elif not states.get("ready"):
         found.append(Notice("critical", f"None of {_endpoints(listed)} is ready"))
-    if computing and seconds_without_requests >= BYPASSED_SECONDS and waiting < 1:
+    if bypassed(computing=computing, seconds_without_requests=seconds_without_requests, waiting=waiting):
         found.append(
             Notice("critical", "Engines compute, but no request has reached this picker for a minute: is it bypassed?")
         )
@@ -63,6 +63,14 @@ def notices(
         text = "Serving" if seconds_without_requests < BYPASSED_SECONDS else "Ready; no request in the last minute"
         found.append(Notice("ok", text))
     return sorted(found, key=lambda notice: ("critical", "warning", "ok").index(notice.level))
+
+
+def bypassed(*, computing: bool, seconds_without_requests: float, waiting: float) -> bool:
+    """Whether requests go past the picker; the arguments are those of :func:`notices`.
+
+    Requests that wait by the picker's own count may be what the engines begin.
+    """
+    return computing and seconds_without_requests >= BYPASSED_SECONDS and waiting < 1
 
 
 def _endpoints(count: int) -> str:

@@ -247,6 +247,27 @@ def explain(
     typer.echo(text)
 
 
+@app.command(epilog="Example: warmroute top --once")
+def top(
+    *,
+    debug_url: Annotated[str, typer.Option(help="A picker's debug port.")] = "http://127.0.0.1:9091",
+    once: Annotated[bool, typer.Option("--once", help="Print the state once and exit.")] = False,
+) -> None:
+    """Show what the fleet does, once a second, until Ctrl-C: the live page of the debug port in a terminal.
+
+    With more than twelve engines the worst come first. Where two numbers stand for requests, the first is the picker's count
+    and the second the engine's; of cached tokens the first is the expected and the second the measured share.
+    """
+    from rich.console import Console
+
+    from warmroute import top as page
+
+    try:
+        page.show(debug_url, Console(highlight=False), once=once)
+    except KeyboardInterrupt:
+        pass
+
+
 @app.command("gateway-extension", epilog="Example: warmroute gateway-extension --port 5005 --no-picker-tls")
 def gateway_extension(
     *,

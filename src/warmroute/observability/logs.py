@@ -126,16 +126,14 @@ class ConsoleFormatter(logging.Formatter):
             _second(int(record.created)) + "Z",
             record.levelname,
             _caller(record),
-            _one_line(_shortened(_message(record))),
+            one_line(_shortened(_message(record))),
         ]
         fields = _fields(record)
         if fields:
             columns.append(_json(fields))
         line = "\t".join(columns)
         traceback = _traceback(self, record)
-        return (
-            line if traceback is None else line + "".join(f"\n\t{_one_line(text)}" for text in traceback.splitlines())
-        )
+        return line if traceback is None else line + "".join(f"\n\t{one_line(text)}" for text in traceback.splitlines())
 
 
 class JsonFormatter(logging.Formatter):
@@ -186,7 +184,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text)} characters)"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """``text`` without control characters of any kind (C0, C1, bidirectional, line separators): they are escaped."""
     if text.isprintable():
         return text

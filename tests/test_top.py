@@ -129,10 +129,10 @@ def test_lines_fit_the_terminal(width: int, live: dict[str, Any]) -> None:
     assert any("e1" in line and "ready" in line for line in lines)
 
 
-@pytest.mark.parametrize("height", [24, 40, 60])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 30), (160, 24), (160, 40), (200, 60)])
 @pytest.mark.parametrize("live", [FEW, MANY])
-def test_the_screen_fits_its_height(height: int, live: dict[str, Any]) -> None:
-    assert len(shown(live, height=height).splitlines()) <= height
+def test_the_screen_fits_its_height(width: int, height: int, live: dict[str, Any]) -> None:
+    assert len(shown(live, width=width, height=height).splitlines()) <= height
 
 
 def test_the_worst_of_many_engines_come_first() -> None:
@@ -197,7 +197,7 @@ def test_it_goes_on_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
         if len(seconds) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(top.time, "sleep", sleep)
+    monkeypatch.setattr("warmroute.top.time.sleep", sleep)
     with debug_port() as url:
         result = CliRunner().invoke(app, ["top", "--debug-url", url])
     assert result.exit_code == 0, result.output

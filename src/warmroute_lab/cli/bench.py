@@ -241,6 +241,16 @@ def replay(
             "(--shared-state), and exchanging nothing.",
         ),
     ] = False,
+    prefix_caching: Annotated[
+        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Whether the engines keep prompts.")
+    ] = True,
+    cpu_tier: Annotated[
+        float,
+        typer.Option(
+            help="Second tier of the engines' caches in host memory, as a multiple of the KV cache. Baselines with an "
+            "exact index are told its size; the picker is not."
+        ),
+    ] = 0.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the TTFT distributions and the load of each pod to this PNG file.")
@@ -271,6 +281,8 @@ def replay(
         scalings=[PodEvent.parse(text, "--scale-to") for text in scale_to or ()],
         pickers=pickers,
         shared=shared,
+        prefix_caching=prefix_caching,
+        cpu_tier=cpu_tier,
     )
     require_place(json_file)
     plot.require(picture)

@@ -12,7 +12,7 @@ from warmroute_lab.simulator.blocks import Segment
 
 
 class ExactIndex:
-    """The longest cached prefix of each pod, with LRU eviction and the capacity that the engine reports.
+    """The longest cached prefix of each pod, with LRU eviction within the tokens that its engine really keeps.
 
     It is as exact as an index can be without KV events, and more exact than the projects' own indexes.
     """
@@ -21,10 +21,11 @@ class ExactIndex:
         self._index = PrefixIndex(limit=1 << 62)
         self._slots: dict[int, int] = {}
         self._pods: dict[int, int] = {}
+        self._capacity: dict[int, int] = {}
 
     def add(self, pod: int) -> None:
         """Add a pod with an empty cache."""
-        slot = self._index.open(1 << 62)
+        slot = self._index.open(self._capacity.get(pod, 1 << 62))
         self._slots[pod], self._pods[slot] = slot, pod
 
     def drop(self, pod: int) -> None:
@@ -34,6 +35,7 @@ class ExactIndex:
 
     def resize(self, pod: int, capacity: int) -> None:
         """Set a pod's capacity in bytes of prompt."""
+        self._capacity[pod] = capacity
         self._index.resize(self._slots[pod], capacity)
 
     def match(self, request: TracedRequest, pods: Iterable[int]) -> dict[int, int]:

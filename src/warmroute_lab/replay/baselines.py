@@ -17,6 +17,7 @@ from warmroute_lab.replay.baseline_indexes import ExactIndex, HeadFirstIndex, Pr
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.trace import BYTES_PER_TOKEN, TracedRequest
 from warmroute_lab.simulator.blocks import hash_segments
+from warmroute_lab.simulator.profile import Profile
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ class PowerOfTwo(Baseline):
 
 
 class _Exact(Baseline):
-    """A baseline with an exact prefix index."""
+    """A baseline with an exact prefix index, which is told how many tokens each engine keeps."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
@@ -143,13 +144,12 @@ class _Exact(Baseline):
             self.index.add(pod)
         super().joined(pod, now)
 
+    def told(self, pod: int, profile: Profile) -> None:
+        self.index.resize(pod, profile.kept_tokens * BYTES_PER_TOKEN)
+
     def restarted(self, pod: int, now: float) -> None:
         self.index.drop(pod)
         super().restarted(pod, now)
-
-    def observed(self, pod: int, state: EngineState, now: float) -> None:
-        if state.capacity_tokens:
-            self.index.resize(pod, state.capacity_tokens * BYTES_PER_TOKEN)
 
 
 class LongestPrefix(_Exact):

@@ -20,7 +20,7 @@ from warmroute.settings import Settings
 from warmroute_lab import json_file, plot, terminal
 from warmroute_lab.replay import scenarios
 from warmroute_lab.replay.baselines import BASELINES
-from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation
+from warmroute_lab.replay.fleet import Fleet, PodEvent, profile, saturation, with_cache
 from warmroute_lab.replay.outcome import Outcome
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.policy_registry import policy_factory
@@ -68,6 +68,10 @@ class Plan:
     """None: the scenario's number; for a file, one."""
     shared: bool = False
     """Replay the product's strategies three times: one picker, several that exchange nothing, several that share."""
+    prefix_caching: bool = True
+    """False: no engine keeps prompts."""
+    cpu_tier: float = 0.0
+    """Size of each engine's second cache tier, as a multiple of its KV cache."""
 
     def load(self) -> tuple[Trace, Fleet]:
         """The trace and the fleet. Raises ConfigurationError."""
@@ -84,8 +88,11 @@ class Plan:
                 self.source, seed=self.seed, pods=self.pods, profiles=kinds, requests=self.requests
             )
         _require_fit(trace, fleet)
+        profiles = tuple(
+            with_cache(each, prefix_caching=self.prefix_caching, tier=self.cpu_tier) for each in fleet.profiles
+        )
         return trace, Fleet(
-            fleet.profiles,
+            profiles,
             (*fleet.restarts, *self.restarts),
             (*fleet.scalings, *self.scalings),
             self.pickers or fleet.pickers,

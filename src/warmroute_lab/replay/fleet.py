@@ -99,14 +99,25 @@ def smaller(profile: Profile, share: float) -> Profile:
     )
 
 
+def with_cache(profile: Profile, *, prefix_caching: bool, tier: float) -> Profile:
+    """The engine with its prefix cache on or off, and a second tier of ``tier`` times its KV cache.
+
+    Raises ConfigurationError if ``tier`` is negative.
+    """
+    if tier < 0:
+        raise ConfigurationError("--cpu-tier must be at least 0")
+    return replace(profile, prefix_caching=prefix_caching, tier_blocks=int(tier * profile.num_gpu_blocks))
+
+
 def saturation(trace: Trace, profiles: Sequence[Profile]) -> float:
     """The speedup at which the trace keeps the fleet busy all the time, if all engines shared one unbounded cache.
 
     The work follows the profile's timing: prefill of tokens that no earlier request had, attention, decode steps, and the
-    API server's thread; the slower of GPU and API server counts. It is an upper bound for every policy.
+    API server's thread; the slower of GPU and API server counts. It is an upper bound for every policy. An engine whose
+    prefix cache is off computes every token.
     """
     seen: set[int] = set()
-    prefill = pairs = prompt = output = context = 0
+    prefill = pairs = prompt = all_pairs = output = context = 0
     for request in trace.requests:
         known = 0
         for identity, tokens in request.prompt:
@@ -118,6 +129,7 @@ def saturation(trace: Trace, profiles: Sequence[Profile]) -> float:
         prompt += length
         prefill += length - known
         pairs += (length * length - known * known) // 2
+        all_pairs += length * length // 2
         output += request.output_tokens
         context += request.output_tokens * (length + request.output_tokens // 2)
     if not trace.duration:
@@ -125,7 +137,8 @@ def saturation(trace: Trace, profiles: Sequence[Profile]) -> float:
     speed = 0.0
     for each in profiles:
         timing = each.timing
-        gpu = timing.token * (prefill + output) + timing.attention * pairs
+        computed, attended = (prefill, pairs) if each.prefix_caching else (prompt, all_pairs)
+        gpu = timing.token * (computed + output) + timing.attention * attended
         gpu += timing.sequence * output + timing.context * context
         api = timing.output * output + (timing.accept_token + timing.first_output_token) * prompt
         api += timing.accept * len(trace.requests)

@@ -76,6 +76,8 @@ def figures_of(engine: Engine, finished: FinishedTotals) -> tuple[Figures, Const
             "prompt_requests": counters.finished,
             "prefix_queries": counters.prefix_queries,
             "prefix_hits": counters.prefix_hits,
+            "external_queries": counters.tier_queries,
+            "external_hits": counters.tier_hits,
             "computed_tokens": counters.prompt_tokens - counters.cached_tokens,
             "request_computed_tokens": finished.computed_tokens,
             "request_prefill_seconds": finished.prefill_seconds,
@@ -83,4 +85,9 @@ def figures_of(engine: Engine, finished: FinishedTotals) -> tuple[Figures, Const
             "later_token_seconds": finished.later_token_seconds,
         },
     )
-    return figures, Constants(capacity_tokens=engine.profile.kv_cache_tokens)
+    profile = engine.profile
+    return figures, Constants(
+        capacity_tokens=profile.kv_cache_tokens,
+        block_size=profile.block_size,
+        prefix_caching=profile.prefix_caching,
+    )

@@ -16,6 +16,7 @@ from warmroute.shared_state.logged_chains import LoggedChains
 from warmroute.shared_state.outbox import Outbox
 from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute_lab.replay.trace import TracedRequest
+from warmroute_lab.simulator.profile import Profile
 
 
 class Policy:
@@ -44,6 +45,9 @@ class Policy:
 
     def joined(self, pod: int, now: float) -> None:
         """A pod joined the fleet."""
+
+    def told(self, pod: int, profile: Profile) -> None:
+        """What the engine of a new pod really is. Metrics pages do not say all of it; the product's router is not told."""
 
     def left(self, pod: int, now: float) -> None:
         """The pod gets no more requests."""

@@ -219,6 +219,7 @@ class Replay:
         self._boot(pod.number, now)
         for policy in self._policies:
             policy.joined(pod.number, now)
+            policy.told(pod.number, self._fleet.profile(pod.number))
             self._scrapes.append(Scrapes(pod, policy))
             self._add(now + TICK * self._rng.random(), _Event.SCRAPE, len(self._scrapes) - 1)
 

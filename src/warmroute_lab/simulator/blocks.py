@@ -7,7 +7,7 @@ hashes mean equal prefixes. Blocks without a user stay cached until they are evi
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -69,11 +69,15 @@ class BlockPool:
 
     Blocks without a hash are allocated first, then cached ones, least recently freed first. :meth:`release` frees a chain
     from its tail, so its head stays longest. Several blocks may have one hash, if concurrent requests computed equal tokens;
-    they are not merged.
+    they are not merged. A second tier keeps the hashes of the latest blocks that were computed or used. It is written
+    through, so it has copies of the first tier's blocks.
     """
 
-    def __init__(self, blocks: int) -> None:
-        """A pool of ``blocks`` blocks. As in vLLM, block 0 is never allocated."""
+    def __init__(self, blocks: int, tier_blocks: int = 0) -> None:
+        """A pool of ``blocks`` blocks and a second tier of ``tier_blocks``. As in vLLM, block 0 is never allocated."""
+        self._tier: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._tier_blocks = tier_blocks
+        self._ends: set[int] = set()
         self.usable = blocks - 1
         self.evictions = 0
         """Cached blocks that were evicted since the start."""
@@ -105,6 +109,41 @@ class BlockPool:
                 break
             blocks += found  # type: ignore[arg-type]
         return blocks
+
+    def tier_match(self, hashes: Sequence[int], start: int, limit: int) -> int:
+        """Blocks of ``hashes[start:limit]`` that the second tier has without a gap. They are touched, tail first."""
+        end = start
+        while end < limit and hashes[end] in self._tier:
+            end += 1
+        for value in reversed(hashes[start:end]):
+            self._tier.move_to_end(value)
+        return end - start
+
+    def mark_end(self, value: int) -> None:
+        """A prompt ends at the block with this hash: layers with a state keep it there."""
+        self._ends.add(value)
+
+    def up_to_an_end(self, blocks: list[int]) -> list[int]:
+        """The blocks up to the last one at which a prompt ended."""
+        for length in range(len(blocks), 0, -1):
+            if self._hash_of[blocks[length - 1]] in self._ends:
+                return blocks[:length]
+        return []
+
+    def reset(self) -> None:
+        """Forget the content of every block without a user, and of the second tier."""
+        kept = [block for block, users in enumerate(self._users) if users and self._hash_of[block] is not None]
+        for block in self._idle:
+            if self._stale[block]:
+                self._stale[block] -= 1
+            else:
+                self._hash_of[block] = None
+                self._blank.append(block)
+        self._idle, self._idle_count = deque(), 0
+        self._holder, self._duplicates = {}, {}
+        self.register(kept, [value for block in kept if (value := self._hash_of[block]) is not None])
+        self._tier.clear()
+        self._ends.clear()
 
     def idle_among(self, blocks: Iterable[int]) -> int:
         """Number of ``blocks`` without a user. They count as free until they are taken."""
@@ -140,6 +179,8 @@ class BlockPool:
             hash_of[block] = value
             if holder.setdefault(value, block) != block:
                 self._duplicates.setdefault(value, []).append(block)
+        if self._tier_blocks:
+            self._write_through(hashes)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Remove a user from a request's blocks, given head first. The tail will be evicted before the head."""
@@ -155,6 +196,14 @@ class BlockPool:
         self._idle_count += len(idle) - known
         if len(idle) > 2 * self.usable:
             self._drop_stale()
+
+    def _write_through(self, hashes: Sequence[int]) -> None:
+        tier = self._tier
+        for value in reversed(hashes):
+            tier[value] = None
+            tier.move_to_end(value)
+        while len(tier) > self._tier_blocks:
+            tier.popitem(last=False)
 
     def _evict(self, count: int, into: list[int]) -> None:
         """Evict the ``count`` least recently freed blocks and append them to ``into``."""
@@ -174,6 +223,7 @@ class BlockPool:
                 self._forget_duplicate(value, block)
             else:
                 del holder[value]  # type: ignore[arg-type]
+                self._ends.discard(value)
         self._idle_count -= count
         self.evictions += count
 

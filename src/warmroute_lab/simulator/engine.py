@@ -238,7 +238,7 @@ class Engine:
         tokens = self.profile.max_num_batched_tokens - batch.budget
         sequences = len(self._scheduler.running)
         launch = (timing.launch if prefill else timing.launch_decode) + timing.launch_sequence * sequences
-        launch = launch * self._slowness[int(now / NOISE_PERIOD) % len(self._slowness)] + batch.adapter_load
+        launch = launch * self._slowness[int(now / NOISE_PERIOD) % len(self._slowness)] + batch.loading
         gpu = (
             max(timing.weights, timing.token * tokens)
             + timing.attention * batch.pairs

@@ -48,6 +48,8 @@ class Timing:
     """API server, per prompt token: detokenizing the first output."""
     adapter_load: float = 0.1
     """Worker: loading a LoRA adapter."""
+    tier_token: float = 2.5e-6
+    """Worker, per cached token that comes from the second tier: 57 kB (Qwen2.5-7B) at 23 GB/s, half of PCIe 5.0 x16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,13 @@ class Profile:
     max_num_batched_tokens: int = 8192
     max_model_len: int = 32768
     max_loras: int = 4
+    prefix_caching: bool = True
+    """False: ``--no-enable-prefix-caching``. No prompt is kept, and none is looked up."""
+    tier_blocks: int = 0
+    """Blocks of a second tier of the KV cache in host memory (CPU offloading, LMCache). 0: none."""
+    hybrid: bool = False
+    """Some layers (Mamba, sliding window) keep their state at the ends of prompts only: a prefix that ends elsewhere is not
+    found."""
     measured: bool = False
     """True: fitted to a real engine. False: scaled from published figures."""
 
@@ -71,6 +80,11 @@ class Profile:
     def kv_cache_tokens(self) -> int:
         """Tokens that the KV cache holds."""
         return self.num_gpu_blocks * self.block_size
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of prompts that stay findable. The second tier has copies of the first one's blocks."""
+        return max(self.kv_cache_tokens, self.tier_blocks * self.block_size) if self.prefix_caching else 0
 
     @property
     def largest_request(self) -> int:

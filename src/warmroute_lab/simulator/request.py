@@ -72,6 +72,10 @@ class Counters:
     prefix_queries: int = 0
     """Tokens looked up in the prefix cache."""
     prefix_hits: int = 0
+    """Tokens found in the first tier."""
+    tier_queries: int = 0
+    """Tokens looked up in the second tier."""
+    tier_hits: int = 0
     preemptions: int = 0
     """Requests."""
     steps: int = 0

@@ -30,8 +30,8 @@ class Batch:
     """Pairs of a prompt token and a token that it attends to."""
     context: int = 0
     """Tokens that the decoded tokens attend to."""
-    adapter_load: float = 0.0
-    """Seconds of loading LoRA adapters."""
+    loading: float = 0.0
+    """Seconds of loading LoRA adapters and blocks of the second tier."""
     idle: bool = False
     """A running request has all its tokens computed or in flight."""
     preempted: bool = False
@@ -46,7 +46,7 @@ class Scheduler:
     """The queue, the running requests and the KV cache of one engine."""
 
     def __init__(self, profile: Profile, counters: Counters) -> None:
-        self.pool = BlockPool(profile.num_gpu_blocks)
+        self.pool = BlockPool(profile.num_gpu_blocks, profile.tier_blocks)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._profile = profile
@@ -87,7 +87,7 @@ class Scheduler:
     def register(self, request: Request, tokens: int) -> None:
         """Enter the full blocks among a request's first ``tokens`` tokens into the prefix cache."""
         full, known = tokens // self._profile.block_size, request.registered
-        if full > known:
+        if full > known and self._profile.prefix_caching:
             if len(request.hashes) < full:
                 request.hashes = [*request.hashes, *(next(self._anonymous) for _ in range(full - len(request.hashes)))]
             self.pool.register(request.blocks[known:full], request.hashes[known:full])
@@ -141,7 +141,7 @@ class Scheduler:
             if full and request.adapter is not None and request.adapter not in adapters:
                 deferred.append(waiting.popleft())
                 continue
-            tokens = self._admit(request, batch.budget)
+            tokens = self._admit(request, batch)
             if not tokens:
                 break
             waiting.popleft()
@@ -149,29 +149,35 @@ class Scheduler:
                 request.scheduled_at = now
             if request.adapter is not None:
                 adapters.add(request.adapter)
-                batch.adapter_load += self._load_adapter(request.adapter)
+                batch.loading += self._load_adapter(request.adapter)
             batch.budget -= tokens
             self._prefill(request, tokens, batch)
         waiting.extendleft(reversed(deferred))
 
-    def _admit(self, request: Request, budget: int) -> int:
+    def _admit(self, request: Request, batch: Batch) -> int:
         """Give a waiting request its cached blocks and blocks for its first chunk.
 
         Returns the tokens of that chunk; 0 if the whole prompt does not fit into the free blocks.
         """
-        block_size = self._profile.block_size
+        profile = self._profile
+        block_size = profile.block_size
         pool = self.pool
         target = request.prompt_tokens + request.outputs
-        hits = pool.match(request.hashes, min(len(request.hashes), (target - 1) // block_size))
+        limit = min(len(request.hashes), (target - 1) // block_size) if profile.prefix_caching else 0
+        hits = pool.match(request.hashes, limit)
+        if profile.hybrid:
+            hits = pool.up_to_an_end(hits)
         if self.blocks_for(target) - len(hits) + pool.idle_among(hits) > pool.free:
             return 0
         pool.take(hits)
-        cached = len(hits) * block_size
+        found = len(hits) * block_size
+        loaded = pool.tier_match(request.hashes, len(hits), limit) * block_size
+        cached = found + loaded
+        batch.loading += profile.timing.tier_token * loaded
         if request.scheduled_at is None:  # vLLM counts lookups of preempted requests in other series
-            self._counters.prefix_queries += target
-            self._counters.prefix_hits += cached
+            self._count_lookups(target, found, loaded)
             request.cached_tokens = cached
-        tokens = min(target - cached, budget)
+        tokens = min(target - cached, batch.budget)
         request.target = target
         request.computed = cached
         request.issued = request.outputs
@@ -180,6 +186,15 @@ class Scheduler:
         request.running = True
         self.running.append(request)
         return tokens
+
+    def _count_lookups(self, tokens: int, found: int, loaded: int) -> None:
+        counters = self._counters
+        if self._profile.prefix_caching:
+            counters.prefix_queries += tokens
+            counters.prefix_hits += found
+        if self._profile.tier_blocks:
+            counters.tier_queries += tokens - found
+            counters.tier_hits += loaded
 
     def _prefill(self, request: Request, tokens: int, batch: Batch) -> None:
         """Compute the next ``tokens`` tokens of a prompt. The last ones give the first output token."""
@@ -190,6 +205,8 @@ class Scheduler:
         self.register(request, computed)
         if computed == request.target:
             batch.sample(request)
+            if self._profile.hybrid and request.registered:
+                self.pool.mark_end(request.hashes[request.registered - 1])
 
     def _preempt(self, request: Request) -> None:
         """Free a running request's blocks and put it at the head of the queue; it will be computed again."""

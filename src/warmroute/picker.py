@@ -24,6 +24,7 @@ from warmroute.extproc.session import Session, SessionRules
 from warmroute.observability import bypass, lag, logs
 from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.decision_log import DecisionLog
+from warmroute.observability.forget_page import ForgetPage
 from warmroute.observability.live.feed import LiveFeed, PickerView
 from warmroute.observability.log_writer import MOST_WAITING
 from warmroute.observability.metrics import EndpointReading, Metrics
@@ -248,7 +249,7 @@ class EndpointPicker:
             settings.debug_port,
             {**pages.routes(), **self.live.routes()},
             port_flag="--debug-port",
-            posts=pages.posts(),
+            posts={**pages.posts(), **self._forget_page().posts()},
         )
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
@@ -484,6 +485,13 @@ class EndpointPicker:
             checkpoints=checkpoints,
             index_tokens=tokens,
             confirmation=load.confirmation,
+        )
+
+    def _forget_page(self) -> ForgetPage:
+        return ForgetPage(
+            self.settings.debug_token_file,
+            endpoints=lambda: list(self.pool.endpoints.values()),
+            forget=lambda endpoint: self.pool.cache_emptied(endpoint, monotonic()),
         )
 
     def _debug_pages(self) -> DebugPages:

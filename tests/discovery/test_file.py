@@ -40,6 +40,20 @@ def test_endpoints() -> None:
     ]
 
 
+async def test_endpoints_that_work_for_others_are_not_in_the_pool(tmp_path: Path) -> None:
+    file, pool = tmp_path / "endpoints.yaml", Pool()
+    file.write_text("""
+endpoints:
+  - {name: a, address: 10.0.0.1, port: 8000, role: prefill}
+  - {name: b, address: 10.0.0.2, port: 8000, role: decode}
+  - {name: c, address: 10.0.0.3, port: 8000, labels: {llm-d.ai/role: prefill}}
+  - {name: d, address: 10.0.0.4, port: 8000, cache_generation: 3}
+""")
+    FileDiscovery(file, pool).load()
+    assert {endpoint.spec.name for endpoint in pool.endpoints.values()} == {"b", "d"}
+    assert pool.endpoints["default/d"].spec.cache_generation == "3"
+
+
 def test_models() -> None:
     text = """
 endpoints: []

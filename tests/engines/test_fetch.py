@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,26 @@ async def fetch() -> AsyncIterator[Callable[[Server], Awaitable[tuple[int, bytes
 
 
 Fetch = Callable[[Server], Awaitable[tuple[int, bytes]]]
+
+
+async def test_the_token_of_a_file_is_sent_with_each_request(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    fetcher = PageFetcher(Settings(model_server_token_file=file))
+    async with server(OK + b"content-length: 1\r\n\r\na", OK + b"content-length: 1\r\n\r\na") as peer:
+        for _ in range(2):
+            assert await fetcher(f"http://127.0.0.1:{peer.port}/metrics") == (200, b"a")
+        await fetcher.close()
+    assert all(b"\r\nAuthorization: Bearer s3cret\r\n" in request for request in peer.requests)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two words", b"line\r\nfeed", b"x" * (17 << 10)])
+async def test_a_token_that_cannot_be_used_is_no_request(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ScrapeError, match="token"):
+        await PageFetcher(Settings(model_server_token_file=file))("http://127.0.0.1:1/metrics")
 
 
 @pytest.mark.parametrize(

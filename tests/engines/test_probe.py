@@ -22,7 +22,7 @@ from warmroute.engines.dialects import (
     Dialect,
     Series,
 )
-from warmroute.engines.probe import Again, Probe, StatusError
+from warmroute.engines.probe import PLAIN_PAGES, Again, Probe, StatusError
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import MOST_ADAPTERS, EngineState
 
@@ -428,10 +428,16 @@ def test_an_incomplete_filtered_page_is_not_enough() -> None:
     assert Probe(VLLM, "/metrics").answer(200, b"vllm:num_requests_running 1\n", 0.0) is Again.UNFILTERED
 
 
-def test_an_error_of_the_server_says_nothing_about_the_filter() -> None:
+def test_an_error_of_the_server_leads_to_the_whole_page_and_later_back_to_the_filter() -> None:
     probe = Probe(VLLM, "/metrics")
+    assert probe.answer(500, b"", 0.0) is Again.UNFILTERED
     with pytest.raises(StatusError, match="503"):
         probe.answer(503, b"", 0.0)
+    assert names_asked(probe), "the engine is not up yet"
+    assert probe.answer(500, b"", 1.0) is Again.UNFILTERED
+    for turn in range(PLAIN_PAGES):
+        assert probe.query() == "/metrics"
+        assert read(probe, vllm_page(waiting=1), turn + 2.0).waiting == 1
     assert names_asked(probe)
 
 

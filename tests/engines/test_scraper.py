@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from warmroute.engines import scraper as scraper_module
+from warmroute.engines.fetch import NoConnectionError
 from warmroute.engines.probe import Probe
-from warmroute.engines.scraper import ScrapeOutcome, Scraper, busy_interval
+from warmroute.engines.scraper import LONGEST_SILENCE, ScrapeOutcome, Scraper, busy_interval
 from warmroute.errors import ConfigurationError, ScrapeError
-from warmroute.pool.endpoint import Endpoint, EndpointSpec
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, ServedModels
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings, changed
 
@@ -77,7 +78,7 @@ class Stage:
         self.pool = Pool()
         self.engines = Engines()
         self.results: list[tuple[str, ScrapeOutcome]] = []
-        self.settings = Settings(refresh_metrics_interval=0.5, idle_metrics_interval=2.0)
+        self.settings = Settings(refresh_metrics_interval=0.5, idle_metrics_interval=2.0, model_list_interval=0.0)
         self.scraper = Scraper(
             self.pool,
             self.settings,
@@ -342,7 +343,7 @@ async def test_a_refused_connection_is_unreachable_at_once_and_is_tried_again_wi
     assert await stage.seconds_to_next_scrape() == pytest.approx(0.5, rel=0.15, abs=0.06), "the pauses begin anew"
 
 
-async def test_one_timeout_is_forgiven_two_in_a_row_are_not(stage: Stage) -> None:
+async def test_an_engine_that_answered_before_may_be_silent_for_a_while(stage: Stage) -> None:
     endpoint = stage.add()
     await stage.settle()
     stage.engines.fail(TimeoutError())
@@ -355,7 +356,98 @@ async def test_one_timeout_is_forgiven_two_in_a_row_are_not(stage: Stage) -> Non
     await stage.seconds_to_next_scrape()
     assert endpoint.reachable
     await stage.seconds_to_next_scrape()
+    assert endpoint.reachable, "it answered before, and its connections are accepted"
+    stage.now += LONGEST_SILENCE
+    await stage.seconds_to_next_scrape()
     assert not endpoint.reachable
+    stage.engines.say()
+    await stage.seconds_to_next_scrape()
+    assert endpoint.available
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), NoConnectionError("no connection within 1 s")])
+async def test_an_engine_that_has_never_answered_is_unreachable_after_two_attempts(
+    stage: Stage, error: Exception
+) -> None:
+    stage.engines.fail(error)
+    endpoint = stage.add()
+    await stage.settle()
+    assert endpoint.reachable
+    await stage.seconds_to_next_scrape()
+    assert not endpoint.reachable
+
+
+async def test_an_engine_that_no_longer_accepts_connections_is_unreachable_after_two_attempts(stage: Stage) -> None:
+    endpoint = stage.add()
+    await stage.settle()
+    stage.engines.fail(NoConnectionError("no connection within 1 s"))
+    await stage.seconds_to_next_scrape()
+    assert endpoint.reachable
+    await stage.seconds_to_next_scrape()
+    assert not endpoint.reachable
+    assert stage.results[-1] == ("a", ScrapeOutcome.NO_CONNECTION)
+
+
+async def test_a_slow_page_is_waited_for(stage: Stage) -> None:
+    """A page that takes longer than the timeout, from an engine that serves like the others."""
+    stage.scraper.apply(changed(stage.settings, {"metrics_timeout": 0.1}))
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        await asyncio.sleep(0.15)
+        return 200, BUSY
+
+    stage.engines.answer = answer
+    endpoint = stage.add()
+    async with asyncio.timeout(60):
+        while endpoint.state is None:
+            stage.now += 0.05
+            await stage.settle()
+            await asyncio.sleep(0.01)
+    assert endpoint.available
+    assert endpoint.state.running == 3
+
+
+# ---------------------------------------------------------------- the list of models
+
+
+async def test_the_models_are_listed_at_the_endpoints_port_at_intervals(stage: Stage) -> None:
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 10.0, "idle_metrics_interval": 1.0}))
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        return 200, b'{"data": [{"id": "m"}]}' if url.endswith("/v1/models") else IDLE
+
+    stage.engines.answer = answer
+    endpoint = stage.add()
+    for _ in range(300):
+        stage.now += 0.1
+        await stage.settle()
+    assert endpoint.models == ServedModels(frozenset({"m"}))
+    asked = [url for url in stage.engines.asked if "metrics" not in url]
+    assert asked == ["http://10.0.0.1:8000/v1/models"] * len(asked)
+    assert 3 <= len(asked) <= 5
+    assert {outcome for _, outcome in stage.results} == {ScrapeOutcome.OK}
+
+
+@pytest.mark.parametrize("failure", [ConnectionRefusedError("refused"), TimeoutError(), ScrapeError("nonsense")])
+async def test_a_list_that_cannot_be_had_changes_nothing(stage: Stage, failure: Exception) -> None:
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 0.1}))
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        if url.endswith("/v1/models"):
+            raise failure
+        return 200, IDLE
+
+    stage.engines.answer = answer
+    endpoint = stage.add()
+    stage.pool.serves(endpoint, ServedModels(frozenset({"m"})), stage.now)
+    await stage.settle()
+    await stage.seconds_to_next_scrape()
+    assert endpoint.models == ServedModels(frozenset({"m"}))
+    assert endpoint.available
+    assert {outcome for _, outcome in stage.results} == {ScrapeOutcome.OK}
+
+
+# ---------------------------------------------------------------- engines without a usable page
 
 
 @pytest.mark.parametrize(

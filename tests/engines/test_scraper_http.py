@@ -137,6 +137,7 @@ async def scraping(**changes: object) -> AsyncIterator[Scene]:
             "refresh_metrics_interval": 0.02,
             "idle_metrics_interval": 0.04,
             "metrics_timeout": 20.0,
+            "model_list_interval": 0.0,
             **changes,
         }
     )
@@ -185,7 +186,10 @@ async def test_an_engine_without_metrics_stays_reachable(scene: Scene) -> None:
         await scene.until(lambda: endpoint.state is not None)
 
 
-async def test_an_engine_that_hangs_is_left_out_and_comes_back_by_itself(quick_retries: None) -> None:
+async def test_an_engine_that_hangs_is_left_out_and_comes_back_by_itself(
+    quick_retries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scraper_module, "LONGEST_SILENCE", 3.0)
     hung, well = FakeVllm(), FakeVllm()
     async with serving(hung) as port, serving(well) as other_port, scraping(metrics_timeout=1.0) as scene:
         endpoint, other = scene.add(port), scene.add(other_port, "b")

@@ -73,6 +73,29 @@ def test_active_ports_keep_the_ranks_names(annotations: Any, ranks: Any) -> None
     assert [e.name for e in found] == [f"a-rank-{rank}" for rank in ranks]
 
 
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ({"llm-d.ai/role": "prefill"}, 0),
+        ({"llmd.org/role": "prefill"}, 0),
+        ({"llm-d.ai/role": "encode"}, 0),
+        ({"llm-d.ai/role": "decode", "llmd.org/role": "prefill"}, 1),
+        ({"llm-d.ai/role": "both"}, 1),
+        ({"llm-d.ai/role": "prefill-decode"}, 1),
+        ({}, 1),
+    ],
+)
+def test_pods_that_work_for_other_pods_are_no_endpoints(labels: dict[str, str], found: int) -> None:
+    assert len(endpoints(pod("a", "10.0.0.1", metadata__labels=labels))) == found
+
+
+def test_the_cache_generation_is_an_annotation() -> None:
+    annotations = {"warmroute/cache-generation": "17"}
+    (one,) = endpoints(pod("a", "10.0.0.1", metadata__annotations=annotations))
+    assert one.cache_generation == "17"
+    assert endpoints(pod("a", "10.0.0.1"))[0].cache_generation == ""
+
+
 def test_the_incarnation_is_the_engines_process() -> None:
     first = endpoints(pod("a", "10.0.0.1"))[0].incarnation
     assert endpoints(pod("a", "10.0.0.1"))[0].incarnation == first

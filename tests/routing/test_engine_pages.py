@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -10,7 +11,7 @@ import pytest
 from tests.factories import routing_constants
 from warmroute.engines.dialects import DIALECTS
 from warmroute.engines.probe import Probe
-from warmroute.pool.endpoint import EndpointSpec, EngineState
+from warmroute.pool.endpoint import EndpointSpec, EngineState, ServedModels
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
@@ -263,3 +264,43 @@ def test_an_adapter_that_the_engine_lists_as_loaded_is_known() -> None:
     assert [fleet.send(request((str(k), 40), model="tuned"), 5.0 * k).endpoint.spec.name for k in range(4)] == [
         "e2"
     ] * 4
+
+
+def test_a_model_goes_only_to_the_engines_that_list_it() -> None:
+    """An engine without the adapter answers 404. Engines whose list is not known are taken to serve it."""
+    fleet = Fleet(4)
+    for name in fleet.probes:
+        fleet.page(name, vllm(), 0.0)
+        if name != "e3":
+            tuned = frozenset({"tuned"}) if name == "e1" else frozenset()
+            fleet.pool.serves(fleet.pool.endpoints[f"ns/{name}"], ServedModels(frozenset({"m"}) | tuned, tuned), 0.0)
+
+    def picked(model: str, count: int = 60) -> set[str]:
+        sends = (fleet.send(request((f"{model}{k}", 400), model=model), 0.1) for k in range(count))
+        return {decision.endpoint.spec.name for decision in sends}
+
+    assert picked("tuned", 4) == {"e1", "e3"}
+    assert picked("m") == {"e0", "e1", "e2", "e3"}
+    assert picked("listed by nobody") == {"e0", "e1", "e2", "e3"}
+    fleet.pool.unreachable(fleet.pool.endpoints["ns/e1"], 0.2)
+    fleet.pool.unreachable(fleet.pool.endpoints["ns/e3"], 0.2)
+    assert picked("tuned") == {"e1", "e3"}, "the others would answer 404 for certain"
+
+
+def test_a_new_cache_generation_forgets_what_was_cached() -> None:
+    fleet = Fleet(1)
+    fleet.page("e0", vllm(), 0.0)
+    fleet.send(request(("s", 5000)), 0.1)
+    spec = fleet.pool.endpoints["ns/e0"].spec
+    fleet.pool.upsert(dataclasses.replace(spec, cache_generation="2"), 0.2)
+    assert fleet.send(request(("s", 5000)), 0.3).cached_tokens == 0.0
+    fleet.pool.upsert(dataclasses.replace(spec, cache_generation="2"), 0.4)
+    assert fleet.send(request(("s", 5000)), 0.5).cached_tokens > 4900
+
+
+def test_a_page_whose_names_have_another_beginning() -> None:
+    """Ray Serve LLM."""
+    body = vllm(waiting=3, requests=10, tokens=1000).replace("vllm:", "ray_vllm:")
+    state = Probe(DIALECTS["vllm"].renamed("ray_vllm:"), "/metrics").answer(200, body.encode(), 0.0)
+    assert isinstance(state, EngineState)
+    assert (state.waiting, state.capacity_tokens, state.prefix_queries_total) == (3, 960_000, 1000.0)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.endpoint import ROLE_LABELS, EndpointSpec
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
 from warmroute.yaml_file import shown, summary
@@ -58,6 +58,9 @@ class EndpointEntry(_Entry):
     address: Annotated[Text, AfterValidator(_address)]
     port: Annotated[int, Field(ge=1, le=65535)]
     labels: dict[Text, Text] = {}
+    role: Literal["decode", "prefill", "encode", "both"] | None = None
+    """As the label llm-d.ai/role."""
+    cache_generation: Text = ""
 
 
 class ModelTargetEntry(_Entry):
@@ -82,9 +85,17 @@ class EndpointsFile(_Entry):
     models: list[ModelEntry] = []
 
     def specs(self) -> list[EndpointSpec]:
-        """The endpoints for the pool."""
+        """All endpoints, in the file's order."""
         return [
-            EndpointSpec(e.namespace, e.name, address=e.address, port=e.port, labels=e.labels) for e in self.endpoints
+            EndpointSpec(
+                e.namespace,
+                e.name,
+                address=e.address,
+                port=e.port,
+                labels=e.labels if e.role is None else {**e.labels, ROLE_LABELS[0]: e.role},
+                cache_generation=e.cache_generation,
+            )
+            for e in self.endpoints
         ]
 
     def model_table(self) -> list[Model]:
@@ -247,6 +258,6 @@ class FileDiscovery:
             raise ConfigurationError(f"the endpoints file {self._path}: {error}") from error
 
     def _apply(self, content: bytes, file: EndpointsFile) -> None:
-        self._pool.replace(file.specs(), self._clock())
+        self._pool.replace((spec for spec in file.specs() if spec.answers_clients), self._clock())
         self._pool.models.replace(file.model_table())
         self._applied = content

@@ -15,7 +15,7 @@ Sources:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -150,8 +150,39 @@ class Dialect:
     """HTTP responses to POST requests with a status of 500 to 599."""
     adapters: AdapterInfo | None = field(default=None, metadata={"kind": Kind.GAUGE})
     """LoRA adapters in use."""
+    prefix: str = ""
+    """Beginning of the engine's own metric names."""
+    models_path: str | None = "/v1/models"
+    """Path of the list of models that the engine serves; None if it has none."""
     path: str = "/metrics"
     """Path of the metrics page unless one is configured."""
+
+    def renamed(self, prefix: str) -> Dialect:
+        """The dialect of an engine whose metric names begin with ``prefix`` in place of :attr:`prefix`.
+
+        Ray Serve exports vLLM's metrics as ``ray_vllm:...`` (later releases: ``ray_vllm_...``).
+        """
+
+        def renamed(name: str) -> str:
+            return prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
+
+        def series(value: Series) -> Series:
+            return replace(value, name=renamed(value.name))
+
+        def figure(value: Series | Capacity) -> Series | Capacity:
+            if isinstance(value, Series):
+                return series(value)
+            return Capacity(series(value.count), None if value.size is None else series(value.size))
+
+        changes: dict[str, Any] = {
+            name: tuple(map(figure, value))
+            for name in _fields(*Kind)
+            if isinstance(value := getattr(self, name), tuple)
+        }
+        if self.adapters is not None:
+            info = self.adapters
+            changes["adapters"] = replace(info, name=renamed(info.name), loaded=renamed(info.loaded))
+        return replace(self, **changes, prefix=prefix)
 
     def changing_names(self) -> tuple[str, ...]:
         """Sample names that every scrape needs."""
@@ -240,6 +271,7 @@ VLLM = Dialect(
         adapter="adapter_name",
         on_gpu=(("level", "gpu"),),
     ),
+    prefix="vllm:",
 )
 
 SGLANG = Dialect(
@@ -268,6 +300,7 @@ SGLANG = Dialect(
     later_token_seconds=(Series("sglang:inter_token_latency_seconds_sum"),),
     prefix_queries=(Series("sglang:prompt_tokens_total"),),
     prefix_hits=(Series("sglang:cached_tokens_total"),),
+    prefix="sglang:",
 )
 
 TRTLLM_SERVE = Dialect(
@@ -282,6 +315,7 @@ TRTLLM_SERVE = Dialect(
     prefix_queries=(Series("trtllm_prompt_tokens_total"),),
     prefix_hits=(Series("trtllm_prompt_cached_tokens_total"),),
     path="/prometheus/metrics",
+    prefix="trtllm_",
 )
 
 TRITON_TENSORRT_LLM = Dialect(
@@ -296,6 +330,8 @@ TRITON_TENSORRT_LLM = Dialect(
     ),
     block_size=(Series(_TRITON_BLOCKS, where=(("kv_cache_block_type", "tokens_per"),)),),
     max_num_seqs=(Series(_TRITON_REQUESTS, where=(("request_type", "max"),)),),
+    prefix="nv_trt_llm_",
+    models_path=None,
 )
 
 DIALECTS: Mapping[str, Dialect] = {

@@ -11,11 +11,15 @@ import asyncio
 import os
 import re
 import ssl
+from math import inf
+from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from warmroute.errors import ScrapeError
+from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.settings import Settings
+from warmroute.token_file import read_token
 
 KEEP_ALIVE = 30.0
 """Seconds until an unused connection is closed: longer than the default interval between scrapes of an idle engine."""
@@ -25,6 +29,10 @@ MOST_INTERIM = 4
 """Responses with status 1xx before the final one. None is expected: they answer ``Expect``, which is not sent."""
 MOST_CHUNKS = 4_096
 """Chunks of a chunked body. A page of 2 MiB in chunks of 512 bytes; servers send it in one or in chunks of 4 kB and more."""
+CONNECT_SHARE = 0.8
+"""Share of ``--metrics-timeout`` within which a connection must be established."""
+TOKEN_SECONDS = 30.0
+"""Seconds after which a token's file is read again: kubelets renew tokens in place."""
 READ_BYTES = 64 << 10
 """Bytes that a connection buffers before it stops reading from the socket (asyncio allows twice as many)."""
 
@@ -36,6 +44,10 @@ _LENGTH = re.compile(rb"[0-9]{1,12}")
 def reason(error: OSError) -> str:
     """The system's wording for an error of a connection; that of the event loops differs."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or type(error).__name__
+
+
+class NoConnectionError(OSError):
+    """The peer does not answer the attempt to connect: its machine or its network is gone, or its kernel is overloaded."""
 
 
 class PageFetcher:
@@ -50,11 +62,14 @@ class PageFetcher:
                 self._tls.check_hostname = False
                 self._tls.verify_mode = ssl.CERT_NONE
         self._idle: dict[tuple[str, int], _Connection] = {}
+        self._connect_seconds = CONNECT_SHARE * settings.metrics_timeout
+        self._token = _Token(settings.model_server_token_file)
 
     async def __call__(self, url: str) -> tuple[int, bytes]:
-        """Status and body of ``url``; redirects are not followed. The caller sets the deadline.
+        """Status and body of ``url``; redirects are not followed. The caller sets the deadline of the whole exchange.
 
-        Raises OSError if the peer cannot be reached or hangs up before its answer. Raises ScrapeError if its answer is not
+        Raises OSError if the peer cannot be reached or hangs up before its answer, NoConnectionError if it does not answer
+        the attempt to connect. Raises ScrapeError if its answer is not
         HTTP, its certificate is not trusted or its page is larger than ``--max-metrics-bytes``.
         """
         parts = urlsplit(url)
@@ -63,7 +78,7 @@ class PageFetcher:
         request = (
             f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/plain\r\n"
             # The whole page costs the engine less without compression, and the network is near.
-            "Accept-Encoding: identity\r\n\r\n"
+            f"Accept-Encoding: identity\r\n{self._token.header()}\r\n"
         ).encode()
         try:
             idle = self._idle.pop((host, port), None)
@@ -84,7 +99,11 @@ class PageFetcher:
         await asyncio.sleep(0)  # the event loop closes aborted sockets in its next turn
 
     async def _connect(self, host: str, port: int) -> _Connection:
-        return _Connection(*await asyncio.open_connection(host, port, ssl=self._tls, limit=READ_BYTES))
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                return _Connection(*await asyncio.open_connection(host, port, ssl=self._tls, limit=READ_BYTES))
+        except TimeoutError:
+            raise NoConnectionError(f"no connection within {self._connect_seconds:g} s") from None
 
     async def _exchange(self, connection: _Connection, key: tuple[str, int], request: bytes) -> tuple[int, bytes]:
         reusable = False
@@ -103,6 +122,25 @@ class PageFetcher:
                 connection.rest(self._idle, key)
             else:
                 connection.abort()
+
+
+class _Token:
+    """A bearer token in a file, or none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._header = ""
+        self._read_at = -inf
+
+    def header(self) -> str:
+        """The header line with its line end; empty without a token. Raises ScrapeError if the file cannot be used."""
+        if self._path is not None and monotonic() - self._read_at >= TOKEN_SECONDS:
+            try:
+                self._header = f"Authorization: Bearer {read_token(self._path)}\r\n"
+            except ConfigurationError as error:
+                raise ScrapeError(str(error)) from error
+            self._read_at = monotonic()
+        return self._header
 
 
 class _Connection:

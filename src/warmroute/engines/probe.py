@@ -2,7 +2,7 @@
 
 vLLM answers ``/metrics/?name[]=...`` (the slash matters) with those samples only: 1 kB rather than 50 kB or more. An engine
 without the filter answers with a redirect, an error, nothing or everything. Then the whole page is asked for until the
-engine restarts.
+engine restarts; after an error of the server (5xx), which may pass, for :data:`PLAIN_PAGES` pages.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from warmroute.engines.state_builder import StateBuilder
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import EngineState
 
+PLAIN_PAGES = 100
+"""Whole pages that are read before the filter is tried again, if it was answered with a status of 500 to 599."""
 MOST_IDLE_BYTES = 16 << 10
 """Size of an idle engine's page up to which it is kept to be compared with the next one. A filtered page has 1 to 3 kB; a
 whole page differs every time."""
@@ -51,6 +53,8 @@ class Probe:
     def forget(self) -> None:
         """The engine is a new process, or may be one: discard everything but the estimated speeds."""
         self._filtered = True
+        self._plain_pages: int | None = None
+        """Whole pages to read until the filter is tried again; None: until the engine restarts."""
         self._constants = Constants()
         self._figures: Figures | None = None
         self._lost = False
@@ -78,17 +82,22 @@ class Probe:
         """
         if self._idle_state is not None and body == self._idle_page and status == 200:
             return replace(self._idle_state, observed_at=asked_at)
-        if self._filtered and status < 500:
+        if self._filtered:
             try:
                 return self._read(status, body, asked_at)
             except ScrapeError:
                 self._filtered = False
+                self._plain_pages = PLAIN_PAGES if status >= 500 else None
                 return Again.UNFILTERED
         try:
-            return self._read(status, body, asked_at)
+            answer = self._read(status, body, asked_at)
         except ScrapeError:
             self._filtered = True
             raise
+        if self._plain_pages is not None and answer is not Again.RESTARTED:
+            self._plain_pages -= 1
+            self._filtered = self._plain_pages <= 0
+        return answer
 
     def _read(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:
         """The state of one page. Nothing changes unless the whole page can be read."""

@@ -7,10 +7,12 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from http import HTTPStatus
 from time import monotonic
 
 from warmroute.engines.dialects import DIALECTS, Dialect
-from warmroute.engines.fetch import PageFetcher, reason
+from warmroute.engines.fetch import NoConnectionError, PageFetcher, reason
+from warmroute.engines.models import read_models
 from warmroute.engines.probe import Again, Probe, StatusError
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EngineState
@@ -29,7 +31,14 @@ answer, however many hang."""
 BACKOFF = (0.5, 1.0, 2.0)
 """Seconds until an engine that does not answer is tried again; the last value repeats."""
 TIMEOUTS_ALLOWED = 1
-"""Consecutive timeouts after which an engine still counts as reachable. A long step of the engine may cause one."""
+"""Consecutive attempts to connect without an answer after which an engine still counts as reachable, and consecutive
+timeouts of an engine that has never answered. A long step of the engine may cause one."""
+LONGEST_SILENCE = 30.0
+"""Seconds without an answer, on connections that are accepted, after which an engine that answered before counts as
+unreachable. Its page may be slow while it serves: the API server answers between other work (tokenizing long prompts,
+loading an adapter), and collecting the metrics of many processes takes seconds. Meanwhile its figures age and cost more."""
+LONGEST_PATIENCE = 10.0
+"""Upper bound of the factor on ``--metrics-timeout`` for a slow page. It doubles with each timeout."""
 JITTER = 0.1
 """Share by which an interval varies, so that the scrapes of several engines do not synchronize."""
 READING_SHARE = 0.05
@@ -48,7 +57,10 @@ class ScrapeOutcome(StrEnum):
     OK = "ok"
     UNREACHABLE = "unreachable"
     """The connection was refused or broken."""
+    NO_CONNECTION = "no-connection"
+    """The attempt to connect got no answer."""
     TIMEOUT = "timeout"
+    """The engine accepted the connection and did not answer in time."""
     STATUS = "status"
     """The engine answered with another status than 200."""
     PAGE = "page"
@@ -61,10 +73,14 @@ class _Target:
     """One endpoint as the scraper sees it."""
 
     __slots__ = (
+        "answered_at",
         "due",
         "endpoint",
         "engine",
+        "models_due",
+        "models_url",
         "outcome",
+        "patience",
         "phased",
         "probe",
         "reading",
@@ -84,6 +100,12 @@ class _Target:
         self.outcome = ScrapeOutcome.OK
         self.silent = 0
         """Consecutive scrapes without an answer."""
+        self.answered_at: float | None = None
+        """When the engine answered last, with whatever status."""
+        self.patience = 1.0
+        """Factor on the timeout: above 1 for a page that took longer before."""
+        self.models_url: str | None = None
+        self.models_due = 0.0
         self.reading = 0.0
         """Seconds that reading the latest pages took."""
         self.taken_over = False
@@ -192,12 +214,19 @@ class Scraper(PoolListener):
         """Start again with the endpoint's present address and engine."""
         endpoint, settings = target.endpoint, self._settings
         dialect = self._dialect_of(endpoint)
+        if settings.model_server_metrics_prefix is not None:
+            dialect = dialect.renamed(settings.model_server_metrics_prefix)
         address, port = endpoint.spec.address, settings.model_server_metrics_port or endpoint.spec.port
         host = f"[{address}]" if ":" in address else address
+        scheme = settings.model_server_metrics_scheme
         target.engine = endpoint.engine
-        target.url = f"{settings.model_server_metrics_scheme}://{host}:{port}"
+        target.url = f"{scheme}://{host}:{port}"
         target.probe = Probe(dialect, settings.model_server_metrics_path or dialect.path)
-        target.silent = 0
+        target.silent, target.answered_at, target.patience = 0, None, 1.0
+        target.models_due, target.models_url = 0.0, None
+        if dialect.models_path is not None:
+            scheme = scheme if port == endpoint.spec.port else "http"
+            target.models_url = f"{scheme}://{host}:{endpoint.spec.port}{dialect.models_path}"
 
     def _dialect_of(self, endpoint: Endpoint) -> Dialect:
         dialect = DIALECTS.get(endpoint.engine)
@@ -240,7 +269,7 @@ class Scraper(PoolListener):
         due, silent_places = [], SILENT_CONCURRENCY
         for target in self._targets.values():
             if target.task is not None:
-                silent_places -= target.silent > 0
+                silent_places -= target.patience > 1 or target.silent > 0
             elif target.due <= now and target.endpoint.ready:
                 if self._owns(target.endpoint):
                     due.append(target)
@@ -249,7 +278,7 @@ class Scraper(PoolListener):
         for target in sorted(due, key=lambda target: target.due):
             if places <= 0:
                 return
-            if target.silent:
+            if target.patience > 1 or target.silent:
                 if silent_places <= 0:
                     continue
                 silent_places -= 1
@@ -262,6 +291,10 @@ class Scraper(PoolListener):
         asked_at = self._clock()
         target.reading = 0.0
         outcome, message = await self._outcome(target)
+        if outcome is ScrapeOutcome.OK:
+            if self._clock() - asked_at < self._settings.metrics_timeout:
+                target.patience = 1.0
+            await self._list_models(target)
         target.task = None
         pause = min(target.reading / READING_SHARE, self._settings.idle_metrics_interval)
         target.due = asked_at + max(self._settle(target, outcome), pause)
@@ -272,12 +305,14 @@ class Scraper(PoolListener):
 
     async def _outcome(self, target: _Target) -> tuple[ScrapeOutcome, str]:
         """Scrape the endpoint within one deadline. Returns how it ended, and why if it failed."""
-        seconds = self._settings.metrics_timeout
+        seconds = self._settings.metrics_timeout * target.patience
         try:
             async with asyncio.timeout(seconds):
                 await self._exchange(target)
         except TimeoutError:  # before OSError, of which it is a subclass
             return ScrapeOutcome.TIMEOUT, f"no answer within {seconds:g} s"
+        except NoConnectionError as error:
+            return ScrapeOutcome.NO_CONNECTION, str(error)
         except OSError as error:
             return ScrapeOutcome.UNREACHABLE, reason(error)
         except StatusError as error:
@@ -297,7 +332,7 @@ class Scraper(PoolListener):
             asked_at = self._clock()
             url = target.url + target.probe.query()
             status, body = await self._fetch(url)
-            began = self._clock()
+            began = target.answered_at = self._clock()
             try:
                 answer = target.probe.answer(status, body, asked_at)
             finally:
@@ -312,14 +347,33 @@ class Scraper(PoolListener):
                 return
         raise ScrapeError("the engine's pages contradict each other")
 
+    async def _list_models(self, target: _Target) -> None:
+        """Read the list of models that the engine serves, if it is time to. A list that cannot be had is unknown."""
+        settings, url = self._settings, target.models_url
+        if url is None or not settings.model_list_interval or target.models_due > self._clock():
+            return
+        assert self._fetch is not None
+        target.models_due = self._clock() + self._varied(settings.model_list_interval)
+        models = None
+        try:
+            async with asyncio.timeout(settings.metrics_timeout):
+                status, body = await self._fetch(url)
+            models = read_models(body) if status == HTTPStatus.OK else None
+        except (OSError, ScrapeError) as error:  # TimeoutError is an OSError
+            logger.debug("no list of models", extra={"fields": {"url": url, "error": str(error)}})
+            return
+        self._pool.serves(target.endpoint, models, self._clock())
+
     def _settle(self, target: _Target, outcome: ScrapeOutcome) -> float:
         """Update the endpoint's reachability in the pool. Returns the seconds until the next scrape."""
         settings, endpoint = self._settings, target.endpoint
-        if outcome in (ScrapeOutcome.UNREACHABLE, ScrapeOutcome.TIMEOUT):
+        if outcome in (ScrapeOutcome.UNREACHABLE, ScrapeOutcome.NO_CONNECTION, ScrapeOutcome.TIMEOUT):
             target.silent += 1
-            if outcome is ScrapeOutcome.UNREACHABLE or target.silent > TIMEOUTS_ALLOWED:
+            if self._is_lost(target, outcome):
                 target.probe.lost()
                 self._pool.unreachable(endpoint, self._clock())
+            if outcome is ScrapeOutcome.TIMEOUT:
+                target.patience = min(2 * target.patience, LONGEST_PATIENCE)
             return self._varied(BACKOFF[min(target.silent, len(BACKOFF)) - 1])
         target.silent = 0
         if outcome is not ScrapeOutcome.OK:
@@ -332,6 +386,14 @@ class Scraper(PoolListener):
             target.phased = True
             return interval * self._rng.random()
         return self._varied(interval)
+
+    def _is_lost(self, target: _Target, outcome: ScrapeOutcome) -> bool:
+        """Whether the engine is gone, rather than slow to answer."""
+        if outcome is ScrapeOutcome.UNREACHABLE:
+            return True
+        if outcome is ScrapeOutcome.TIMEOUT and target.answered_at is not None:
+            return self._clock() - target.answered_at > LONGEST_SILENCE
+        return target.silent > TIMEOUTS_ALLOWED
 
     def _varied(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - JITTER, 1 + JITTER)

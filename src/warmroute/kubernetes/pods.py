@@ -10,6 +10,8 @@ from warmroute.pool.endpoint import EndpointSpec
 
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
 """Annotations with the ports of the pool that a pod serves, separated by commas; the newer name comes first and wins."""
+CACHE_GENERATION = "warmroute/cache-generation"
+"""Annotation with any text; when it changes, the pod's engine has lost its KV cache, and what it held is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +39,29 @@ class Pod:
     active_ports: frozenset[int] | None
     """Ports of the pool that the pod serves; None: all."""
     containers: tuple[Container, ...]
+    cache_generation: str = ""
+    """The annotation :data:`CACHE_GENERATION`."""
 
     def endpoints(self, ports: Sequence[int]) -> Iterator[EndpointSpec]:
-        """One endpoint for each target port of the pool that the pod serves; none if the pod is not ready."""
+        """One endpoint for each target port of the pool that the pod serves.
+
+        None if the pod is not ready, or works for other pods only.
+        """
         if not self.ready or not self.address:
             return
         for name, port in zip(endpoint_names(self.name, ports), ports, strict=True):
             if self.active_ports is None or port in self.active_ports:
-                yield EndpointSpec(
+                spec = EndpointSpec(
                     self.namespace,
                     name,
                     address=self.address,
                     port=port,
                     labels=self.labels,
                     incarnation=self._incarnation(port),
+                    cache_generation=self.cache_generation,
                 )
+                if spec.answers_clients:
+                    yield spec
 
     def _incarnation(self, port: int) -> str:
         """Changes when the engine restarts: from the containers that declare the port, or all if none does."""
@@ -88,6 +98,7 @@ def read_pod(item: Object) -> Pod:
             )
             for container in status.get("containerStatuses") or ()
         ),
+        cache_generation=(metadata.get("annotations") or {}).get(CACHE_GENERATION, ""),
     )
 
 

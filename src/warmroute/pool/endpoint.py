@@ -11,6 +11,11 @@ from ipaddress import ip_address
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 """Pod labels that name the engine, the newer first."""
 
+ROLE_LABELS = ("llm-d.ai/role", "llmd.org/role")
+"""Pod labels that name what a pod does, the newer first (https://github.com/llm-d/llm-d-router/issues/35)."""
+ROLES_WITHOUT_CLIENTS = frozenset(("prefill", "encode", "encode-prefill"))
+"""Roles of pods that work for other pods. decode, both, prefill-decode and pods without a role answer clients."""
+
 MOST_REQUESTS = 100_000
 """Requests running, waiting, or allowed to run at once. vLLM's default ``max_num_seqs`` is at most 1,024 (EngineArgs)."""
 MOST_CAPACITY = 1_000_000_000
@@ -27,6 +32,10 @@ RATES = (1.0, 10_000_000.0)
 model, 8 times the 50,000 of one H100)."""
 MOST_ADAPTERS = 1_024
 """LoRA adapters in use, or that fit at once. vLLM's ``max_loras`` is 1 by default."""
+MOST_SERVED_MODELS = 4_096
+"""Models and adapters that one engine lists."""
+LONGEST_MODEL_NAME = 512
+"""Characters of a model's name."""
 LONGEST_ADDRESS = 64
 """Characters of the longest text that is read as an IP address; an IPv6 address with a zone has fewer."""
 
@@ -55,7 +64,8 @@ class EndpointSpec:
     """One endpoint as discovery lists it.
 
     ``address`` is an IPv4 or IPv6 address (no brackets), made canonical here; ``incarnation`` changes when the engine
-    behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown.
+    behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown. Any change of
+    ``cache_generation`` says that the engine has lost its KV cache and lives on.
     """
 
     namespace: str
@@ -64,6 +74,7 @@ class EndpointSpec:
     port: int
     labels: Mapping[str, str] = field(default_factory=dict)
     incarnation: str = ""
+    cache_generation: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", canonical_address(self.address))
@@ -77,6 +88,12 @@ class EndpointSpec:
     def target(self) -> str:
         """``address:port`` as Envoy wants it; see :func:`canonical_target`."""
         return canonical_target(self.address, self.port)
+
+    @property
+    def answers_clients(self) -> bool:
+        """Whether the labels give it a role in which it takes clients' requests. Discovery leaves out the others."""
+        role = next((self.labels[label] for label in ROLE_LABELS if label in self.labels), "")
+        return role.lower() not in ROLES_WITHOUT_CLIENTS
 
     @property
     def engine(self) -> str:
@@ -189,6 +206,16 @@ class EngineState:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModels:
+    """The models that an engine lists: it answers 404 for any other."""
+
+    names: frozenset[str]
+    """At most :data:`MOST_SERVED_MODELS`."""
+    adapters: frozenset[str] = frozenset()
+    """Those that are LoRA adapters of another one."""
+
+
 def _within(figure: float | None, least: float, most: float) -> bool:
     """Whether the figure is in the range, or None (not exported). NaN is not in it."""
     return figure is None or least <= figure <= most
@@ -210,7 +237,7 @@ class Health(Enum):
 class Endpoint:
     """A member of the pool. Its identity is the object; discovery and scrapes change it through the pool only."""
 
-    __slots__ = ("added_at", "engine", "gone_at", "health", "id", "reachable", "spec", "state", "target")
+    __slots__ = ("added_at", "engine", "gone_at", "health", "id", "models", "reachable", "spec", "state", "target")
 
     def __init__(self, spec: EndpointSpec, *, engine: str, now: float) -> None:
         self.spec = spec
@@ -225,6 +252,8 @@ class Endpoint:
         """False while the engine refuses connections or does not answer."""
         self.health = Health.HEALTHY
         self.state: EngineState | None = None
+        self.models: ServedModels | None = None
+        """What the engine serves; None if it is not known."""
 
     @property
     def ready(self) -> bool:

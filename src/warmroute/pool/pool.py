@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, ServedModels
 from warmroute.pool.models import ModelTable
 
 RETENTION = 60.0
@@ -82,6 +82,8 @@ class Pool:
         if replaced:
             endpoint.reachable = True
             self.restarted(endpoint, now)
+        elif old.cache_generation != spec.cache_generation:
+            self.cache_emptied(endpoint, now)
         self._changed(endpoint, now)
         return endpoint
 
@@ -142,14 +144,20 @@ class Pool:
         if not self._has(endpoint):
             return
         available_before = endpoint.available
-        endpoint.state = None
+        endpoint.state = endpoint.models = None
         for listener in self._listeners:
             listener.endpoint_restarted(endpoint, now)
         if endpoint.available != available_before:
             self._changed(endpoint, now)
 
+    def serves(self, endpoint: Endpoint, models: ServedModels | None, now: float) -> None:
+        """The engine lists these models; None: it has no list."""
+        if self._has(endpoint) and endpoint.models != models:
+            endpoint.models = models
+            self._changed(endpoint, now)
+
     def cache_emptied(self, endpoint: Endpoint, now: float) -> None:
-        """An operator says that the engine has lost its KV cache: its weights have changed, or it was reset."""
+        """Somebody says that the engine has lost its KV cache: its weights have changed, or its cache was reset."""
         if self._has(endpoint):
             for listener in self._listeners:
                 listener.endpoint_cache_emptied(endpoint, now)

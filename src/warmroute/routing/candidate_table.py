@@ -28,6 +28,7 @@ class CandidateTable:
         "_constants",
         "_last_observed",
         "_next_change",
+        "_partly_served",
         "_selections",
         "_soonest",
         "_unrestricted",
@@ -38,38 +39,49 @@ class CandidateTable:
         self.all = Candidates(Members(loads))
         """Every ready endpoint."""
         self._constants = constants
-        self._selections: OrderedDict[frozenset[str], tuple[Members, list[bool]] | None] = OrderedDict()
-        self._unrestricted = self._selection(None)
+        self._selections: OrderedDict[tuple[frozenset[str] | None, str], tuple[Members, list[bool]] | None] = (
+            OrderedDict()
+        )
+        self._partly_served = _partly_served(loads)
+        self._unrestricted = self._selection(None, "")
         self._next_change = [-inf] * len(loads)
         self._last_observed = max((load.observed_at for load in loads if load.observed_at is not None), default=-inf)
         self._soonest = -inf
         """No later than the earliest of ``_next_change``."""
         self.refresh(now)
 
-    def select(self, allowed: frozenset[str] | None) -> Candidates:
-        """The available endpoints, or all ready ones if none is available; of the ``allowed`` if that is not None.
+    def select(self, allowed: frozenset[str] | None, model: str) -> Candidates:
+        """The available endpoints, or all ready ones if none is available; of the ``allowed`` if that is not None, and of
+        those that serve ``model`` if some do and others do not.
 
         ``allowed`` holds canonical targets (``ip:port``, ``[v6]:port``), or addresses for any port. The members of each
         set are remembered, so that a set that comes again costs no more than a decision without one.
         """
-        selection = self._unrestricted if allowed is None else self._remembered(allowed)
+        model = model if model in self._partly_served else ""
+        selection = self._unrestricted if allowed is None and not model else self._remembered((allowed, model))
         return self.all if selection is None else self.all.only(*selection)
 
-    def _remembered(self, allowed: frozenset[str]) -> tuple[Members, list[bool]] | None:
-        if allowed in self._selections:
-            self._selections.move_to_end(allowed)
-            return self._selections[allowed]
-        selection = self._selections[allowed] = self._selection(allowed)
+    def _remembered(self, key: tuple[frozenset[str] | None, str]) -> tuple[Members, list[bool]] | None:
+        if key in self._selections:
+            self._selections.move_to_end(key)
+            return self._selections[key]
+        selection = self._selections[key] = self._selection(*key)
         if len(self._selections) > MOST_SELECTIONS:
             self._selections.popitem(last=False)
         return selection
 
-    def _selection(self, allowed: frozenset[str] | None) -> tuple[Members, list[bool]] | None:
+    def _selection(self, allowed: frozenset[str] | None, model: str) -> tuple[Members, list[bool]] | None:
         """The members to choose from and where they are; None: all."""
         endpoints = [load.endpoint for load in self.all.loads]
         ready = [
             allowed is None or endpoint.target in allowed or endpoint.spec.address in allowed for endpoint in endpoints
         ]
+        if model:
+            serving = [
+                chosen and (endpoint.models is None or model in endpoint.models.names)
+                for chosen, endpoint in zip(ready, endpoints, strict=True)
+            ]
+            ready = serving if any(serving) else ready
         available = [chosen and endpoint.available for chosen, endpoint in zip(ready, endpoints, strict=True)]
         selected = available if any(available) else ready
         return None if all(selected) else (Members(list(compress(self.all.loads, selected))), selected)
@@ -133,3 +145,9 @@ class CandidateTable:
         if load.observed_at is not None:
             return now - load.observed_at
         return now - min(load.began_at, self._last_observed) if self._last_observed > -inf else 0.0
+
+
+def _partly_served(loads: Sequence[EndpointLoad]) -> frozenset[str]:
+    """The models that some engines list and others do not. An engine whose list is unknown is taken to serve everything."""
+    lists = [load.endpoint.models.names for load in loads if load.endpoint.models is not None]
+    return frozenset().union(*lists).difference(frozenset.intersection(*lists)) if lists else frozenset()

@@ -121,8 +121,10 @@ class Router(PoolListener):
         self._table = None
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """It may have become available, or no longer be available."""
+        """It may have become available, or no longer be available, or serve other models."""
         self._table = None
+        if endpoint.models is not None:
+            self._know_adapters(endpoint.models.adapters)
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its KV cache and its queue are empty."""
@@ -148,10 +150,7 @@ class Router(PoolListener):
         if self._caches.observe(load, state, self._capacity(endpoint, load.cache_extent.factor)):
             logger.info("forgetting an endpoint's cached prompts", extra={"fields": {"endpoint": endpoint.id}})
             self._forget_cache(load)
-        for adapter in state.loaded_adapters:
-            self._known_adapters[adapter] = None
-            if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
-                self._known_adapters.popitem(last=False)
+        self._know_adapters(state.loaded_adapters)
         if now >= self._slowness_due:
             self._slowness_due = now + SLOWNESS_INTERVAL
             update_slowness(self._loads.values())
@@ -159,6 +158,12 @@ class Router(PoolListener):
                 self._table.update_all(now)
         else:
             self._update(load, now)
+
+    def _know_adapters(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._known_adapters[name] = None
+            if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
+                self._known_adapters.popitem(last=False)
 
     def _health_changed(self, endpoint: Endpoint, health: Health, evidence: Evidence | None, now: float) -> None:
         self._pool.set_health(endpoint, health, now)
@@ -237,7 +242,7 @@ class Router(PoolListener):
         self, request: InferenceRequest, now: float, allowed: frozenset[str] | None
     ) -> tuple[Decision, strategies.PickContext, Sequence[float]] | Rejection:
         """The decision, and the strategy's input and values. Nothing is counted yet."""
-        candidates = self._current_table(now).select(allowed)
+        candidates = self._current_table(now).select(allowed, request.model)
         rejection = self._reject(request, candidates, allowed)
         if rejection is not None:
             return rejection

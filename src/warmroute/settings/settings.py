@@ -125,6 +125,11 @@ class Settings(BaseModel):
         "`kubectl port-forward`.",
         group="Server",
     )
+    debug_token_file: OptionalPath = setting(
+        None,
+        "File with the bearer token that POST /debug/forget needs. Unset: nobody can make the picker forget a cache there.",
+        group="Server",
+    )
     debug_port: int = setting(9091, "Port of the debug pages. 0: any free port.", group="Server", ge=0, le=65535)
     secure_serving: bool = setting(
         True,
@@ -422,6 +427,24 @@ class Settings(BaseModel):
         "Path of the engines' metrics page. Unset: /prometheus/metrics for trtllm-serve, else /metrics.",
         group="Engine metrics",
         upstream=("modelServerMetricsPath",),
+    )
+    model_server_metrics_prefix: OptionalText = setting(
+        None,
+        "Beginning of the engines' metric names, in place of the engine's own (vllm:, sglang:, trtllm_, nv_trt_llm_). Ray "
+        "Serve: ray_vllm: or ray_vllm_.",
+        group="Engine metrics",
+    )
+    model_server_token_file: OptionalPath = setting(
+        None,
+        "File with the bearer token for the engines' metrics page and list of models. It is read again when it changes.",
+        group="Engine metrics",
+    )
+    model_list_interval: Seconds = setting(
+        10.0,
+        "Seconds between two reads of an engine's list of models (/v1/models), which says what it serves. 0: never.",
+        group="Engine metrics",
+        hot=True,
+        ge=0,
     )
     model_server_metrics_port: int = setting(
         0,

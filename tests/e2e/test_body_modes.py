@@ -383,3 +383,27 @@ async def test_an_upload_that_never_ends_gets_408(envoy: StartEnvoy, tmp_path: P
         finally:
             writer.close()
         await eventually(lambda: app.server.open_streams == 0)
+
+
+@pytest.mark.parametrize("mode", list(BodyMode))
+async def test_a_websocket_is_opened_and_passed_on_both_ways(envoy: StartEnvoy, tmp_path: Path, mode: BodyMode) -> None:
+    async with (
+        backends(3) as pods,
+        picker_app([pod.target for pod in pods], tmp_path) as app,
+        envoy(
+            pods, target(app), request_body_mode=mode, picking=Picking.ORIGINAL_DST, failure_mode_allow=False
+        ) as proxy,
+    ):
+        reader, writer = await connect(proxy.url)
+        head = {"host": "test", "connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        writer.write(encode_fields("GET /v1/realtime HTTP/1.1", head))
+        async with asyncio.timeout(60):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 101 "), answer
+            for data in (b"first", b"second"):
+                writer.write(data)
+                assert await reader.readexactly(len(data)) == data.upper()
+        if mode is not DUPLEX:
+            await eventually(lambda: app.server.open_streams == 0)
+        writer.close()
+        assert_arrived(await exchange(proxy.url, body=chat("Hello")), chat("Hello"))

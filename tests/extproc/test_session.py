@@ -172,6 +172,7 @@ def rejection(responses: list[ProcessingResponse]) -> tuple[int, str, dict[str, 
     immediate = reply.immediate_response
     sent = {o.header.key: o.header.raw_value.decode() for o in immediate.headers.set_headers}
     assert sent["content-type"] == "application/json"
+    assert sent["x-warmroute-dropped-reason"] == sent["x-llm-d-request-dropped-reason"]
     return immediate.status.code, sent["x-warmroute-dropped-reason"], json.loads(immediate.body)["error"] | sent
 
 
@@ -790,3 +791,80 @@ def test_every_order_is_answered_or_a_named_error(
     assert stream.session.closed
     assert all(load.open_responses == 0 for load in stream.router.loads)
     assert stream.budget.used == 0
+
+
+# ------------------------------------------------------------------------------------------------ two-way requests
+
+TWO_WAY: list[dict[str, Any]] = [
+    {"upgrade": "websocket", ":method": "GET"},
+    {":method": "CONNECT"},
+    {"content_type": "application/grpc"},
+    {"content_type": "application/grpc+proto"},
+]
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("mode", [NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL])
+@pytest.mark.parametrize("more", TWO_WAY, ids=str)
+def test_a_request_whose_body_may_not_end_is_answered_at_its_headers(
+    more: dict[str, Any], mode: BodySendMode, observed: bool
+) -> None:
+    stream = Stream(observe_responses=observed)
+    (reply,) = stream.headers(mode, path="/v1/realtime", **more)
+    assert destination(reply) in TARGETS
+    assert stream.session.closed
+
+
+@pytest.mark.parametrize("more", TWO_WAY, ids=str)
+def test_in_full_duplex_a_two_way_request_is_passed_on_chunk_by_chunk(more: dict[str, Any]) -> None:
+    stream = Stream()
+    (reply,) = stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED, path="/v1/realtime", **more)
+    assert destination(reply) in TARGETS
+    for data, end in ((b"one", False), (b"two", False)):
+        (back,) = stream.body(data, eos=end)
+        assert back.request_body.response.body_mutation.streamed_response.body == data
+        (down,) = stream.send(ProcessingRequest(response_body=HttpBody(body=data.upper())))
+        assert down.response_body.response.body_mutation.streamed_response.body == data.upper()
+    (back,) = stream.body(b"", eos=True)
+    assert back.request_body.response.body_mutation.streamed_response.end_of_stream
+    assert not stream.session.closed
+    assert not stream.session.awaits_client
+
+
+def test_an_offer_of_http_2_is_no_upgrade() -> None:
+    stream = Stream()
+    assert kinds(stream.headers(BUFFERED, upgrade="h2c")) == ["request_headers"]
+    assert destination(stream.body()[0]) in TARGETS
+
+
+# ------------------------------------------------------------------------------------------------ names of headers
+
+
+@pytest.mark.parametrize("kind", ["inference-objective", "inference-fairness-id", "model-name-rewrite"])
+def test_the_newer_name_of_a_control_header_wins(kind: str) -> None:
+    pairs: dict[str, Any] = {f"x-llm-d-{kind}": "new", f"x-gateway-{kind}": "old"}
+    names = {"inference-objective": headers.OBJECTIVES, "inference-fairness-id": headers.FAIRNESS_IDS}
+    found = names.get(kind, headers.MODEL_REWRITES)
+    assert next(pairs[name] for name in found if name in pairs) == "new"
+    stream = Stream()
+    stream.headers(BUFFERED, **pairs)
+    (reply,) = stream.body()
+    assert set(reply.request_body.response.header_mutation.remove_headers) >= set(pairs)
+    if kind == "model-name-rewrite":
+        assert json.loads(reply.request_body.response.body_mutation.body)["model"] == "new"
+
+
+def test_names_of_headers_have_no_case() -> None:
+    stream = Stream()
+    more: dict[str, Any] = {"X-LLM-D-Model-Name-Rewrite": "new", "Content-Type": "application/json"}
+    stream.headers(BUFFERED, **more)
+    (reply,) = stream.body()
+    assert json.loads(reply.request_body.response.body_mutation.body)["model"] == "new"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_chat_without_messages_gets_400(path: str) -> None:
+    stream = Stream()
+    stream.headers(BUFFERED, path=path)
+    (reply,) = stream.body(b'{"model": "m", "messages": []}')
+    assert reply.immediate_response.status.code == 400

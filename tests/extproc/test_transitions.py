@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -31,9 +32,17 @@ from warmroute.extproc.transitions import (
     next_state,
 )
 
-MESSAGES = {
+
+def two_way_headers() -> ProcessingRequest:
+    message = ProcessingRequest(request_headers=HttpHeaders())
+    message.request_headers.headers.headers.add(key="upgrade", raw_value=b"websocket")
+    return message
+
+
+MESSAGES: dict[Message, Callable[[], ProcessingRequest]] = {
     Message.HEADERS: lambda: ProcessingRequest(request_headers=HttpHeaders()),
     Message.HEADERS_END: lambda: ProcessingRequest(request_headers=HttpHeaders(end_of_stream=True)),
+    Message.HEADERS_TWO_WAY: two_way_headers,
     Message.BODY: lambda: ProcessingRequest(request_body=HttpBody(body=b"x")),
     Message.BODY_END: lambda: ProcessingRequest(request_body=HttpBody(body=b"x", end_of_stream=True)),
     Message.TRAILERS: lambda: ProcessingRequest(request_trailers=HttpTrailers()),
@@ -45,6 +54,7 @@ MESSAGES = {
 UNREACHABLE = {
     *product([State.BODY], [NONE, STREAMED]),
     *product([State.UPLOAD], [NONE, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED]),
+    *product([State.TWO_WAY], [NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL]),
     *product([State.SHADOWED], [BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED]),
 }
 """States that no stream of that body mode comes to."""
@@ -56,6 +66,8 @@ def stream_in(state: State, mode: BodySendMode) -> Stream:
     match state:
         case State.BODY | State.UPLOAD:
             stream.headers(mode)
+        case State.TWO_WAY:
+            stream.headers(mode, upgrade="websocket")
         case State.ANSWERED | State.CLOSED:
             stream.headers(mode, eos=True)
         case State.SHADOWED:
@@ -96,7 +108,7 @@ def test_a_closed_stream_takes_no_message() -> None:
 
 
 def test_every_state_can_be_left() -> None:
-    for state, mode in product((State.START, State.BODY, State.UPLOAD, State.ANSWERED), MODES):
+    for state, mode in product((State.START, State.BODY, State.UPLOAD, State.TWO_WAY, State.ANSWERED), MODES):
         if (state, mode) not in UNREACHABLE:
             assert [key for key in TRANSITIONS if key[:2] == (state, mode)]
 

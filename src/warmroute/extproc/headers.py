@@ -18,18 +18,19 @@ CACHED_SHARE = "cached_share"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
-DROPPED_REASON = "x-warmroute-dropped-reason"
-OBJECTIVES = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
+DROPPED_REASONS = ("x-warmroute-dropped-reason", "x-llm-d-request-dropped-reason")
+"""Response headers with the reason of a rejection: our own name and llm-d's."""
+OBJECTIVES = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 """Request headers that name the InferenceObjective; the first one present counts."""
-FAIRNESS_IDS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
+FAIRNESS_IDS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 """Request headers with the tenant or user for fairness; the first one present counts."""
-MODEL_REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
+MODEL_REWRITES = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 """Request headers with a model name that replaces the body's; the first one present counts."""
 MODEL_NAME = "x-gateway-model-name"
 """Request header with the body's model name, if the gateway routes by it (body-based routing)."""
 TRACEPARENT = "traceparent"
 """Request header with the W3C trace context (https://www.w3.org/TR/trace-context/#traceparent-header)."""
-CONSUMED = (*OBJECTIVES, *FAIRNESS_IDS, *MODEL_REWRITES)
+CONSUMED = (*sorted(OBJECTIVES), *sorted(FAIRNESS_IDS), *sorted(MODEL_REWRITES))
 """Request headers for the picker; they are removed before the request goes to the engine."""
 CONTROL = (DESTINATION, SERVED, SUBSET_KEY, *CONSUMED, MODEL_NAME)
 """Request headers that only a gateway may write; the shipped Envoy configurations remove them from clients' requests."""
@@ -47,7 +48,16 @@ MAX_VALUE = 4096
 
 _WANTED = frozenset(
     (
-        *(":path", ":status", "content-type", "content-length", "x-request-id"),
+        *(
+            ":method",
+            ":path",
+            ":status",
+            "content-type",
+            "content-length",
+            "content-encoding",
+            "upgrade",
+            "x-request-id",
+        ),
         *(TRACEPARENT, MODEL_NAME, TEST_SELECTION, *CONSUMED),
     )
 )
@@ -57,11 +67,11 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 def read(headers: HeaderMap) -> dict[str, str]:
     """The headers that the picker uses; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``.
 
-    Values are bounded (:data:`MAX_VALUE`), the request id is :func:`printable`.
+    Names are lower case. Values are bounded (:data:`MAX_VALUE`), the request id is :func:`printable`.
     """
     found = {}
     for header in headers.headers:
-        name = header.key  # each access copies the field
+        name = header.key.lower()
         if name in _WANTED:
             raw = header.raw_value
             value = raw.decode("utf-8", "replace") if raw else header.value
@@ -72,6 +82,19 @@ def read(headers: HeaderMap) -> dict[str, str]:
             else:
                 found.pop(name, None)  # of duplicates the last counts
     return found
+
+
+def is_two_way(known: dict[str, str]) -> bool:
+    """Whether the request's body may not end before its response begins: an upgrade (WebSocket), CONNECT, gRPC.
+
+    Proxies answer ``Upgrade: h2c`` themselves or drop it; the request after it is an ordinary one.
+    """
+    upgrade = known.get("upgrade")
+    return (
+        (upgrade is not None and upgrade.lower() != "h2c")
+        or known.get(":method") == "CONNECT"
+        or known.get("content-type", "").startswith("application/grpc")
+    )
 
 
 def printable(text: str, length: int) -> str:

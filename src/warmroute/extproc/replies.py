@@ -116,6 +116,13 @@ def streamed_request_body(body: bytes, *, end_of_stream: bool) -> Iterator[bytes
         yield ProcessingResponse(request_body=BodyResponse(response=common)).SerializeToString()
 
 
+def returned_chunk(body: bytes, *, end_of_stream: bool) -> bytes:
+    """A chunk of a request, returned unchanged in FULL_DUPLEX_STREAMED."""
+    chunk = StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
+    common = CommonResponse(body_mutation=BodyMutation(streamed_response=chunk))
+    return ProcessingResponse(request_body=BodyResponse(response=common)).SerializeToString()
+
+
 def streamed_response_body(body: bytes, *, end_of_stream: bool) -> bytes:
     """A response chunk, returned unchanged in FULL_DUPLEX_STREAMED."""
     chunk = StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
@@ -131,7 +138,8 @@ def served_in_headers(served: str) -> bytes:
 
 def reject(rejection: Rejection, path: str) -> bytes:
     """ImmediateResponse with the rejection's status, headers and JSON body."""
-    set_headers = [_set("content-type", "application/json"), _set(headers.DROPPED_REASON, rejection.reason)]
+    set_headers = [_set("content-type", "application/json")]
+    set_headers += [_set(name, rejection.reason) for name in headers.DROPPED_REASONS]
     if rejection.retry_after is not None:
         set_headers.append(_set("retry-after", str(rejection.retry_after)))
     return ProcessingResponse(

@@ -11,6 +11,9 @@ BUFFERED_PARTIAL       likewise, of a body that may be cut off
 FULL_DUPLEX_STREAMED   nothing until the body has ended (by flag or by trailers), then headers and the whole body back
 =====================  ===============================================================================
 
+The body of an upgrade, of CONNECT or of gRPC may not end before the response begins. Such a request gets its endpoint in the
+reply to the headers, whatever the mode.
+
 A request is answered in four steps, so that the owner can run the second one in a thread and measure the third::
 
     replies = session.receive(message, now)
@@ -35,7 +38,6 @@ from warmroute.extproc.ext_proc_pb2 import (
     NONE,
     BodySendMode,
     HttpBody,
-    HttpHeaders,
     Metadata,
     ProcessingRequest,
 )
@@ -210,10 +212,14 @@ class Session:
         if self.decision is None and message.HasField("metadata_context"):
             self._metadata = message.metadata_context
         end_of_stream = kind in _WITH_END and getattr(message, kind).end_of_stream
-        step = transition(self.state, self._request_mode, kind, end_of_stream=end_of_stream)
+        two_way = False
+        if kind == "request_headers":
+            self._headers = headers.read(message.request_headers.headers)
+            two_way = not end_of_stream and headers.is_two_way(self._headers)
+        step = transition(self.state, self._request_mode, kind, end_of_stream=end_of_stream, two_way=two_way)
         rejection = None
         if kind == "request_headers":
-            rejection = self._take_headers(message.request_headers, step.action)
+            rejection = self._take_headers(step.action)
         elif kind == "request_body":
             rejection = self._take_body(message.request_body, step.action)
         if rejection is not None:
@@ -337,9 +343,8 @@ class Session:
 
     # ---------------------------------------------------------------- taking the request in
 
-    def _take_headers(self, message: HttpHeaders, action: Action) -> Rejection | None:
-        self._headers = headers.read(message.headers)
-        if action is Action.PICK_AT_HEADERS:
+    def _take_headers(self, action: Action) -> Rejection | None:
+        if action in _AT_HEADERS:
             return None
         mode = self._request_mode
         self._stream_ends_with_response = mode != FULL_DUPLEX_STREAMED or self._response_mode == FULL_DUPLEX_STREAMED
@@ -355,7 +360,7 @@ class Session:
         return None
 
     def _take_body(self, message: HttpBody, action: Action) -> Rejection | None:
-        if action is Action.ACKNOWLEDGE_BODY or action is Action.IGNORE:
+        if action in _NOT_TAKEN:
             return None
         body = message.body  # each access copies the field
         self.body_bytes += len(body)
@@ -471,7 +476,7 @@ class Session:
             return [replies.destination_in_trailers(targets)]
         length = None if new_body is None else len(new_body)
         answers = [replies.destination_in_headers(targets, content_length=length, remove=consumed, echo=echo)]
-        if action is Action.PICK_AT_HEADERS:
+        if action in _AT_HEADERS:
             return answers
         body = self._body if new_body is None else new_body
         trailers = action is Action.PICK_AND_RETURN_ALL
@@ -488,6 +493,9 @@ class Session:
                 return [replies.CONTINUE_REQUEST_HEADERS]
             case Action.ACKNOWLEDGE_BODY:
                 return [replies.CONTINUE_REQUEST_BODY]
+            case Action.RETURN_CHUNK:
+                sent = message.request_body
+                return [replies.returned_chunk(sent.body, end_of_stream=sent.end_of_stream)]
             case Action.ACKNOWLEDGE_TRAILERS:
                 return [replies.CONTINUE_REQUEST_TRAILERS]
             case Action.READ_RESPONSE_HEADERS:
@@ -522,3 +530,7 @@ class Session:
 
 _WITH_END = frozenset(("request_headers", "request_body"))
 """Messages whose flag ``end_of_stream`` matters."""
+_AT_HEADERS = frozenset((Action.PICK_AT_HEADERS, Action.PICK_AND_LEAVE))
+"""Actions that name the endpoint without a body."""
+_NOT_TAKEN = frozenset((Action.ACKNOWLEDGE_BODY, Action.RETURN_CHUNK, Action.IGNORE))
+"""Actions on a chunk that is not kept."""

@@ -37,6 +37,8 @@ class State(IntEnum):
     """The endpoint is named; the client still sends the body (STREAMED)."""
     ANSWERED = auto()
     """The request is complete and answered; messages about the response may follow."""
+    TWO_WAY = auto()
+    """The endpoint is named; request and response go on at once (FULL_DUPLEX_STREAMED)."""
     SHADOWED = auto()
     """Envoy runs in observability mode and takes no answers."""
     CLOSED = auto()
@@ -48,6 +50,8 @@ class Message(IntEnum):
 
     HEADERS = auto()
     HEADERS_END = auto()
+    HEADERS_TWO_WAY = auto()
+    """Headers of a request whose body may not end before the response begins: an upgrade, CONNECT, gRPC."""
     BODY = auto()
     BODY_END = auto()
     TRAILERS = auto()
@@ -63,12 +67,14 @@ class Action(Enum):
     HOLD = "reply nothing yet"
     COLLECT = "keep the chunk, reply nothing yet"
     PICK_AT_HEADERS = "pick without a prompt; name the endpoint in the reply to the headers"
+    PICK_AND_LEAVE = "pick without a prompt; name the endpoint in the reply to the headers, end the stream"
     PICK_AT_BODY = "read the prompt, pick; name the endpoint in the reply to the body"
     PICK_AT_TRAILERS = "pick without a prompt; name the endpoint in metadata"
     PICK_AND_RETURN_BODY = "read the prompt, pick; name the endpoint in the reply to the headers, return the body"
     PICK_AND_RETURN_ALL = "read the prompt, pick; name the endpoint, return the body, acknowledge the trailers"
     ACKNOWLEDGE_BODY = "acknowledge the chunk"
     ACKNOWLEDGE_TRAILERS = "acknowledge the trailers"
+    RETURN_CHUNK = "return the chunk"
     IGNORE = "ignore"
     READ_RESPONSE_HEADERS = "read the status, acknowledge"
     PASS_RESPONSE_BODY = "acknowledge, or return the chunk where Envoy needs it back"
@@ -78,6 +84,7 @@ class Action(Enum):
 PICKS = frozenset(
     (
         Action.PICK_AT_HEADERS,
+        Action.PICK_AND_LEAVE,
         Action.PICK_AT_BODY,
         Action.PICK_AT_TRAILERS,
         Action.PICK_AND_RETURN_BODY,
@@ -113,7 +120,7 @@ AWAITING_CLIENT = frozenset((State.START, State.BODY, State.UPLOAD))
 
 def next_state(transition: Transition, *, needs_response: bool) -> State:
     """The state after ``transition``; ``needs_response``: the stream must stay open until the response has ended."""
-    if transition.state is State.CLOSED and needs_response:
+    if transition.state is State.CLOSED and needs_response and transition.action is not Action.PICK_AND_LEAVE:
         return State.ANSWERED
     return transition.state
 
@@ -128,9 +135,12 @@ _KINDS = {
 }
 
 
-def transition(state: State, mode: BodySendMode, kind: str, *, end_of_stream: bool) -> Transition:
+def transition(
+    state: State, mode: BodySendMode, kind: str, *, end_of_stream: bool, two_way: bool = False
+) -> Transition:
     """The transition for a message of ``kind`` (the name of its field). Raises :class:`UnexpectedMessageError`."""
-    found = TRANSITIONS.get((state, mode, _KINDS[kind][end_of_stream]))
+    message = Message.HEADERS_TWO_WAY if two_way else _KINDS[kind][end_of_stream]
+    found = TRANSITIONS.get((state, mode, message))
     if found is None:
         raise UnexpectedMessageError(kind, state)
     return found
@@ -147,10 +157,15 @@ def _table() -> dict[tuple[State, BodySendMode, Message], Transition]:
                 table[state, mode, message] = Transition(action, to, action in PICKS)
 
     start, body, upload, answered = (State.START,), (State.BODY,), (State.UPLOAD,), (State.ANSWERED,)
+    two_way = (State.TWO_WAY,)
     buffered, duplex = (BUFFERED, BUFFERED_PARTIAL), (FULL_DUPLEX_STREAMED,)
     unseen = (NONE, STREAMED)
 
     on(start, MODES, Message.HEADERS_END, Action.PICK_AT_HEADERS, State.CLOSED)
+    # A body that is held until it ends would hold such a request for ever. Ending the stream lets Envoy pass everything on;
+    # in FULL_DUPLEX_STREAMED it would lose what it has sent and not got back.
+    on(start, unseen + buffered, Message.HEADERS_TWO_WAY, Action.PICK_AND_LEAVE, State.CLOSED)
+    on(start, duplex, Message.HEADERS_TWO_WAY, Action.PICK_AT_HEADERS, State.TWO_WAY)
     on(start, (NONE,), Message.HEADERS, Action.PICK_AT_HEADERS, State.CLOSED)
     on(start, (STREAMED,), Message.HEADERS, Action.PICK_AT_HEADERS, State.UPLOAD)
     on(start, buffered, Message.HEADERS, Action.ACKNOWLEDGE_HEADERS, State.BODY)
@@ -169,6 +184,10 @@ def _table() -> dict[tuple[State, BodySendMode, Message], Transition]:
     on(upload, (STREAMED,), Message.BODY_END, Action.ACKNOWLEDGE_BODY, State.CLOSED)
     on(upload, (STREAMED,), Message.TRAILERS, Action.ACKNOWLEDGE_TRAILERS, State.CLOSED)
 
+    for message in (Message.BODY, Message.BODY_END):
+        on(two_way, duplex, message, Action.RETURN_CHUNK, State.TWO_WAY)
+    on(two_way, duplex, Message.TRAILERS, Action.ACKNOWLEDGE_TRAILERS, State.TWO_WAY)
+
     on(answered, unseen + buffered, Message.BODY, Action.ACKNOWLEDGE_BODY, State.ANSWERED)
     on(answered, unseen + buffered, Message.BODY_END, Action.ACKNOWLEDGE_BODY, State.CLOSED)
     for message in (Message.BODY, Message.BODY_END):  # some Envoys send end_of_stream twice
@@ -184,6 +203,7 @@ def _table() -> dict[tuple[State, BodySendMode, Message], Transition]:
         on(start + answered, MODES, message, action, State.ANSWERED)
         on(body, buffered + duplex, message, action, State.ANSWERED)
         on(upload, (STREAMED,), message, action, State.ANSWERED)
+        on(two_way, duplex, message, action, State.TWO_WAY)
     return table
 
 

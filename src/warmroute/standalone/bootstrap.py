@@ -133,6 +133,7 @@ def _listener(config: ProxyConfig, name: str, port: int, cluster: str, filters: 
         },
         "always_set_request_id_in_response": config.name_endpoint,
         "access_log": _access_log(config),
+        "upgrade_configs": [{"upgrade_type": "websocket"}],  # realtime APIs
         "http_filters": [*filters, _extension("envoy.filters.http.router", "filters.http.router.v3.Router", {})],
     }
     return {

@@ -57,7 +57,7 @@ class ProxyConfig:
     retries: int = 2
 
     request_timeout: float = 60.0
-    """Time for a request to arrive whole, until the response begins: slow uploads and idle CONNECT get 408. Answers may
+    """Time for a request to arrive whole, until the response begins: slow uploads get 408. Answers may
     take any time."""
     request_headers_timeout: float = 10.0
     """Time for a request's headers to arrive; the client gets 408."""

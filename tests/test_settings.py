@@ -10,6 +10,8 @@ import pytest
 from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings, changed, load
 from warmroute.settings.durations import seconds
+from warmroute.settings.go_flags import translated
+from warmroute.settings.sources import mistyped_variables
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
@@ -110,3 +112,15 @@ def test_a_file_may_say_off(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("shedding: off\n")
     assert load({}, environ={}, settings_file=file).shedding == "off"
+
+
+def test_retired_settings_are_ignored_wherever_they_are_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags, warnings = translated(["--cost-kv", "3", "--costSlots=1", "--port=9"])
+    assert flags == ["--port", "9"]
+    assert warnings == [f"--{name} has no meaning any more and is ignored" for name in ("cost-kv", "cost-slots")]
+    file = tmp_path / "settings.yaml"
+    file.write_text("cost-kv: 20\ncost_decode: 7\n")
+    assert load({}, environ={"WARMROUTE_COST_SLOTS": "2"}, settings_file=file).cost_decode == 7
+    assert "cost_kv has no meaning any more" in caplog.text
+    (warning,) = mistyped_variables({"WARMROUTE_COST_SLOTS": "2"})
+    assert "WARMROUTE_COST_SLOTS has no meaning any more" in warning

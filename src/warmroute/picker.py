@@ -83,8 +83,6 @@ def routing_constants(settings: Settings) -> RoutingConstants:
                 running=settings.cost_running,
                 decode=settings.cost_decode,
                 balance=settings.cost_balance,
-                slots=settings.cost_slots,
-                kv=settings.cost_kv,
                 adapter=settings.cost_adapter,
                 stale=settings.cost_stale,
             ),

@@ -37,33 +37,10 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
     idle.observe(engine_state(1.0), CONSTANTS)
     idle.holder = 4
     table = CandidateTable([busy, idle], CONSTANTS, 1.0)
-
-    def difference(cached_tokens: float) -> float:
-        cached = CachedTokens(cached_tokens, {})
-        request = table.all.request_factors(1000.0, cached, 1.0, CONSTANTS.cost)
-        assert request.balance_weight == pytest.approx(1 / 1000 / (3 + 3))
-        costs = table.all.costs(request, cached)
-        return costs[0] - costs[1]
-
-    assert 1000 * difference(0) == pytest.approx(1000 * 6 / 6 + 6 * 20)
-    assert 1000 * difference(1000) == pytest.approx(1000 * 6 / 6 / 4 + 6 * 20)  # both hold it: no need to copy
-
-
-def test_the_least_in_flight_is_that_of_an_endpoint_that_holds_the_prompt() -> None:
-    loads = [make()[0] for _ in range(4)]
-    for holder, (load, running) in enumerate(zip(loads, (4, 3, 2, 1), strict=True)):
-        load.holder = holder
-        load.observe(engine_state(1.0, running=running), CONSTANTS)
-    table = CandidateTable(loads, CONSTANTS, 1.0)
-
-    def least(default: float, overrides: dict[int, float]) -> float:
-        return table.all.least_in_flight(CachedTokens(default, overrides))
-
-    assert least(0, {}) == 0  # nobody
-    assert least(100, {}) == 1
-    assert least(100, {3: 91}) == 1  # nearly as much
-    assert least(100, {3: 50}) == 2
-    assert least(100, {0: 1000, 1: 950}) == 3
+    request = table.all.request_factors(1000.0, 1.0)
+    assert request.mean_in_flight == 3
+    costs = table.all.costs(request, CachedTokens(0.0, {}), CONSTANTS.cost)
+    assert 1000 * (costs[0] - costs[1]) == pytest.approx(1000 * 6 / 6 + 6 * 20)
 
 
 def test_staleness_costs_more_with_age_and_is_bounded() -> None:
@@ -131,11 +108,10 @@ def test_a_refreshed_table_equals_a_new_one(events: list[tuple[int | None, float
             table.update(loads[k], now)
         table.refresh(now)
         fresh = CandidateTable(loads, CONSTANTS, now)
-        assert (table.all.waiting, table.all.total, table.all.in_flight) == (
+        assert (table.all.waiting, table.all.running, table.all.total) == (
             fresh.all.waiting,
+            fresh.all.running,
             fresh.all.total,
-            fresh.all.in_flight,
         )
-        assert table.all.least_waiting == min(fresh.all.waiting)
         for position in range(4):
             assert table.all.pending(position, now) == pytest.approx(fresh.all.pending(position, now), abs=1e-6)

@@ -14,16 +14,13 @@ from warmroute.pool.work import prefill_work
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidates import Candidates, Members
 from warmroute.routing.cost import (
-    BALANCE_TOKENS,
     CostTerms,
     EndpointFactors,
     RequestFactors,
     balance_weight,
     cost_terms,
     endpoint_factors,
-    eviction_price,
-    saturation_weights,
-    slots_excess,
+    time_to_first_token,
 )
 from warmroute.routing.endpoint_load import EndpointLoad
 
@@ -42,19 +39,14 @@ def factors(**changes: Any) -> EndpointFactors:
         "pending_rate": 0.0,
         "kv_usage": 0.0,
         "cache_fill": 1.0,
-        "hit_rate": 1.0,
-        "max_num_seqs": 256,
         "stale_seconds": 0.0,
     }
     return endpoint_factors(CONSTANTS, **(idle | changes))
 
 
-def request(
-    prompt_tokens: float, *, mean_in_flight: float = 0.0, delay_weight: float = 1.0, **changes: Any
-) -> RequestFactors:
-    """A request on a pool where nobody queues, but for ``changes``."""
-    weight = balance_weight(CONSTANTS, mean_in_flight, delay_weight, SECONDS_PER_TOKEN)
-    return RequestFactors(prompt_tokens, 1.0, delay_weight, weight, False, 0.0, NOW)._replace(**changes)
+def request(prompt_tokens: float, *, mean_in_flight: float = 0.0) -> RequestFactors:
+    """A request on a pool with that many requests in flight on each endpoint, on average."""
+    return RequestFactors(prompt_tokens, mean_in_flight, NOW)
 
 
 def candidates(endpoints: list[EndpointFactors]) -> Candidates:
@@ -64,7 +56,6 @@ def candidates(endpoints: list[EndpointFactors]) -> Candidates:
         for k in range(len(endpoints))
     ]
     result = Candidates(Members(loads))
-    result.seconds_per_token = SECONDS_PER_TOKEN
     for k, one in enumerate(endpoints):
         result.store(k, one, one.waiting + one.running, CONSTANTS)
     return result
@@ -79,8 +70,6 @@ anything = st.builds(
     pending_rate=st.floats(0, 1e5),
     kv_usage=st.floats(0, 1.5),
     cache_fill=st.floats(0, 1),
-    hit_rate=st.floats(0, 1),
-    max_num_seqs=st.integers(1, 300),
     stale_seconds=st.just(0.0) | st.floats(0, 60),
 )
 
@@ -97,11 +86,11 @@ def test_a_decision_prices_every_candidate_as_the_formula_does(
     columns = candidates(endpoints)
     overrides = {k: share * (prompt_tokens - 1) for k, share in shares.items() if k < len(endpoints) - 1}
     cached = CachedTokens(default * (prompt_tokens - 1), overrides)
-    one = columns.request_factors(prompt_tokens, cached, NOW, CONSTANTS)
+    one = columns.request_factors(prompt_tokens, NOW)
     expected = [
         cost_terms(CONSTANTS, endpoint, one, cached_tokens=cached.at(k)) for k, endpoint in enumerate(endpoints)
     ]
-    for cost, terms in zip(columns.costs(one, cached), expected, strict=True):
+    for cost, terms in zip(columns.costs(one, cached, CONSTANTS), expected, strict=True):
         assert cost == pytest.approx(terms.total, rel=1e-6, abs=1e-6 * sum(map(abs, terms)) + 1e-6)
 
 
@@ -115,76 +104,49 @@ def test_a_part_of_the_candidates_is_priced_as_if_there_were_no_others(
     part = columns.only(members, selected)
     alone = candidates([endpoint for endpoint, chosen in zip(endpoints, selected, strict=True) if chosen])
     cached = CachedTokens(100.0, {0: 900.0})
-    one = part.request_factors(1000.0, cached, NOW, CONSTANTS)
-    assert one == alone.request_factors(1000.0, cached, NOW, CONSTANTS)
-    assert part.costs(one, cached) == alone.costs(one, cached)
+    one = part.request_factors(1000.0, NOW)
+    assert one == alone.request_factors(1000.0, NOW)
+    assert part.costs(one, cached, CONSTANTS) == alone.costs(one, cached, CONSTANTS)
 
 
 def test_the_worked_example() -> None:
     """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests."""
-    one = request(1000, mean_in_flight=9, queue_weight=0.5, delay_weight=0.5)
-    endpoint = factors(waiting=2.0, running=10.0, pending_at_zero=2000.0, kv_usage=0.5, cache_fill=0.5, hit_rate=0.4)
+    one = request(1000, mean_in_flight=9)
+    endpoint = factors(waiting=2.0, running=10.0, pending_at_zero=2000.0, kv_usage=0.5, cache_fill=0.5)
     terms = cost_terms(CONSTANTS, endpoint, one, cached_tokens=600)
-    uncached = prefill_work(1000) - prefill_work(600)
+    own = (prefill_work(1000) - prefill_work(600)) / 5000
     assert terms == pytest.approx(
         CostTerms(
-            wait=1000 / 5000,
-            prefill=uncached / 5000,
-            evict=uncached / 5000 * (0.05 + 0.95 * 0.5 * 0.4),
-            delay=uncached / 5000 * (0.5 * 2 + 10 * 0.15 * 0.5),
-            decode=200 / 5000,
-            balance=1000 / 5000 * 0.75 * 10 * (1 - 0.75 * 0.6) / (3 + 9),
-            slots=0,
-            kv=0,
+            wait=2000 / 5000,
+            prefill=own,
+            evict=own * CONSTANTS.eviction * 0.5,
+            delay=own * (2 + 0.15 * 10 * 0.5),
+            decode=10 * 20 / 5000,
+            balance=1000 / 5000 * 12 / (3 + 9),
             adapter=0,
             stale=0,
         )
     )
     assert terms.total == pytest.approx(sum(terms))
+    assert time_to_first_token(endpoint, one, cached_tokens=600) == pytest.approx(terms.wait + terms.prefill)
 
 
-def test_where_everybody_queues_waiting_counts_less() -> None:
-    assert saturation_weights(0) == (1, 1)
-    assert saturation_weights(1) == (0.8, pytest.approx(2 / 3))
-    assert saturation_weights(2) == (0.8, 0.5)
-    assert saturation_weights(100) == (0.8, pytest.approx(1 / 51))
+def test_the_terms_of_a_slow_endpoint_grow_with_its_slowness() -> None:
+    busy = {"waiting": 2.0, "running": 10.0, "pending_at_zero": 2000.0, "kv_usage": 0.5}
+    one = request(1000, mean_in_flight=12)
+    fast = cost_terms(CONSTANTS, factors(**busy), one, cached_tokens=0)
+    slow = cost_terms(CONSTANTS, factors(**busy, seconds_per_token=2 * SECONDS_PER_TOKEN), one, cached_tokens=0)
+    assert slow == pytest.approx(CostTerms(*(2 * term for term in fast)))
 
 
-def test_balance_weighs_long_prompts_like_shorter_ones_and_queues_by_half() -> None:
-    def balance(prompt_tokens: float, running: float) -> float:
-        one = request(prompt_tokens, mean_in_flight=5)
-        return cost_terms(CONSTANTS, factors(running=running), one, cached_tokens=0).balance
-
-    assert balance(4000, 8) == pytest.approx(4000 / 5000)
-    assert balance(8192, 8) == balance(100_000, 8) == pytest.approx(BALANCE_TOKENS / 5000)
-    assert balance(4000, 0) == 0
-    assert balance_weight(CONSTANTS, 5, 0.0, 1.0) == balance_weight(CONSTANTS, 5, 1.0, 1.0) / 2
+def test_an_equally_busy_pool_balances_nothing() -> None:
+    """The term is at most the prompt's prefill for an endpoint with the mean, and half of it at a mean of three."""
+    endpoint = factors(running=3.0)
+    half = cost_terms(CONSTANTS, endpoint, request(1000, mean_in_flight=3), cached_tokens=0).balance
+    assert half == pytest.approx(1000 / 5000 / 2)
+    assert balance_weight(CONSTANTS, 1e9) * 1e9 == pytest.approx(CONSTANTS.balance)
 
 
-@pytest.mark.parametrize(("most_waiting", "expected"), [(2, [3, 5]), (3, [3 + 1, 5 + 3])])
-def test_waiting_requests_are_balanced_if_more_than_two_wait_on_some_endpoint(
-    most_waiting: int, expected: list[float]
-) -> None:
-    columns = candidates([factors(waiting=1, running=3), factors(waiting=most_waiting, running=5)])
-    assert columns.in_flight == expected
-    one = columns.request_factors(1000.0, CachedTokens(0.0, {}), NOW, CONSTANTS)
-    balance = [cost_terms(CONSTANTS, each, one, cached_tokens=0).balance for each in columns.factors]
-    assert balance == pytest.approx([1000 * one.balance_weight * each for each in expected])
-
-
-def test_what_nobody_asks_for_again_may_be_evicted() -> None:
-    assert eviction_price(CONSTANTS, 1.0, 1.0) == 1
-    assert eviction_price(CONSTANTS, 1.0, 0.0) == eviction_price(CONSTANTS, 0.0, 1.0) == 0.05
-
-
-def test_the_slot_guard_grows_up_to_a_quarter_of_the_slots() -> None:
-    assert [slots_excess(running, 100) for running in (94, 95, 119, 120, 900)] == [0, 1, 25, 25, 25]
-
-
-def test_guards_act_beyond_their_thresholds() -> None:
-    endpoint = factors(running=100, max_num_seqs=100, kv_usage=0.95, stale_seconds=3)
-    terms = cost_terms(CONSTANTS, endpoint, request(1000), cached_tokens=0, adapter=CONSTANTS.adapter)
-    work = prefill_work(1000)
-    assert terms.slots == pytest.approx(work / 5000 * 6)
-    assert terms.kv == pytest.approx(20 * work / 5000 * 0.1)
+def test_adapters_and_old_metrics_cost_seconds() -> None:
+    terms = cost_terms(CONSTANTS, factors(stale_seconds=3), request(1000), cached_tokens=0, adapter=CONSTANTS.adapter)
     assert (terms.adapter, terms.stale) == (0.1, pytest.approx(0.15))

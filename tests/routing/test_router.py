@@ -100,7 +100,7 @@ def test_the_next_turn_goes_to_the_warm_endpoint() -> None:
 
 def test_a_decision_says_what_a_random_candidate_would_hold() -> None:
     fixture = Fixture(4)
-    decisions = [fixture.router.pick(prompt(LONG), 0.1 * k, allowed=only("0", "1", "2")) for k in range(3)]
+    decisions = [fixture.router.pick(prompt(LONG), float(k), allowed=only("0", "1", "2")) for k in range(3)]
     for decision, holders in zip(decisions, (0, 1, 1), strict=True):
         assert isinstance(decision, Decision)
         assert decision.random_cached_tokens == pytest.approx(holders / 3 * decision.cached_tokens)
@@ -139,25 +139,11 @@ def test_a_burst_of_identical_prompts_costs_a_busy_fleet_one_prefill() -> None:
 
 
 def test_a_burst_of_identical_prompts_wakes_an_idle_fleet() -> None:
-    """To compute the prompt takes as long as to wait for it, and afterwards all have it. But three may be one client's."""
+    """To compute the prompt takes as long as to wait for it, and afterwards all have it."""
     fixture = Fixture(4)
     chosen = [fixture.pick(prompt(LONG), 0.0) for _ in range(12)]
-    assert len(set(chosen[:3])) == 1
-    assert set(chosen[:6]) == {"0", "1", "2", "3"}
+    assert set(chosen[:4]) == {"0", "1", "2", "3"}
     assert Counter(chosen) == Counter({str(k): 3 for k in range(4)})
-
-
-def test_long_prompts_do_not_flee_from_many_that_wait() -> None:
-    """Two hundred short prompts wait here and two long ones there: nobody runs, so there is no lack of slots."""
-    fixture = Fixture(2, max_num_seqs=100)
-    for k in range(200):
-        fixture.pick(prompt(f"{k}: {LONG[:400]}"), 0.0, allowed=only("0"))
-    for k in range(2):
-        fixture.pick(prompt(f"{k}: {LONG * 3}"), 0.0, allowed=only("1"))
-    waiting = [fixture.router.load_of(load, 0.0)[0] for load in fixture.router.loads]
-    assert waiting == [200, 2]
-    last = fixture.decisions.newest_first()[0].explain(0.0, 10)
-    assert [endpoint["terms_ms"]["slots"] for endpoint in last["endpoints"]] == [0]
 
 
 def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
@@ -189,28 +175,20 @@ def test_a_full_kv_cache_is_avoided() -> None:
     fixture = Fixture(2)
     holder = fixture.pick(prompt(LONG), 0.0)
     fixture.scrape(10.0)
-    fixture.pool.observed(fixture.endpoint(holder), engine_state(10.0, kv_usage=1.0), 10.0)
+    fixture.pool.observed(fixture.endpoint(holder), engine_state(10.0, running=30, kv_usage=1.0), 10.0)
     assert fixture.pick(prompt(LONG), 10.0) != holder
 
 
-@pytest.mark.parametrize("turns", [1, 3])
-def test_a_new_conversation_goes_where_the_cache_has_room(turns: int) -> None:
-    """Not to the endpoint that has the shared system prompt and a cache full of conversations that go on.
-
-    But if nothing in that cache was ever asked for again, it may go: then the system prompt is worth more.
-    """
+def test_a_new_conversation_goes_where_the_cache_has_room() -> None:
+    """Not to the endpoint that has the shared system prompt and a cache full of other conversations."""
     fixture = Fixture(2, cache_tokens=20_000, cache_headroom=1.0)
     system = "Be kind. " * 40
     holder = fixture.pick(prompt(system), 0.0)
     for k in range(1, 4):
-        for turn in range(turns):
-            now = 10.0 * k + turn
-            fixture.scrape(now)
-            said = ["and then?"] * turn
-            fixture.pick(prompt(system, f"{k}: {LONG}", *said), now, allowed=only(holder))
+        fixture.scrape(10.0 * k)
+        fixture.pick(prompt(system, f"{k}: {LONG}"), 10.0 * k, allowed=only(holder))
     fixture.scrape(100.0)
-    chosen = fixture.pick(prompt(system, f"new: {LONG}"), 100.0)
-    assert (chosen == holder) == (turns == 1)
+    assert fixture.pick(prompt(system, f"new: {LONG}"), 100.0) != holder
 
 
 def test_a_restarted_endpoint_is_cold() -> None:

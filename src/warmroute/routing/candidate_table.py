@@ -120,18 +120,15 @@ class CandidateTable:
             stale_seconds, until = min(stale_seconds, STALE_CAP), min(until, now + 1.0)
         self._next_change[k] = until
         self._soonest = min(self._soonest, until)
-        self.all.seconds_per_token = pool_seconds_per_token = 1 / load.pool_speed(constants)
         factors = endpoint_factors(
             constants.cost,
             waiting=estimate.waiting,
             running=estimate.running,
-            seconds_per_token=load.slowness * pool_seconds_per_token,
+            seconds_per_token=load.slowness / load.pool_speed(constants),
             pending_at_zero=estimate.pending_at_zero,
             pending_rate=estimate.pending_rate,
             kv_usage=estimate.kv_usage,
             cache_fill=load.cache_fill,
-            hit_rate=load.hit_rate,
-            max_num_seqs=load.seqs_limit(constants),
             stale_seconds=stale_seconds,
         )
         self.all.store(k, factors, estimate.total, constants.cost)

@@ -1,38 +1,26 @@
-"""The cost of sending a request to an endpoint: the time that it adds for all requests, in prefill tokens.
+"""The cost of sending a request to an endpoint: the seconds that it adds for all requests.
 
 ::
 
-    cost = w*wait + own*(1 + E) + own*(v*waiting*W + running*R*usage) + t*decode*R
-        + balance*T*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2
-        + slots*t*n*min(S/4, max(0, R + 1 - 0.95*S)) + kv*t*n*max(0, usage - 0.85) + adapter + stale      [seconds]
+    cost = wait + own + own*EVICTION*fill + own*(WAITING*waiting + RUNNING*running*usage) + DECODE*running
+           + BALANCE*prompt*in_flight/(3 + mean in_flight) + adapter + stale
 
-============  ====================================================================================================
-``T``         seconds for a token of work at the pool's median prefill rate
-``t``         the same on the endpoint: ``T`` times its slowness
-``wait``      seconds until the endpoint has computed the prompts assigned to it
-``own``       ``t`` times the uncached work: ``n`` less the work of the ``min(cached, prompt - 1)`` tokens that it holds
-``n``         work of the prompt: its tokens, and their attention (:func:`~warmroute.pool.work.prefill_work`)
-``m``         prompt tokens, at most 8,192
-``W``         requests on the endpoint that wait for their first token
-``R``         requests on the endpoint that have their first token
-``C``         in-flight requests that are balanced: ``R``; ``R + W`` if more than two wait on some endpoint
-``s``         three quarters of the share of the prompt that the endpoint holds
-``least C``   least ``C`` of the endpoints that hold at least 0.9 of the most that any endpoint holds of the prompt
-``w``         ``1 / (1 + min W)`` over the candidates, at least 0.8
-``v``         ``1 / (1 + min W / 2)`` over the candidates
-``E``         price of a new token in the KV cache: ``eviction * (0.05 + 0.95*fill*h)``
-``fill``      share of the KV cache that holds prompts
-``h``         hit rate: EWMA of the cached share of the prompts sent to the endpoint
-``usage``     KV cache utilization, estimated between scrapes; at most 1, except for the KV guard
-``S``         ``max_num_seqs``: requests that the engine runs at once
-============  ====================================================================================================
+==============  ======================================================================================================
+``wait``        seconds until the endpoint has computed the prompts assigned to it
+``own``         seconds of computing the tokens of this prompt that it does not hold, at its speed
+``prompt``      seconds of computing the whole prompt, at its speed
+``waiting``     requests there without a first token
+``running``     requests there that have their first token
+``in_flight``   both; ``mean in_flight`` is over the candidates
+``fill``        share of its KV cache that holds prompts, by the prefix index
+``usage``       its KV cache utilization, estimated between scrapes, at most 1
+==============  ======================================================================================================
 
-Each term, what it models and when it acts: docs/cost.md. The formula stands here once, in two steps.
+Each term, what it models, when it acts and what breaks without it: docs/cost.md. The formula stands here once, in two steps.
 :func:`endpoint_factors` computes what does not depend on the request, when the endpoint's load changes.
 :func:`cost_terms` adds the request. The debug page and the tests use both. A decision adds the request for all
-endpoints in one pass over columns (:meth:`Candidates.costs <warmroute.routing.candidates.Candidates.costs>`): 12 us at 100
-endpoints, where 100 calls of :func:`cost_terms` take 250 us (timeit, CPython 3.11). A property test holds the two equal
-(tests/routing/test_cost.py).
+endpoints in one pass over columns (:meth:`Candidates.costs <warmroute.routing.candidates.Candidates.costs>`), which a
+property test holds equal (tests/routing/test_cost.py).
 """
 
 from __future__ import annotations
@@ -42,38 +30,9 @@ from typing import NamedTuple
 
 from warmroute.pool.work import prefill_work
 
-SLOTS_FROM = 0.95
-"""Share of ``max_num_seqs`` from which the slot guard acts."""
-SLOTS_CAP = 0.25
-"""Share of ``max_num_seqs`` up to which the slot guard grows; what is estimated to run beyond that is a queue."""
-KV_FROM = 0.85
-"""KV cache utilization from which the KV guard acts."""
-LEAST_QUEUE_WEIGHT = 0.8
-"""Lower bound of ``w``. Chosen with ``warmroute bench standings``, load 1.1: 1 costs a tenth more mean TTFT, and with
-0.65 the p99 differs by a fifth from seed to seed."""
-DELAY_HALVED_AT = 2.0
-"""``min W`` at which ``v`` is a half. Chosen with ``warmroute bench standings``, load 1.1: p99 of the TTFT a third
-lower."""
 BALANCE_FROM = 3.0
-"""Mean ``C`` at which the balance term counts half. On an almost idle pool a single running request must not drive the
-next turn of its own conversation away."""
-MOST_IGNORED_WAITING = 2
-"""Most waiting requests on any endpoint at which waiting requests are not balanced: one client that asks again at once
-finds its endpoint. Chosen with ``warmroute bench standings --scenario hot-prefix``: with more waiting, counting them
-spreads a hot prefix over a cold pool at once, and its p99 is up to half as high."""
-BALANCE_TOKENS = 8192
-"""Most prompt tokens that the balance term counts. Chosen with ``warmroute bench standings --scenario agents``: with
-the whole prompt the p99 is a fifth higher."""
-HOLDER_SHARE = 0.75
-"""Share of ``C`` of an endpoint that holds the prompt for which ``least C`` counts instead. Chosen with ``warmroute
-bench standings --scenario hot-prefix``: with 0 a dozen requests wait for the newest copy though other holders are idle;
-with 1 the load is uneven."""
-NEAR_BEST = 0.9
-"""Share of the most cached tokens of any endpoint from which on an endpoint counts as a holder for ``least C``."""
-EMPTY_SHARE = 0.05
-"""Share of the eviction price in an empty cache: the cache fills up later, and computing a prefix twice wastes time."""
-HIT_WINDOW = 0.25
-"""Prompt tokens over which the hit rate is averaged, as a share of the KV cache's capacity."""
+"""Mean in-flight requests at which the balance term counts half. On an almost idle pool a single running request must not
+drive the next turn of its own conversation away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +44,6 @@ class CostConstants:
     running: float
     decode: float
     balance: float
-    slots: float
-    kv: float
     adapter: float
     stale: float
 
@@ -95,22 +52,18 @@ class EndpointFactors(NamedTuple):
     """The factors of one endpoint in the cost of any request."""
 
     waiting: float
-    """``W``: requests without a first token."""
+    """Requests without a first token."""
     running: float
-    """``R``: requests that have their first token."""
+    """Requests that have their first token."""
     seconds_per_token: float
-    """``t``: seconds of prefill for each token of work."""
+    """Seconds of prefill for each token of work: the pool's median, times the endpoint's slowness."""
     wait_at_zero: float
     """``wait`` at monotonic time ``now`` is ``wait_at_zero - now * wait_rate`` seconds."""
     wait_rate: float
     eviction: float
-    """``E``."""
+    """``EVICTION*fill``: what a new token evicts, as a share of computing it."""
     kv_usage: float
-    """``usage``, at most 1."""
-    slots_guard: float
-    """Seconds of the slot guard for each token of ``n``."""
-    kv_guard: float
-    """Seconds of the KV guard for each token of ``n``."""
+    """KV cache utilization, at most 1."""
     stale: float
     """The term ``stale``, in seconds."""
 
@@ -118,22 +71,19 @@ class EndpointFactors(NamedTuple):
         """Seconds until the endpoint has computed the prompts assigned to it."""
         return self.wait_at_zero - now * self.wait_rate
 
+    @property
+    def in_flight(self) -> float:
+        """Requests on the endpoint."""
+        return self.waiting + self.running
+
 
 class RequestFactors(NamedTuple):
     """The factors of one request, and of the candidates as a whole, in its cost on any endpoint."""
 
     prompt_tokens: float
     """At least 1."""
-    queue_weight: float
-    """``w``."""
-    delay_weight: float
-    """``v``."""
-    balance_weight: float
-    """``balance*T/(3 + mean C)*(1 + v)/2``."""
-    waiting_counts: bool
-    """Whether ``C`` is ``R + W``."""
-    least_in_flight: float
-    """``least C``."""
+    mean_in_flight: float
+    """In-flight requests of a candidate, on average."""
     now: float
     """Monotonic seconds."""
 
@@ -142,21 +92,17 @@ class CostTerms(NamedTuple):
     """The cost of one request on one endpoint, split; all in seconds."""
 
     wait: float
-    """Waiting for the prompts assigned before: ``w*wait``."""
+    """Waiting for the prompts assigned before."""
     prefill: float
     """Computing what the endpoint does not hold of the prompt: ``own``."""
     evict: float
-    """Computing again what the new tokens evict: ``own*E``."""
+    """Computing again what the new tokens evict: ``own * EVICTION*fill``."""
     delay: float
-    """The delay of other requests by this prefill: ``own*(v*waiting*W + running*R*usage)``."""
+    """The delay of other requests by this prefill: ``own * (WAITING*waiting + RUNNING*running*usage)``."""
     decode: float
-    """Sharing steps with running requests: ``t*decode*R``."""
+    """Sharing steps with running requests: ``DECODE * running``."""
     balance: float
-    """In-flight requests: ``balance*T*m*((1 - s)*C + s*least C)/(3 + mean C)*(1 + v)/2``."""
-    slots: float
-    """The guard against more requests than the engine runs at once."""
-    kv: float
-    """The guard against a full KV cache."""
+    """Requests that come back to where they are in flight: ``BALANCE * prompt * in_flight / (3 + mean in_flight)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -178,8 +124,6 @@ def endpoint_factors(
     pending_rate: float,
     kv_usage: float,
     cache_fill: float,
-    hit_rate: float,
-    max_num_seqs: int,
     stale_seconds: float,
 ) -> EndpointFactors:
     """An endpoint's factors from its load. ``pending_*`` are in tokens of work."""
@@ -189,10 +133,8 @@ def endpoint_factors(
         seconds_per_token,
         seconds_per_token * pending_at_zero,
         seconds_per_token * pending_rate,
-        eviction_price(constants, cache_fill, hit_rate),
+        constants.eviction * cache_fill,
         min(1.0, kv_usage),
-        seconds_per_token * constants.slots * slots_excess(running, max_num_seqs),
-        seconds_per_token * constants.kv * max(0.0, kv_usage - KV_FROM),
         constants.stale * stale_seconds,
     )
 
@@ -206,23 +148,16 @@ def cost_terms(
     adapter: float = 0.0,
 ) -> CostTerms:
     """The cost of ``request`` on ``endpoint``, which holds ``cached_tokens`` of its prompt."""
-    waiting, running, seconds_per_token = endpoint.waiting, endpoint.running, endpoint.seconds_per_token
-    prompt_work = prefill_work(request.prompt_tokens)
-    own = seconds_per_token * (prompt_work - prefill_work(cached_tokens))
-    share = holder_share(request.prompt_tokens, cached_tokens)
-    in_flight = waiting + running if request.waiting_counts else running
-    balanced = (1 - share) * in_flight + share * request.least_in_flight
-    balanced_tokens = min(request.prompt_tokens, BALANCE_TOKENS)
-    delay = request.delay_weight * constants.waiting * waiting + constants.running * running * endpoint.kv_usage
+    seconds_per_token = endpoint.seconds_per_token
+    own = seconds_per_token * (prefill_work(request.prompt_tokens) - prefill_work(cached_tokens))
+    prompt = seconds_per_token * request.prompt_tokens
     return CostTerms(
-        wait=request.queue_weight * endpoint.wait(request.now),
+        wait=endpoint.wait(request.now),
         prefill=own,
         evict=own * endpoint.eviction,
-        delay=own * delay,
-        decode=seconds_per_token * constants.decode * running,
-        balance=request.balance_weight * balanced_tokens * balanced,
-        slots=prompt_work * endpoint.slots_guard,
-        kv=prompt_work * endpoint.kv_guard,
+        delay=own * (constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage),
+        decode=seconds_per_token * constants.decode * endpoint.running,
+        balance=prompt * balance_weight(constants, request.mean_in_flight) * endpoint.in_flight,
         adapter=adapter,
         stale=endpoint.stale,
     )
@@ -235,35 +170,6 @@ def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, c
     return max(0.0, endpoint.wait(request.now)) + endpoint.seconds_per_token * uncached_work
 
 
-def eviction_price(constants: CostConstants, cache_fill: float, hit_rate: float) -> float:
-    """``E``: the price of a new token in a cache of which the share ``cache_fill`` holds prompts."""
-    return constants.eviction * (EMPTY_SHARE + (1 - EMPTY_SHARE) * cache_fill * hit_rate)
-
-
-def slots_excess(running: float, max_num_seqs: int) -> float:
-    """Requests beyond those that the slot guard allows if one more comes to ``running``, at most a quarter of the
-    slots.
-
-    Waiting requests do not count: mostly they wait for prefill, which is in ``P``. Chosen with ``warmroute bench
-    standings --scenario long-among-short``, load 1.1: if they did, long prompts would leave endpoints with many short
-    requests for a few that they fill, and the p99 be a fifth higher.
-    """
-    return min(SLOTS_CAP * max_num_seqs, max(0.0, running + 1 - SLOTS_FROM * max_num_seqs))
-
-
-def saturation_weights(least_waiting: float) -> tuple[float, float]:
-    """``w`` and ``v`` if every candidate has at least ``least_waiting`` requests waiting."""
-    return max(LEAST_QUEUE_WEIGHT, 1 / (1 + least_waiting)), 1 / (1 + least_waiting / DELAY_HALVED_AT)
-
-
-def holder_share(prompt_tokens: float, cached_tokens: float) -> float:
-    """``s`` of an endpoint that holds ``cached_tokens`` of a prompt."""
-    return HOLDER_SHARE * cached_tokens / prompt_tokens
-
-
-def balance_weight(
-    constants: CostConstants, mean_in_flight: float, delay_weight: float, seconds_per_token: float
-) -> float:
-    """``balance*T/(3 + mean C)*(1 + v)/2``: the seconds that each in-flight request costs for each of the prompt's ``m``
-    tokens."""
-    return constants.balance * seconds_per_token * (1 + delay_weight) / 2 / (BALANCE_FROM + mean_in_flight)
+def balance_weight(constants: CostConstants, mean_in_flight: float) -> float:
+    """``BALANCE/(3 + mean in_flight)``: the share of the prompt that each in-flight request costs."""
+    return constants.balance / (BALANCE_FROM + mean_in_flight)

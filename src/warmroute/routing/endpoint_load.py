@@ -11,7 +11,7 @@ from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.routing.adapters import LoadedAdapters
 from warmroute.routing.cache_extent import CacheExtent
 from warmroute.routing.confirmation import Confirmation
-from warmroute.routing.cost import HIT_WINDOW, CostConstants
+from warmroute.routing.cost import CostConstants
 from warmroute.routing.departures import DepartureRate
 from warmroute.routing.mean_work import MeanWork
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, TRANSIT, VirtualQueue
@@ -82,7 +82,6 @@ class EndpointLoad:
         "departures",
         "ended",
         "endpoint",
-        "hit_rate",
         "holder",
         "kv_usage",
         "last_chosen",
@@ -144,8 +143,6 @@ class EndpointLoad:
         self.cache_fill = 0.0
         """Share of its KV cache that holds prompts according to the prefix index: how likely a new token evicts
         another."""
-        self.hit_rate = 1.0
-        """EWMA of the cached share of the prompts sent to it: how likely an evicted token is needed again."""
 
     # ---------------------------------------------------------------- speed and capacity
 
@@ -184,11 +181,6 @@ class EndpointLoad:
             return
         latest = max(self.sent[-1] if self.sent else at, self.queue.latest)
         self.assign(work, rate, max(at, latest))  # both are kept in order of time
-
-    def count_hit(self, cached_tokens: float, prompt_tokens: float, constants: LoadConstants) -> None:
-        """A prompt goes to the endpoint, which holds ``cached_tokens`` of its ``prompt_tokens``."""
-        window = HIT_WINDOW * constants.capacity_tokens(self.endpoint)
-        self.hit_rate += min(1.0, prompt_tokens / window) * (cached_tokens / prompt_tokens - self.hit_rate)
 
     def response_ended(self, now: float) -> None:
         """A request whose response is observed has ended, well or not."""

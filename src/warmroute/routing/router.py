@@ -252,7 +252,8 @@ class Router(PoolListener):
             request=request,
             candidates=candidates,
             cached=cached,
-            factors=candidates.request_factors(prompt_tokens, cached, now, constants.load.cost),
+            factors=candidates.request_factors(prompt_tokens, now),
+            constants=constants.load.cost,
             adapter_costs=self._adapter_costs(candidates, request.model),
         )
         values = self._strategy(context)
@@ -369,7 +370,6 @@ class Router(PoolListener):
         load, at = decision.load, decision.at
         self._choices += 1
         load.last_chosen = self._choices
-        load.count_hit(decision.cached_tokens, decision.prompt_tokens, self._constants.load)
         if decision.prompt_bytes:  # else engines do not count it among the prompts
             self._outliers.sent(load.endpoint, at)
             self._bytes_per_token.sent(load, UNKNOWN if decision.partial else decision.prompt_bytes)

@@ -11,8 +11,7 @@ SLOWNESS_RANGE = (0.5, 2.0)
 """Bounds of an endpoint's slowness."""
 CERTAIN_PREFILL = 1.5
 """Least factor by which prefill rates must differ to count if engines export no decode rate: the prompts may differ, or
-how many are computed side by side. Equal GPUs were measured to differ up to nine times (docs/cost.md, "The virtual
-queue")."""
+how many are computed side by side. Equal GPUs were measured to differ up to nine times (docs/virtual-queue.md)."""
 CERTAIN_BOTH = 1.25
 """Least factor by which both prefill and decode rates must differ if engines export both. Chosen with ``warmroute bench
 standings``: without decode rates, bursts of equal prompts above saturation have a p99 half as high again."""

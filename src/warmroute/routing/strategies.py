@@ -17,7 +17,7 @@ from warmroute.pool.endpoint import Endpoint
 from warmroute.request.inference import InferenceRequest
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.cost import RequestFactors
+from warmroute.routing.cost import CostConstants, RequestFactors
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
 
@@ -55,12 +55,13 @@ class PickContext:
     candidates: Candidates
     cached: CachedTokens
     factors: RequestFactors
+    constants: CostConstants
     adapter_costs: Sequence[float] | None
     """Seconds of loading the request's LoRA adapter, by position; None if it asks for none."""
 
     def costs(self) -> list[float]:
         """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`)."""
-        costs = self.candidates.costs(self.factors, self.cached)
+        costs = self.candidates.costs(self.factors, self.cached, self.constants)
         if self.adapter_costs is not None:
             costs = [cost + adapter for cost, adapter in zip(costs, self.adapter_costs, strict=True)]
         return costs

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from warmroute.errors import ConfigurationError
-from warmroute.settings.settings import Settings, extra_of
+from warmroute.settings.settings import RETIRED, Settings, extra_of
 
 IGNORED_FLAGS = frozenset(
     (
@@ -25,6 +25,8 @@ IGNORED_FLAGS = frozenset(
     )
 )
 """Flags of other pickers without a counterpart here: accepted with a warning."""
+RETIRED_FLAGS = frozenset(name.replace("_", "-") for name in RETIRED)
+"""Flags of earlier versions: accepted with a warning."""
 FIXED_FLAGS = {
     "destination-endpoint-hint-key": "x-gateway-destination-endpoint",
     "destination-endpoint-hint-metadata-namespace": "envoy.lb",
@@ -61,6 +63,8 @@ def translated(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             value = rest.pop()
         if name in IGNORED_FLAGS:
             warnings.append(f"--{name} has no meaning here and is ignored")
+        elif name in RETIRED_FLAGS:
+            warnings.append(f"--{name} has no meaning any more and is ignored")
         else:
             result += _counterpart(name, value)
     return result, warnings
@@ -68,7 +72,7 @@ def translated(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _names_by_spelling() -> dict[str, str]:
     """Flags by every spelling that is accepted for them."""
-    names = {_normal(name): name for name in (*IGNORED_FLAGS, *FIXED_FLAGS, "zap-encoder")}
+    names = {_normal(name): name for name in (*IGNORED_FLAGS, *RETIRED_FLAGS, *FIXED_FLAGS, "zap-encoder")}
     for name in Settings.model_fields:
         for spelling in (name, *extra_of(name)["upstream"]):
             names[_normal(spelling)] = name.replace("_", "-")

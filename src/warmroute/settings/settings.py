@@ -46,6 +46,10 @@ def setting(
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
+RETIRED = frozenset(("cost_slots", "cost_kv"))
+"""Settings of earlier versions: accepted with a warning, wherever they are given."""
+
+
 class Settings(BaseModel):
     """The settings of one endpoint picker."""
 
@@ -255,8 +259,7 @@ class Settings(BaseModel):
     # Cost: the constants of the cost function; docs/cost.md explains each term
     cost_eviction: float = setting(
         1.0,
-        "Weight of eviction: prefill tokens added per new token when the KV cache is full and evicted blocks are needed "
-        "again.",
+        "Weight of eviction: in a full KV cache, new tokens cost this share of their prefill more.",
         group="Cost",
         hot=True,
         ge=0,
@@ -278,20 +281,12 @@ class Settings(BaseModel):
     cost_decode: float = setting(20.0, "Cost of each running request, in prefill tokens.", group="Cost", hot=True, ge=0)
     cost_balance: float = setting(
         1.0,
-        "Weight of load balancing: an endpoint with the mean number of requests costs this many prompt lengths "
-        "(at most 8,192 tokens each) more. 0 turns it off.",
+        "Weight of load balancing: an endpoint with the mean number of requests costs up to this many times the prompt's "
+        "prefill more. 0 turns it off.",
         group="Cost",
         hot=True,
         ge=0,
     )
-    cost_slots: float = setting(
-        1.0,
-        "Weight of the penalty for more requests than the engine runs at once (--max-num-seqs).",
-        group="Cost",
-        hot=True,
-        ge=0,
-    )
-    cost_kv: float = setting(20.0, "Weight of the penalty for a nearly full KV cache.", group="Cost", hot=True, ge=0)
     cost_adapter: float = setting(0.1, "Seconds that loading a LoRA adapter costs.", group="Cost", hot=True, ge=0)
     cost_stale: float = setting(
         0.05,

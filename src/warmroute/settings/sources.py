@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,8 +12,10 @@ from pydantic import ValidationError
 
 from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
-from warmroute.settings.settings import HOT_SETTINGS, Settings, extra_of
+from warmroute.settings.settings import HOT_SETTINGS, RETIRED, Settings, extra_of
 from warmroute.yaml_file import shown, summary
+
+logger = logging.getLogger(__name__)
 
 ENV_PREFIX = "WARMROUTE_"
 CLOSE = 0.8
@@ -51,14 +54,16 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 
 def mistyped_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    """A warning for each variable that looks like a mistyped name of a setting.
+    """A warning for each variable that looks like a mistyped name of a setting, or names a retired one.
 
     Other unknown variables with the prefix are left alone: Kubernetes sets WARMROUTE_SERVICE_HOST and its like for a
     Service of that name.
     """
     known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
     for variable in sorted(environ.keys() - known):
-        if variable.startswith(ENV_PREFIX):
+        if variable.removeprefix(ENV_PREFIX).lower() in RETIRED:
+            yield f"the environment variable {variable} has no meaning any more and is ignored"
+        elif variable.startswith(ENV_PREFIX):
             for name in get_close_matches(variable, known, n=1, cutoff=CLOSE):
                 yield f"the environment variable {shown(variable)} is unknown and ignored: did you mean {name}?"
 
@@ -73,7 +78,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"the settings file {path} must be a mapping of names to values")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for name in RETIRED & values.keys():
+        logger.warning("%s: %s has no meaning any more and is ignored", path, name)
+        del values[name]
+    return values
 
 
 def _validated(values: Mapping[str, Any], origin: Mapping[str, str]) -> Settings:

@@ -1,0 +1,67 @@
+"""The five situations of docs/cost.md: the cost of each endpoint as it stands there, and the pick."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories import routing_constants
+from warmroute.routing.cost import EndpointFactors, RequestFactors, cost_terms, endpoint_factors
+
+DOC = Path(__file__).parents[2] / "docs" / "cost.md"
+CONSTANTS = routing_constants().load.cost
+PROMPT = 8000.0
+IDLE: dict[str, Any] = {
+    "waiting": 0.0,
+    "running": 0.0,
+    "seconds_per_token": 1 / 10_000,
+    "pending_at_zero": 0.0,
+    "pending_rate": 0.0,
+    "kv_usage": 0.0,
+    "cache_fill": 0.0,
+    "stale_seconds": 0.0,
+}
+HELD = PROMPT - 1
+
+SITUATIONS: list[tuple[dict[str, Any], float, dict[str, Any], float, str]] = [
+    ({}, 6000.0, {}, 0.0, "A"),
+    ({"waiting": 1.0, "pending_at_zero": 12_000.0}, HELD, {}, 0.0, "B"),
+    (
+        {"waiting": 1.0, "pending_at_zero": 12_000.0},
+        HELD,
+        {"waiting": 1.0, "pending_at_zero": 4000.0},
+        0.0,
+        "A",
+    ),
+    ({"cache_fill": 1.0}, 1000.0, {}, 0.0, "B"),
+    ({"running": 20.0, "kv_usage": 0.5}, HELD, {}, 0.0, "B"),
+]
+"""What A and B differ in from idle, the tokens that each holds, and the pick."""
+
+
+def row(number: int) -> list[str]:
+    """The cells of a situation's row in the document."""
+    match = re.search(rf"^\| {number} \|(.*)\|$", DOC.read_text(encoding="utf-8"), re.MULTILINE)
+    assert match is not None
+    return [cell.strip() for cell in match[1].split("|")]
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_the_situations_of_the_document(number: int) -> None:
+    a, held_a, b, held_b, pick = SITUATIONS[number - 1]
+    endpoints = [endpoint_factors(CONSTANTS, **(IDLE | changes)) for changes in (a, b)]
+    request = RequestFactors(PROMPT, sum(map(requests, endpoints)) / 2, 0.0)
+    costs = [
+        cost_terms(CONSTANTS, endpoint, request, cached_tokens=held).total
+        for endpoint, held in zip(endpoints, (held_a, held_b), strict=True)
+    ]
+    assert "AB"[costs.index(min(costs))] == pick
+    _, _, cost_a, cost_b, picked = row(number)
+    assert (cost_a, cost_b, picked.strip("*")) == (*(f"{cost:.2f} s" for cost in costs), pick)
+
+
+def requests(endpoint: EndpointFactors) -> float:
+    return endpoint.in_flight

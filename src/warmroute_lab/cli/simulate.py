@@ -29,6 +29,15 @@ def simulate(
     max_num_seqs: Annotated[int | None, typer.Option(help="Most requests that run at once.")] = None,
     num_gpu_blocks: Annotated[int | None, typer.Option(help="Size of the KV cache in blocks.")] = None,
     max_loras: Annotated[int | None, typer.Option(help="Most LoRA adapters in one batch.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens in a block of the KV cache.")] = None,
+    prefix_caching: Annotated[
+        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Whether prompts are kept.")
+    ] = True,
+    cpu_tier: Annotated[float, typer.Option(help="Second cache tier, as a multiple of the KV cache.")] = 0.0,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Prefixes are found only where an earlier prompt ended (Mamba layers).")
+    ] = False,
+    api_servers: Annotated[int, typer.Option(min=1, help="API server processes that share the metrics page.")] = 1,
     lora_modules: Annotated[list[str] | None, typer.Option(help="LoRA adapter as NAME=PATH; repeatable.")] = None,
     fail_rate: Annotated[float, typer.Option(help="Share of requests answered with 500.")] = 0.0,
     stall_rate: Annotated[float, typer.Option(help="Share of requests that get no answer.")] = 0.0,
@@ -60,6 +69,11 @@ def simulate(
             max_num_seqs=max_num_seqs,
             num_gpu_blocks=num_gpu_blocks,
             max_loras=max_loras,
+            block_size=block_size,
+            prefix_caching=prefix_caching,
+            cpu_tier=cpu_tier,
+            hybrid=hybrid,
+            api_servers=api_servers,
             lora_modules=tuple(module.partition("=")[0] for module in lora_modules or ()),
             slow_start=slow_start,
             faults=Faults(fail_rate, stall_rate, reset_rate),

@@ -142,6 +142,11 @@ class Engine:
         request.epoch += 1
         self.counters.aborted += 1
 
+    def reset_prefix_cache(self, now: float) -> None:
+        """Forget every prompt that no running request uses."""
+        self._run(now)
+        self.pool.reset()
+
     def next_event(self) -> float:
         """When :meth:`advance` has to be called next; infinity if the engine is idle."""
         due = self._outputs[0].time if self._outputs else inf

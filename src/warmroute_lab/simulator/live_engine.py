@@ -47,12 +47,16 @@ class TokenStream:
 class LiveEngine:
     """One running engine with its metrics page and the streams of its requests."""
 
-    def __init__(self, profile: Profile, model: str, *, time_scale: float, loras: bool, seed: int) -> None:
+    def __init__(
+        self, profile: Profile, model: str, *, time_scale: float, loras: bool, seed: int, api_servers: int = 1
+    ) -> None:
         """``time_scale`` is the virtual time per wall-clock time. Needs a running event loop."""
         self.engine = Engine(profile, seed=seed)
         self.started = time.time()
         """Unix time of the start, in seconds."""
-        self.metrics = MetricsPage(self.engine, model, started=self.started, time_scale=time_scale, loras=loras)
+        self.metrics = MetricsPage(
+            self.engine, model, started=self.started, time_scale=time_scale, loras=loras, api_servers=api_servers
+        )
         self._scale = time_scale
         self._loop = asyncio.get_running_loop()
         self._origin = time.monotonic()
@@ -96,6 +100,10 @@ class LiveEngine:
             # Event loops count in milliseconds. Without rounding up, the timer fires too early and is set again.
             delay = max(0.0, due - self._now()) / self._scale
             self._timer = self._loop.call_later(ceil(delay * 1000) / 1000, self._tick)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every prompt that no running request uses."""
+        self.engine.reset_prefix_cache(self._now())
 
     def stop(self) -> None:
         """Cancel the timer."""

@@ -24,19 +24,27 @@ _REQUEST_TIME_BUCKETS = (
 )  # fmt: skip
 _LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 
+FIRST_PID = 271
+"""Process id of the first of several API servers."""
 _REASONS = ("stop", "length", "abort", "error", "repetition")
 
 
 class MetricsPage:
     """The metrics page of one engine. Times are wall-clock seconds: virtual seconds divided by the time scale."""
 
-    def __init__(self, engine: Engine, model: str, *, started: float, time_scale: float, loras: bool) -> None:
-        """``started`` is the Unix time of the start, in seconds."""
+    def __init__(
+        self, engine: Engine, model: str, *, started: float, time_scale: float, loras: bool, api_servers: int = 1
+    ) -> None:
+        """``started`` is the Unix time of the start, in seconds. With several ``api_servers`` the page is that of
+        prometheus_client in several processes: no start time, nothing behind the filter, and the KV cache utilization once
+        for each process, of which one has it."""
         self._engine = engine
+        self._api_servers = api_servers
         self._scale = time_scale
         self._labels = {"engine": "0", "model_name": model}
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineState(engine, self._labels, started=started, loras=loras))
+        self._state = _EngineState(engine, self._labels, started=started, loras=loras, api_servers=api_servers)
+        self._registry.register(self._state)
         success = self._counter(
             "vllm:request_success", "Count of successfully processed requests.", extra="finished_reason"
         )
@@ -123,8 +131,14 @@ class MetricsPage:
         """A client disconnected before its request finished."""
         self._success["abort"].inc()
 
+    def slept(self, level: int) -> None:
+        """The engine sleeps at this level, 1 or 2; 0: it is awake."""
+        self._state.sleep_level = level
+
     def render(self, names: Sequence[str] = ()) -> bytes:
         """The page, or only the samples with these names."""
+        if names and self._api_servers > 1:
+            return b""
         return generate_latest(self._registry.restricted_registry(names) if names else self._registry)
 
     def _counter(self, name: str, text: str, *, extra: str) -> Counter:
@@ -139,8 +153,11 @@ class MetricsPage:
 class _EngineState(Collector):
     """Gauges and counters, read from the engine when the page is rendered."""
 
-    def __init__(self, engine: Engine, labels: dict[str, str], *, started: float, loras: bool) -> None:
-        self._engine, self._started, self._loras = engine, started, loras
+    def __init__(
+        self, engine: Engine, labels: dict[str, str], *, started: float, loras: bool, api_servers: int
+    ) -> None:
+        self._engine, self._started, self._loras, self._api_servers = engine, started, loras, api_servers
+        self.sleep_level = 0
         self._names, self._values = list(labels), list(labels.values())
 
     def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
@@ -152,7 +169,8 @@ class _EngineState(Collector):
         start = GaugeMetricFamily(
             "process_start_time_seconds", "Start time of the process since unix epoch in seconds.", value=self._started
         )
-        yield start
+        if self._api_servers == 1:
+            yield start
         yield self._gauge(
             "vllm:num_requests_running", "Number of requests in model execution batches.", {"": engine.running}
         )
@@ -171,12 +189,20 @@ class _EngineState(Collector):
             "vllm:engine_sleep_state",
             "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; "
             "weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.",
-            {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
+            {
+                "awake": int(self.sleep_level == 0),
+                "weights_offloaded": int(self.sleep_level == 1),
+                "discard_all": int(self.sleep_level == 2),
+            },
             "sleep_state",
         )
-        yield self._gauge(
-            "vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", {"": engine.kv_usage}
-        )
+        usage = "KV-cache usage. 1 means 100 percent usage."
+        if self._api_servers == 1:
+            yield self._gauge("vllm:kv_cache_usage_perc", usage, {"": engine.kv_usage})
+        else:
+            by_process = {str(FIRST_PID + k): 0.0 for k in range(self._api_servers)}
+            by_process[str(FIRST_PID + self._api_servers // 2)] = engine.kv_usage
+            yield self._gauge("vllm:kv_cache_usage_perc", usage, by_process, "pid")
         yield self._counter(
             "vllm:prefix_cache_queries",
             "Prefix cache queries, in terms of number of queried tokens.",
@@ -186,6 +212,18 @@ class _EngineState(Collector):
             "vllm:prefix_cache_hits",
             "Prefix cache hits, in terms of number of cached tokens.",
             {"": counters.prefix_hits},
+        )
+        yield self._counter(
+            "vllm:external_prefix_cache_queries",
+            "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of queried "
+            "tokens.",
+            {"": counters.tier_queries},
+        )
+        yield self._counter(
+            "vllm:external_prefix_cache_hits",
+            "External prefix cache hits from KV connector cross-instance cache sharing, in terms of number of cached "
+            "tokens.",
+            {"": counters.tier_hits},
         )
         yield self._counter(
             "vllm:num_preemptions", "Cumulative number of preemption from the engine.", {"": counters.preemptions}
@@ -243,7 +281,7 @@ def _cache_config(profile: Profile) -> GaugeMetricFamily:
         "block_size": str(profile.block_size),
         "cache_dtype": "auto",
         "calculate_kv_scales": "False",
-        "enable_prefix_caching": "True",
+        "enable_prefix_caching": str(profile.prefix_caching),
         "engine": "0",
         "gpu_memory_utilization": "0.9",
         "is_attention_free": "False",

@@ -28,6 +28,16 @@ class SimulatorOptions:
     max_num_seqs: int | None = None
     num_gpu_blocks: int | None = None
     max_loras: int | None = None
+    block_size: int | None = None
+    """Tokens in a block. The KV cache keeps its size in tokens."""
+    prefix_caching: bool = True
+    """False: no prompt is kept."""
+    cpu_tier: float = 0.0
+    """Size of a second cache tier in host memory, as a multiple of the KV cache."""
+    hybrid: bool = False
+    """Some layers keep their state at the ends of prompts only."""
+    api_servers: int = 1
+    """API server processes, which share a metrics page."""
     lora_modules: tuple[str, ...] = ()
     """LoRA adapters that requests may name as their model."""
     slow_start: float = 0.0
@@ -42,6 +52,10 @@ class SimulatorOptions:
         for name, value in self._overrides.items():
             if value < (2 if name == "num_gpu_blocks" else 1):
                 raise ConfigurationError(f"{name} is too small: {value}")
+        if self.block_size is not None and self.block_size < 1:
+            raise ConfigurationError(f"block_size is too small: {self.block_size}")
+        if self.cpu_tier < 0 or self.api_servers < 1:
+            raise ConfigurationError("cpu_tier must be at least 0 and api_servers at least 1")
         if self.time_scale <= 0:
             raise ConfigurationError(f"time_scale must be above 0 (given: {self.time_scale})")
         if not 0 <= self.port <= LAST_PORT:
@@ -50,7 +64,13 @@ class SimulatorOptions:
     @property
     def served_profile(self) -> Profile:
         """The profile with the overrides. As vLLM requires, the longest request fits into the KV cache."""
-        profile = replace(profile_named(self.profile), **self._overrides)
+        profile = replace(
+            profile_named(self.profile), **self._overrides, prefix_caching=self.prefix_caching, hybrid=self.hybrid
+        )
+        if self.block_size is not None:
+            blocks = max(2, profile.kv_cache_tokens // self.block_size)
+            profile = replace(profile, block_size=self.block_size, num_gpu_blocks=blocks)
+        profile = replace(profile, tier_blocks=int(self.cpu_tier * profile.num_gpu_blocks))
         return replace(profile, max_model_len=min(profile.max_model_len, profile.largest_request))
 
     @property

@@ -40,6 +40,7 @@ DEFAULT_ANSWER_TOKENS = 128
 """Length of an answer whose request sets no limit."""
 MAX_BODY_BYTES = 256 << 20
 _UNCOUNTED = frozenset(("/metrics", "/metrics/", "/health", "/ping", "/version", "/simulator/faults"))
+_SLEEP_LEVELS = {"1": 1, "2": 2}
 """Paths that ``http_requests_total`` leaves out; vLLM leaves out its own of these."""
 
 
@@ -94,7 +95,9 @@ class SimulatorServer:
             time_scale=options.time_scale,
             loras=bool(self._loras),
             seed=options.seed,
+            api_servers=options.api_servers,
         )
+        self._asleep = False
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answer])
         app.add_routes(self._routes())
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
@@ -124,6 +127,10 @@ class SimulatorServer:
             web.post("/v1/load_lora_adapter", self._load_lora_adapter),
             web.post("/v1/unload_lora_adapter", self._unload_lora_adapter),
             web.post("/tokenize", self._tokenize),
+            web.post("/reset_prefix_cache", self._reset_prefix_cache),
+            web.post("/sleep", self._sleep),
+            web.post("/wake_up", self._wake_up),
+            web.get("/is_sleeping", self._is_sleeping),
             web.get("/health", self._health),
             web.get("/ping", self._health),
             web.get("/version", self._version),
@@ -169,6 +176,8 @@ class SimulatorServer:
 
     async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body = await request.read()
+        if self._asleep:
+            raise RequestError(503, "The engine sleeps.", "ServiceUnavailableError")
         await self._misbehave(request)
         generation = parse_generation(body, chat=chat, default_model=self.options.model)
         adapter = self._adapter(generation.model)
@@ -282,6 +291,30 @@ class SimulatorServer:
         ids = tokenizer.token_ids(parse_tokenize(await request.read()))
         content = {"count": len(ids), "max_model_len": self._profile.max_model_len, "tokens": ids, "token_strs": None}
         return _json(content)
+
+    # The engine's cache and sleep
+
+    async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
+        self._started.reset_prefix_cache()
+        return web.Response()
+
+    async def _sleep(self, request: web.Request) -> web.Response:
+        """Sleep until ``/wake_up``. At both levels the KV cache is discarded, as in vLLM."""
+        level = _SLEEP_LEVELS.get(request.query.get("level", "1"))
+        if level is None:
+            raise bad_request("level must be 1 or 2")
+        self._asleep = True
+        self._started.reset_prefix_cache()
+        self._started.metrics.slept(level)
+        return web.Response()
+
+    async def _wake_up(self, request: web.Request) -> web.Response:
+        self._asleep = False
+        self._started.metrics.slept(0)
+        return web.Response()
+
+    async def _is_sleeping(self, request: web.Request) -> web.Response:
+        return _json({"is_sleeping": self._asleep})
 
     # The engine's state
 

@@ -328,3 +328,68 @@ def test_nothing_leaks_and_passing_over_steps_changes_nothing(
         )
     for stepped, passed in zip(*results, strict=True):
         assert passed == pytest.approx(stepped, rel=1e-9)
+
+
+# ---------------------------------------------------------------- other caches
+
+
+def cached(engine: Engine, segments: list[tuple[int, int]], *, at: float) -> int:
+    each = request("r", segments)
+    serve(engine, each, at=at)
+    return each.cached_tokens
+
+
+def test_an_engine_without_a_prefix_cache_keeps_and_looks_up_nothing() -> None:
+    engine = Engine(replace(GRAPHS, prefix_caching=False))
+    assert [cached(engine, [(1, 4000)], at=10.0 * turn) for turn in range(3)] == [0, 0, 0]
+    assert (engine.counters.prefix_queries, engine.counters.prefix_hits) == (0, 0)
+    assert engine.counters.prompt_tokens == 12_000
+
+
+def test_a_second_tier_has_what_the_first_has_evicted() -> None:
+    engine = Engine(replace(GRAPHS, num_gpu_blocks=400, tier_blocks=1600))
+    for turn in range(4):
+        assert cached(engine, [(turn, 4000)], at=10.0 * turn) == 0
+    assert cached(engine, [(0, 4000)], at=50.0) == 3984
+    assert engine.counters.tier_hits == 3984
+    assert engine.counters.prefix_hits == 0
+    one_tier = Engine(replace(GRAPHS, num_gpu_blocks=400))
+    for turn in range(4):
+        cached(one_tier, [(turn, 4000)], at=10.0 * turn)
+    assert cached(one_tier, [(0, 4000)], at=50.0) == 0
+
+
+def test_loading_from_the_second_tier_is_faster_than_computing() -> None:
+    engine = Engine(replace(GRAPHS, num_gpu_blocks=700, tier_blocks=2800))
+    first, again = request("a", [(0, 8000)]), request("b", [(0, 8000)])
+    serve(engine, first)
+    serve(engine, request("c", [(1, 8000)]), at=10.0)
+    serve(engine, again, at=20.0)
+    assert ttft(again) < 0.3 * ttft(first)
+
+
+def test_a_hybrid_engine_finds_a_prefix_only_where_a_prompt_ended() -> None:
+    engine = Engine(replace(GRAPHS, hybrid=True))
+    assert cached(engine, [(0, 1600), (1, 400)], at=0.0) == 0
+    assert cached(engine, [(0, 1600), (2, 400)], at=10.0) == 0, "no prompt ended after the shared part"
+    assert cached(engine, [(0, 1600), (1, 400), (3, 100)], at=20.0) == 2000
+
+
+def test_a_reset_forgets_what_no_request_uses() -> None:
+    engine = Engine(replace(GRAPHS, tier_blocks=1000))
+    assert cached(engine, [(0, 4000)], at=0.0) == 0
+    assert cached(engine, [(0, 4000)], at=10.0) == 3984
+    engine.reset_prefix_cache(20.0)
+    assert cached(engine, [(0, 4000)], at=30.0) == 0
+    assert cached(engine, [(0, 4000)], at=40.0) == 3984
+
+
+def test_a_reset_while_requests_run_keeps_their_blocks() -> None:
+    engine = Engine(GRAPHS)
+    running = request("a", [(0, 4000)], 200)
+    engine.submit(running, 0.0)
+    engine.advance(0.5)
+    engine.reset_prefix_cache(0.6)
+    drain(engine)
+    assert running.outputs == 200
+    assert cached(engine, [(0, 4000)], at=100.0) == 3984

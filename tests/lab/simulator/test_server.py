@@ -16,7 +16,9 @@ from tests.waiting import eventually
 from warmroute.engines.dialects import VLLM
 from warmroute.engines.figures import read_constants, read_figures
 from warmroute.engines.page import Page
+from warmroute.engines.probe import Probe
 from warmroute.errors import ConfigurationError
+from warmroute.pool.endpoint import EngineState
 from warmroute_lab.simulator.faults import Faults
 from warmroute_lab.simulator.options import SimulatorOptions
 from warmroute_lab.simulator.server import SimulatorServer, simulate
@@ -329,6 +331,72 @@ async def test_the_gauges_follow_the_engine(start: Start, client: aiohttp.Client
     usage = re.search(r"vllm:kv_cache_usage_perc\{.*\} (\S+)", page)
     assert usage is not None
     assert 0 < float(usage[1]) < 1
+
+
+async def cached_tokens(client: aiohttp.ClientSession, server: SimulatorServer) -> int:
+    """Of one prompt of about 230 tokens, as the engine finds it now."""
+    usage = (await ask(client, server))["usage"]
+    return int((usage["prompt_tokens_details"] or {}).get("cached_tokens", 0))
+
+
+async def state_of(client: aiohttp.ClientSession, server: SimulatorServer) -> EngineState:
+    """What the picker reads from the page."""
+    probe = Probe(VLLM, "/metrics")
+    for _ in range(2):
+        async with client.get(server.url + probe.query()) as response:
+            answer = probe.answer(response.status, await response.read(), 0.0)
+        if isinstance(answer, EngineState):
+            return answer
+    raise AssertionError("no page")
+
+
+@pytest.mark.parametrize("how", ["/reset_prefix_cache", "/sleep", "/sleep?level=2"])
+async def test_a_cache_is_emptied_in_a_living_engine(start: Start, client: aiohttp.ClientSession, how: str) -> None:
+    server = await start()
+    await cached_tokens(client, server)
+    assert await cached_tokens(client, server) > 200
+    async with client.post(server.url + how) as response:
+        assert response.status == 200
+    if "sleep" in how:
+        assert (await state_of(client, server)).sleeping
+        async with client.post(server.url + "/v1/completions", json={"model": MODEL, "prompt": "x"}) as response:
+            assert response.status == 503
+        async with client.post(server.url + "/wake_up") as response:
+            assert response.status == 200
+    async with client.get(server.url + "/is_sleeping") as response:
+        assert await response.json() == {"is_sleeping": False}
+    assert not (await state_of(client, server)).sleeping
+    assert await cached_tokens(client, server) == 0
+    assert await cached_tokens(client, server) > 200
+
+
+async def test_an_engine_without_a_prefix_cache_says_so(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(prefix_caching=False)
+    for _ in range(3):
+        assert await cached_tokens(client, server) == 0
+    state = await state_of(client, server)
+    assert (state.prefix_caching, state.prefix_queries_total, state.caches_prompts) == (False, 0.0, False)
+
+
+async def test_blocks_of_another_size_keep_the_size_of_the_cache(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(block_size=100)
+    await cached_tokens(client, server)
+    assert await cached_tokens(client, server) == 200
+    state = await state_of(client, server)
+    assert state.block_size == 100
+    assert state.capacity_tokens == pytest.approx(1_041_616, abs=100)
+
+
+async def test_a_page_of_several_api_servers(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(api_servers=8, num_gpu_blocks=100)
+    async with client.get(server.url + "/metrics") as response:
+        page = await response.text()
+    assert len(re.findall(r'vllm:kv_cache_usage_perc\{.*pid="\d+"', page)) == 8
+    assert "process_start_time_seconds" not in page
+    asked = asyncio.create_task(ask(client, server, max_tokens=1000))
+    await eventually(lambda: server.engine.kv_usage > 0.1)
+    assert (await state_of(client, server)).kv_usage > 0.1, "and not an eighth of it"
+    await asked
 
 
 async def test_adapters_come_and_go(start: Start, client: aiohttp.ClientSession) -> None:

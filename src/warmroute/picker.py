@@ -37,6 +37,7 @@ from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
 from warmroute.prefix.index import UNCONFIRMED_SHARE
 from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
+from warmroute.routing import strategies
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
@@ -193,6 +194,7 @@ class EndpointPicker:
             raise ConfigurationError("--body-memory must be at least twice --max-body-bytes, so that one body is read")
         now = monotonic()
         self.settings = settings
+        self._given_strategy = settings.routing_strategy
         rng = rng or random.Random()
         self._chance = rng.random
         self.pool = Pool(default_engine=settings.model_server_runtime)
@@ -391,6 +393,12 @@ class EndpointPicker:
 
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
+        strategy = settings.routing_strategy
+        if strategies.is_file(strategy) and strategy != self._given_strategy:
+            # Else whoever may annotate the InferencePool could run any file of the container.
+            raise ConfigurationError(
+                f"the routing strategy {strategy!r} is a file: only --routing-strategy may name one"
+            )
         self.scraper.apply(settings)
         try:
             self.router.apply(routing_constants(settings), monotonic())

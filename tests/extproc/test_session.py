@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
+from warmroute.extproc.headers import MOST_VISIBLE
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import UnexpectedMessageError
 from warmroute.observability.recent_decisions import RecentDecisions
@@ -53,6 +55,7 @@ class Stream:
         models: Iterable[Model] = (),
         budget: BodyBudget | None = None,
         listener: DecisionListener | None = None,
+        strategy: str = "PREFIX_CACHE",
         **rules: Any,
     ) -> None:
         self.pool = Pool()
@@ -62,7 +65,7 @@ class Stream:
         self.pool.models.replace(models)
         self.router = Router(
             self.pool,
-            routing_constants(),
+            routing_constants(routing_strategy=strategy),
             rng=random.Random(3),
             now=0.0,
             listeners=() if listener is None else (listener,),
@@ -127,6 +130,32 @@ def test_reason_and_cached_share_are_metadata_if_asked_for(mode: BodySendMode) -
         if wanted:
             assert metadata["warmroute"]["reason"] == ("no-prompt" if mode == NONE else "cold")
             assert metadata["warmroute"]["cached_share"] == 0
+
+
+def test_a_custom_strategy_sees_headers_and_session_and_others_pay_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return range(len(candidates))\n")
+    sent: dict[str, Any] = {"x_session_id": "s7", "x_tier": "premium", "x_long": "x" * 5000}
+    plain = Stream()
+    plain.headers(**sent)
+    plain.body()
+    assert (dict(plain.session.request.headers), plain.session.request.session_id) == ({}, "")
+    stream = Stream(strategy=f"{tmp_path / 'mine.py'}:choose")
+    stream.headers(**sent)
+    stream.body()
+    seen = stream.session.request.headers
+    assert (seen["x-tier"], stream.session.request.session_id) == ("premium", "s7")
+    assert "x-long" not in seen
+    with pytest.raises(TypeError):
+        seen["x-tier"] = "other"  # type: ignore[index]
+
+
+def test_a_custom_strategy_sees_a_bounded_number_of_headers(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return range(len(candidates))\n")
+    stream = Stream(strategy=f"{tmp_path / 'mine.py'}:choose")
+    many: dict[str, Any] = {f"x{k}": "v" for k in range(500)}
+    stream.headers(**many)
+    stream.body()
+    assert len(stream.session.request.headers) == MOST_VISIBLE
 
 
 def test_only_a_valid_trace_context_is_passed_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
@@ -378,7 +379,8 @@ def exercise(world: World) -> None:
     """Make every series have a sample."""
     state = EngineState(NOW, 1, 2, 0.2, prefix_queries_total=9.0, prefix_hits_total=3.0)
     world.pool.observed(world.endpoint("a"), state, NOW)
-    world.metrics.routed(world.decision(), model="qwen", body_bytes=1)
+    failed = dataclasses.replace(world.decision(), failed_strategy="./mine.py:choose")
+    world.metrics.routed(failed, model="qwen", body_bytes=1)
     world.metrics.rejected(malformed("x"))
     world.metrics.scraped("default/a")
     world.metrics.loop_lagged(0.001)

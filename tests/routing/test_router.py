@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -353,19 +352,6 @@ def test_a_strategy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def most_cached(request: InferenceRequest, candidates: Sequence[strategies.Candidate]) -> list[float]:
     return [-candidate.cached_tokens for candidate in candidates]
-
-
-@pytest.mark.parametrize(
-    ("values", "said"), [([1.0, math.nan, 2.0], "not a number"), ([1.0], "gave 1 values for 3 candidates")]
-)
-def test_a_strategy_that_gives_nonsense_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, values: list[float], said: str
-) -> None:
-    entry = EntryPoint("NONSENSE", f"{__name__}:nonsense", strategies.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])
-    monkeypatch.setitem(globals(), "nonsense", lambda request, candidates: values)
-    with pytest.raises(ValueError, match=said):
-        Fixture(3, routing_strategy="nonsense").pick(prompt(LONG), 0.0)
 
 
 def test_an_unknown_strategy_is_refused_and_the_old_one_stays() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from warmroute.extproc.ext_proc_pb2 import HeaderMap
 
@@ -20,6 +22,8 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
 DROPPED_REASONS = ("x-warmroute-dropped-reason", "x-llm-d-request-dropped-reason")
 """Response headers with the reason of a rejection: our own name and llm-d's."""
+SESSION_ID = "x-session-id"
+"""Request header with the client's session, for custom strategies."""
 OBJECTIVES = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 """Request headers that name the InferenceObjective; the first one present counts."""
 FAIRNESS_IDS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -43,6 +47,8 @@ MAX_DIGITS = 18
 """Most digits of a number in a header."""
 MAX_REQUEST_ID = 128
 """Characters of ``x-request-id`` that are kept; it is for logs and debug pages only."""
+MOST_VISIBLE = 100
+"""Headers of a request that custom strategies see; Envoy accepts 100 by default."""
 MAX_VALUE = 4096
 """Longest value of any other header, in characters. A longer one counts as absent: a cut name would be another name."""
 
@@ -95,6 +101,18 @@ def is_two_way(known: dict[str, str]) -> bool:
         or known.get(":method") == "CONNECT"
         or known.get("content-type", "").startswith("application/grpc")
     )
+
+
+def visible(headers: HeaderMap) -> Mapping[str, str]:
+    """The headers for custom strategies, read-only, names in lower case: the first :data:`MOST_VISIBLE`, without those whose
+    value is longer than :data:`MAX_VALUE`; of duplicates the last."""
+    found: dict[str, str] = {}
+    for header in headers.headers[:MOST_VISIBLE]:
+        raw = header.raw_value
+        value = raw.decode("utf-8", "replace") if raw else header.value
+        if len(value) <= MAX_VALUE:
+            found[header.key.lower()] = value
+    return MappingProxyType(found)
 
 
 def printable(text: str, length: int) -> str:

@@ -51,7 +51,7 @@ from warmroute.extproc.transitions import (
     transition,
 )
 from warmroute.pool.models import Criticality, ModelTable
-from warmroute.request.inference import NO_PROMPT, InferenceRequest
+from warmroute.request.inference import NO_HEADERS, NO_PROMPT, InferenceRequest
 from warmroute.request.limits import LONG_BODY, memory_needed
 from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import (
@@ -117,6 +117,7 @@ class Session:
         "_rules",
         "_stream_ends_with_response",
         "_truncated",
+        "_visible_headers",
         "body_bytes",
         "decision",
         "rejection",
@@ -141,6 +142,8 @@ class Session:
         self._budget = budget
         self._chance = chance
         self._headers: dict[str, str] = {}
+        self._visible_headers = NO_HEADERS
+        """For custom strategies."""
         self._metadata: Metadata | None = None
         self._criticality = Criticality.STANDARD
         self._request_mode: BodySendMode = BUFFERED  # if the gateway does not name its mode
@@ -215,6 +218,8 @@ class Session:
         two_way = False
         if kind == "request_headers":
             self._headers = headers.read(message.request_headers.headers)
+            if self._router.uses_headers:
+                self._visible_headers = headers.visible(message.request_headers.headers)
             two_way = not end_of_stream and headers.is_two_way(self._headers)
         step = transition(self.state, self._request_mode, kind, end_of_stream=end_of_stream, two_way=two_way)
         rejection = None
@@ -277,6 +282,10 @@ class Session:
         fairness_id = self._first(headers.FAIRNESS_IDS)
         if fairness_id:
             self.request = self.request._replace(fairness_id=fairness_id)
+        visible = self._visible_headers
+        if visible:
+            session_id = visible.get(headers.SESSION_ID, "")
+            self.request = self.request._replace(headers=visible, session_id=session_id)
 
     def reply(self) -> list[bytes]:
         """The replies that answer the complete request."""

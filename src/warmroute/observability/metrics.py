@@ -208,6 +208,7 @@ class Metrics(PoolListener, Collector):
         self._requests = ClientCounter(series.REQUESTS)
         self._errors = Counter(series.REQUEST_ERRORS)
         self._decisions = Counter(series.DECISIONS)
+        self._strategy_failures = Counter(series.STRATEGY_FAILURES)
         self._broken = Counter(series.STREAMS_BROKEN)
         self._refused = Counter(series.STREAMS_REFUSED)
         self._responses = Counter(series.RESPONSES)
@@ -256,6 +257,8 @@ class Metrics(PoolListener, Collector):
         """A request for ``model`` was given an endpoint."""
         self._requests.add(model, self._clock())
         self._decisions.add(decision.strategy, decision.reason)
+        if decision.failed_strategy:
+            self._strategy_failures.add(decision.failed_strategy)
         self._body_bytes.observe(body_bytes)
         if decision.chain.hashes:
             self._prompt_tokens.add(amount=decision.prompt_tokens)
@@ -369,6 +372,7 @@ class Metrics(PoolListener, Collector):
         yield (self._matched_tokens.collect(),)
         yield (self._random_matched_tokens.collect(),)
         yield (self._decisions.collect(),)
+        yield (self._strategy_failures.collect(),)
         yield (self._match_ratio.collect(),)
         yield (self._pick.collect(),)
         yield (self._processing.collect(),)

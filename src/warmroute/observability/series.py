@@ -146,6 +146,13 @@ DECISIONS = _series(
     "Endpoints chosen, by strategy and reason.",
     ("strategy", "reason"),
 )
+STRATEGY_FAILURES = _series(
+    "warmroute_strategy_failures_total",
+    "counter",
+    "requests",
+    "Requests for which a custom strategy failed, so that PREFIX_CACHE chose.",
+    ("strategy",),
+)
 PICKS = _series(
     "warmroute_picks_total", "counter", "requests", "Requests sent to the endpoint since it joined.", ("endpoint",)
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class PromptPart(NamedTuple):
@@ -49,6 +53,10 @@ class InferenceRequest(NamedTuple):
     """Rejected with 429 while the pool is saturated."""
     fairness_id: str = ""
     """The tenant or user for fairness, from the request header of that name. For custom strategies."""
+    headers: Mapping[str, str] = NO_HEADERS
+    """The request's headers, names in lower case; read-only and bounded. For custom strategies; otherwise empty."""
+    session_id: str = ""
+    """The client's session, from the request header ``x-session-id``. For custom strategies; otherwise empty."""
     partial: bool = False
     """The body was cut off, and the length of the rest of the prompt is unknown."""
 

@@ -21,6 +21,7 @@ class Decision:
     targets: str
     """``ip:port``, or several separated by commas, best first: the value of the destination header."""
     strategy: str
+    """The strategy that chose: the one in force, or the fallback where that failed."""
     reason: str
     """See :func:`reason_of`."""
     prompt_tokens: float
@@ -38,6 +39,8 @@ class Decision:
     chain: Chain
     adapter: str
     """The LoRA adapter that the request asks for; empty if none."""
+    failed_strategy: str = ""
+    """The strategy in force if it failed, else empty."""
     held: int = 0
     """Checkpoints of the chain that the endpoint had before."""
     sent: SentPrompt | None = None

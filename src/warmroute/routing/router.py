@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 MAX_KNOWN_ADAPTERS = 1000
 """LoRA adapter names that are remembered as such."""
+FAILURE_LOG_INTERVAL = 10.0
+"""Least seconds between two log lines about failures of the strategy."""
 SLOWNESS_INTERVAL = 1.0
 """Seconds between two updates of the endpoints' slowness."""
 
@@ -83,6 +85,9 @@ class Router(PoolListener):
         self._slowness_due = now
         self._constants = constants
         self._strategy = strategies.find(constants.strategy, rng=rng)
+        self._strategy_failures = 0
+        """Since the last log line about them."""
+        self._failure_log_due = now
         self._listeners = listeners
         self._name = name
         self._table: CandidateTable | None = None
@@ -94,6 +99,11 @@ class Router(PoolListener):
     def strategy(self) -> str:
         """Name of the strategy in force."""
         return self._constants.strategy
+
+    @property
+    def uses_headers(self) -> bool:
+        """Whether the strategy in force reads the headers of requests."""
+        return self._strategy.uses_headers
 
     def apply(self, constants: RoutingConstants, now: float) -> None:
         """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes
@@ -210,7 +220,7 @@ class Router(PoolListener):
         share their remembered members.
 
         Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
-        are saturated (429). Raises only what a custom strategy raises.
+        are saturated (429). Where a custom strategy fails, PREFIX_CACHE chooses.
         """
         choice = self._choose(request, now, allowed)
         if isinstance(choice, Rejection):
@@ -256,14 +266,20 @@ class Router(PoolListener):
             constants=constants.load.cost,
             adapter_costs=self._adapter_costs(candidates, request.model),
         )
-        values = self._strategy(context)
+        strategy, failed = constants.strategy, ""
+        try:
+            values = self._strategy(context)
+        except Exception as error:  # a custom one may raise anything
+            values, strategy, failed = context.costs(), strategies.FALLBACK, strategy
+            self._strategy_failed(error, now)
         k = _lowest(values, loads)
         cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
             at=now,
             load=loads[k],
             targets=_targets(values, loads, k, constants.max_endpoints),
-            strategy=constants.strategy,
+            strategy=strategy,
+            failed_strategy=failed,
             reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=request.prompt_bytes > 0),
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
@@ -325,6 +341,18 @@ class Router(PoolListener):
         chain = build(request.seed, request.parts)
         cached, best = self._caches.match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates.members)
         return chain, prompt_tokens, cached, best
+
+    def _strategy_failed(self, error: Exception, now: float) -> None:
+        """Log it, at most once in :data:`FAILURE_LOG_INTERVAL`."""
+        self._strategy_failures += 1
+        if now >= self._failure_log_due:
+            fields = {
+                "strategy": self._constants.strategy,
+                "failures": self._strategy_failures,
+                "error": strategies.failure(error),
+            }
+            logger.error("routing strategy failed; PREFIX_CACHE chose", extra={"fields": fields}, exc_info=error)
+            self._strategy_failures, self._failure_log_due = 0, now + FAILURE_LOG_INTERVAL
 
     def _log_warm(self, decision: Decision, request_id: str) -> None:
         ratio = f" {decision.match_ratio:.2f} > {self._constants.prefix_match_threshold:.2f}"

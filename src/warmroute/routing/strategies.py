@@ -1,25 +1,33 @@
 """Routing strategies: one value for each candidate; the lowest wins, ties go to the least recently chosen endpoint.
 
-A custom strategy is a function of the request and the candidates, installed under the entry-point group
-``warmroute.strategies``; docs/strategies.md has a worked example.
+A custom strategy is a function of the request and the candidates: in a file (``./my.py:function``), or installed under the
+entry-point group ``warmroute.strategies``. docs/strategies.md has worked examples.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import re
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import Endpoint
-from warmroute.request.inference import InferenceRequest
+from warmroute.pool.endpoint import Endpoint, EndpointSpec
+from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidates import Candidates
 from warmroute.routing.cost import CostConstants, RequestFactors
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
+FALLBACK = "PREFIX_CACHE"
+"""Chooses where a custom strategy fails."""
+_IN_FILE = re.compile(r"(.+\.py)(?::(.+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,8 @@ class Strategy(Protocol):
 
     uses_prefix: bool
     """Whether prompts are to be hashed and matched."""
+    uses_headers: bool
+    """Whether it reads the request's headers."""
 
     def __call__(self, context: PickContext) -> Sequence[float]:
         """The value of every candidate, by position; lower is better."""
@@ -79,6 +89,8 @@ class Strategy(Protocol):
 
 class MarginalCost:
     """The time that the request adds for all requests, cached prefixes counted (PREFIX_CACHE) or not (DEFAULT)."""
+
+    uses_headers = False
 
     def __init__(self, *, uses_prefix: bool) -> None:
         self.uses_prefix = uses_prefix
@@ -90,7 +102,7 @@ class MarginalCost:
 class LeastRequest:
     """The endpoint with the fewest requests in flight."""
 
-    uses_prefix = False
+    uses_prefix = uses_headers = False
 
     def __call__(self, context: PickContext) -> Sequence[float]:
         return context.candidates.total
@@ -99,7 +111,7 @@ class LeastRequest:
 class RoundRobin:
     """Each endpoint in turn: all values are equal, and ties go to the least recently chosen."""
 
-    uses_prefix = False
+    uses_prefix = uses_headers = False
 
     def __call__(self, context: PickContext) -> Sequence[float]:
         return [0.0] * len(context.candidates)
@@ -108,7 +120,7 @@ class RoundRobin:
 class Random:
     """A uniformly random endpoint."""
 
-    uses_prefix = False
+    uses_prefix = uses_headers = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -120,14 +132,23 @@ class Random:
 class Custom:
     """A custom strategy function. It gets one :class:`Candidate` for each endpoint; built-in strategies need none."""
 
-    uses_prefix = True
+    uses_prefix = uses_headers = True
 
-    def __init__(self, name: str, function: StrategyFunction) -> None:
-        self._name = name
+    def __init__(self, function: StrategyFunction) -> None:
         self._function = function
 
+    def try_out(self) -> None:
+        """Call the function for a sample request with two candidates. Raises what it raises, and as :meth:`values`."""
+        prompt = PromptPart(b"sample", 6)
+        request = InferenceRequest(model="sample", seed=b"sample", parts=(prompt,), prompt_bytes=6, tokens=2)
+        specs = [EndpointSpec("sample", f"sample-{k}", f"192.0.2.{k}", 8000) for k in range(2)]
+        samples = [
+            Candidate(Endpoint(spec, engine="vllm", now=0.0), 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.001) for spec in specs
+        ]
+        self._values(request, samples)
+
     def __call__(self, context: PickContext) -> Sequence[float]:
-        """Raises ValueError for a wrong number of values or NaN, and whatever the function raises."""
+        """Raises what the function raises; ValueError or TypeError for a wrong number of values, NaN or no numbers."""
         columns, factors = context.candidates, context.factors
         candidates = [
             Candidate(
@@ -142,11 +163,14 @@ class Custom:
             )
             for k, (load, cost) in enumerate(zip(columns.loads, context.costs(), strict=True))
         ]
-        values = self._function(context.request, candidates)
+        return self._values(context.request, candidates)
+
+    def _values(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> Sequence[float]:
+        values = [float(value) for value in self._function(request, candidates)]
         if len(values) != len(candidates):
-            raise ValueError(f"strategy {self._name} gave {len(values)} values for {len(candidates)} candidates")
+            raise ValueError(f"it gave {len(values)} values for {len(candidates)} candidates")
         if any(value != value for value in values):  # noqa: PLR0124 -- NaN, which no comparison finds
-            raise ValueError(f"strategy {self._name} gave a value that is not a number")
+            raise ValueError("it gave a value that is not a number")
         return values
 
 
@@ -161,21 +185,65 @@ BUILT_IN: dict[str, Callable[[random.Random], Strategy]] = {
 
 
 def find(name: str, *, rng: random.Random) -> Strategy:
-    """The strategy of that name (upper or lower case), built-in or installed.
+    """The strategy of that name: built-in or installed (upper or lower case), or ``FILE.py:FUNCTION``.
 
-    Raises ConfigurationError if there is none, with the names there are, or if an installed one cannot be loaded.
+    A custom one is tried once. Raises ConfigurationError if there is none, with the names there are, or if it cannot be
+    loaded or fails.
     """
     wanted = name.upper()
     if wanted in BUILT_IN:
         return BUILT_IN[wanted](rng)
-    installed = {entry.name.upper(): entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    if wanted not in installed:
-        known = [*BUILT_IN, *sorted(installed)]
-        raise ConfigurationError(f"there is no routing strategy {name!r}; known are {', '.join(known)}")
     try:
-        function = installed[wanted].load()
-    except Exception as error:  # a third-party module may raise anything when imported
-        raise ConfigurationError(f"the routing strategy {name!r} cannot be loaded: {error!r}") from error
+        function = _of_file(name) if is_file(name) else _installed(name)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a foreign module may raise anything when it is imported
+        raise ConfigurationError(f"the routing strategy {name!r} cannot be loaded: {failure(error)}") from error
     if not callable(function):
         raise ConfigurationError(f"the routing strategy {name!r} is not a function")
-    return Custom(wanted, function)
+    strategy = Custom(function)
+    try:
+        strategy.try_out()
+    except Exception as error:
+        raise ConfigurationError(
+            f"the routing strategy {name!r} fails on a sample request: {failure(error)}"
+        ) from error
+    return strategy
+
+
+def is_file(name: str) -> bool:
+    """Whether the name is of a function in a file."""
+    return _IN_FILE.fullmatch(name) is not None
+
+
+def failure(error: Exception) -> str:
+    """An error of a strategy in a few words, with the line that raised it."""
+    (*_, last) = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+
+
+def _installed(name: str) -> Any:
+    installed = {entry.name.upper(): entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if name.upper() not in installed:
+        known = [*BUILT_IN, *sorted(installed)]
+        raise ConfigurationError(
+            f"there is no routing strategy {name!r}; known are {', '.join(known)}, and FILE.py:FUNCTION"
+        )
+    return installed[name.upper()].load()
+
+
+def _of_file(name: str) -> Any:
+    match = _IN_FILE.fullmatch(name)
+    assert match is not None
+    path, function = Path(match[1]), match[2]
+    if not function:
+        raise ConfigurationError(f"the routing strategy {name!r} names no function: {name}:FUNCTION")
+    if not path.is_file():
+        raise ConfigurationError(f"the routing strategy {name!r}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"warmroute_strategy_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return getattr(module, function)

@@ -199,8 +199,8 @@ class Settings(BaseModel):
     # Routing
     routing_strategy: str = setting(
         "DEFAULT",
-        "PREFIX_CACHE, DEFAULT, LEAST_REQUEST, ROUND_ROBIN, RANDOM, or the name of a strategy installed under the "
-        "entry-point group warmroute.strategies.",
+        "PREFIX_CACHE, DEFAULT, LEAST_REQUEST, ROUND_ROBIN, RANDOM, a function in a file (./my.py:function, not by "
+        "annotation), or the name of a strategy installed under the entry-point group warmroute.strategies.",
         group="Routing",
         hot=True,
     )

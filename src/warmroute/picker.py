@@ -84,6 +84,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
                 running=settings.cost_running,
                 decode=settings.cost_decode,
                 balance=settings.cost_balance,
+                balance_from=settings.cost_balance_from,
                 adapter=settings.cost_adapter,
                 stale=settings.cost_stale,
             ),

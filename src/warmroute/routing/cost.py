@@ -3,7 +3,7 @@
 ::
 
     cost = wait + own + own*EVICTION*fill + own*(WAITING*waiting + RUNNING*running*usage) + DECODE*running
-           + BALANCE*prompt*in_flight/(3 + mean in_flight) + adapter + stale
+           + BALANCE*prompt*in_flight/(FROM + mean in_flight) + adapter + stale
 
 ==============  ======================================================================================================
 ``wait``        seconds until the endpoint has computed the prompts assigned to it
@@ -30,10 +30,6 @@ from typing import NamedTuple
 
 from warmroute.pool.work import prefill_work
 
-BALANCE_FROM = 3.0
-"""Mean in-flight requests at which the balance term counts half. On an almost idle pool a single running request must not
-drive the next turn of its own conversation away."""
-
 
 @dataclass(frozen=True, slots=True)
 class CostConstants:
@@ -44,6 +40,7 @@ class CostConstants:
     running: float
     decode: float
     balance: float
+    balance_from: float
     adapter: float
     stale: float
 
@@ -102,7 +99,7 @@ class CostTerms(NamedTuple):
     decode: float
     """Sharing steps with running requests: ``DECODE * running``."""
     balance: float
-    """Requests that come back to where they are in flight: ``BALANCE * prompt * in_flight / (3 + mean in_flight)``."""
+    """Requests that come back to where they are in flight: ``BALANCE * prompt * in_flight / (FROM + mean in_flight)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -171,5 +168,5 @@ def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, c
 
 
 def balance_weight(constants: CostConstants, mean_in_flight: float) -> float:
-    """``BALANCE/(3 + mean in_flight)``: the share of the prompt that each in-flight request costs."""
-    return constants.balance / (BALANCE_FROM + mean_in_flight)
+    """``BALANCE/(FROM + mean in_flight)``: the share of the prompt that each in-flight request costs."""
+    return constants.balance / (constants.balance_from + mean_in_flight)

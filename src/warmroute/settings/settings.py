@@ -287,6 +287,13 @@ class Settings(BaseModel):
         hot=True,
         ge=0,
     )
+    cost_balance_from: float = setting(
+        3.0,
+        "Mean in-flight requests of an endpoint at which load balancing counts half; on an idler pool it counts less.",
+        group="Cost",
+        hot=True,
+        gt=0,
+    )
     cost_adapter: float = setting(0.1, "Seconds that loading a LoRA adapter costs.", group="Cost", hot=True, ge=0)
     cost_stale: float = setting(
         0.05,

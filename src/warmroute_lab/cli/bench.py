@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from warmroute.errors import WarmrouteError
+from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import load
-from warmroute_lab.cli import ListsPolicies, ListsProfiles, command_line
+from warmroute_lab.cli import ListsPolicies, ListsProfiles, ListsScenarios, command_line
 
 app = command_line(
     help="Benchmarks: what prefix-aware routing gains, and what the picker itself costs.",
@@ -293,11 +293,76 @@ def replay(
         comparison.draw(picture, outcomes)
 
 
+SOURCES = typer.Argument(
+    metavar="[TRACE]...",
+    help="Files of traces, and scenarios listed below. Default: all scenarios.",
+    show_default=False,
+)
+LOADS_HELP = "Load as a share of saturation; repeatable. Default: 0.5, 0.8 and 1.1."
+WINDOW_HELP = (
+    "Requests of each scenario, about, or of each trace. Of a trace without sessions, seed k gets the k-th so many "
+    "requests."
+)
+
+
+@app.command(
+    cls=ListsScenarios,
+    epilog="Example: warmroute bench ablate mooncake.jsonl sessions.jsonl.xz --requests 1500 --seed 1 --seed 2",
+)
+def ablate(
+    sources: Annotated[list[str] | None, SOURCES] = None,
+    *,
+    number: Annotated[
+        list[str] | None, typer.Option(help="Setting of the cost to change, as cost_waiting; repeatable. Default: all.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of all random numbers; repeatable. Default: 1.")] = None,
+    load_share: Annotated[list[float] | None, typer.Option("--load", help=LOADS_HELP)] = None,
+    pods: Annotated[
+        list[int] | None, typer.Option(min=1, max=1000, help="Number of simulated engines; repeatable. Default: 8.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Engine, as for `replay`; repeatable for a mixed fleet.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help=WINDOW_HELP)] = 1500,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Parallel replays. Default: one for each core.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+) -> None:
+    """Remove, halve and double each number of the cost, and show what that does to the time to first token.
+
+    Each row shows how far seeds and sources differ, so that noise is seen as noise.
+    """
+    from rich.console import Console
+
+    from warmroute_lab.replay import ablation
+    from warmroute_lab.replay.comparison import LOADS
+    from warmroute_lab.replay.scenarios import SCENARIOS
+    from warmroute_lab.replay.standings import Options
+
+    for name in number or ():
+        if name not in ablation.NUMBERS:
+            raise ConfigurationError(f"--number must be one of {', '.join(ablation.NUMBERS)}; given: {name!r}")
+    fleets = [
+        Options(
+            strategies=(ablation.STRATEGY,),
+            sources=sources or tuple(SCENARIOS),
+            seeds=list(dict.fromkeys(seed or (1,))),
+            loads=load_share or LOADS,
+            pods=size,
+            profiles=profile or (),
+            requests=requests,
+            jobs=jobs or os.cpu_count() or 1,
+        )
+        for size in dict.fromkeys(pods or (8,))
+    ]
+    ablation.run(fleets, number or (), load({}, environ=os.environ), Console(), output=json_file)
+
+
 @app.command(
     cls=ListsPolicies,
     epilog="Example: warmroute bench standings --strategy PREFIX_CACHE --against baselines.json",
 )
 def standings(
+    sources: Annotated[list[str] | None, SOURCES] = None,
     *,
     strategy: Annotated[
         list[str] | None,
@@ -312,11 +377,16 @@ def standings(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed of all random numbers; repeatable. Default: 1.")] = None,
     pods: Annotated[int, typer.Option(min=1, max=1000, help="Number of simulated engines.")] = 8,
-    requests: Annotated[int | None, typer.Option(min=1, help="Requests of each scenario, about.")] = None,
+    load_share: Annotated[list[float] | None, typer.Option("--load", help=LOADS_HELP)] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Engine, as for `replay`; repeatable for a mixed fleet.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help=WINDOW_HELP)] = None,
+    closed_loop: Annotated[bool, typer.Option("--closed-loop/--open-loop", help="As for `replay`.")] = True,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel replays. Default: one for each core.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
-    """Replay every scenario at three loads and compare each strategy with the best of the others.
+    """Replay scenarios and traces at three loads and compare each strategy with the best of the others.
 
     With all strategies, a seed takes about ten minutes on two cores; with PREFIX_CACHE alone, half a minute. Write the
     baselines' figures once with --json and pass them with --against afterwards.
@@ -324,13 +394,19 @@ def standings(
     from rich.console import Console
 
     from warmroute_lab.replay import standings as every
+    from warmroute_lab.replay.comparison import LOADS
     from warmroute_lab.replay.policy_registry import names
+    from warmroute_lab.replay.scenarios import SCENARIOS
 
     options = every.Options(
         strategies=names(strategy or []),
+        sources=sources or tuple(SCENARIOS),
         seeds=list(dict.fromkeys(seed or (1,))),
+        loads=load_share or LOADS,
         pods=pods,
+        profiles=profile or (),
         requests=requests,
+        closed_loop=closed_loop,
         jobs=jobs or os.cpu_count() or 1,
     )
     every.run(options, load({}, environ=os.environ), Console(), against=against, output=json_file)

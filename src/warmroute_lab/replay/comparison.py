@@ -60,6 +60,8 @@ class Plan:
     """Empty: :data:`LOADS` times the speedup at saturation."""
     seed: int = 1
     requests: int | None = None
+    skip: int = 0
+    """Requests of a trace without sessions to leave out at the beginning; counted round."""
     closed_loop: bool = True
     """Whether each turn of a recorded session waits for the answer before it."""
     restarts: Sequence[PodEvent] = ()
@@ -80,7 +82,7 @@ class Plan:
         kinds = tuple(profile(name) for name in self.profiles)
         path = Path(self.source)
         if path.is_file():
-            trace = read(path, seed=self.seed, limit=self.requests, closed_loop=self.closed_loop)
+            trace = read(path, seed=self.seed, limit=self.requests, skip=self.skip, closed_loop=self.closed_loop)
             kinds = kinds or (profile(DEFAULT_PROFILE),)
             fleet = Fleet(tuple(kinds[pod % len(kinds)] for pod in range(self.pods)))
         else:

@@ -7,41 +7,32 @@ the geometric mean over the seeds; the seeds are also shown one by one.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import product
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import geometric_mean
-from time import monotonic
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from warmroute.errors import ConfigurationError, WarmrouteError
+from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
 from warmroute_lab import json_file, terminal
 from warmroute_lab.replay.comparison import LOADS, Plan
 from warmroute_lab.replay.fleet import saturation
 from warmroute_lab.replay.policy_registry import policy_factory
+from warmroute_lab.replay.processes import replay_all
 from warmroute_lab.replay.replay import Replay
 from warmroute_lab.replay.scenarios import SCENARIOS
 
-LOG_INTERVAL = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
-
 
 class Cell(NamedTuple):
-    """A scenario at a load. The load is a share of saturation."""
+    """A scenario or a trace at a load. The load is a share of saturation."""
 
     scenario: str
+    """A name, or the path of a trace."""
     load: float
 
 
@@ -57,16 +48,22 @@ class Options:
     """The options of the command: each strategy is replayed in each cell with each seed."""
 
     strategies: Sequence[str]
+    sources: Sequence[str] = tuple(SCENARIOS)
+    """Scenarios and files of traces."""
     seeds: Sequence[int] = (1,)
+    loads: Sequence[float] = LOADS
     pods: int = 8
+    profiles: Sequence[str] = ()
     requests: int | None = None
-    """None: the default of :mod:`~warmroute_lab.replay.scenarios`."""
+    """None: all of a trace, and the default of :mod:`~warmroute_lab.replay.scenarios`. Of a trace without sessions, seed k
+    gets the k-th so many requests."""
+    closed_loop: bool = True
     jobs: int = 1
     """Parallel replays, each in its own process."""
 
     def draws(self) -> list[Drawn]:
         """Every cell with every seed."""
-        return [Drawn(Cell(name, load), seed) for seed, name, load in product(self.seeds, SCENARIOS, LOADS)]
+        return [Drawn(Cell(name, load), seed) for seed, name, load in product(self.seeds, self.sources, self.loads)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +88,10 @@ class Result:
     def drawn(self) -> Drawn:
         """Cell and seed."""
         return Drawn(Cell(self.scenario, self.load), self.seed)
+
+    def plain(self) -> dict[str, Any]:
+        """The figures for JSON."""
+        return asdict(self)
 
     @classmethod
     def read(cls, row: object, path: Path) -> Self:
@@ -121,58 +122,36 @@ def run(
 
 
 def measure(options: Options, settings: Settings, console: Console) -> list[Result]:
-    """Run all replays; print progress as a bar or, without a terminal, as a line every :data:`LOG_INTERVAL` seconds."""
-    asked = list(product(options.draws(), options.strategies))
-    order = {(drawn, name): position for position, (drawn, name) in enumerate(asked)}
-    columns = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    results = []
-    with (
-        ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as workers,
-        terminal.progress(console, *columns, description="replays") as progress,
-    ):
-        task, said_at = progress.add_task("", total=len(asked)), monotonic()
-        running = [workers.submit(_replay, *each, options.pods, options.requests, settings) for each in asked]
-        try:
-            for finished in as_completed(running):
-                results.append(finished.result())
-                progress.advance(task)
-                if not console.is_terminal and monotonic() >= said_at + LOG_INTERVAL:
-                    said_at = monotonic()
-                    console.print(f"{len(results)} of {len(asked)} replays", highlight=False)
-        except BrokenProcessPool as error:
-            raise WarmrouteError("a replay's process was killed; possibly the machine has too little memory") from error
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
-    return sorted(results, key=lambda result: order[result.drawn, result.strategy])
+    """Run all replays, in order of seed, cell and strategy."""
+    asked = [(drawn, name, options, settings) for drawn in options.draws() for name in options.strategies]
+    return replay_all(replay_one, asked, console, jobs=options.jobs)
 
 
-def _end_with_parent() -> None:
-    """Let this worker end at once on Ctrl-C and at the end of its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _replay(drawn: Drawn, strategy: str, pods: int, requests: int | None, settings: Settings) -> Result:
-    """One replay, in a worker process."""
-    (scenario, load), seed = drawn
-    trace, fleet = Plan(source=scenario, strategies=(strategy,), pods=pods, seed=seed, requests=requests).load()
+def replay_one(drawn: Drawn, strategy: str, options: Options, settings: Settings) -> Result:
+    """One replay of the product's strategy with ``settings``, or of a baseline."""
+    (source, load), seed = drawn
+    plan = Plan(
+        source=source,
+        strategies=(strategy,),
+        pods=options.pods,
+        profiles=options.profiles,
+        seed=seed,
+        requests=options.requests,
+        skip=(seed - 1) * options.requests if options.requests is not None else 0,
+        closed_loop=options.closed_loop,
+    )
+    trace, fleet = plan.load()
     speedup = load * saturation(trace, fleet.profiles)
     factory = policy_factory(strategy, settings)
     figures = Replay(trace, fleet, factory, strategy=strategy, speedup=speedup, seed=seed).run().figures()
     del figures["speedup"]
-    return Result(**{**figures, "load": load, "seed": seed, "pods": pods})  # type: ignore[arg-type]
+    changed = {"scenario": source, "load": load, "seed": seed, "pods": options.pods}
+    return Result(**{**figures, **changed})  # type: ignore[arg-type]
 
 
 def write_json(path: Path, results: Iterable[Result]) -> None:
     """Write the results as a list of objects. Raises ConfigurationError."""
-    json_file.write(path, [asdict(result) for result in results])
+    json_file.write(path, [result.plain() for result in results])
 
 
 def others(path: Path, options: Options) -> list[Result]:
@@ -265,15 +244,21 @@ def show(results: Sequence[Result], console: Console) -> None:
     strategies = list(dict.fromkeys(result.strategy for result in results))
     means, tails = drawn(results, "ttft_mean"), drawn(results, "ttft_p99")
     terminal.show(_strategies(over_seeds(means), over_seeds(tails), strategies), console)
-    terminal.show(_cells(over_seeds(means), over_seeds(tails), strategies[0]), console)
+    terminal.show(_cells(means, tails, strategies[0]), console)
     terminal.show(_seeds(means, tails, strategies[0]), console)
 
 
+BELOW = "Below 1: faster than the fastest of the others. Above 1: slower."
+
+
 def _strategies(means: Times[Cell], tails: Times[Cell], strategies: Sequence[str]) -> Table:
-    grid = Table(title=f"time divided by the best other strategy's in {len(means)} cells: geometric mean (worst)")
+    grid = Table(
+        title=f"time divided by the best other strategy's in {len(means)} cells: geometric mean (worst cell)",
+        caption=f"{BELOW} A cell is a scenario or trace at a load.",
+    )
     grid.add_column("strategy", no_wrap=True)
     grid.add_column("mean TTFT", justify="right", no_wrap=True)
-    grid.add_column("p99", justify="right", no_wrap=True)
+    grid.add_column("p99 of TTFT", justify="right", no_wrap=True)
     standings = {
         name: [Standing.of(against_best(times, name).values()) for times in (means, tails)] for name in strategies
     }
@@ -282,21 +267,41 @@ def _strategies(means: Times[Cell], tails: Times[Cell], strategies: Sequence[str
     return grid
 
 
-def _cells(means: Times[Cell], tails: Times[Cell], strategy: str) -> Table:
-    mean, tail = against_best(means, strategy), against_best(tails, strategy)
-    loads = sorted({cell.load for cell in means})
-    grid = Table(title=f"{strategy} divided by the best other: mean TTFT, p99")
-    grid.add_column("scenario", no_wrap=True)
+def _cells(means: Times[Drawn], tails: Times[Drawn], strategy: str) -> Table:
+    """The strategy in each cell over the seeds; scenarios in which it loses most come first."""
+    mean, tail = (against_best(over_seeds(times), strategy) for times in (means, tails))
+    loads = sorted({cell.load for cell in mean})
+    grid = Table(
+        title=f"{strategy}: mean TTFT and p99 divided by those of the best other, by share of saturation",
+        caption=f"{BELOW} Behind each: the least and the most of single seeds.",
+    )
+    grid.add_column("scenario or trace", no_wrap=True)
     for load in loads:
-        grid.add_column(f"{load:g}", justify="right", no_wrap=True)
-    for scenario in sorted({cell.scenario for cell in means}):
-        cells = (Cell(scenario, load) for load in loads)
-        grid.add_row(scenario, *(f"{mean[cell]:.2f}, {tail[cell]:.2f}" for cell in cells))
+        grid.add_column(f"{load:.0%}", justify="right", no_wrap=True)
+    spreads = [_spreads(against_best(times, strategy)) for times in (means, tails)]
+    worst = {scenario: max(ratio for cell, ratio in mean.items() if cell.scenario == scenario) for scenario, _ in mean}
+    for scenario in sorted(worst, key=lambda name: -worst[name]):
+        cells = [Cell(scenario, load) for load in loads]
+        grid.add_row(
+            Path(scenario).name.partition(".")[0],
+            *(f"{mean[cell]:.2f}{spreads[0][cell]}, {tail[cell]:.2f}{spreads[1][cell]}" for cell in cells),
+        )
     return grid
 
 
+def _spreads(ratios: Mapping[Drawn, float]) -> dict[Cell, str]:
+    """The least and the most over the seeds, by cell, as text; empty for a single seed."""
+    of_cells: dict[Cell, list[float]] = {}
+    for (cell, _), ratio in ratios.items():
+        of_cells.setdefault(cell, []).append(ratio)
+    return {
+        cell: f" ({_short(min(each))} to {_short(max(each))})" if len(each) > 1 else ""
+        for cell, each in of_cells.items()
+    }
+
+
 def _seeds(means: Times[Drawn], tails: Times[Drawn], strategy: str) -> Table:
-    grid = Table(title=f"{strategy}, single seeds: geometric mean (worst, where)")
+    grid = Table(title=f"{strategy}, single seeds: geometric mean (worst cell)", caption=BELOW)
     grid.add_column("seed", justify="right")
     for name in ("mean TTFT", "p99"):
         grid.add_column(name, justify="right", no_wrap=True)

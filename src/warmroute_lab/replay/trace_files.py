@@ -56,11 +56,11 @@ class _Line:
     think: float
 
 
-def read(path: Path, *, seed: int, limit: int | None = None, closed_loop: bool = True) -> Trace:
+def read(path: Path, *, seed: int, limit: int | None = None, skip: int = 0, closed_loop: bool = True) -> Trace:
     """The trace in a file.
 
-    ``limit`` is the number of requests to keep: the first ones; or, in a closed loop, about as many in whole sessions that
-    the seed draws, which begin as often as the sessions of the file do.
+    ``limit`` is the number of requests to keep: those after the first ``skip``, which is counted round; or, in a closed
+    loop, about as many in whole sessions that the seed draws, which begin as often as the sessions of the file do.
 
     Raises ConfigurationError if the file cannot be read, naming the line.
     """
@@ -76,7 +76,9 @@ def read(path: Path, *, seed: int, limit: int | None = None, closed_loop: bool =
         raise ConfigurationError(f"cannot read the trace {path}: {error}") from error
     if closed_loop and any(line.session for line in lines):
         return _trace(name, _in_sessions(lines if limit is None else _sample(lines, limit, rng)), recorded=True)
-    return _trace(name, [TracedRequest(line.at, line.prompt, line.output_tokens) for line in lines[:limit]])
+    began = skip % max(1, len(lines) - limit) if limit is not None else 0
+    kept = lines if limit is None else lines[began : began + limit]
+    return _trace(name, [TracedRequest(line.at, line.prompt, line.output_tokens) for line in kept])
 
 
 def _trace(name: str, requests: Sequence[TracedRequest], *, recorded: bool = False) -> Trace:

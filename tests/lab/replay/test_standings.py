@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings
-from warmroute_lab.replay import comparison, standings
+from warmroute_lab.replay import comparison, processes, standings
 from warmroute_lab.replay.comparison import LOADS
 from warmroute_lab.replay.scenarios import SCENARIOS
 from warmroute_lab.replay.standings import Cell, Drawn, Options, Result, Standing
@@ -69,7 +69,7 @@ def test_the_tables_say_where_each_seed_was_worst() -> None:
 def test_the_first_strategy_is_the_one_shown_in_detail() -> None:
     with (console := Console(width=100)).capture() as shown:
         standings.show([*every("llm-d"), *every("PREFIX_CACHE")], console)
-    assert "llm-d divided by the best other" in shown.get()
+    assert "llm-d: mean TTFT and p99 divided by those of the best other" in " ".join(shown.get().split())
     assert "llm-d, single seeds" in shown.get()
 
 
@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_stood_against(
 
 
 def test_what_cannot_stand_is_said_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standings, "_replay", None)  # no work may begin
+    monkeypatch.setattr(standings, "replay_one", None)  # no work may begin
     with pytest.raises(ConfigurationError, match="at least two strategies"):
         standings.run(replace(SMALL, strategies=("PREFIX_CACHE",)), Settings(), quiet())
     with pytest.raises(ConfigurationError, match="lmetric"):
@@ -144,7 +144,7 @@ def test_other_requests_cannot_be_compared() -> None:
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standings, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(processes, "LOG_INTERVAL", 0.0)
     with (console := Console(width=100, force_terminal=False)).capture() as shown:
         standings.measure(replace(SMALL, strategies=("random",), requests=5), Settings(), console)
     assert "33 of 33 replays" in shown.get()
@@ -155,7 +155,7 @@ def _die(*_: object) -> None:
 
 
 def test_a_worker_that_is_killed_is_an_error_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standings, "_replay", _die)
+    monkeypatch.setattr(standings, "replay_one", _die)
     with pytest.raises(WarmrouteError, match="process was killed"):
         standings.measure(SMALL, Settings(), quiet())
 

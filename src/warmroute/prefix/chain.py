@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from xxhash import xxh3_64_intdigest
 
@@ -64,11 +65,27 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
 
     The hash is xxh3-64, chained through its seed argument: no bytes are hashed twice.
     """
-    key = xxh3_64_intdigest(seed)
-    hashes: list[int] = []
-    ends: list[int] = []
-    position = 0
-    upcoming = 0  # index of the first of POSITIONS beyond `position`
+    return _continued(xxh3_64_intdigest(seed), [], [], 0, parts)
+
+
+def build_each(seed: bytes, parts: Sequence[PromptPart], *, head: int, starts: Sequence[int], most: int) -> list[Chain]:
+    """The chains of the first ``most`` prompts in ``parts``, which all begin with the first ``head`` parts.
+
+    ``starts`` are the indices at which the second and further prompts go on. The head is hashed once.
+    """
+    begin = build(seed, parts[:head])
+    key = begin.hashes[-1] if begin.hashes else xxh3_64_intdigest(seed)
+    bounds = [head, *starts[:most], len(parts)]
+    return [
+        _continued(key, list(begin.hashes), list(begin.ends), begin.prompt_bytes, parts[start:stop])
+        for start, stop in pairwise(bounds[: most + 1])
+    ]
+
+
+def _continued(key: int, hashes: list[int], ends: list[int], position: int, parts: Sequence[PromptPart]) -> Chain:
+    """The chain that has come to ``position`` with ``key``, its last hash, and goes on with ``parts``."""
+    beginning = position
+    upcoming = bisect_right(POSITIONS, position)  # index of the first of POSITIONS beyond `position`
     for data, prompt_bytes in parts:
         end = position + prompt_bytes
         first, upcoming = upcoming, bisect_right(POSITIONS, end, upcoming)
@@ -91,5 +108,5 @@ def build(seed: bytes, parts: Sequence[PromptPart]) -> Chain:
         position = end
         if len(hashes) > MAX_CHECKPOINTS:
             del hashes[MAX_CHECKPOINTS:], ends[MAX_CHECKPOINTS:]
-            return Chain(hashes, ends, sum([part.prompt_bytes for part in parts]))
+            return Chain(hashes, ends, beginning + sum([part.prompt_bytes for part in parts]))
     return Chain(hashes, ends, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -59,6 +60,15 @@ class InferenceRequest(NamedTuple):
     """The client's session, from the request header ``x-session-id``. For custom strategies; otherwise empty."""
     partial: bool = False
     """The body was cut off, and the length of the rest of the prompt is unknown."""
+
+    def lengths(self) -> list[int]:
+        """Bytes of each prompt."""
+        if not self.starts:
+            return [self.prompt_bytes]
+        sizes = [part.prompt_bytes for part in self.parts]
+        head = sum(sizes[: self.head])
+        bounds = (self.head, *self.starts, len(sizes))
+        return [head + sum(sizes[start:stop]) for start, stop in pairwise(bounds)]
 
     def with_model(self, model: str) -> InferenceRequest:
         """The request with its model's name replaced, in the seed too: the engine caches under its own name."""

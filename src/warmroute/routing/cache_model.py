@@ -10,7 +10,7 @@ from warmroute.prefix.chain import Chain
 from warmroute.prefix.index import PrefixIndex, holders_of
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Members
-from warmroute.routing.confirmation import UNPROVEN_SHARE, Verdict
+from warmroute.routing.confirmation import UNPROVEN_SHARE, SentPrompt, Verdict
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
 
@@ -95,42 +95,91 @@ class CacheModel:
                     overrides[members.position[holder]] = tokens
         return CachedTokens(default, overrides), best
 
-    def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
-        """The decision's prompt was sent to the engine. ``exact``: its length is known, not estimated.
+    def match_each(
+        self, chains: Iterable[Chain], tokens_per_byte: float, members: Members
+    ) -> tuple[CachedTokens, float]:
+        """The tokens that each member holds of several prompts together, and the most that any holds."""
+        default, more = 0.0, dict[int, float]()
+        for chain in chains:
+            cached, _ = self.match(chain, tokens_per_byte, max(1.0, chain.prompt_bytes * tokens_per_byte), members)
+            default += cached.default
+            for k, tokens in cached.overrides.items():
+                more[k] = more.get(k, 0.0) + tokens - cached.default
+        overrides = {k: default + tokens for k, tokens in more.items()}
+        if len(overrides) == len(members.loads):  # one of them has to have the default
+            _, default = overrides.popitem()
+        return CachedTokens(default, overrides), max([default, *overrides.values()])
 
-        Nothing is expected of an engine that keeps no prompts, nor of a prompt that the engine will reject for its length. A
-        long new tail is unconfirmed until the engine has looked it up; a short one, too, while many tokens are unproven.
+    def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
+        """The decision's prompts were sent to the engine. ``exact``: their length is known, not estimated.
+
+        Nothing is expected of an engine that keeps no prompts.
         """
-        load, chain = decision.load, decision.chain
+        load = decision.load
         if self._without_cache >> load.holder & 1:
             return
+        held: list[int] = []
+        sent: list[SentPrompt] = []
+        for chain in decision.chains:
+            share = chain.prompt_bytes / decision.prompt_bytes if decision.further else 1.0
+            self._expect_prompt(decision, chain, share, held, sent, exact=exact, now=now)
+        decision.held, decision.sent = tuple(held), tuple(sent)
+
+    def _expect_prompt(
+        self,
+        decision: Decision,
+        chain: Chain,
+        share: float,
+        held: list[int],
+        sent: list[SentPrompt],
+        *,
+        exact: bool,
+        now: float,
+    ) -> None:
+        """One prompt was sent, which has ``share`` of the decision's tokens. Adds to ``held`` and ``sent``.
+
+        Nothing is expected of a prompt that the engine will reject for its length. A long new tail is unconfirmed until the
+        engine has looked it up; a short one, too, while many tokens are unproven, and every new one that is never looked up.
+        """
+        load, tokens = decision.load, share * decision.prompt_tokens
         state = load.endpoint.state
         longest = None if state is None else state.max_model_len
-        if longest is not None and decision.prompt_tokens > longest * (1.0 if exact else LENGTH_ERROR):
+        if longest is not None and tokens > longest * (1.0 if exact else LENGTH_ERROR):
+            held.append(len(chain.hashes))  # nothing to take back
             return
         confirmation = load.confirmation
         if not confirmation.counts:
-            decision.held = self._insert(load, chain)
+            held.append(self._insert(load, chain))
+            return
+        if not decision.reads_cache:
+            held.append(self._index.known(load.holder, chain)[1])
+            self._index.insert_unconfirmed(load.holder, chain)
             return
         unconfirmed = None
-        unproven_bytes = confirmation.unproven * chain.prompt_bytes / decision.prompt_tokens
-        proven = unproven_bytes <= UNPROVEN_SHARE * self._index.capacity(load.holder)
+        proven = confirmation.unproven * chain.prompt_bytes / tokens <= UNPROVEN_SHARE * self._index.capacity(
+            load.holder
+        )
         if proven and chain.prompt_bytes < LONG_TAIL:
-            decision.held = self._insert(load, chain)
+            held.append(self._insert(load, chain))
         else:
-            confirmed, decision.held = self._index.known(load.holder, chain)
+            confirmed, known = self._index.known(load.holder, chain)
+            held.append(known)
             tail = chain.ends[-1] - (chain.ends[confirmed - 1] if confirmed else 0)
             if not tail or (proven and tail < LONG_TAIL):
                 self._insert(load, chain)
             else:
                 self._index.insert_unconfirmed(load.holder, chain)
                 unconfirmed = chain
-        decision.sent = confirmation.sent(
-            decision.prompt_tokens,
-            decision.cached_tokens / confirmation.factor,
-            unconfirmed,
-            now,
-            most_checkpoints=self._index.most_unconfirmed,
+        # Each sample looks up the whole prompt, and all but the first one find it.
+        again = (decision.samples - 1) * tokens
+        sent.append(
+            confirmation.sent(
+                tokens + again,
+                share * decision.cached_tokens / confirmation.factor + again,
+                unconfirmed,
+                now,
+                most_checkpoints=self._index.most_unconfirmed,
+            )
         )
 
     # ---------------------------------------------------------------- evidence
@@ -165,9 +214,10 @@ class CacheModel:
     def responded(self, decision: Decision, status: int) -> None:
         """The engine's response to the decision's request: one that failed has computed nothing."""
         if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
-            if decision.sent is not None:
-                decision.load.confirmation.withdraw(decision.sent)
-            self._index.remove(decision.load.holder, decision.chain, decision.held)
+            for sent in decision.sent:
+                decision.load.confirmation.withdraw(sent)
+            for chain, held in zip(decision.chains, decision.held, strict=False):  # none is held without a cache
+                self._index.remove(decision.load.holder, chain, held)
 
     def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
         for chain, accepted in verdicts:

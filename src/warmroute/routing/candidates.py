@@ -98,9 +98,10 @@ class Candidates:
         factors = self.factors[k]
         return factors.wait(now) / factors.seconds_per_token
 
-    def request_factors(self, prompt_tokens: float, now: float) -> RequestFactors:
-        """The factors of a request of ``prompt_tokens`` tokens."""
-        return RequestFactors(prompt_tokens, (sum(self.waiting) + sum(self.running)) / len(self.waiting), now)
+    def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
+        """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
+        in_flight = sum(self.waiting) + sum(self.running)
+        return RequestFactors(prompt_tokens, in_flight / len(self.waiting), now, prompts)
 
     def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
         """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of
@@ -110,8 +111,9 @@ class Candidates:
         corrected by the difference.
         """
         now, (default, overrides) = request.now, cached
-        spared = prefill_work(default)
-        uncached_work = prefill_work(request.prompt_tokens) - spared
+        prompts = request.prompts
+        spared = prefill_work(default, prompts)
+        uncached_work = prefill_work(request.prompt_tokens, prompts) - spared
         balance = request.prompt_tokens * balance_weight(constants, request.mean_in_flight)
         costs = [
             base - now * rate + uncached_work * per_token + balance * in_flight
@@ -121,7 +123,7 @@ class Candidates:
         ]
         per_token = self._per_token
         for k, held in overrides.items():
-            costs[k] -= (prefill_work(held) - spared) * per_token[k]
+            costs[k] -= (prefill_work(held, prompts) - spared) * per_token[k]
         return costs
 
 

@@ -83,6 +83,12 @@ class RequestFactors(NamedTuple):
     """In-flight requests of a candidate, on average."""
     now: float
     """Monotonic seconds."""
+    prompts: float = 1.0
+    """Prompts of equal length that the tokens are of (:attr:`~warmroute.routing.decision.Decision.prompts`)."""
+
+    def uncached_work(self, cached_tokens: float) -> float:
+        """Work of the tokens beyond ``cached_tokens``."""
+        return prefill_work(self.prompt_tokens, self.prompts) - prefill_work(cached_tokens, self.prompts)
 
 
 class CostTerms(NamedTuple):
@@ -146,7 +152,7 @@ def cost_terms(
 ) -> CostTerms:
     """The cost of ``request`` on ``endpoint``, which holds ``cached_tokens`` of its prompt."""
     seconds_per_token = endpoint.seconds_per_token
-    own = seconds_per_token * (prefill_work(request.prompt_tokens) - prefill_work(cached_tokens))
+    own = seconds_per_token * request.uncached_work(cached_tokens)
     prompt = seconds_per_token * request.prompt_tokens
     return CostTerms(
         wait=endpoint.wait(request.now),
@@ -163,8 +169,8 @@ def cost_terms(
 def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, cached_tokens: float) -> float:
     """Predicted seconds until the first token of ``request`` on ``endpoint``: the prompts assigned before, then what the
     endpoint does not hold of its own. What either delays or evicts is in the cost only."""
-    uncached_work = prefill_work(request.prompt_tokens) - prefill_work(cached_tokens)
-    return max(0.0, endpoint.wait(request.now)) + endpoint.seconds_per_token * uncached_work
+    own = endpoint.seconds_per_token * request.uncached_work(cached_tokens)
+    return max(0.0, endpoint.wait(request.now)) + own
 
 
 def balance_weight(constants: CostConstants, mean_in_flight: float) -> float:

@@ -41,10 +41,20 @@ class Decision:
     """The LoRA adapter that the request asks for; empty if none."""
     failed_strategy: str = ""
     """The strategy in force if it failed, else empty."""
-    held: int = 0
-    """Checkpoints of the chain that the endpoint had before."""
-    sent: SentPrompt | None = None
-    """The prompt as it waits for the engine's counters."""
+    further: tuple[Chain, ...] = ()
+    """The chains of the second and further prompts of a batch, as many as are matched."""
+    prompts: float = 1.0
+    """Prompts of equal length that have the work of those of the batch; 1 for a single prompt."""
+    requests: int = 1
+    """Requests that the engine queues: one for each prompt and sample."""
+    samples: int = 1
+    """Answers that the client wants to each prompt."""
+    reads_cache: bool = True
+    """The engine may take a beginning of the prompt from its cache."""
+    held: tuple[int, ...] = ()
+    """Checkpoints that the endpoint had before, of each chain."""
+    sent: tuple[SentPrompt, ...] = ()
+    """The prompts as they wait for the engine's counters."""
     id: str = ""
     """Unique among the decisions of all pickers; empty if nobody listens."""
     request_id: str = ""
@@ -56,6 +66,11 @@ class Decision:
     def endpoint(self) -> Endpoint:
         """The chosen endpoint."""
         return self.load.endpoint
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The chains of all prompts that are matched."""
+        return (self.chain, *self.further)
 
     @property
     def match_ratio(self) -> float:

@@ -167,11 +167,14 @@ class EndpointLoad:
 
     # ---------------------------------------------------------------- events
 
-    def assign(self, work: float, rate: float, now: float) -> None:
-        """A request of ``work`` tokens goes to the endpoint, whose queue drains at ``rate`` tokens per second."""
-        self.queue.assign(work, rate, now)
-        self.sent.append(now)
-        self.mean_work.assigned(work)
+    def assign(self, work: float, rate: float, now: float, *, requests: int = 1) -> None:
+        """``work`` tokens in ``requests`` equal requests go to the endpoint, whose queue drains at ``rate`` tokens per
+        second."""
+        each = work / requests
+        for _ in range(requests):
+            self.queue.assign(each, rate, now)
+            self.sent.append(now)
+            self.mean_work.assigned(each)
 
     def assign_remote(self, work: float, rate: float, at: float, now: float) -> None:
         """Another picker's request went to the endpoint at ``at``. Not counted if a scrape includes it, or if it counts as

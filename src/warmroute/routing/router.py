@@ -16,7 +16,7 @@ from heapq import nsmallest
 from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.pool.work import prefill_work
-from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build
+from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build, build_each
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
@@ -40,6 +40,11 @@ MAX_KNOWN_ADAPTERS = 1000
 """LoRA adapter names that are remembered as such."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about failures of the strategy."""
+MOST_MATCHED_PROMPTS = 256
+"""Prompts of one request that are matched and entered, about 2 ms of work; further ones count as not cached."""
+MOST_REQUESTS = 1024
+"""Requests in an engine that one request of a client counts for, at most."""
+_NO_CHAINS = (EMPTY_CHAIN,)
 SLOWNESS_INTERVAL = 1.0
 """Seconds between two updates of the endpoints' slowness."""
 
@@ -231,7 +236,8 @@ class Router(PoolListener):
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
             decision.request_id = request_id
-        decision.load.assign(_work(decision), decision.load.drain_rate(self._constants.load), now)
+        rate = decision.load.drain_rate(self._constants.load)
+        decision.load.assign(_work(decision), rate, now, requests=decision.requests)
         self._book(decision, now)
         if record is not None:
             for listener in self._listeners:
@@ -257,12 +263,13 @@ class Router(PoolListener):
         if rejection is not None:
             return rejection
         constants, loads = self._constants, candidates.loads
-        chain, prompt_tokens, cached, best = self._match(request, candidates)
+        chains, prompt_tokens, cached, best = self._match(request, candidates)
+        prompts = _equal_prompts(request.lengths()) if request.starts else 1.0
         context = strategies.PickContext(
             request=request,
             candidates=candidates,
             cached=cached,
-            factors=candidates.request_factors(prompt_tokens, now),
+            factors=candidates.request_factors(prompt_tokens, now, prompts),
             constants=constants.load.cost,
             adapter_costs=self._adapter_costs(candidates, request.model),
         )
@@ -287,8 +294,13 @@ class Router(PoolListener):
             prompt_bytes=request.prompt_bytes,
             exact=request.tokens is not None,
             partial=request.partial,
-            chain=chain,
+            chain=chains[0],
             adapter=request.model if context.adapter_costs is not None else "",
+            further=tuple(chains[1:]),
+            prompts=prompts,
+            requests=min((1 + len(request.starts)) * request.samples, MOST_REQUESTS),
+            samples=request.samples,
+            reads_cache=request.reads_cache,
         )
         return decision, context, values
 
@@ -332,15 +344,28 @@ class Router(PoolListener):
             return shed("Every endpoint is busy and the request may be refused.")
         return None
 
-    def _match(self, request: InferenceRequest, candidates: Candidates) -> tuple[Chain, float, CachedTokens, float]:
-        """The prompt's chain and its tokens, the tokens that each candidate holds, and the most that any holds."""
+    def _match(
+        self, request: InferenceRequest, candidates: Candidates
+    ) -> tuple[Sequence[Chain], float, CachedTokens, float]:
+        """The prompts' chains and tokens, the tokens that each candidate holds, and the most that any holds."""
         prompt_bytes = request.prompt_bytes
         prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
         if not prompt_bytes or not self._strategy.uses_prefix:
-            return EMPTY_CHAIN, prompt_tokens, NOTHING_CACHED, 0.0
-        chain = build(request.seed, request.parts)
-        cached, best = self._caches.match(chain, prompt_tokens / prompt_bytes, prompt_tokens, candidates.members)
-        return chain, prompt_tokens, cached, best
+            return _NO_CHAINS, prompt_tokens, NOTHING_CACHED, 0.0
+        tokens_per_byte = prompt_tokens / prompt_bytes
+        if request.starts:
+            chains = build_each(
+                request.seed, request.parts, head=request.head, starts=request.starts, most=MOST_MATCHED_PROMPTS
+            )
+        else:
+            chains = [build(request.seed, request.parts)]
+        if not request.reads_cache:
+            return chains, prompt_tokens, NOTHING_CACHED, 0.0
+        if len(chains) == 1:
+            cached, best = self._caches.match(chains[0], tokens_per_byte, prompt_tokens, candidates.members)
+        else:
+            cached, best = self._caches.match_each(chains, tokens_per_byte, candidates.members)
+        return chains, prompt_tokens, cached, best
 
     def _strategy_failed(self, error: Exception, now: float) -> None:
         """Log it, at most once in :data:`FAILURE_LOG_INTERVAL`."""
@@ -400,7 +425,10 @@ class Router(PoolListener):
         load.last_chosen = self._choices
         if decision.prompt_bytes:  # else engines do not count it among the prompts
             self._outliers.sent(load.endpoint, at)
-            self._bytes_per_token.sent(load, UNKNOWN if decision.partial else decision.prompt_bytes)
+            lengths = _known_lengths(decision)
+            for length in lengths:
+                for _ in range(min(decision.samples, MOST_REQUESTS // len(lengths))):
+                    self._bytes_per_token.sent(load, length)
         if decision.adapter:
             load.adapters.use(decision.adapter, now)
         if decision.chain.hashes:
@@ -508,9 +536,24 @@ class Router(PoolListener):
         return candidates.waiting[k], candidates.running[k], candidates.pending(k, now)
 
 
+def _equal_prompts(lengths: Sequence[int]) -> float:
+    """The number of prompts of equal length that have the length and the attention of these."""
+    squares = sum([length * length for length in lengths])
+    return sum(lengths) ** 2 / squares if squares else 1.0
+
+
+def _known_lengths(decision: Decision) -> list[int]:
+    """Bytes of the prompts of a decision, as far as they are known one by one."""
+    if decision.further:
+        return [chain.prompt_bytes for chain in decision.chains]
+    return [UNKNOWN if decision.partial or decision.requests > decision.samples else decision.prompt_bytes]
+
+
 def _work(decision: Decision) -> float:
     """Tokens of work that the endpoint must compute."""
-    return prefill_work(decision.prompt_tokens) - prefill_work(decision.cached_tokens)
+    return prefill_work(decision.prompt_tokens, decision.prompts) - prefill_work(
+        decision.cached_tokens, decision.prompts
+    )
 
 
 def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:

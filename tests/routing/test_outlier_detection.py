@@ -8,8 +8,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
 from warmroute.routing.outlier_detection import (
+    CRASH_LOOP_SECONDS,
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
+    ONE_RESTART_SECONDS,
     STALLED_REQUESTS,
     STALLED_SECONDS,
     TRIAL_SECONDS,
@@ -189,6 +191,48 @@ def test_a_restarted_engine_begins_healthy() -> None:
     outliers.restarted(pods[0], 1.0)
     assert not pods[0].ejected
     assert changes == [("pod-0", Health.HEALTHY, None)]
+
+
+def test_an_engine_in_a_crash_loop_begins_ejected_for_longer_each_time() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    now, out = 0.0, []
+    for _ in range(5):
+        now += 60.0
+        outliers.restarted(pods[0], now)
+        began = now
+        while pods[0].ejected:
+            now += 1.0
+            outliers.advance(now)
+        out.append(now - began)
+    assert out == [0.0, FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF, 8 * FIRST_BACKOFF]
+    assert ("pod-0", Health.EJECTED, Evidence.CRASH_LOOP) in changes
+
+
+def test_two_signs_of_one_restart_are_no_crash_loop() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.restarted(pods[0], 100.0)
+    outliers.restarted(pods[0], 100.0 + ONE_RESTART_SECONDS - 1)
+    assert changes == []
+
+
+def test_two_signs_of_a_later_crash_count_once() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for at in (100.0, 200.0, 201.0):
+        outliers.restarted(pods[0], at)
+    assert changes == [("pod-0", Health.EJECTED, Evidence.CRASH_LOOP)]
+    outliers.advance(200.0 + FIRST_BACKOFF)
+    assert pods[0].health is Health.PROBING
+
+
+def test_restarts_far_apart_are_no_crash_loop() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for turn in range(4):
+        outliers.restarted(pods[0], turn * (CRASH_LOOP_SECONDS + 1))
+    assert changes == []
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 0), (2, 1), (3, 1), (5, 2)])

@@ -1,11 +1,13 @@
 """Passive health: an endpoint that accepts requests and does not serve them is ejected for a while. WITHOUT IO.
 
-Two kinds of evidence count against an endpoint:
+Three kinds of evidence count against an endpoint:
 
 * Failures: the EWMA of failed responses passes :data:`FAILURE_SHARE`. A response counts where the gateway shows it (5xx
   except 501 and 503) or where the engine's page counts responses by status (vLLM: ``http_requests_total``).
 * A stall: requests were sent, and no counter of the engine has moved since. A page that counts responses counts rejections
   (4xx), too. Where it does not, an engine that holds no request may have rejected them all: that is not a stall.
+* A crash loop: the engine restarts again and again, each time soon after the time before. It begins ejected then, twice as
+  long with each restart, so that it does not fail a share of all requests each time.
 
 The state of an endpoint:
 
@@ -29,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState, Health
@@ -51,6 +54,14 @@ LONGEST_BACKOFF = 300.0
 """Upper bound of the backoff in seconds."""
 
 
+CRASH_LOOP_SECONDS = 300.0
+"""Seconds after a restart within which another one belongs to a crash loop. Kubernetes forgets a container's crashes after
+600 s."""
+ONE_RESTART_SECONDS = 15.0
+"""Seconds within which two signs of a restart mean one: the metrics page shows it first, the pod's status later. Engines
+take longer to load their weights."""
+
+
 class Evidence(Enum):
     """Why an endpoint was ejected."""
 
@@ -58,6 +69,8 @@ class Evidence(Enum):
     """Most of the latest responses failed."""
     STALLED = "stalled"
     """Requests were sent, and the engine's counters did not move."""
+    CRASH_LOOP = "crash-loop"
+    """The engine has restarted several times, each time soon after the time before."""
     TRIAL_FAILED = "trial-failed"
     """The trial request failed or showed nothing in time."""
 
@@ -95,6 +108,10 @@ class _Record:
     backoff: float = FIRST_BACKOFF
     until: float = 0.0
     """End of the backoff, or of the trial's time."""
+    restarted_at: float = -inf
+    """When the engine restarted last."""
+    crashes: int = 0
+    """Its restarts in a row that came soon after the one before."""
 
     @property
     def health(self) -> Health:
@@ -120,10 +137,20 @@ class OutlierDetection:
         self._records.pop(endpoint.id, None)
 
     def restarted(self, endpoint: Endpoint, now: float) -> None:
-        """The engine is a new process: it begins healthy."""
-        record = self._records[endpoint.id] = _Record(endpoint)
+        """The engine is a new process: it begins healthy, unless it is in a crash loop."""
+        before = self._records[endpoint.id]
+        since = now - before.restarted_at
+        if since < ONE_RESTART_SECONDS and before.crashes:
+            before.counters = None
+            return
+        record = self._records[endpoint.id] = _Record(endpoint, restarted_at=now)
+        if since < CRASH_LOOP_SECONDS:
+            record.crashes = before.crashes + (since >= ONE_RESTART_SECONDS)
         if record.health is not Health.HEALTHY:
             self._change(record.endpoint, Health.HEALTHY, None, now)
+        if record.crashes:
+            record.backoff = min(FIRST_BACKOFF * 2 ** min(record.crashes - 1, 10), LONGEST_BACKOFF)
+            self._eject(record, Evidence.CRASH_LOOP, now)
 
     def sent(self, endpoint: Endpoint, now: float) -> None:
         """A request with a prompt was sent to the endpoint."""

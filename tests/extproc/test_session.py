@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections.abc import Callable, Iterable
@@ -897,3 +898,79 @@ def test_a_chat_without_messages_gets_400(path: str) -> None:
     stream.headers(BUFFERED, path=path)
     (reply,) = stream.body(b'{"model": "m", "messages": []}')
     assert reply.immediate_response.status.code == 400
+
+
+# ------------------------------------------------------------------------------------------------ compressed bodies
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_a_compressed_body_is_read_and_passed_on_as_it_came(mode: BodySendMode) -> None:
+    plain, stream = Stream(), Stream()
+    body = gzip.compress(CHAT)
+    plain.headers(BUFFERED)
+    plain.body()
+    stream.headers(mode, content_encoding="gzip")
+    answers = stream.body(body)
+    assert stream.session.takes_long
+    assert stream.session.request == plain.session.request
+    if mode is FULL_DUPLEX_STREAMED:
+        assert answers[1].request_body.response.body_mutation.streamed_response.body == body
+    else:
+        assert not answers[0].request_body.response.HasField("body_mutation")
+    stream.session.finish(0.0)
+    assert stream.budget.used == 0
+
+
+def test_a_compressed_body_whose_model_changes_goes_on_without_compression() -> None:
+    stream = Stream(models=[Model("m", targets=(ModelTarget("other"),))])
+    stream.headers(BUFFERED, content_encoding="gzip")
+    (reply,) = stream.body(gzip.compress(CHAT))
+    mutation = reply.request_body.response
+    assert json.loads(mutation.body_mutation.body)["model"] == "other"
+    assert "content-encoding" in mutation.header_mutation.remove_headers
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("br", b"\x0b\x02\x80"),
+        ("gzip", CHAT),
+        ("gzip", gzip.compress(CHAT)[:-12]),
+        ("gzip", gzip.compress(b"[" * (64 << 20))),
+        ("gzip, br", gzip.compress(CHAT)),
+    ],
+    ids=["unknown", "not compressed", "cut", "bomb", "twice"],
+)
+def test_a_body_that_cannot_be_decoded_is_routed_unread(encoding: str, body: bytes) -> None:
+    stream = Stream()
+    stream.headers(BUFFERED, content_encoding=encoding)
+    (reply,) = stream.body(body)
+    assert destination(reply) in TARGETS
+    assert stream.session.request.parts == ()
+    stream.session.finish(0.0)
+    assert stream.budget.used == 0
+
+
+def test_a_decoded_body_is_held_to_the_limits_of_every_body() -> None:
+    stream = Stream(max_json_values=1_000)
+    stream.headers(BUFFERED, content_encoding="gzip")
+    assert rejection(stream.body(gzip.compress(b'{"model": "m", "x": [' + b"[]," * 2_000 + b"1]}")))[:2] == (
+        413,
+        "too-many-values",
+    )
+    full = Stream(budget=BodyBudget(1 << 20))
+    assert full.budget.take(1 << 20)
+    full.headers(BUFFERED, content_encoding="gzip")
+    full.body(gzip.compress(CHAT))
+    full.session.finish(0.0)
+    assert full.budget.used == 1 << 20
+
+
+def test_a_compressed_body_that_was_cut_off_is_read_as_far_as_it_goes() -> None:
+    words = " ".join(str(k * 7919 % 10007) for k in range(40_000))
+    body = gzip.compress(json.dumps({"model": "m", "messages": [{"role": "user", "content": words}]}).encode())
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL, content_encoding="gzip", content_length=str(len(body)))
+    (reply,) = stream.body(body[: len(body) // 2], eos=False)
+    assert destination(reply) in TARGETS
+    assert stream.session.request.prompt_bytes == pytest.approx(len(words), rel=0.05)

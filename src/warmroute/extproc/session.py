@@ -51,6 +51,7 @@ from warmroute.extproc.transitions import (
     transition,
 )
 from warmroute.pool.models import Criticality, ModelTable
+from warmroute.request.content_encoding import decode, decoded_limit, is_compressed
 from warmroute.request.inference import NO_HEADERS, NO_PROMPT, InferenceRequest
 from warmroute.request.limits import LONG_BODY, memory_needed
 from warmroute.request.parse import parse, parse_beginning
@@ -183,8 +184,13 @@ class Session:
 
     @property
     def takes_long(self) -> bool:
-        """``parse`` takes so long that it must not run on the event loop."""
-        return self.body_bytes >= LONG_BODY
+        """``parse`` takes so long that it must not run on the event loop. A compressed body may be of any length."""
+        return self.body_bytes >= LONG_BODY or (self.body_bytes > 0 and self._compressed)
+
+    @property
+    def _compressed(self) -> bool:
+        encoding = self._headers.get("content-encoding")
+        return encoding is not None and is_compressed(encoding)
 
     @property
     def answered(self) -> bool:
@@ -242,7 +248,10 @@ class Session:
             self._chunks.clear()
         if not self._body:
             return
-        result = self._hold_for_reading() or self._read_body(self._body)
+        body = self._decoded() if self._compressed else self._body
+        if body is None:
+            return
+        result = self._hold_for_reading(body) or self._read_body(body)
         if isinstance(result, Rejection):
             self.rejection = result
         else:
@@ -388,11 +397,22 @@ class Session:
         self._chunks.append(body)
         return None
 
-    def _hold_for_reading(self) -> Rejection | None:
+    def _decoded(self) -> bytes | None:
+        """The body without its compression; None if it is to be routed unread."""
+        limit = decoded_limit(self.body_bytes, self._rules.max_body_bytes)
+        if not self._hold(self.body_bytes + limit):
+            return None
+        text = decode(self._body, self._headers["content-encoding"], limit, whole=not self._truncated)
+        self._hold_no_more(self.body_bytes + len(text or b""))
+        return text
+
+    def _hold_for_reading(self, body: bytes) -> Rejection | None:
         """Take the memory that reading a long body needs. Returns the rejection if the budget has too little."""
         if not self.takes_long:
             return None
-        needed = self.body_bytes + memory_needed(self._body, self._rules.max_json_values)
+        needed = memory_needed(body, self._rules.max_json_values) + self.body_bytes
+        if body is not self._body:
+            needed += len(body)
         if needed > self._budget.limit:
             return too_much_memory()
         return None if self._hold(needed) else _OVERLOADED
@@ -405,6 +425,12 @@ class Session:
                 return False
             self._held = size
         return True
+
+    def _hold_no_more(self, size: int) -> None:
+        """Give back what is held beyond ``size`` bytes."""
+        if self._held > size:
+            self._budget.give(self._held - size)
+            self._held = size
 
     def _drop_body(self) -> None:
         self._chunks.clear()
@@ -433,7 +459,7 @@ class Session:
             return parse(path, content_type, body, max_values=limit)
         named = known.get(headers.MODEL_NAME, "")
         beginning = parse_beginning(path, content_type, body, model=named, max_values=limit)
-        return beginning.cut_off(len(body), headers.number(known.get("content-length", "")))
+        return beginning.cut_off(self.body_bytes, headers.number(known.get("content-length", "")))
 
     def _resolve_model(self, body: bytes) -> Rejection | bytes | None:
         """Look the model up: sets its criticality and the name that the engine gets. Returns as :meth:`_read_body`."""
@@ -475,6 +501,8 @@ class Session:
         """The replies that name the endpoint."""
         known = self._headers
         consumed = tuple([name for name in headers.CONSUMED if name in known])
+        if self._new_body is not None and self._compressed:
+            consumed += ("content-encoding",)
         echo = self._rules.enable_conformance_headers
         new_body = self._new_body
         if action is Action.PICK_AT_BODY:

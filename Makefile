@@ -36,8 +36,8 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml lab/pyproject.toml | $(BIN)/py
 	@$(EDITABLE) | $(PROGRESS)
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see a prompt land on the warm pod
-	$(BIN)/warmroute demo --once
+demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see a prompt land on the warm pod; PORT=, ARGS=
+	$(BIN)/warmroute demo --once $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(VENV)/.dev lint  ## everything: style, types, imports, all tests
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n 2

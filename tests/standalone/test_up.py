@@ -78,7 +78,7 @@ def test_the_greeting_says_where_everything_is() -> None:
         "requests    http://127.0.0.1:8081/v1  (OpenAI API; from this machine only; --host 0.0.0.0 lets others in)"
         in text
     )
-    assert "debug page  http://127.0.0.1:9091/" in text
+    assert "live page   http://127.0.0.1:9091/" in text
     assert "metrics     http://127.0.0.1:9090/metrics" in text
     assert "engines     1 of 2 answer" in text
     assert "gpu-a:8000                Qwen/Qwen2.5-7B\n" in text
@@ -206,7 +206,7 @@ async def running(tmp_path: Path, *flags: str, engines: int = 2, ready: str = "i
         await eventually(lambda: ready in child.tail(1000) or child.returncode is not None, "the greeting")
         text = child.tail(1000)
         assert ready in text, text
-        requests, debug = (re.search(rf"{name} +(http://[^ ]+)", text) for name in ("requests", "debug page"))
+        requests, debug = (re.search(rf"{name} +(http://[^ ]+)", text) for name in ("requests", "live page"))
         assert requests is not None, text
         assert debug is not None, text
         client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)))

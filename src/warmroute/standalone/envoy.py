@@ -16,7 +16,7 @@ from warmroute import http_client
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, to_yaml
 from warmroute.standalone.child import GRACE, PATIENCE, Child, ChildError
-from warmroute.standalone.ports import require_free
+from warmroute.standalone.ports import reachable, require_free
 
 ADMIN_SECONDS = 5.0
 """Longest time that the admin page may take to answer."""
@@ -143,7 +143,7 @@ class EnvoyProcess:
         listeners = await self._get_json("/listeners?format=json")
         for listener in listeners["listener_statuses"]:
             address = listener["local_address"]["socket_address"]
-            host = f"[{address['address']}]" if ":" in address["address"] else address["address"]
+            host = reachable(address["address"])
             self._urls[listener["name"]] = f"http://{host}:{address['port_value']}"
 
     async def _is_live(self) -> bool:

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 from warmroute import __version__
 from warmroute.standalone.engine_list import Engine, Probe
+from warmroute.standalone.ports import reachable
 from warmroute.standalone.up_options import DEBUG_PORT, UpOptions
 
 MOST_ENGINES = 20
@@ -21,15 +22,15 @@ ANY_MODEL = "MODEL"
 def greeting(options: UpOptions, engines: Sequence[Engine], probes: Sequence[Probe], program: str) -> str:
     """The text. ``options`` are settled, and ``probes`` are what the engines answered. ``program`` starts this program
     again."""
-    url = f"http://{_reachable(options.host)}:{options.port}"
+    url = f"http://{reachable(options.host)}:{options.port}"
     rows = [("requests", f"{url}/v1  (OpenAI API; {_who(options)})")]
     if options.plain_port is not None:
         rows.append(
-            ("to compare", f"http://{_reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)")
+            ("to compare", f"http://{reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)")
         )
-    debug = f"http://{_reachable(options.debug_host)}:{options.debug_port}"
+    debug = f"http://{reachable(options.debug_host)}:{options.debug_port}"
     rows += [
-        ("debug page", f"{debug}/  (the engines, and why each request went where it went)"),
+        ("live page", f"{debug}/  (the engines, and why each request went where it went)"),
         ("metrics", f"http://127.0.0.1:{options.metrics_port}/metrics  (Prometheus)"),
         ("engines", _answering(probes)),
     ]
@@ -40,23 +41,17 @@ def greeting(options: UpOptions, engines: Sequence[Engine], probes: Sequence[Pro
     ]
     if len(engines) > MOST_ENGINES:
         lines.append(f"    and {len(engines) - MOST_ENGINES} more")
+    other = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
     lines += [
         "",
         "Try it:",
         f"  {_curl(url, probes)}",
-        f"  {_explain(program, options, debug)}",
+        f"  {program} explain X-REQUEST-ID{other}   (the response's header x-request-id: why it went where it went)",
+        f"  {program} top{other}   (the live page in a terminal)",
         "",
         "Ctrl-C stops it.",
     ]
     return "\n".join(lines)
-
-
-def _reachable(host: str) -> str:
-    """The address under which this machine reaches ``host``."""
-    address = ip_address(host)
-    if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return host if address.version == 4 else f"[{host}]"
 
 
 def _who(options: UpOptions) -> str:
@@ -84,8 +79,3 @@ def _curl(url: str, probes: Sequence[Probe]) -> str:
     model = next((probe.model for probe in probes if probe.model), ANY_MODEL)
     body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}
     return f"curl -i {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
-
-
-def _explain(program: str, options: UpOptions, debug: str) -> str:
-    where = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
-    return f"{program} explain X-REQUEST-ID{where}   (the response header x-request-id; why it went where it went)"

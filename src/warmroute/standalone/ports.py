@@ -1,9 +1,10 @@
-"""Free TCP ports: check one, or find one."""
+"""TCP ports: check whether one is free, or find one; how this machine reaches one."""
 
 from __future__ import annotations
 
 import random
 import socket
+from ipaddress import ip_address
 
 from warmroute.errors import ConfigurationError
 
@@ -13,6 +14,14 @@ ATTEMPTS = 1000
 
 _next_port = random.randrange(FIRST_PORT, LAST_PORT)
 """Where this process goes on."""
+
+
+def reachable(host: str) -> str:
+    """The address, as in a URL, under which this machine reaches what listens on the IP address ``host``."""
+    address = ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
 
 
 def require_free(host: str, port: int, purpose: str) -> None:

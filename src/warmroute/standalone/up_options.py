@@ -39,7 +39,7 @@ class UpOptions:
 
     def settled(self) -> UpOptions:
         """The options with a number for every port. Raises ConfigurationError for an address that cannot be listened on."""
-        host, debug_host = _address(self.host, "--host"), _address(self.debug_host, "--debug-host")
+        host, debug_host = listening_address(self.host, "--host"), listening_address(self.debug_host, "--debug-host")
         plain_port = self.plain_port
         return replace(
             self,
@@ -71,8 +71,8 @@ class UpOptions:
         )
 
 
-def _address(host: str, flag: str) -> str:
-    """``host`` as an IP address."""
+def listening_address(host: str, flag: str) -> str:
+    """``host`` as an IP address. Raises ConfigurationError for a name: Envoy binds addresses only."""
     try:
         return str(ip_address("127.0.0.1" if host == "localhost" else host.strip("[]")))
     except ValueError:

@@ -21,6 +21,9 @@ def demo(
         bool, typer.Option("--load/--no-load", help="Compare the two ports under load, or leave the engines idle.")
     ] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address of Envoy's two ports. 127.0.0.1: this machine only. 0.0.0.0: every network.")
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Envoy, through the picker. Ports: 0 takes any free one.")
     ] = 8081,
@@ -43,10 +46,12 @@ def demo(
     from rich.console import Console
 
     from warmroute.standalone.child import ChildError
+    from warmroute.standalone.up_options import listening_address
     from warmroute_lab.demo import demo as running
     from warmroute_lab.demo.options import DemoOptions
 
     options = DemoOptions(
+        host=listening_address(host, "--host"),
         port=port,
         plain_port=plain_port,
         admin_port=admin_port,

@@ -18,6 +18,7 @@ from typing import Any, Self
 import aiohttp
 from rich.console import Console
 
+from warmroute.observability.debug_client import DEFAULT_URL
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
@@ -224,13 +225,15 @@ class Demo:
         """Print commands to try while the demo runs. They work as printed."""
         chat, plain = self.base_url, self.plain_base_url
         debug = f"http://{HOST}:{self.options.debug_port}"
+        other = "" if debug == DEFAULT_URL else f" --debug-url {debug}"
         file = shlex.quote(str(self._directory / "round2.json"))
         self._say("\nEverything runs until Ctrl-C. Commands to try:", "bold")
         for line in (
             f"curl -i {chat}/chat/completions -H 'Content-Type: application/json' -d @{file}",
             f"curl -i {plain}/chat/completions -H 'Content-Type: application/json' -d @{file}",
             f"curl '{debug}/debug/endpoints?pretty=1'",
-            f"curl '{debug}/debug/decisions?pretty=1'",
+            f"{program()} explain X-REQUEST-ID{other}    (the response's header x-request-id)",
+            f"{program()} top{other}    (or {debug}/ in a browser)",
             f"curl http://{HOST}:{self.options.metrics_port}/metrics",
             f"{program()} bench multi-round --base-url {plain} --compare {chat} --time 60 --qps 2",
             f"tail -f {shlex.quote(str(self.picker.log))}",

@@ -9,7 +9,7 @@ import yaml
 
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.ports import free_range, require_free
-from warmroute.standalone.proxy_config import Picking, ProxyConfig
+from warmroute.standalone.proxy_config import ProxyConfig
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE, profile_named
 
 HOST = "127.0.0.1"
@@ -29,6 +29,8 @@ PORT_FLAGS = {
 class DemoOptions:
     """Ports (0: any free one) and engines. Raises ConfigurationError for impossible values."""
 
+    host: str = HOST
+    """Address of Envoy's two listeners."""
     port: int = 8081
     """Envoy's listener with the picker."""
     plain_port: int = 8080
@@ -60,7 +62,7 @@ class DemoOptions:
         Raises ConfigurationError if a port is taken or given twice.
         """
         for name, flag in PORT_FLAGS.items():
-            require_free(HOST, getattr(self, name), flag)
+            require_free(self.host if name in ("port", "plain_port") else HOST, getattr(self, name), flag)
         missing = [name for name in PORT_FLAGS if getattr(self, name) == 0]
         free = free_range(len(missing) + self.pods)
         first = self.pod_port or free + len(missing)
@@ -83,15 +85,16 @@ class DemoOptions:
         """The engines' names in their responses."""
         return tuple(f"qwen-{i}" if self.pods > 1 else "qwen" for i in range(self.pods))
 
-    def proxy_config(self, picking: Picking = Picking.OVERRIDE_HOST) -> ProxyConfig:
+    def proxy_config(self) -> ProxyConfig:
         """Envoy's configuration in the demo."""
         return ProxyConfig(
             epp=(f"{HOST}:{self.epp_port}",),
             endpoints=self.targets,
+            host=self.host,
             port=self.port,
             plain_port=self.plain_port,
             admin_port=self.admin_port,
-            picking=picking,
+            name_endpoint=True,
         )
 
     def endpoints_document(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import socket
@@ -107,7 +108,9 @@ class SimulatorServer:
             await site.start()
         except OSError as error:
             await runner.cleanup()
-            raise ConfigurationError(f"cannot listen on {options.host}:{options.port}: {error.strerror}") from error
+            # asyncio puts the address once more before the system's text
+            why = os.strerror(error.errno) if error.errno is not None else str(error)
+            raise ConfigurationError(f"cannot listen on {options.host}:{options.port} (--port): {why}") from error
         self._runner = runner
         self._port = runner.addresses[0][1]
 

@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo test test-unit test-fast test-layer coverage e2e-kubernetes e2e-gateway lint bench soak build lock protos clean help
+.PHONY: demo screenshots test test-unit test-fast test-layer coverage e2e-kubernetes e2e-gateway lint bench soak build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,9 @@ test-fast: $(VENV)/.dev  ## unit and integration tests that take seconds
 
 test-layer: $(VENV)/.dev  ## the tests of one layer: LAYER=unit, integration or e2e
 	$(BIN)/pytest -n 2 -m "$(LAYER)"
+
+screenshots: $(VENV)/.dev  ## pictures of the live page on simulated traffic, in docs/images; needs Chromium, takes ten minutes
+	$(BIN)/python -m tests.browser.screenshots
 
 coverage: $(VENV)/.dev  ## unit and integration tests, and the lines and branches that they do not reach
 	$(BIN)/pytest -n 2 -m "not e2e and not slow" --cov --cov-report term-missing

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -103,18 +104,32 @@ class Load:
                 await asyncio.sleep(self._rng.expovariate(self._rate))
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A fleet and its load."""
+
+    engines: int
+    load: Load
+    dead: int
+    """Engines that do not listen."""
+    time_scale: float
+    """Speed of the others relative to real ones."""
+    kv_blocks: int
+    """Blocks of 16 tokens in the KV cache of each."""
+
+
 @asynccontextmanager
-async def running_fleet(
-    directory: Path, load: Load, *, engines: int, dead: int, time_scale: float
-) -> AsyncIterator[str]:
-    """The address of the live page of a picker over ``engines`` simulated engines, of which ``dead`` do not listen."""
+async def running(scene: Scene, directory: Path) -> AsyncIterator[str]:
+    """The address of the live page, while the fleet runs and the load is sent."""
+    engines, dead = scene.engines, scene.dead
     first = free_range(engines + 4)
     names = [f"vllm-{k}" for k in range(engines)]
     targets = [f"{HOST}:{first + k}" for k in range(engines)]
     alive = engines - dead
     argv = [
         *(sys.executable, "-m", "warmroute", "simulate", "--count", str(alive), "--port", str(first)),
-        *("--name", "vllm", "--model", MODEL, "--time-scale", str(time_scale)),
+        *("--name", "vllm", "--model", MODEL, "--time-scale", str(scene.time_scale)),
+        *("--num-gpu-blocks", str(scene.kv_blocks)),
     ]
     simulators = Child("warmroute simulate", argv, directory / "simulators.log")
     entries = [
@@ -124,7 +139,8 @@ async def running_fleet(
     endpoints_file.write_text(yaml.safe_dump({"endpoints": entries}), encoding="utf-8")
     grpc, health, metrics, debug = range(first + engines, first + engines + 4)
     ports = PickerPorts(grpc, health, metrics, debug)
-    flags = ("--routing-strategy", "PREFIX_CACHE")
+    # One process simulates all engines, so it answers late where the machine is busy.
+    flags = ("--routing-strategy", "PREFIX_CACHE", "--metrics-timeout", "10s", "--refresh-metrics-interval", "1s")
     child = picker(endpoints_file, ports, directory / "picker.log", flags)
     envoy = EnvoyProcess(bootstrap(ProxyConfig(epp=(f"{HOST}:{ports.grpc}",), endpoints=tuple(targets))), directory)
     try:
@@ -133,7 +149,7 @@ async def running_fleet(
         await start_picker(child, ports)
         await envoy.start()
         await envoy.wait_for_stat("cluster.epp.membership_healthy", 1)
-        sending = asyncio.create_task(load.run(envoy.url + "/v1"))
+        sending = asyncio.create_task(scene.load.run(envoy.url + "/v1"))
         try:
             yield f"http://{HOST}:{ports.debug}/"
         finally:

@@ -52,8 +52,8 @@ function makeDecisions(root) {
         { type: "button", "aria-expanded": "false", click: (event) => toggle(node, event.currentTarget, decision) },
         element("span", { className: `reason ${decision.reason}`, title: MEANING[decision.reason] ?? "" }, decision.reason),
         element("b", {}, nameOf(decision.chosen)),
-        element("span", { className: "sentence" }, decision.sentence),
         element("span", { className: "detail" }, `${decision.model || "no model"} · ${decision.request || "no id"}`),
+        element("span", { className: "sentence" }, decision.sentence),
       ),
     );
     return node;

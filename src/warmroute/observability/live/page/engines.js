@@ -105,7 +105,7 @@ function makeEngines(root, fleetRoot) {
   );
   const grid = element("div", { className: "squares" });
   const scale = element("p", { className: "scale" }, "Queue:");
-  HEAT.forEach((step, k) => scale.append(element("span", { className: `heat-${k}` }, `under ${seconds(step)}`)));
+  HEAT.forEach((step, k) => scale.append(element("span", { className: `heat-${k}` }, `under ${step < 1 ? seconds(step) : `${step} s`}`)));
   scale.append(element("span", { className: `heat-${HEAT.length}` }, "longer"));
   for (const state of ["unreachable", "ejected", "sleeping"]) scale.append(element("span", { className: "state" }, `${GLYPH[state]} ${state}`));
   fleetRoot.append(grid, scale);

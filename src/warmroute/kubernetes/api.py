@@ -14,13 +14,13 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-import aiohttp
 import orjson
 
 from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.kubernetes.objects import Object
 
 try:
+    import aiohttp
     from kubernetes.aio.client import ApiClient, Configuration
     from kubernetes.aio.client.exceptions import ApiException
     from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config

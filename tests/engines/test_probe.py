@@ -150,6 +150,31 @@ def test_whether_an_engine_keeps_prompts_and_in_which_blocks(text: str, known: b
     assert (state.block_size, state.capacity_tokens, state.prefix_caching) == (8320, 8_320_000, known)
 
 
+def ranks_page(*waiting: int, start: float = 1000.0, shift: int = 0) -> bytes:
+    pages = [
+        vllm_page(waiting=n, start=None).replace(b'engine="0"', b'engine="%d"' % (k + shift))
+        for k, n in enumerate(waiting)
+    ]
+    return b"".join(pages) + f"process_start_time_seconds {start}\n".encode()
+
+
+def test_ranks_behind_one_port_have_a_state_each_if_they_are_split() -> None:
+    probe = Probe(VLLM, "/metrics", split_ranks=True)
+    assert read(probe, ranks_page(2, 1, 0)).waiting == 2
+    assert [(state.waiting, state.capacity_tokens) for state in probe.states] == [(2, 16_000), (1, 16_000), (0, 16_000)]
+    assert probe.answer(200, ranks_page(2, 1, 0, start=2000.0), 1.0) is Again.RESTARTED
+    assert read(probe, ranks_page(0, 0, 0, start=2000.0), 2.0).waiting == 0
+    assert read(probe, ranks_page(0, 0, 0, start=2000.0), 3.0).waiting == 0
+    assert [state.observed_at for state in probe.states] == [3.0] * 3
+
+
+@pytest.mark.parametrize("page", [ranks_page(4), ranks_page(2, 2, shift=4), vllm_page(waiting=4)])
+def test_one_engine_and_ranks_that_are_not_numbered_from_0_are_one(page: bytes) -> None:
+    probe = Probe(VLLM, "/metrics", split_ranks=True)
+    assert read(probe, page).waiting == 4
+    assert len(probe.states) == 1
+
+
 def test_the_latest_adapter_sample_counts() -> None:
     lora = "vllm:lora_requests_info"
     page = vllm_page(

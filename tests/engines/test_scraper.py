@@ -407,6 +407,46 @@ async def test_a_slow_page_is_waited_for(stage: Stage) -> None:
     assert endpoint.state.running == 3
 
 
+# ---------------------------------------------------------------- data-parallel ranks
+
+RANKS = b"".join(
+    b'vllm:num_requests_running{engine="%d"} %d\nvllm:num_requests_waiting{engine="%d"} 0\n' % (rank, 10 * rank, rank)
+    for rank in range(3)
+)
+
+
+async def test_the_engines_of_one_page_are_members_of_their_own_and_share_its_scrapes(stage: Stage) -> None:
+    stage.engines.say(RANKS)
+    first = stage.add()
+    await stage.settle()
+    members = stage.pool.ranks_of(first)
+    assert [member.id for member in members] == ["default/a", "default/a-dp1", "default/a-dp2"]
+    assert [member.state.running if member.state is not None else None for member in members] == [0, 10, 20]
+    await stage.seconds_to_next_scrape()
+    assert len(stage.results) == 2, "one page, one scrape"
+    stage.engines.fail(ConnectionRefusedError("refused"))
+    await stage.seconds_to_next_scrape()
+    assert [member.reachable for member in members] == [False] * 3
+    stage.engines.say(BUSY)
+    await stage.seconds_to_next_scrape()
+    assert [(member.ready, member.reachable) for member in members] == [(True, True), (False, False), (False, False)]
+    assert first.spec.rank is None
+    stage.now += 100.0
+    stage.pool.expire(stage.now)
+    await stage.seconds_to_next_scrape()
+    assert [*stage.pool.endpoints] == ["default/a"]
+
+
+async def test_the_server_chooses_the_rank_if_the_setting_is_off(stage: Stage) -> None:
+    stage.scraper.apply(stage.settings.model_copy(update={"data_parallel_ranks": False}))
+    stage.engines.say(RANKS)
+    first = stage.add()
+    await stage.settle()
+    assert stage.pool.ranks_of(first) == (first,)
+    assert first.state is not None
+    assert (first.spec.rank, first.state.running) == (None, 30)
+
+
 # ---------------------------------------------------------------- the list of models
 
 

@@ -133,6 +133,23 @@ def test_reason_and_cached_share_are_metadata_if_asked_for(mode: BodySendMode) -
             assert metadata["warmroute"]["cached_share"] == 0
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("mode", [NONE, BUFFERED, FULL_DUPLEX_STREAMED])
+def test_a_header_names_the_rank_behind_the_port(mode: BodySendMode, ranks: int) -> None:
+    stream = Stream(models=[Model("m", (ModelTarget("renamed"),))])
+    for endpoint in [*stream.pool.endpoints.values()]:
+        stream.pool.set_ranks(endpoint, ranks, 0.0)
+    replies = stream.headers(mode)
+    if mode != NONE:
+        replies = stream.body()
+    kind = replies[0].WhichOneof("response")
+    mutation = getattr(replies[0], kind or "").response.header_mutation
+    sent = {option.header.key: option.header.raw_value.decode() for option in mutation.set_headers}
+    assert destination(replies[0]) in TARGETS
+    assert stream.session.decision is not None
+    assert sent.get("x-data-parallel-rank") == (None if ranks == 1 else str(stream.session.decision.endpoint.spec.rank))
+
+
 def test_a_custom_strategy_sees_headers_and_session_and_others_pay_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return range(len(candidates))\n")
     sent: dict[str, Any] = {"x_session_id": "s7", "x_tier": "premium", "x_long": "x" * 5000}

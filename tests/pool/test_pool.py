@@ -228,3 +228,40 @@ def test_the_engine_is_named_by_the_newer_label_else_the_default() -> None:
 
 def test_an_ipv6_target_has_brackets() -> None:
     assert spec(address="2001:db8::1").target == "[2001:db8::1]:8000"
+
+
+# ---------------------------------------------------------------- data-parallel ranks
+
+
+def ranked(pool: Pool, ranks: int) -> dict[str, int | None]:
+    (first,) = [endpoint for endpoint in pool.endpoints.values() if endpoint.id == "default/a"]
+    pool.set_ranks(first, ranks, 1.0)
+    return {endpoint.id: endpoint.spec.rank for endpoint in pool.endpoints.values() if endpoint.ready}
+
+
+def test_each_rank_behind_a_port_is_a_member() -> None:
+    pool = Pool()
+    pool.upsert(spec(), 0.0)
+    assert ranked(pool, 3) == {"default/a": 0, "default/a-dp1": 1, "default/a-dp2": 2}
+    assert {endpoint.target for endpoint in pool.endpoints.values()} == {"10.0.0.1:8000"}
+    pool.replace([spec()], 2.0)
+    assert ranked(pool, 3) == {"default/a": 0, "default/a-dp1": 1, "default/a-dp2": 2}
+    assert ranked(pool, 2) == {"default/a": 0, "default/a-dp1": 1}
+    assert ranked(pool, 1) == {"default/a": None}
+
+
+def test_ranks_come_and_go_with_their_endpoint() -> None:
+    pool = Pool(retention=60.0)
+    pool.upsert(spec(incarnation="1"), 0.0)
+    ranked(pool, 3)
+    for _ in range(2):
+        pool.replace([], 10.0)
+        assert not any(endpoint.ready for endpoint in pool.endpoints.values())
+        pool.upsert(spec(address="10.0.0.9"), 20.0)
+        assert {endpoint.target for endpoint in pool.endpoints.values()} == {"10.0.0.9:8000"}
+        assert sum(endpoint.ready for endpoint in pool.endpoints.values()) == 3
+    pool.remove("default/a", 30.0)
+    pool.expire(100.0)
+    assert pool.endpoints == {}
+    pool.upsert(spec(), 110.0)
+    assert [endpoint.spec.rank for endpoint in pool.endpoints.values()] == [None], "its page says how many there are"

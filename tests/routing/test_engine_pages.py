@@ -40,16 +40,17 @@ class Fleet:
         self.pool = Pool()
         self.pool.replace([EndpointSpec("ns", f"e{k}", f"10.0.0.{k}", 8000) for k in range(size)], 0.0)
         self.router = Router(self.pool, routing_constants(), rng=random.Random(1), now=0.0)
-        self.probes = {f"e{k}": Probe(DIALECTS[engine], "/metrics") for k in range(size)}
+        self.probes = {f"e{k}": Probe(DIALECTS[engine], "/metrics", split_ranks=True) for k in range(size)}
         self.sent: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
 
     def page(self, name: str, body: str, now: float) -> EngineState:
         """A scrape of the engine."""
-        endpoint = self.pool.endpoints[f"ns/{name}"]
-        state = self.probes[name].answer(200, body.encode(), now)
+        endpoint, probe = self.pool.endpoints[f"ns/{name}"], self.probes[name]
+        state = probe.answer(200, body.encode(), now)
         assert isinstance(state, EngineState)
-        self.pool.observed(endpoint, state, now)
+        for member, each in zip(self.pool.set_ranks(endpoint, len(probe.states), now), probe.states, strict=True):
+            self.pool.observed(member, each, now)
         return state
 
     def send(self, prompt: InferenceRequest, now: float) -> Decision:
@@ -304,3 +305,40 @@ def test_a_page_whose_names_have_another_beginning() -> None:
     state = Probe(DIALECTS["vllm"].renamed("ray_vllm:"), "/metrics").answer(200, body.encode(), 0.0)
     assert isinstance(state, EngineState)
     assert (state.waiting, state.capacity_tokens, state.prefix_queries_total) == (3, 960_000, 1000.0)
+
+
+def rank(number: int, *, waiting: int = 0) -> str:
+    """The part of a page that one of several data-parallel engines has."""
+    return (
+        f'vllm:num_requests_running{{engine="{number}"}} 0\nvllm:num_requests_waiting{{engine="{number}"}} {waiting}\n'
+        f'vllm:cache_config_info{{engine="{number}",block_size="16",num_gpu_blocks="60000"}} 1\n'
+        f'vllm:prefix_cache_queries_total{{engine="{number}"}} 0\nvllm:prefix_cache_hits_total{{engine="{number}"}} 0\n'
+    )
+
+
+def test_each_rank_behind_a_port_has_a_cache_of_its_own() -> None:
+    fleet = Fleet(1)
+    fleet.page("e0", "".join(rank(number) for number in range(4)), 0.0)
+    first = {name: fleet.send(request((name, 3000)), 0.1).endpoint for name in "abcd"}
+    assert sorted(endpoint.spec.rank or 0 for endpoint in first.values()) == [0, 1, 2, 3], "four engines share the load"
+    assert {endpoint.target for endpoint in first.values()} == {"10.0.0.0:8000"}
+    for name, endpoint in first.items():
+        decision = fleet.send(request((name, 3000), ("next turn", 100)), 0.2)
+        assert decision.endpoint is endpoint
+        assert decision.cached_tokens > 2900
+
+
+def test_a_rank_with_a_queue_gets_less() -> None:
+    fleet = Fleet(1)
+    fleet.page("e0", "".join(rank(number, waiting=9 if number == 2 else 0) for number in range(4)), 0.0)
+    assert {fleet.send(request((str(k), 500)), 0.1).endpoint.spec.rank for k in range(12)} == {0, 1, 3}
+
+
+def test_other_endpoints_named_to_envoy_have_the_chosen_ones_rank() -> None:
+    """There is one header for the rank, and a retry on another endpoint has it, too."""
+    fleet = Fleet(3)
+    fleet.router.apply(routing_constants(max_endpoints=3), 0.0)
+    for name in fleet.probes:
+        fleet.page(name, "".join(rank(number) for number in range(2)), 0.0)
+    targets = fleet.send(request(("a", 500)), 0.1).targets.split(",")
+    assert sorted(targets) == ["10.0.0.0:8000", "10.0.0.1:8000", "10.0.0.2:8000"]

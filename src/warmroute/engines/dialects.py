@@ -152,6 +152,8 @@ class Dialect:
     """LoRA adapters in use."""
     prefix: str = ""
     """Beginning of the engine's own metric names."""
+    rank_label: str | None = None
+    """Label with the number of a data-parallel engine behind the port, if the server obeys ``X-data-parallel-rank``."""
     models_path: str | None = "/v1/models"
     """Path of the list of models that the engine serves; None if it has none."""
     path: str = "/metrics"
@@ -272,6 +274,7 @@ VLLM = Dialect(
         on_gpu=(("level", "gpu"),),
     ),
     prefix="vllm:",
+    rank_label="engine",
 )
 
 SGLANG = Dialect(

@@ -149,6 +149,19 @@ class Page:
         return None
 
 
+class RankPage(Page):
+    """The samples of one data-parallel engine on a page, and those that name none."""
+
+    __slots__ = ("_label", "_page", "_rank")
+
+    def __init__(self, page: Page, label: str, rank: str) -> None:
+        self._page, self._label, self._rank = page, label, rank
+
+    def samples(self, name: str) -> list[Sample]:
+        """As those of the page, each parsed once for all ranks."""
+        return [each for each in self._page.samples(name) if each.labels.get(self._label, self._rank) == self._rank]
+
+
 def _sample(line: bytes, name: str) -> Sample:
     match = _REST_OF_LINE.match(line, len(name))
     if match is None:

@@ -185,26 +185,29 @@ class Scraper(PoolListener):
     # ---------------------------------------------------------------- the pool's changes
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
-        """Scrape it, beginning now."""
+        """Scrape it, beginning now. Ranks behind one port have one page."""
+        if endpoint.spec.rank:
+            return
         target = self._targets[endpoint.id] = _Target(endpoint, now)
         self._reset(target)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Scrape it no longer."""
-        self._abandon(self._targets.pop(endpoint.id))
+        if (target := self._targets.pop(endpoint.id, None)) is not None:
+            self._abandon(target)
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
         """If its engine type has changed, read its page in the other dialect."""
-        target = self._targets[endpoint.id]
-        if target.engine != endpoint.engine:
+        target = self._targets.get(endpoint.id)
+        if target is not None and target.engine != endpoint.engine:
             self._abandon(target)
             self._reset(target)
             target.due = now
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Begin again: its address may be another one, and its constants must be read again."""
-        target = self._targets[endpoint.id]
-        if target.task is not None and target.task is asyncio.current_task():
+        target = self._targets.get(endpoint.id)
+        if target is None or (target.task is not None and target.task is asyncio.current_task()):
             return  # the scrape in flight found the restart and goes on
         self._abandon(target)
         self._reset(target)
@@ -221,7 +224,11 @@ class Scraper(PoolListener):
         scheme = settings.model_server_metrics_scheme
         target.engine = endpoint.engine
         target.url = f"{scheme}://{host}:{port}"
-        target.probe = Probe(dialect, settings.model_server_metrics_path or dialect.path)
+        target.probe = Probe(
+            dialect,
+            settings.model_server_metrics_path or dialect.path,
+            split_ranks=settings.data_parallel_ranks and settings.shared_state is None,
+        )
         target.silent, target.answered_at, target.patience = 0, None, 1.0
         target.models_due, target.models_url = 0.0, None
         if dialect.models_path is not None:
@@ -338,14 +345,21 @@ class Scraper(PoolListener):
             finally:
                 target.reading += self._clock() - began
             if answer is Again.RESTARTED:
-                self._pool.restarted(target.endpoint, self._clock())
+                self._restarted(target)
             elif answer is not Again.UNFILTERED:
                 if target.taken_over and _restarted(target.endpoint.state, answer):
-                    self._pool.restarted(target.endpoint, self._clock())
+                    self._restarted(target)
                 target.taken_over = False
-                self._pool.observed(target.endpoint, answer, self._clock())
+                now, states = self._clock(), target.probe.states
+                ranks = self._pool.set_ranks(target.endpoint, len(states), now)
+                for endpoint, state in zip(ranks, states, strict=False):
+                    self._pool.observed(endpoint, state, now)
                 return
         raise ScrapeError("the engine's pages contradict each other")
+
+    def _restarted(self, target: _Target) -> None:
+        for endpoint in self._pool.ranks_of(target.endpoint):
+            self._pool.restarted(endpoint, self._clock())
 
     async def _list_models(self, target: _Target) -> None:
         """Read the list of models that the engine serves, if it is time to. A list that cannot be had is unknown."""
@@ -362,25 +376,27 @@ class Scraper(PoolListener):
         except (OSError, ScrapeError) as error:  # TimeoutError is an OSError
             logger.debug("no list of models", extra={"fields": {"url": url, "error": str(error)}})
             return
-        self._pool.serves(target.endpoint, models, self._clock())
+        for endpoint in self._pool.ranks_of(target.endpoint):
+            self._pool.serves(endpoint, models, self._clock())
 
     def _settle(self, target: _Target, outcome: ScrapeOutcome) -> float:
         """Update the endpoint's reachability in the pool. Returns the seconds until the next scrape."""
-        settings, endpoint = self._settings, target.endpoint
+        settings, ranks = self._settings, self._pool.ranks_of(target.endpoint)
         if outcome in (ScrapeOutcome.UNREACHABLE, ScrapeOutcome.NO_CONNECTION, ScrapeOutcome.TIMEOUT):
             target.silent += 1
             if self._is_lost(target, outcome):
                 target.probe.lost()
-                self._pool.unreachable(endpoint, self._clock())
+                for endpoint in ranks:
+                    self._pool.unreachable(endpoint, self._clock())
             if outcome is ScrapeOutcome.TIMEOUT:
                 target.patience = min(2 * target.patience, LONGEST_PATIENCE)
             return self._varied(BACKOFF[min(target.silent, len(BACKOFF)) - 1])
         target.silent = 0
         if outcome is not ScrapeOutcome.OK:
-            self._pool.reachable(endpoint, self._clock())
+            for endpoint in ranks:
+                self._pool.reachable(endpoint, self._clock())
             return self._varied(settings.idle_metrics_interval)
-        state = endpoint.state
-        busy = state is not None and state.running + state.waiting > 0
+        busy = any(state.running + state.waiting > 0 for state in target.probe.states)
         interval = busy_interval(settings, len(self._targets)) if busy else settings.idle_metrics_interval
         if not target.phased:
             target.phased = True

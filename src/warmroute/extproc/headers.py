@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from warmroute.extproc.ext_proc_pb2 import HeaderMap
 
+DATA_PARALLEL_RANK = "x-data-parallel-rank"
+"""Request header: the data-parallel engine behind the port that serves the request (vLLM's OpenAI server)."""
 DESTINATION = "x-gateway-destination-endpoint"
 """Request header and metadata key with the chosen endpoints."""
 SERVED = "x-gateway-destination-endpoint-served"

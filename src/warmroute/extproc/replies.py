@@ -100,6 +100,19 @@ def decision_metadata(reason: str, cached_share: float) -> bytes:
     return response.SerializeToString()
 
 
+@lru_cache(maxsize=128)
+def data_parallel_rank(rank: int, *, in_body: bool) -> bytes:
+    """To be appended to a reply that names the endpoint, to headers or to a body: the header for the engine behind its port.
+
+    Serialised messages that follow each other are merged, as in :func:`decision_metadata`.
+    """
+    mutation = HeaderMutation(set_headers=[_set(headers.DATA_PARALLEL_RANK, str(rank))])
+    common = CommonResponse(header_mutation=mutation)
+    if in_body:
+        return ProcessingResponse(request_body=BodyResponse(response=common)).SerializeToString()
+    return ProcessingResponse(request_headers=HeadersResponse(response=common)).SerializeToString()
+
+
 def destination_in_trailers(targets: str) -> bytes:
     """Reply to trailers of a request without a body: headers have been sent on, so only metadata can name the endpoint."""
     return _with_metadata(ProcessingResponse(request_trailers=TrailersResponse()), targets)

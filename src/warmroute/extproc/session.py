@@ -306,6 +306,9 @@ class Session:
         assert self.decision is not None
         self._move(step)
         answers = self._answer(step.action, self.decision.targets)
+        rank = self.decision.load.endpoint.spec.rank
+        if rank is not None and step.action is not Action.PICK_AT_TRAILERS:
+            answers[0] += replies.data_parallel_rank(rank, in_body=step.action is Action.PICK_AT_BODY)
         if self._rules.decision_metadata:
             answers[0] += replies.decision_metadata(self.decision.reason, round(self.decision.match_ratio, 2))
         self._body, self._new_body = b"", None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from ipaddress import ip_address
@@ -16,6 +16,8 @@ ROLE_LABELS = ("llm-d.ai/role", "llmd.org/role")
 ROLES_WITHOUT_CLIENTS = frozenset(("prefill", "encode", "encode-prefill"))
 """Roles of pods that work for other pods. decode, both, prefill-decode and pods without a role answer clients."""
 
+MOST_RANKS = 64
+"""Data-parallel engines behind one port."""
 MOST_REQUESTS = 100_000
 """Requests running, waiting, or allowed to run at once. vLLM's default ``max_num_seqs`` is at most 1,024 (EngineArgs)."""
 MOST_CAPACITY = 1_000_000_000
@@ -54,6 +56,11 @@ def _canonical(address: str) -> str:
         return address
 
 
+def rank_name(name: str, rank: int) -> str:
+    """Name or id of a data-parallel engine behind the port of the endpoint ``name``."""
+    return f"{name}-dp{rank}" if rank else name
+
+
 def canonical_target(address: str, port: int) -> str:
     """``address:port`` as Envoy wants it; an IPv6 address in brackets. ``address`` is canonical."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -65,7 +72,9 @@ class EndpointSpec:
 
     ``address`` is an IPv4 or IPv6 address (no brackets), made canonical here; ``incarnation`` changes when the engine
     behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown. Any change of
-    ``cache_generation`` says that the engine has lost its KV cache and lives on.
+    ``cache_generation`` says that the engine has lost its KV cache and lives on. ``rank`` is the number of a data-parallel
+    engine behind the port, which requests choose by the header ``X-data-parallel-rank``; None: the server chooses, or has
+    one.
     """
 
     namespace: str
@@ -75,6 +84,7 @@ class EndpointSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     incarnation: str = ""
     cache_generation: str = ""
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", canonical_address(self.address))
@@ -83,6 +93,10 @@ class EndpointSpec:
     def id(self) -> str:
         """The identity: ``namespace/name``, unique in a pool."""
         return f"{self.namespace}/{self.name}"
+
+    def of_rank(self, rank: int) -> EndpointSpec:
+        """The endpoint of one data-parallel engine behind the port. Rank 0 keeps the name."""
+        return replace(self, name=rank_name(self.name, rank), rank=rank)
 
     @property
     def target(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, ServedModels
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, ServedModels, rank_name
 from warmroute.pool.models import ModelTable
 
 RETENTION = 60.0
@@ -43,6 +44,8 @@ class Pool:
         self.retention = retention
         self.synced = False
         """True once discovery has delivered its first full list."""
+        self._ranks: dict[str, int] = {}
+        """Data-parallel engines behind the port of an endpoint, by its id, if there are several."""
         self._listeners: list[PoolListener] = []
 
     def subscribe(self, listener: PoolListener, now: float) -> None:
@@ -56,14 +59,49 @@ class Pool:
     def replace(self, specs: Iterable[EndpointSpec], now: float) -> None:
         """Make the pool equal to a full list from discovery. If two specs have one id, the last counts."""
         wanted = {spec.id: spec for spec in specs}
-        for endpoint_id in [i for i in self.endpoints if i not in wanted]:
+        known = {rank_name(i, rank) for i in wanted for rank in range(self._ranks.get(i, 1))}
+        for endpoint_id in [i for i in self.endpoints if i not in known]:
             self.remove(endpoint_id, now)
         for spec in wanted.values():
             self.upsert(spec, now)
         self.synced = True
 
     def upsert(self, spec: EndpointSpec, now: float) -> Endpoint:
-        """Add a member or bring it up to date; a changed incarnation or address counts as a restart."""
+        """Add a member or bring it up to date; a changed incarnation or address counts as a restart.
+
+        Of an endpoint with several ranks each one is a member; the first one is returned.
+        """
+        ranks = self._ranks.get(spec.id, 1)
+        for rank in range(1, ranks):
+            self._upsert(spec.of_rank(rank), now)
+        return self._upsert(spec if ranks == 1 else spec.of_rank(0), now)
+
+    def set_ranks(self, endpoint: Endpoint, ranks: int, now: float) -> tuple[Endpoint, ...]:
+        """So many data-parallel engines, at most MOST_RANKS, are behind the endpoint's port: one member for each.
+
+        ``endpoint`` is the first of them. Returns all in order.
+        """
+        before = self._ranks.get(endpoint.id, 1)
+        if not self._has(endpoint):
+            return (endpoint,)
+        if ranks != before:
+            spec = endpoint.spec
+            for rank in range(ranks, before):
+                self.remove(rank_name(endpoint.id, rank), now)
+            self._ranks[endpoint.id] = ranks
+            if ranks == 1:
+                del self._ranks[endpoint.id]
+            self.upsert(replace(spec, rank=None), now)
+        return self.ranks_of(endpoint)
+
+    def ranks_of(self, endpoint: Endpoint) -> tuple[Endpoint, ...]:
+        """The members behind the endpoint's port, of which it is the first."""
+        ranks = self._ranks.get(endpoint.id, 1)
+        if ranks == 1:
+            return (endpoint,)
+        return tuple(self.endpoints[rank_name(endpoint.id, rank)] for rank in range(ranks))
+
+    def _upsert(self, spec: EndpointSpec, now: float) -> Endpoint:
         endpoint = self.endpoints.get(spec.id)
         engine = spec.engine or self.default_engine
         if endpoint is None:
@@ -89,6 +127,8 @@ class Pool:
 
     def remove(self, endpoint_id: str, now: float) -> None:
         """Stop routing to a member at once; it is forgotten after ``retention`` seconds unless it returns."""
+        for rank in range(1, self._ranks.get(endpoint_id, 1)):
+            self.remove(rank_name(endpoint_id, rank), now)
         endpoint = self.endpoints.get(endpoint_id)
         if endpoint is not None and endpoint.gone_at is None:
             endpoint.gone_at = now
@@ -99,6 +139,7 @@ class Pool:
         for endpoint in [e for e in self.endpoints.values() if e.gone_at is not None]:
             if endpoint.gone_at is not None and now - endpoint.gone_at >= self.retention:
                 del self.endpoints[endpoint.id]
+                self._ranks.pop(endpoint.id, None)
                 for listener in self._listeners:
                     listener.endpoint_removed(endpoint, now)
 

@@ -566,10 +566,11 @@ def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:
 
 
 def _targets(values: Sequence[float], loads: Sequence[EndpointLoad], k: int, most: int) -> str:
-    """The chosen endpoint's target, then the next best, ``most`` in all."""
+    """The chosen endpoint's target, then the next best, ``most`` in all. One header names the data-parallel rank for all, so
+    the others have the chosen one's."""
     if most == 1:
         return loads[k].endpoint.target
-    others = nsmallest(
-        most - 1, (i for i in range(len(loads)) if i != k), key=lambda i: (values[i], loads[i].last_chosen)
-    )
+    rank = loads[k].endpoint.spec.rank
+    possible = (i for i in range(len(loads)) if i != k and loads[i].endpoint.spec.rank == rank)
+    others = nsmallest(most - 1, possible, key=lambda i: (values[i], loads[i].last_chosen))
     return ",".join(loads[i].endpoint.target for i in (k, *others))

@@ -441,6 +441,12 @@ class Settings(BaseModel):
         "File with the bearer token for the engines' metrics page and list of models. It is read again when it changes.",
         group="Engine metrics",
     )
+    data_parallel_ranks: bool = setting(
+        True,
+        "Where a metrics page shows several data-parallel engines of vLLM, choose among them and set the header "
+        "X-data-parallel-rank. Off, and with --shared-state: the server chooses.",
+        group="Engine metrics",
+    )
     model_list_interval: Seconds = setting(
         10.0,
         "Seconds between two reads of an engine's list of models (/v1/models), which says what it serves. 0: never.",

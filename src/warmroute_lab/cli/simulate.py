@@ -38,6 +38,9 @@ def simulate(
         bool, typer.Option("--hybrid", help="Prefixes are found only where an earlier prompt ended (Mamba layers).")
     ] = False,
     api_servers: Annotated[int, typer.Option(min=1, help="API server processes that share the metrics page.")] = 1,
+    data_parallel_size: Annotated[
+        int, typer.Option(min=1, max=64, help="Engines behind each port; X-data-parallel-rank chooses one.")
+    ] = 1,
     lora_modules: Annotated[list[str] | None, typer.Option(help="LoRA adapter as NAME=PATH; repeatable.")] = None,
     fail_rate: Annotated[float, typer.Option(help="Share of requests answered with 500.")] = 0.0,
     stall_rate: Annotated[float, typer.Option(help="Share of requests that get no answer.")] = 0.0,
@@ -74,6 +77,7 @@ def simulate(
             cpu_tier=cpu_tier,
             hybrid=hybrid,
             api_servers=api_servers,
+            data_parallel_size=data_parallel_size,
             lora_modules=tuple(module.partition("=")[0] for module in lora_modules or ()),
             slow_start=slow_start,
             faults=Faults(fail_rate, stall_rate, reset_rate),

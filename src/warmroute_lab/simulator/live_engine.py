@@ -48,14 +48,28 @@ class LiveEngine:
     """One running engine with its metrics page and the streams of its requests."""
 
     def __init__(
-        self, profile: Profile, model: str, *, time_scale: float, loras: bool, seed: int, api_servers: int = 1
+        self,
+        profile: Profile,
+        model: str,
+        *,
+        time_scale: float,
+        loras: bool,
+        seed: int,
+        api_servers: int = 1,
+        rank: int = 0,
     ) -> None:
         """``time_scale`` is the virtual time per wall-clock time. Needs a running event loop."""
         self.engine = Engine(profile, seed=seed)
         self.started = time.time()
         """Unix time of the start, in seconds."""
         self.metrics = MetricsPage(
-            self.engine, model, started=self.started, time_scale=time_scale, loras=loras, api_servers=api_servers
+            self.engine,
+            model,
+            started=self.started,
+            time_scale=time_scale,
+            loras=loras,
+            api_servers=api_servers,
+            rank=rank,
         )
         self._scale = time_scale
         self._loop = asyncio.get_running_loop()

@@ -33,7 +33,15 @@ class MetricsPage:
     """The metrics page of one engine. Times are wall-clock seconds: virtual seconds divided by the time scale."""
 
     def __init__(
-        self, engine: Engine, model: str, *, started: float, time_scale: float, loras: bool, api_servers: int = 1
+        self,
+        engine: Engine,
+        model: str,
+        *,
+        started: float,
+        time_scale: float,
+        loras: bool,
+        api_servers: int = 1,
+        rank: int = 0,
     ) -> None:
         """``started`` is the Unix time of the start, in seconds. With several ``api_servers`` the page is that of
         prometheus_client in several processes: no start time, nothing behind the filter, and the KV cache utilization once
@@ -41,7 +49,7 @@ class MetricsPage:
         self._engine = engine
         self._api_servers = api_servers
         self._scale = time_scale
-        self._labels = {"engine": "0", "model_name": model}
+        self._labels = {"engine": str(rank), "model_name": model}
         self._registry = CollectorRegistry()
         self._state = _EngineState(engine, self._labels, started=started, loras=loras, api_servers=api_servers)
         self._registry.register(self._state)
@@ -158,6 +166,7 @@ class _EngineState(Collector):
     ) -> None:
         self._engine, self._started, self._loras, self._api_servers = engine, started, loras, api_servers
         self.sleep_level = 0
+        self._labels = labels
         self._names, self._values = list(labels), list(labels.values())
 
     def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
@@ -169,7 +178,7 @@ class _EngineState(Collector):
         start = GaugeMetricFamily(
             "process_start_time_seconds", "Start time of the process since unix epoch in seconds.", value=self._started
         )
-        if self._api_servers == 1:
+        if self._api_servers == 1 and self._labels["engine"] == "0":
             yield start
         yield self._gauge(
             "vllm:num_requests_running", "Number of requests in model execution batches.", {"": engine.running}
@@ -247,7 +256,7 @@ class _EngineState(Collector):
         yield self._counter(
             "vllm:generation_tokens", "Number of generation tokens processed.", {"": counters.generation_tokens}
         )
-        yield _cache_config(engine.profile)
+        yield _cache_config(engine.profile, self._labels["engine"])
         if self._loras:
             yield self._lora_info()
 
@@ -275,14 +284,14 @@ class _EngineState(Collector):
         return family
 
 
-def _cache_config(profile: Profile) -> GaugeMetricFamily:
+def _cache_config(profile: Profile, rank: str) -> GaugeMetricFamily:
     values = {
         "_block_size_resolved": "True",
         "block_size": str(profile.block_size),
         "cache_dtype": "auto",
         "calculate_kv_scales": "False",
         "enable_prefix_caching": str(profile.prefix_caching),
-        "engine": "0",
+        "engine": rank,
         "gpu_memory_utilization": "0.9",
         "is_attention_free": "False",
         "kv_cache_dtype_skip_layers": "[]",

@@ -38,6 +38,9 @@ class SimulatorOptions:
     """Some layers keep their state at the ends of prompts only."""
     api_servers: int = 1
     """API server processes, which share a metrics page."""
+    data_parallel_size: int = 1
+    """Engines behind the port. Requests choose one by the header ``X-data-parallel-rank``, else the one with the fewest
+    requests serves them."""
     lora_modules: tuple[str, ...] = ()
     """LoRA adapters that requests may name as their model."""
     slow_start: float = 0.0
@@ -54,8 +57,8 @@ class SimulatorOptions:
                 raise ConfigurationError(f"{name} is too small: {value}")
         if self.block_size is not None and self.block_size < 1:
             raise ConfigurationError(f"block_size is too small: {self.block_size}")
-        if self.cpu_tier < 0 or self.api_servers < 1:
-            raise ConfigurationError("cpu_tier must be at least 0 and api_servers at least 1")
+        if self.cpu_tier < 0 or self.api_servers < 1 or self.data_parallel_size < 1:
+            raise ConfigurationError("cpu_tier must be at least 0, api_servers and data_parallel_size at least 1")
         if self.time_scale <= 0:
             raise ConfigurationError(f"time_scale must be above 0 (given: {self.time_scale})")
         if not 0 <= self.port <= LAST_PORT:

@@ -54,7 +54,8 @@ class SimulatorServer:
         self._profile = options.served_profile
         self._runner: web.AppRunner | None = None
         self._port: int | None = None
-        self._live: LiveEngine | None = None
+        self._engines: list[LiveEngine] = []
+        """The data-parallel engines."""
 
     @property
     def port(self) -> int:
@@ -76,28 +77,36 @@ class SimulatorServer:
 
     @property
     def engine(self) -> Engine:
-        """The engine since the last start. Raises RuntimeError before :meth:`start`."""
+        """The first engine since the last start. Raises RuntimeError before :meth:`start`."""
         return self._started.engine
+
+    def rank(self, number: int) -> Engine:
+        """A data-parallel engine since the last start."""
+        return self._engines[number].engine
 
     @property
     def _started(self) -> LiveEngine:
-        if self._live is None:
+        if not self._engines:
             raise RuntimeError("the simulator has not been started")
-        return self._live
+        return self._engines[0]
 
     async def start(self) -> None:
         """Start a new engine and listen. Raises ConfigurationError if the address is unavailable."""
         options = self.options
         self._random = random.Random(options.seed)
         self._loras = dict.fromkeys(options.lora_modules)
-        self._live = LiveEngine(
-            self._profile,
-            options.model,
-            time_scale=options.time_scale,
-            loras=bool(self._loras),
-            seed=options.seed,
-            api_servers=options.api_servers,
-        )
+        self._engines = [
+            LiveEngine(
+                self._profile,
+                options.model,
+                time_scale=options.time_scale,
+                loras=bool(self._loras),
+                seed=options.seed + rank,
+                api_servers=options.api_servers,
+                rank=rank,
+            )
+            for rank in range(options.data_parallel_size)
+        ]
         self._asleep = False
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answer])
         app.add_routes(self._routes())
@@ -116,8 +125,8 @@ class SimulatorServer:
 
     async def stop(self) -> None:
         """Close every connection. The next start uses the same port."""
-        if self._live is not None:
-            self._live.stop()
+        for live in self._engines:
+            live.stop()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -194,7 +203,7 @@ class SimulatorServer:
             generation.hashes(text, adapter, self._profile.block_size),
             adapter,
         )
-        live = self._started
+        live = self._chosen(request.headers.get("x-data-parallel-rank"))
         try:
             stream = live.open(work, reason)
         except ValueError as error:
@@ -243,6 +252,15 @@ class SimulatorServer:
         drawn -= faults.reset_rate
         if drawn < faults.stall_rate:
             await asyncio.Event().wait()
+
+    def _chosen(self, rank: str | None) -> LiveEngine:
+        """The data-parallel engine of this number, or the one with the fewest requests. Raises RequestError."""
+        engines = self._engines
+        if rank is None:
+            return min(engines, key=lambda live: live.engine.pending)
+        if not rank.isdecimal() or int(rank) >= len(engines):
+            raise bad_request(f"data_parallel_rank {rank} is out of range [0, {len(engines)}).")
+        return engines[int(rank)]
 
     def _adapter(self, model: str) -> str | None:
         if model == self.options.model:
@@ -298,7 +316,8 @@ class SimulatorServer:
     # The engine's cache and sleep
 
     async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
-        self._started.reset_prefix_cache()
+        for live in self._engines:
+            live.reset_prefix_cache()
         return web.Response()
 
     async def _sleep(self, request: web.Request) -> web.Response:
@@ -307,13 +326,15 @@ class SimulatorServer:
         if level is None:
             raise bad_request("level must be 1 or 2")
         self._asleep = True
-        self._started.reset_prefix_cache()
-        self._started.metrics.slept(level)
+        for live in self._engines:
+            live.reset_prefix_cache()
+            live.metrics.slept(level)
         return web.Response()
 
     async def _wake_up(self, request: web.Request) -> web.Response:
         self._asleep = False
-        self._started.metrics.slept(0)
+        for live in self._engines:
+            live.metrics.slept(0)
         return web.Response()
 
     async def _is_sleeping(self, request: web.Request) -> web.Response:
@@ -335,10 +356,10 @@ class SimulatorServer:
         return self._page(request.query.getall("name[]", ()))
 
     def _page(self, names: Sequence[str]) -> web.Response:
-        live = self._started
-        live.catch_up()
+        for live in self._engines:
+            live.catch_up()
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return web.Response(body=live.metrics.render(names), headers=headers)
+        return web.Response(body=b"".join(live.metrics.render(names) for live in self._engines), headers=headers)
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         changes = parse_body(await request.read())

@@ -399,6 +399,24 @@ async def test_a_page_of_several_api_servers(start: Start, client: aiohttp.Clien
     await asked
 
 
+async def test_data_parallel_engines_behind_one_port(start: Start, client: aiohttp.ClientSession) -> None:
+    server = await start(data_parallel_size=3)
+
+    async def cached_on(rank: int) -> int:
+        body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 2}
+        headers = {"X-data-parallel-rank": str(rank)}
+        async with client.post(server.url + "/v1/chat/completions", json=body, headers=headers) as response:
+            usage = (await response.json())["usage"] if response.status == 200 else {}
+            return int((usage["prompt_tokens_details"] or {}).get("cached_tokens", 0)) if usage else -response.status
+
+    assert [await cached_on(rank) for rank in (0, 1, 1, 3)] == [0, 0, pytest.approx(232, abs=20), -400]
+    probe = Probe(VLLM, "/metrics", split_ranks=True)
+    async with client.get(server.url + probe.query()) as response:
+        probe.answer(response.status, await response.read(), 0.0)
+    assert [state.prompt_requests_total for state in probe.states] == [1.0, 2.0, 0.0]
+    assert [bool(state.prefix_hits_total) for state in probe.states] == [False, True, False]
+
+
 async def test_adapters_come_and_go(start: Start, client: aiohttp.ClientSession) -> None:
     server = await start()
     for path, status in (("load", 200), ("load", 400), ("unload", 200), ("unload", 404)):

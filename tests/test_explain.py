@@ -77,7 +77,7 @@ def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
     assert "its cost" not in text
 
 
-@pytest.mark.parametrize("reason", ["warm", "partial", "spread", "cold", "no-prompt"])
+@pytest.mark.parametrize("reason", ["warm", "partial", "spread", "cold", "no-prompt", "state"])
 def test_every_reason_is_explained(reason: str) -> None:
     assert f"  {reason}: " in explanation.text(DECISION | {"reason": reason})
 

@@ -110,6 +110,7 @@ def session_rules(settings: Settings) -> SessionRules:
     return SessionRules(
         max_body_bytes=settings.max_body_bytes,
         max_json_values=settings.max_json_values,
+        session_header=settings.session_header.lower(),
         observe_responses=settings.observe_responses,
         decision_metadata=settings.decision_metadata,
         enable_conformance_headers=settings.enable_conformance_headers,

@@ -21,7 +21,7 @@ LEVELS = {"critical": "bold white on red", "warning": "black on yellow", "ok": "
 STATES = {"ready": "green", "unreachable": "bold red", "ejected": "bold red", "sleeping": "dim", "gone": "dim"}
 SEVERITY = ("unreachable", "ejected", "ready", "sleeping", "gone")
 """States, the worst first; among engines of one state the longest queue comes first."""
-REASONS = {"warm": "yellow", "partial": "yellow", "spread": "cyan", "cold": "dim", "no-prompt": "dim"}
+REASONS = {"warm": "yellow", "partial": "yellow", "spread": "cyan", "cold": "dim", "no-prompt": "dim", "state": "dim"}
 BLOCKS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 8
 FEW = 12

@@ -991,3 +991,51 @@ def test_a_compressed_body_that_was_cut_off_is_read_as_far_as_it_goes() -> None:
     (reply,) = stream.body(body[: len(body) // 2], eos=False)
     assert destination(reply) in TARGETS
     assert stream.session.request.prompt_bytes == pytest.approx(len(words), rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------ what an engine keeps
+
+
+@pytest.mark.parametrize("mode", [STREAMED, FULL_DUPLEX_STREAMED])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_response_that_was_seen_is_read_cancelled_and_continued_where_it_is(mode: BodySendMode, pieces: int) -> None:
+    stream = Stream(observe_responses=True)
+    stream.headers(BUFFERED, response=mode, path="/v1/responses")
+    stream.body(b'{"model": "m", "input": "Hi"}')
+    assert stream.session.decision is not None
+    stream.send(ProcessingRequest(response_headers=HttpHeaders()))
+    text = b'{"object":"response","model":"m","id":"resp_77","output":[]}'
+    for k in range(pieces):
+        chunk = text if pieces == 1 else (b" " * 100, text)[k]
+        stream.send(ProcessingRequest(response_body=HttpBody(body=chunk, end_of_stream=k == pieces - 1)))
+    kept = stream.session.decision.endpoint.target
+    for path, body in (
+        ("/v1/responses/resp_77", None),
+        ("/v1/responses/resp_77/cancel", b""),
+        ("/v1/responses", b'{"model": "m", "input": "Go on", "previous_response_id": "resp_77"}'),
+    ):
+        for _ in range(5):
+            other = Stream()
+            other.router, other.session._router = stream.router, stream.router
+            answers = other.headers(BUFFERED, eos=body is None, path=path)
+            if body is not None:
+                answers = other.body(body)
+            assert destination(answers[0]) == kept
+
+
+def test_requests_of_a_session_that_cannot_be_read_go_to_one_endpoint() -> None:
+    def chosen(body: bytes, **more: Any) -> str:
+        stream = Stream(session_header="x-my-session")
+        stream.headers(BUFFERED, content_encoding="br", **more)
+        return destination(stream.body(body)[0])
+
+    sessions = {k: {chosen(bytes([k, turn]), x_my_session=f"s{k}") for turn in range(3)} for k in range(12)}
+    assert {len(targets) for targets in sessions.values()} == {1}
+    assert len(set.union(*sessions.values())) == 3
+
+
+def test_a_session_does_not_keep_a_prompt_from_the_endpoint_that_holds_it() -> None:
+    stream = Stream()
+    stream.headers(BUFFERED, x_session_id="s")
+    stream.body()
+    assert stream.session.request.state == ""

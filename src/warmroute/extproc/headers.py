@@ -24,8 +24,6 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
 DROPPED_REASONS = ("x-warmroute-dropped-reason", "x-llm-d-request-dropped-reason")
 """Response headers with the reason of a rejection: our own name and llm-d's."""
-SESSION_ID = "x-session-id"
-"""Request header with the client's session, for custom strategies."""
 OBJECTIVES = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 """Request headers that name the InferenceObjective; the first one present counts."""
 FAIRNESS_IDS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -72,15 +70,16 @@ _WANTED = frozenset(
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def read(headers: HeaderMap) -> dict[str, str]:
-    """The headers that the picker uses; of duplicates the last. Envoy fills ``raw_value``, other proxies may fill ``value``.
+def read(headers: HeaderMap, also: str = "") -> dict[str, str]:
+    """The headers that the picker uses, and ``also``; of duplicates the last. Envoy fills ``raw_value``, other proxies may
+    fill ``value``.
 
     Names are lower case. Values are bounded (:data:`MAX_VALUE`), the request id is :func:`printable`.
     """
     found = {}
     for header in headers.headers:
         name = header.key.lower()
-        if name in _WANTED:
+        if name in _WANTED or name == also:
             raw = header.raw_value
             value = raw.decode("utf-8", "replace") if raw else header.value
             if name == "x-request-id":

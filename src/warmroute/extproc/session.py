@@ -64,11 +64,14 @@ from warmroute.request.rejections import (
     unknown_model,
 )
 from warmroute.request.rewrite import replace_model
+from warmroute.request.stored_state import creates_response, response_id, state_in_path
 from warmroute.request.truncated import is_whole
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.router import Router
 
+RESPONSE_BEGINNING = 16 << 10
+"""Bytes at the beginning of a response in which its id is looked for."""
 LARGE_BODY = 1 << 20
 """Content length in bytes from which memory is reserved before the body comes."""
 
@@ -82,6 +85,7 @@ class SessionRules:
 
     max_body_bytes: int
     max_json_values: int
+    session_header: str
     observe_responses: bool
     decision_metadata: bool
     enable_conformance_headers: bool
@@ -108,6 +112,7 @@ class Session:
         "_headers",
         "_held",
         "_in_flight",
+        "_looked_through",
         "_metadata",
         "_models",
         "_new_body",
@@ -159,6 +164,8 @@ class Session:
         """The transition that answers the request; set once the request is complete."""
         self._stream_ends_with_response = False
         """Envoy keeps the stream open until the response has ended, so the stream shows whether the request is in flight."""
+        self._looked_through = 0
+        """Bytes of the response's body that are still to be looked through for its id."""
         self._in_flight = False
         """The router counts the request as in flight until ``finish``."""
         self.state = State.START
@@ -223,7 +230,7 @@ class Session:
         end_of_stream = kind in _WITH_END and getattr(message, kind).end_of_stream
         two_way = False
         if kind == "request_headers":
-            self._headers = headers.read(message.request_headers.headers)
+            self._headers = headers.read(message.request_headers.headers, self._rules.session_header)
             if self._router.uses_headers:
                 self._visible_headers = headers.visible(message.request_headers.headers)
             two_way = not end_of_stream and headers.is_two_way(self._headers)
@@ -271,6 +278,8 @@ class Session:
             self.rejection = result
             return
         self.decision = result
+        if creates_response(self._headers.get(":path", "")):
+            self._looked_through = RESPONSE_BEGINNING
         if self._rules.observe_responses and self._stream_ends_with_response:
             self._in_flight = True
             self._router.opened(result)
@@ -293,8 +302,18 @@ class Session:
             self.request = self.request._replace(fairness_id=fairness_id)
         visible = self._visible_headers
         if visible:
-            session_id = visible.get(headers.SESSION_ID, "")
+            session_id = visible.get(self._rules.session_header, "")
             self.request = self.request._replace(headers=visible, session_id=session_id)
+
+        if not self.request.prompt_bytes and not self.request.state:
+            state = self._state_of_unread()
+            if state:
+                self.request = self.request._replace(state=state)
+
+    def _state_of_unread(self) -> str:
+        """What a request without a prompt goes on with: what its path names, or the client's session."""
+        known = self._headers
+        return state_in_path(known.get(":path", "")) or known.get(self._rules.session_header, "")
 
     def reply(self) -> list[bytes]:
         """The replies that answer the complete request."""
@@ -543,6 +562,8 @@ class Session:
                 return [self._response_headers(message, now)]
             case Action.PASS_RESPONSE_BODY:
                 body = message.response_body
+                if self._looked_through > 0:
+                    self._look_for_response_id(body.body)
                 if self._response_mode == FULL_DUPLEX_STREAMED:
                     return [replies.streamed_response_body(body.body, end_of_stream=body.end_of_stream)]
                 return [replies.CONTINUE_RESPONSE_BODY]
@@ -550,6 +571,14 @@ class Session:
                 return [replies.CONTINUE_RESPONSE_TRAILERS]
             case _:
                 return []
+
+    def _look_for_response_id(self, chunk: bytes) -> None:
+        """Remember which endpoint keeps the response, once its id comes."""
+        assert self.decision is not None
+        found = response_id(chunk[: self._looked_through])
+        self._looked_through = 0 if found else self._looked_through - len(chunk)
+        if found:
+            self._router.remember(self.decision, found)
 
     def _response_headers(self, message: ProcessingRequest, now: float) -> bytes:
         if self.decision is not None:  # without a decision it is Envoy's own reply

@@ -58,7 +58,7 @@ DECISION_PARAMETERS: Mapping[str, Number | str] = {
     "request": "request id",
     "model": "model of the request",
     "endpoint": "id or name of the chosen endpoint",
-    "reason": "warm, partial, spread, cold or no-prompt",
+    "reason": "warm, partial, spread, cold, no-prompt or state",
     "pretty": "1: indented",
 }
 EXPLAIN_PARAMETERS: Mapping[str, Number | str] = {

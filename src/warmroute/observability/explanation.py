@@ -13,6 +13,7 @@ REASONS = {
     "spread": "another endpoint holds more of the prompt, and sending it there would cost more",
     "cold": "no endpoint is known to hold any of the prompt",
     "no-prompt": "the request has no prompt to look for; load alone decided",
+    "state": "the endpoint keeps the response, conversation or session that the request goes on with",
 }
 """What each reason means, for one who reads it for the first time."""
 LEAST_TERM_MS = 0.05

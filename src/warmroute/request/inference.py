@@ -57,7 +57,10 @@ class InferenceRequest(NamedTuple):
     headers: Mapping[str, str] = NO_HEADERS
     """The request's headers, names in lower case; read-only and bounded. For custom strategies; otherwise empty."""
     session_id: str = ""
-    """The client's session, from the request header ``x-session-id``. For custom strategies; otherwise empty."""
+    """The client's session, from the request header that ``--session-header`` names. For custom strategies; otherwise
+    empty."""
+    state: str = ""
+    """What only the engine that keeps it can go on with: a response, a conversation or a session, by its id."""
     partial: bool = False
     """The body was cut off, and the length of the rest of the prompt is unknown."""
 

@@ -14,6 +14,7 @@ from warmroute.request.limits import LENIENT_BODY, MAX_JSON_VALUES, count_values
 from warmroute.request.prompt import Prompt, media_options, seed
 from warmroute.request.rejections import Rejection, malformed, too_many_values
 from warmroute.request.routes import MEDIA_FIELDS, Document, Form, Route, find_route, model_in_path
+from warmroute.request.stored_state import state_in
 from warmroute.request.truncated import decode_beginning, ends_in_media
 
 MAX_MODEL_LENGTH = 1024
@@ -47,7 +48,7 @@ def parse(
     if refused:
         return refused
     try:
-        return _read(route.form(document), document, model or "")
+        return _read(route.form(document), document, model or "", state=state_in(document, route.state_fields))
     except RecursionError:
         return _TOO_DEEP
 
@@ -80,13 +81,14 @@ def parse_beginning(
     if type(named) is str:
         model = named
     try:
-        request = _read(form, document, model if len(model) <= MAX_MODEL_LENGTH else "", marks)
+        state = state_in(document, route.state_fields)
+        request = _read(form, document, model if len(model) <= MAX_MODEL_LENGTH else "", marks, state=state)
     except RecursionError:
         return NO_PROMPT
     return request._replace(partial=True) if in_media else request
 
 
-def _read(form: Form, document: Document, model: str, marks: int = 0) -> InferenceRequest:
+def _read(form: Form, document: Document, model: str, marks: int = 0, *, state: str = "") -> InferenceRequest:
     """The request in ``document``, whose prompts have this form. ``marks`` bytes at the end of the last field are
     removed."""
     if not model.isascii():
@@ -112,6 +114,7 @@ def _read(form: Form, document: Document, model: str, marks: int = 0) -> Inferen
         starts=tuple(prompt.starts),
         samples=_samples(document),
         reads_cache=_reads_cache(document),
+        state=state,
         prompt_bytes=_prompt_bytes(prompt),
         tokens=tokens,
         stream=document.get("stream") is True,

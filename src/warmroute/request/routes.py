@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from warmroute.request.prompt import Prompt
 from warmroute.request.rejections import Rejection, malformed
+from warmroute.request.stored_state import STATE_FIELDS
 from warmroute.request.truncated import shorten_content, shorten_input, shorten_messages, shorten_plain
 
 Document = dict[str, Any]
@@ -217,11 +218,14 @@ class Route(NamedTuple):
     """A body without a model is rejected, unless the path names the model."""
     check: Callable[[Document], Rejection | None] | None = None
     """Why a body is rejected though it is a JSON object, if it is."""
+    state_fields: tuple[str, ...] = STATE_FIELDS
+    """The fields that name what the engine keeps."""
 
 
 _POOLING = Route(_pooling_form)
 _GENERATE = Route(_generate_form)
 _UNCACHED = Route(_NO_PROMPT)  # tokenizing and counting use no KV cache, so they have no prompt to match
+_SESSION = Route(_NO_PROMPT, state_fields=("session_id",))
 
 ROUTES = {
     "/chat/completions": Route(_chat_form, True, _check_messages),
@@ -241,6 +245,8 @@ ROUTES = {
     "/generate_stream": _GENERATE,
     "/infer": Route(_fixed(b"text", (("inputs", _TENSORS),))),
     "/invocations": Route(_any_form),
+    "/open_session": _SESSION,
+    "/close_session": _SESSION,
     "/tokenize": _UNCACHED,
     "/detokenize": _UNCACHED,
 }

@@ -92,12 +92,15 @@ class Measurement:
     """Seconds from the decision to the end of the response."""
 
 
-def reason_of(cached_tokens: float, *, best: float, threshold: float, has_prompt: bool) -> str:
+def reason_of(cached_tokens: float, *, best: float, threshold: float, has_prompt: bool, has_state: bool = False) -> str:
     """Why an endpoint was chosen that holds ``cached_tokens`` of the prompt.
 
     ``warm``: it holds more than ``threshold`` tokens; ``partial``: it holds some; ``spread``: another one holds more
-    (``best``), but this one is cheaper; ``cold``: nobody holds any; ``no-prompt``: there was nothing to match.
+    (``best``), but this one is cheaper; ``cold``: nobody holds any; ``no-prompt``: there was nothing to match; ``state``: it
+    keeps what the request goes on with (:mod:`warmroute.routing.stored_states`).
     """
+    if has_state:
+        return "state"
     if not has_prompt:
         return "no-prompt"
     if cached_tokens > threshold:

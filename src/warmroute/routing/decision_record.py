@@ -115,7 +115,7 @@ class DecisionRecord:
     @property
     def coarse_reason(self) -> str:
         """The reason that follows from the coarse cached tokens: ``warm`` means that a share of the prompt is cached."""
-        if self.reason == "no-prompt":
+        if self.reason in ("no-prompt", "state"):
             return self.reason
         return reason_of(
             self.cached_tokens(self.position),
@@ -224,6 +224,8 @@ class DecisionRecord:
     def _holding(self, k: int, *, exact: bool) -> str:
         if self.reason == "no-prompt":
             return "no prompt to look for"
+        if self.reason == "state":
+            return "keeps what the request goes on with"
         prompt, cached = round(self.request.prompt_tokens), self.cached_tokens(k, exact=exact)
         if exact:
             return f"holds {cached:,.0f} of {prompt:,} tokens"

@@ -33,6 +33,7 @@ from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.saturation import SaturationLimits, saturated
 from warmroute.routing.slowness import update_slowness
+from warmroute.routing.stored_states import StoredStates
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Router(PoolListener):
         self._outliers = OutlierDetection(self._health_changed)
         self._loads: dict[str, EndpointLoad] = {}
         self._caches = CacheModel(limit=constants.index_limit, headroom=constants.cache_headroom)
+        self._states = StoredStates()
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
         self._known_adapters: OrderedDict[str, None] = OrderedDict()
         self._choices = 0
@@ -279,7 +281,7 @@ class Router(PoolListener):
         except Exception as error:  # a custom one may raise anything
             values, strategy, failed = context.costs(), strategies.FALLBACK, strategy
             self._strategy_failed(error, now)
-        k = _lowest(values, loads)
+        k = self._states.keeper(request.state, candidates.members) if request.state else _lowest(values, loads)
         cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
             at=now,
@@ -287,7 +289,13 @@ class Router(PoolListener):
             targets=_targets(values, loads, k, constants.max_endpoints),
             strategy=strategy,
             failed_strategy=failed,
-            reason=reason_of(cached_tokens, best=best, threshold=warm_from, has_prompt=request.prompt_bytes > 0),
+            reason=reason_of(
+                cached_tokens,
+                best=best,
+                threshold=warm_from,
+                has_prompt=request.prompt_bytes > 0,
+                has_state=bool(request.state),
+            ),
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             random_cached_tokens=cached.mean(len(loads)),
@@ -468,6 +476,10 @@ class Router(PoolListener):
             decision.measurement.status, decision.measurement.headers_seconds = status, now - decision.at
         self._outliers.responded(decision.load.endpoint, status, now)
         self._caches.responded(decision, status)
+
+    def remember(self, decision: Decision, state: str) -> None:
+        """The endpoint of the decision keeps what it has named ``state`` in its response."""
+        self._states.remember(state, decision.endpoint.id)
 
     def served(self, decision: Decision, target: str, now: float) -> None:
         """The gateway reports that ``target`` served the request: after a retry that is another endpoint than chosen.

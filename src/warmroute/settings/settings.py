@@ -226,6 +226,13 @@ class Settings(BaseModel):
         group="Routing",
         hot=True,
     )
+    session_header: str = setting(
+        "x-session-id",
+        "Request header with the client's session. Requests of one session whose prompt cannot be read go to one endpoint. "
+        "Empty: no such header.",
+        group="Routing",
+        hot=True,
+    )
     disable_endpoint_subset_filter: bool = setting(
         False, "Ignore the gateway's subset hint.", group="Routing", hot=True
     )

@@ -1,13 +1,14 @@
 // The stream of decisions: newest first, with filters, a pause, and the costs on a click.
 
 const MOST_SHOWN = 40;
-const REASONS = ["warm", "partial", "spread", "cold", "no-prompt"];
+const REASONS = ["warm", "partial", "spread", "cold", "no-prompt", "state"];
 const MEANING = {
   warm: "The engine holds most of the prompt",
   partial: "The engine holds some of the prompt",
   spread: "Another engine holds more, but this one is cheaper",
   cold: "No engine holds any of the prompt",
   "no-prompt": "There is no prompt to look for",
+  state: "The engine keeps what the request goes on with",
 };
 
 function makeDecisions(root) {

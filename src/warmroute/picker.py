@@ -48,6 +48,7 @@ from warmroute.settings import Settings
 if TYPE_CHECKING:
     from warmroute.kubernetes.discovery import KubernetesDiscovery
     from warmroute.kubernetes.lease import LeaderElection
+    from warmroute.observability.tracing import PickSpans
     from warmroute.shared_state.shared_state import SharedState
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ def server_options(settings: Settings) -> ServerOptions:
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         max_streams=settings.max_streams,
+        tracing=settings.tracing,
     )
 
 
@@ -201,6 +203,7 @@ class EndpointPicker:
         self._chance = rng.random
         self.pool = Pool(default_engine=settings.model_server_runtime)
         self.decision_log = _decision_log(settings)
+        self.pick_spans = _pick_spans() if settings.tracing else None
         self.metrics = Metrics(
             lambda: self.settings,
             self._readings,
@@ -264,6 +267,8 @@ class EndpointPicker:
             listeners.append(self.decision_log)
         if self.shared_state is not None:
             listeners.append(self.shared_state.outbox)
+        if self.pick_spans is not None:
+            listeners.append(self.pick_spans)
         return tuple(listeners)
 
     def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
@@ -392,6 +397,8 @@ class EndpointPicker:
         await self.debug_pages.stop()
         if self.decision_log is not None:
             self.decision_log.close()
+        if self.pick_spans is not None:
+            await self.pick_spans.stop()
 
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
@@ -517,6 +524,14 @@ def _decision_log(settings: Settings) -> DecisionLog | None:
     if settings.decision_log is None:
         return None
     return DecisionLog(settings.decision_log, settings.decision_log_bytes, clock=monotonic)
+
+
+def _pick_spans() -> PickSpans:
+    try:
+        from warmroute.observability.tracing import pick_spans
+    except ImportError as error:
+        raise ConfigurationError("--tracing needs OpenTelemetry: install Warmroute with its extra `otel`") from error
+    return pick_spans(clock=monotonic)
 
 
 def _on_signals(signalled: Callable[[], None]) -> None:

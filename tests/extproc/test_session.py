@@ -34,7 +34,7 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
-from warmroute.extproc.headers import MOST_VISIBLE
+from warmroute.extproc.headers import MOST_VISIBLE, trace_context_of
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import UnexpectedMessageError
 from warmroute.observability.recent_decisions import RecentDecisions
@@ -184,6 +184,29 @@ def test_only_a_valid_trace_context_is_passed_on() -> None:
         stream.headers(traceparent=traceparent)
         stream.body()
     assert [record.traceparent for record in recent.newest_first()] == ["", "", "", "", valid]
+
+
+def test_the_trace_context_of_the_gateways_span_goes_before_that_of_the_client() -> None:
+    recent = RecentDecisions(1)
+    stream = Stream(listener=recent)
+    stream.session.gateway_traceparent = ours = f"00-{5:032x}-{8:016x}-01"
+    stream.headers(traceparent=f"00-{5:032x}-{7:016x}-01")
+    stream.body()
+    assert [record.traceparent for record in recent.newest_first()] == [ours]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ((("user-agent", "x"), ("traceparent", f"00-{5:032x}-{7:016x}-01")), f"00-{5:032x}-{7:016x}-01"),
+        ((("traceparent", "x" * 5000),), ""),
+        ((("traceparent", b"00"),), ""),
+        ((), ""),
+        (None, ""),
+    ],
+)
+def test_a_streams_metadata_may_have_a_trace_context(metadata: Any, expected: str) -> None:
+    assert trace_context_of(metadata) == expected
 
 
 def hint(value: Any) -> Metadata:

@@ -373,6 +373,16 @@ def test_the_log_line(caplog: pytest.LogCaptureFixture) -> None:
     assert record.fields == {"request": "r-1", "matching ratio": " 0.54 > 0.50"}  # type: ignore[attr-defined]
 
 
+def test_the_log_line_has_the_id_of_the_requests_trace(caplog: pytest.LogCaptureFixture) -> None:
+    fixture = Fixture(1)
+    fixture.pick(prompt("a" * 540), 0.0)
+    fixture.scrape(5.0)
+    with caplog.at_level(logging.INFO, "warmroute"):
+        fixture.router.pick(prompt("a" * 540), 5.0, traceparent=f"00-{5:032x}-{7:016x}-01")
+    (record,) = caplog.records
+    assert record.fields["trace"] == f"{5:032x}"  # type: ignore[attr-defined]
+
+
 def test_the_served_endpoint_takes_over_the_books() -> None:
     fixture = Fixture(2)
     fixture.scrape(0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from warmroute.extproc.ext_proc_pb2 import HeaderMap
@@ -130,6 +130,14 @@ def printable(text: str, length: int) -> str:
 def trace_context(text: str) -> str:
     """``text`` if it is a ``traceparent`` of version 00, else an empty string."""
     return text if text and _TRACEPARENT.fullmatch(text) else ""
+
+
+def trace_context_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The ``traceparent`` of a stream's gRPC metadata: Envoy puts that of its own span there. Empty without a valid one."""
+    for name, value in metadata or ():
+        if name == TRACEPARENT and isinstance(value, str):
+            return trace_context(value)
+    return ""
 
 
 def number(text: str, *, digits: int = MAX_DIGITS) -> int | None:

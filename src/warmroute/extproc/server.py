@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from warmroute.errors import ProtocolError
-from warmroute.extproc import health, replies
+from warmroute.extproc import headers, health, replies
 from warmroute.extproc.dry_run import DryRun
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
 from warmroute.extproc.listen import bind
@@ -51,6 +51,7 @@ class ServerOptions:
     max_body_bytes: int
     body_timeout: float
     max_streams: int
+    tracing: bool = False
 
 
 @dataclass(slots=True)
@@ -209,6 +210,8 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         stream = self._open(task)
+        if self._options.tracing:
+            stream.session.gateway_traceparent = headers.trace_context_of(context.invocation_metadata())
         try:
             return await self._exchange(stream, context)
         except (ProtocolError, DecodeError) as error:

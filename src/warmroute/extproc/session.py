@@ -126,6 +126,7 @@ class Session:
         "_visible_headers",
         "body_bytes",
         "decision",
+        "gateway_traceparent",
         "rejection",
         "request",
         "response_status",
@@ -172,6 +173,8 @@ class Session:
         self.body_bytes = 0
         """Bytes of request body received."""
         self.request: InferenceRequest = NO_PROMPT
+        self.gateway_traceparent = ""
+        """Trace context of the gateway's own span, if the owner knows it; it goes before that of the request's headers."""
         self.decision: Decision | None = None
         self.rejection: Rejection | None = None
         self.response_status: int | None = None
@@ -271,7 +274,7 @@ class Session:
             self.request,
             now,
             request_id=self.request_id,
-            traceparent=headers.trace_context(self._headers.get(headers.TRACEPARENT, "")),
+            traceparent=self.gateway_traceparent or headers.trace_context(self._headers.get(headers.TRACEPARENT, "")),
             allowed=self._allowed(),
         )
         if isinstance(result, Rejection):

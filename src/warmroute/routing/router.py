@@ -245,7 +245,7 @@ class Router(PoolListener):
             for listener in self._listeners:
                 listener.decided(decision, record)
         if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
-            self._log_warm(decision, request_id)
+            self._log_warm(decision, request_id, traceparent[3:35])
         return decision
 
     def preview(
@@ -387,9 +387,12 @@ class Router(PoolListener):
             logger.error("routing strategy failed; PREFIX_CACHE chose", extra={"fields": fields}, exc_info=error)
             self._strategy_failures, self._failure_log_due = 0, now + FAILURE_LOG_INTERVAL
 
-    def _log_warm(self, decision: Decision, request_id: str) -> None:
+    def _log_warm(self, decision: Decision, request_id: str, trace_id: str) -> None:
         ratio = f" {decision.match_ratio:.2f} > {self._constants.prefix_match_threshold:.2f}"
-        logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
+        fields = {"request": request_id, "matching ratio": ratio}
+        if trace_id:
+            fields["trace"] = trace_id
+        logger.info("Do prefix-aware routing!", extra={"fields": fields})
 
     def learn(self, remote: RemoteDecision, now: float) -> None:
         """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.

@@ -500,6 +500,12 @@ class Settings(BaseModel):
         group="Observability",
         hot=True,
     )
+    tracing: bool = setting(
+        False,
+        "Send a span for each pick to an OpenTelemetry collector (extra `otel`); OTEL_EXPORTER_OTLP_ENDPOINT and "
+        "OpenTelemetry's other variables say where and how.",
+        group="Observability",
+    )
     decision_log: OptionalText = setting(
         None,
         "File that gets a JSON line for each decision: costs and predictions of the candidates, and with "

@@ -500,6 +500,7 @@ class EndpointPicker:
             checkpoints=checkpoints,
             index_tokens=tokens,
             confirmation=load.confirmation,
+            ttft=load.prediction.compared,
         )
 
     def _forget_page(self) -> ForgetPage:

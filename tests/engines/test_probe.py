@@ -73,6 +73,7 @@ def test_a_real_vllm_page() -> None:
         capacity_tokens=1041616,
         awaiting_first_token=0,
         first_tokens_total=1957.0,
+        first_token_seconds_total=1945.8142125606537,
         prompt_tokens_total=6747926.0,
         prompt_requests_total=1957.0,
         computed_tokens_total=4069894.0,

@@ -27,6 +27,7 @@ from warmroute.request.rejections import malformed, no_endpoint, unknown_model
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.prediction import Compared
 from warmroute.settings import Settings
 
 NOW = 100.0
@@ -58,6 +59,7 @@ class World:
                 checkpoints=7,
                 index_tokens=4000.0,
                 confirmation=CONFIRMED,
+                ttft=Compared(0.42, 0.47, 31),
             )
             for endpoint in self.pool.endpoints.values()
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.factories import routing_constants
-from warmroute.routing.cost import EndpointFactors, RequestFactors, cost_terms, endpoint_factors
+from warmroute.routing.cost import RequestFactors, cost_terms, endpoint_factors
 
 DOC = Path(__file__).parents[2] / "docs" / "cost.md"
 CONSTANTS = routing_constants().load.cost
@@ -53,7 +53,7 @@ def row(number: int) -> list[str]:
 def test_the_situations_of_the_document(number: int) -> None:
     a, held_a, b, held_b, pick = SITUATIONS[number - 1]
     endpoints = [endpoint_factors(CONSTANTS, **(IDLE | changes)) for changes in (a, b)]
-    request = RequestFactors(PROMPT, sum(map(requests, endpoints)) / 2, 0.0)
+    request = RequestFactors(PROMPT, sum(endpoint.running for endpoint in endpoints) / 2, 0.0)
     costs = [
         cost_terms(CONSTANTS, endpoint, request, cached_tokens=held).total
         for endpoint, held in zip(endpoints, (held_a, held_b), strict=True)
@@ -61,7 +61,3 @@ def test_the_situations_of_the_document(number: int) -> None:
     assert "AB"[costs.index(min(costs))] == pick
     _, _, cost_a, cost_b, picked = row(number)
     assert (cost_a, cost_b, picked.strip("*")) == (*(f"{cost:.2f} s" for cost in costs), pick)
-
-
-def requests(endpoint: EndpointFactors) -> float:
-    return endpoint.in_flight

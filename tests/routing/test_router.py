@@ -152,16 +152,6 @@ def test_a_hot_prefix_is_replicated_when_its_holder_is_busy() -> None:
     assert len(chosen) == 4
 
 
-def test_nobody_waits_for_the_newest_copy_while_others_have_it_ready() -> None:
-    fixture = Fixture(3)
-    for holder in "01":
-        fixture.pick(prompt(LONG), 0.0, allowed=only(holder))
-    fixture.scrape(10.0, running=12)
-    fixture.pool.observed(fixture.endpoint("2"), engine_state(10.0), 10.0)
-    assert fixture.pick(prompt(LONG), 10.0) == "2"  # idle: now it computes a copy
-    assert {fixture.pick(prompt(LONG), 10.01) for _ in range(4)} == {"0", "1"}
-
-
 def test_fully_cached_prompts_with_long_answers_do_not_pile_up() -> None:
     fixture = Fixture(4)
     holder = fixture.pick(prompt(LONG), 0.0)

@@ -150,6 +150,7 @@ EVERY_FIGURE: dict[str, Any] = {
     "max_adapters": 4,
     "awaiting_first_token": 2,
     "first_tokens_total": 10.0,
+    "first_token_seconds_total": 4.5,
     "prompt_tokens_total": 1000.0,
     "prompt_requests_total": 9.0,
     "prefix_queries_total": 1200.0,

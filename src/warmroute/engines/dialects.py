@@ -126,6 +126,8 @@ class Dialect:
     """Requests that got their first token, counted at that moment; ``prompt_requests`` counts each of them when it ends.
 
     vLLM only: TensorRT-LLM counts them when they end, SGLang some tokens late for answers that do not stream."""
+    first_token_seconds: tuple[Series, ...] = _figure(Kind.COUNTER)
+    """Times to first token in seconds, summed over ``first_tokens``."""
     request_computed_tokens: tuple[Series, ...] = _figure(Kind.COUNTER)
     """Prompt tokens computed for finished requests."""
     request_prefill_seconds: tuple[Series, ...] = _figure(Kind.COUNTER)
@@ -246,6 +248,7 @@ VLLM = Dialect(
         Series("vllm:request_prefill_kv_computed_tokens_sum"),
     ),
     first_tokens=(Series("vllm:time_to_first_token_seconds_count"),),
+    first_token_seconds=(Series("vllm:time_to_first_token_seconds_sum"),),
     request_computed_tokens=(Series("vllm:request_prefill_kv_computed_tokens_sum"),),
     request_prefill_seconds=(Series("vllm:request_prefill_time_seconds_sum"),),
     later_tokens=(

@@ -47,6 +47,7 @@ class StateBuilder:
             loaded_adapters=adapters if len(adapters) <= MOST_ADAPTERS else frozenset(),
             max_adapters=figures.max_adapters,
             first_tokens_total=counters.get("first_tokens"),
+            first_token_seconds_total=counters.get("first_token_seconds"),
             prompt_tokens_total=counters.get("prompt_tokens"),
             prompt_requests_total=counters.get("prompt_requests"),
             computed_tokens_total=counters.get("computed_tokens"),

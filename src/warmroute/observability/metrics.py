@@ -35,6 +35,7 @@ from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.decision import Decision
+from warmroute.routing.prediction import Compared
 from warmroute.settings import Settings
 
 EndpointState = Literal["ready", "unreachable", "ejected", "sleeping", "gone"]
@@ -64,6 +65,8 @@ class EndpointReading:
     """Tokens that the prefix index holds for the endpoint."""
     confirmation: Confirmation
     """Expected against measured cache hits."""
+    ttft: Compared | None = None
+    """Predicted against measured time to first token; None if unknown."""
 
     def plain(self, now: float) -> dict[str, Any]:
         """The reading as data for JSON; ``now`` in the seconds that stamp the engines' states."""
@@ -83,6 +86,7 @@ class EndpointReading:
                 "slowness": round(self.slowness, 3),
                 "prefill_tokens_per_second": round(self.prefill_rate, 1),
             },
+            "time_to_first_token": None if self.ttft is None else _ttft(self.ttft),
             "index": {
                 "checkpoints": _coarse(self.checkpoints),
                 "tokens": _coarse(self.index_tokens),
@@ -105,6 +109,16 @@ class EndpointReading:
                 "sleeping": engine.sleeping,
             },
         }
+
+
+def _ttft(compared: Compared) -> dict[str, Any]:
+    predicted, measured, requests = compared
+    return {
+        "predicted_ms": round(1000 * predicted, 1),
+        "measured_ms": round(1000 * measured, 1),
+        "requests": requests,
+        "sentence": f"predicted {predicted:.2f} s, measured {measured:.2f} s over the last minute",
+    }
 
 
 def _coarse(count: float) -> int:
@@ -402,6 +416,9 @@ class Metrics(PoolListener, Collector):
         yield series.PREFIX_TRUST.parts(
             ((reading.endpoint.id,), reading.confirmation.trust) for reading in readings if reading.confirmation.counts
         )
+        compared = [(reading.endpoint.id, reading.ttft) for reading in readings if reading.ttft is not None]
+        yield series.PREDICTED_TTFT.parts(((name,), ttft.predicted) for name, ttft in compared)
+        yield series.MEASURED_TTFT.parts(((name,), ttft.measured) for name, ttft in compared)
         engines = [(r.endpoint.id, r.endpoint.state) for r in readings if r.endpoint.state is not None]
         for gauge, of_state in _ENGINE_GAUGES:
             yield gauge.parts(((name,), of_state(state)) for name, state in engines)

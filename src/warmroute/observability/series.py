@@ -227,7 +227,7 @@ SLOWNESS = _series(
     "warmroute_endpoint_slowness_ratio",
     "gauge",
     "ratio",
-    "How much slower than the pool's median the endpoint is: the factor tau of the cost.",
+    "How much slower than the pool's median the endpoint is, which multiplies its cost.",
     ("endpoint",),
 )
 PREFILL_RATE = _series(
@@ -273,6 +273,20 @@ PREFIX_TRUST = _series(
     "ratio",
     "Measured over expected cache hits of the endpoint, smoothed, 0 to 1; below 0.7 the router expects that much less. "
     "Absent if the engine does not export both counters.",
+    ("endpoint",),
+)
+PREDICTED_TTFT = _series(
+    "warmroute_endpoint_predicted_ttft_seconds",
+    "gauge",
+    "seconds",
+    "Mean predicted time to first token of the requests that got theirs in the last minute; absent without any.",
+    ("endpoint",),
+)
+MEASURED_TTFT = _series(
+    "warmroute_endpoint_measured_ttft_seconds",
+    "gauge",
+    "seconds",
+    "Mean time to first token in the last minute, by the engine's own count; absent without requests of this picker.",
     ("endpoint",),
 )
 

@@ -150,6 +150,8 @@ class EngineState:
     """Running and waiting requests without a first token; None if the engine's counters do not show it."""
     first_tokens_total: float | None = None
     """Counter: requests that got their first token."""
+    first_token_seconds_total: float | None = None
+    """Counter: their times to first token, in seconds."""
     prompt_tokens_total: float | None = None
     """Counter: prompt tokens of finished requests, cached ones included."""
     prompt_requests_total: float | None = None
@@ -205,6 +207,7 @@ class EngineState:
             and _within(self.block_size, 1, MOST_BLOCK_SIZE)
             and _within(self.tier_tokens, 0, MOST_CAPACITY)
             and _within(self.first_tokens_total, 0, MOST_COUNTED)
+            and _within(self.first_token_seconds_total, 0, MOST_COUNTED)
             and _within(self.prompt_tokens_total, 0, MOST_COUNTED)
             and _within(self.prompt_requests_total, 0, MOST_COUNTED)
             and _within(self.computed_tokens_total, 0, MOST_COUNTED)

@@ -130,6 +130,7 @@ class CandidateTable:
             kv_usage=estimate.kv_usage,
             cache_fill=load.cache_fill,
             stale_seconds=stale_seconds,
+            correction=load.prediction.correction,
         )
         self.all.store(k, factors, estimate.total, constants.cost)
 

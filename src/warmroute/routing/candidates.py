@@ -33,8 +33,8 @@ class Candidates:
 
     __slots__ = (
         "_base",
-        "_in_flight",
         "_per_token",
+        "_running_seconds",
         "_wait_rate",
         "factors",
         "members",
@@ -60,8 +60,8 @@ class Candidates:
         self._wait_rate: list[float] = [0.0] * size
         self._per_token: list[float] = [0.0] * size
         """Cost of each token of uncached work: ``prefill``, ``evict`` and ``delay``."""
-        self._in_flight: list[float] = [0.0] * size
-        """In-flight requests times the endpoint's seconds per token."""
+        self._running_seconds: list[float] = [0.0] * size
+        """Running requests times the endpoint's seconds per token."""
 
     def __len__(self) -> int:
         return len(self.members.loads)
@@ -81,7 +81,7 @@ class Candidates:
         self._per_token[k] = seconds_per_token * (
             1 + factors.eviction + constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
-        self._in_flight[k] = seconds_per_token * (waiting + running)
+        self._running_seconds[k] = seconds_per_token * running
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
         """A copy of the columns of the ``members`` at the ``selected`` positions, for one decision."""
@@ -100,8 +100,7 @@ class Candidates:
 
     def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
-        in_flight = sum(self.waiting) + sum(self.running)
-        return RequestFactors(prompt_tokens, in_flight / len(self.waiting), now, prompts)
+        return RequestFactors(prompt_tokens, sum(self.running) / len(self.running), now, prompts)
 
     def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
         """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of
@@ -114,11 +113,11 @@ class Candidates:
         prompts = request.prompts
         spared = prefill_work(default, prompts)
         uncached_work = prefill_work(request.prompt_tokens, prompts) - spared
-        balance = request.prompt_tokens * balance_weight(constants, request.mean_in_flight)
+        balance = request.prompt_tokens * balance_weight(constants, request.mean_running)
         costs = [
-            base - now * rate + uncached_work * per_token + balance * in_flight
-            for base, rate, per_token, in_flight in zip(
-                self._base, self._wait_rate, self._per_token, self._in_flight, strict=True
+            base - now * rate + uncached_work * per_token + balance * running
+            for base, rate, per_token, running in zip(
+                self._base, self._wait_rate, self._per_token, self._running_seconds, strict=True
             )
         ]
         per_token = self._per_token
@@ -127,4 +126,4 @@ class Candidates:
         return costs
 
 
-_NO_FACTORS = EndpointFactors(*[0.0] * 8)
+_NO_FACTORS = EndpointFactors(*[0.0] * 9)

@@ -3,15 +3,14 @@
 ::
 
     cost = wait + own + own*EVICTION*fill + own*(WAITING*waiting + RUNNING*running*usage) + DECODE*running
-           + BALANCE*prompt*in_flight/(FROM + mean in_flight) + adapter + stale
+           + BALANCE*prompt*running/(FROM + mean running) + adapter + stale
 
 ==============  ======================================================================================================
 ``wait``        seconds until the endpoint has computed the prompts assigned to it
 ``own``         seconds of computing the tokens of this prompt that it does not hold, at its speed
 ``prompt``      seconds of computing the whole prompt, at its speed
 ``waiting``     requests there without a first token
-``running``     requests there that have their first token
-``in_flight``   both; ``mean in_flight`` is over the candidates
+``running``     requests there that have their first token; ``mean running`` is over the candidates
 ``fill``        share of its KV cache that holds prompts, by the prefix index
 ``usage``       its KV cache utilization, estimated between scrapes, at most 1
 ==============  ======================================================================================================
@@ -63,15 +62,13 @@ class EndpointFactors(NamedTuple):
     """KV cache utilization, at most 1."""
     stale: float
     """The term ``stale``, in seconds."""
+    correction: float
+    """Measured over predicted time to first token (:mod:`~warmroute.routing.prediction`): multiplies predictions, not the
+    cost."""
 
     def wait(self, now: float) -> float:
         """Seconds until the endpoint has computed the prompts assigned to it."""
         return self.wait_at_zero - now * self.wait_rate
-
-    @property
-    def in_flight(self) -> float:
-        """Requests on the endpoint."""
-        return self.waiting + self.running
 
 
 class RequestFactors(NamedTuple):
@@ -79,8 +76,8 @@ class RequestFactors(NamedTuple):
 
     prompt_tokens: float
     """At least 1."""
-    mean_in_flight: float
-    """In-flight requests of a candidate, on average."""
+    mean_running: float
+    """Requests of a candidate that have their first token, on average."""
     now: float
     """Monotonic seconds."""
     prompts: float = 1.0
@@ -105,7 +102,7 @@ class CostTerms(NamedTuple):
     decode: float
     """Sharing steps with running requests: ``DECODE * running``."""
     balance: float
-    """Requests that come back to where they are in flight: ``BALANCE * prompt * in_flight / (FROM + mean in_flight)``."""
+    """Requests come back to where they run: ``BALANCE * prompt * running / (FROM + mean running)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -128,6 +125,7 @@ def endpoint_factors(
     kv_usage: float,
     cache_fill: float,
     stale_seconds: float,
+    correction: float = 1.0,
 ) -> EndpointFactors:
     """An endpoint's factors from its load. ``pending_*`` are in tokens of work."""
     return EndpointFactors(
@@ -139,6 +137,7 @@ def endpoint_factors(
         constants.eviction * cache_fill,
         min(1.0, kv_usage),
         constants.stale * stale_seconds,
+        correction,
     )
 
 
@@ -160,7 +159,7 @@ def cost_terms(
         evict=own * endpoint.eviction,
         delay=own * (constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage),
         decode=seconds_per_token * constants.decode * endpoint.running,
-        balance=prompt * balance_weight(constants, request.mean_in_flight) * endpoint.in_flight,
+        balance=prompt * balance_weight(constants, request.mean_running) * endpoint.running,
         adapter=adapter,
         stale=endpoint.stale,
     )
@@ -168,11 +167,12 @@ def cost_terms(
 
 def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, cached_tokens: float) -> float:
     """Predicted seconds until the first token of ``request`` on ``endpoint``: the prompts assigned before, then what the
-    endpoint does not hold of its own. What either delays or evicts is in the cost only."""
+    endpoint does not hold of its own, corrected by what the engine measured. What either delays or evicts is in the cost
+    only."""
     own = endpoint.seconds_per_token * request.uncached_work(cached_tokens)
-    return max(0.0, endpoint.wait(request.now)) + own
+    return endpoint.correction * (max(0.0, endpoint.wait(request.now)) + own)
 
 
-def balance_weight(constants: CostConstants, mean_in_flight: float) -> float:
-    """``BALANCE/(FROM + mean in_flight)``: the share of the prompt that each in-flight request costs."""
-    return constants.balance / (constants.balance_from + mean_in_flight)
+def balance_weight(constants: CostConstants, mean_running: float) -> float:
+    """``BALANCE/(FROM + mean running)``: the share of the prompt that each running request costs."""
+    return constants.balance / (constants.balance_from + mean_running)

@@ -14,6 +14,7 @@ from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.departures import DepartureRate
 from warmroute.routing.mean_work import MeanWork
+from warmroute.routing.prediction import Prediction
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, TRANSIT, VirtualQueue
 
 SEQS_SPARE = 2
@@ -91,6 +92,7 @@ class EndpointLoad:
         "observed_at",
         "open_responses",
         "pool_rate",
+        "prediction",
         "prefill_rate",
         "queue",
         "reported_running",
@@ -121,6 +123,7 @@ class EndpointLoad:
         self.mean_work = MeanWork()
         self.adapters = LoadedAdapters()
         self.confirmation = Confirmation()
+        self.prediction = Prediction()
         self.cache_extent = CacheExtent()
         self.reset(now)
 
@@ -130,6 +133,7 @@ class EndpointLoad:
         self.queue.clear()
         self.mean_work.forget_counters()
         self.confirmation.reset()
+        self.prediction.reset()
         self.adapters.clear()
         self.departures = DepartureRate()
         self.sent: deque[float] = deque()
@@ -213,6 +217,7 @@ class EndpointLoad:
         if state.decode_rate is not None:
             self.decode_rate = state.decode_rate
         self.mean_work.observe(state)
+        self.prediction.observe(state)
         self._correct_queue(state, self.drain_rate(constants))
         self.adapters.observe(state.loaded_adapters, state.max_adapters, at)
 

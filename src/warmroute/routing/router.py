@@ -25,6 +25,7 @@ from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
+from warmroute.routing.cost import time_to_first_token
 from warmroute.routing.decision import Decision, Measurement, reason_of
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import DecisionRecord
@@ -238,7 +239,10 @@ class Router(PoolListener):
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
             decision.request_id = request_id
-        rate = decision.load.drain_rate(self._constants.load)
+        candidates, rate = context.candidates, decision.load.drain_rate(self._constants.load)
+        factors = candidates.factors[candidates.members.position[decision.load.holder]]
+        predicted = time_to_first_token(factors, context.factors, cached_tokens=decision.cached_tokens)
+        decision.load.prediction.expect(predicted)
         decision.load.assign(_work(decision), rate, now, requests=decision.requests)
         self._book(decision, now)
         if record is not None:

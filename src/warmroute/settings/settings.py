@@ -288,15 +288,15 @@ class Settings(BaseModel):
     cost_decode: float = setting(20.0, "Cost of each running request, in prefill tokens.", group="Cost", hot=True, ge=0)
     cost_balance: float = setting(
         1.0,
-        "Weight of load balancing: an endpoint with the mean number of requests costs up to this many times the prompt's "
-        "prefill more. 0 turns it off.",
+        "Weight of load balancing: an endpoint with the mean number of running requests costs up to this many times the "
+        "prompt's prefill more. 0 turns it off.",
         group="Cost",
         hot=True,
         ge=0,
     )
     cost_balance_from: float = setting(
         3.0,
-        "Mean in-flight requests of an endpoint at which load balancing counts half; on an idler pool it counts less.",
+        "Mean running requests of an endpoint at which load balancing counts half; on an idler pool it counts less.",
         group="Cost",
         hot=True,
         gt=0,

@@ -82,7 +82,7 @@ class Event(_message.Message):
     def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("endpoint", "age", "loaded_adapters", "max_adapters", "running", "waiting", "kv_usage", "sleeping", "capacity_tokens", "max_num_seqs", "max_model_len", "block_size", "prefix_caching", "tier_tokens", "awaiting_first_token", "prefill_rate", "decode_rate", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "computed_tokens_total", "prefix_queries_total", "prefix_hits_total", "tier_queries_total", "tier_hits_total", "responses_total", "rejected_responses_total", "failed_responses_total")
+    __slots__ = ("endpoint", "age", "loaded_adapters", "max_adapters", "running", "waiting", "kv_usage", "sleeping", "capacity_tokens", "max_num_seqs", "max_model_len", "block_size", "prefix_caching", "tier_tokens", "awaiting_first_token", "prefill_rate", "decode_rate", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "computed_tokens_total", "prefix_queries_total", "prefix_hits_total", "tier_queries_total", "tier_hits_total", "responses_total", "rejected_responses_total", "failed_responses_total", "first_token_seconds_total")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     LOADED_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class Report(_message.Message):
     RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     REJECTED_RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     FAILED_RESPONSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_SECONDS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     endpoint: int
     age: int
     loaded_adapters: _containers.RepeatedScalarFieldContainer[int]
@@ -139,4 +140,5 @@ class Report(_message.Message):
     responses_total: float
     rejected_responses_total: float
     failed_responses_total: float
-    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., loaded_adapters: _Optional[_Iterable[int]] = ..., max_adapters: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., sleeping: _Optional[bool] = ..., capacity_tokens: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tier_tokens: _Optional[int] = ..., awaiting_first_token: _Optional[int] = ..., prefill_rate: _Optional[float] = ..., decode_rate: _Optional[float] = ..., first_tokens_total: _Optional[float] = ..., prompt_tokens_total: _Optional[float] = ..., prompt_requests_total: _Optional[float] = ..., computed_tokens_total: _Optional[float] = ..., prefix_queries_total: _Optional[float] = ..., prefix_hits_total: _Optional[float] = ..., tier_queries_total: _Optional[float] = ..., tier_hits_total: _Optional[float] = ..., responses_total: _Optional[float] = ..., rejected_responses_total: _Optional[float] = ..., failed_responses_total: _Optional[float] = ...) -> None: ...
+    first_token_seconds_total: float
+    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., loaded_adapters: _Optional[_Iterable[int]] = ..., max_adapters: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., sleeping: _Optional[bool] = ..., capacity_tokens: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tier_tokens: _Optional[int] = ..., awaiting_first_token: _Optional[int] = ..., prefill_rate: _Optional[float] = ..., decode_rate: _Optional[float] = ..., first_tokens_total: _Optional[float] = ..., prompt_tokens_total: _Optional[float] = ..., prompt_requests_total: _Optional[float] = ..., computed_tokens_total: _Optional[float] = ..., prefix_queries_total: _Optional[float] = ..., prefix_hits_total: _Optional[float] = ..., tier_queries_total: _Optional[float] = ..., tier_hits_total: _Optional[float] = ..., responses_total: _Optional[float] = ..., rejected_responses_total: _Optional[float] = ..., failed_responses_total: _Optional[float] = ..., first_token_seconds_total: _Optional[float] = ...) -> None: ...

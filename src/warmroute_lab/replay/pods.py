@@ -72,6 +72,7 @@ def figures_of(engine: Engine, finished: FinishedTotals) -> tuple[Figures, Const
         kv_usage=engine.kv_usage,
         counters={
             "first_tokens": counters.first_tokens,
+            "first_token_seconds": counters.first_token_seconds,
             "prompt_tokens": finished.prompt_tokens,
             "prompt_requests": counters.finished,
             "prefix_queries": counters.prefix_queries,

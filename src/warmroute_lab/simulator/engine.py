@@ -216,6 +216,7 @@ class Engine:
             if request.outputs == 1:
                 request.first_token_at = free
                 self.counters.first_tokens += 1
+                self.counters.first_token_seconds += free - request.arrived_at
                 self.counters.prompt_tokens += request.prompt_tokens
                 self.counters.cached_tokens += request.cached_tokens
             if done:

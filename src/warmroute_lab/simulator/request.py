@@ -82,6 +82,8 @@ class Counters:
     """Steps of the engine."""
     first_tokens: int = 0
     """Requests with a first token."""
+    first_token_seconds: float = 0.0
+    """Their times to first token, summed."""
     finished: int = 0
     """Requests."""
     aborted: int = 0

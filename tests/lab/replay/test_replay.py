@@ -7,6 +7,8 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -219,6 +221,39 @@ def test_saturation_is_where_round_robin_falls_behind() -> None:
     above = run(requests, RoundRobin(random.Random(1)), fleet, speedup=1.5 * full)
     assert max(below.ttft) < 2.0
     assert max(above.ttft) > 5 * max(below.ttft)
+
+
+def mean_ttft(plan: comparison.Plan, strategy: str, load: float) -> float:
+    trace, fleet = plan.load()
+    speedup = load * saturation(trace, fleet.profiles)
+    replay = Replay(
+        trace, fleet, policy_factory(strategy, Settings()), strategy=strategy, speedup=speedup, seed=plan.seed
+    )
+    return fmean(replay.run().ttft)
+
+
+@pytest.mark.parametrize(
+    "engines",
+    [
+        {"source": "shared-prompts", "pods": 4, "prefix_caching": False},
+        {"source": "agents", "pods": 2, "profiles": [f"{DEFAULT_PROFILE}/16"], "cpu_tier": 4.0},
+    ],
+    ids=["cache off", "second tier"],
+)
+def test_the_router_finds_out_what_the_best_baselines_are_told(engines: dict[str, Any]) -> None:
+    """At most 5 % more mean TTFT than the best of three with an exact index of what each engine keeps."""
+    plan = comparison.Plan(strategies=[], seed=2, requests=250, **engines)
+    best = min(mean_ttft(plan, name, 0.5) for name in ("lmetric", "lmetric-uncached", "mooncake"))
+    assert mean_ttft(plan, "PREFIX_CACHE", 0.5) <= 1.05 * best
+
+
+def test_a_fleet_without_a_cache_saturates_earlier() -> None:
+    plan = comparison.Plan(source="full-hits", strategies=[], requests=200)
+    trace, fleet = plan.load()
+    _, off = replace(plan, prefix_caching=False).load()
+    assert saturation(trace, off.profiles) < 0.7 * saturation(trace, fleet.profiles)
+    with pytest.raises(ConfigurationError, match="--cpu-tier"):
+        replace(plan, cpu_tier=-1.0).load()
 
 
 def test_smaller_gpus_have_a_share_of_speed_and_cache() -> None:

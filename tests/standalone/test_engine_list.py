@@ -88,6 +88,7 @@ class Names:
         self.addresses = addresses
         self.away = False
         monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", self._answer)
+        monkeypatch.setattr(engine_list, "_kind", lambda target: None)  # nobody is asked for a metrics page
 
     async def _answer(self, host: str, port: object, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         if self.away or host not in self.addresses:
@@ -187,6 +188,52 @@ async def test_an_engine_that_is_away_is_told_with_the_reason(monkeypatch: pytes
     with socket.create_server(("127.0.0.1", 0)) as silent:
         away = Engine("a", "127.0.0.1", 1), Engine("b", "127.0.0.1", silent.getsockname()[1])
         assert await probe(away) == [Probe("", "Connection refused"), Probe("", "no answer in time")]
+
+
+@contextlib.asynccontextmanager
+async def engine(**pages: bytes) -> AsyncIterator[Target]:
+    """A server with these pages by path; ``_`` stands for ``/``."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode().strip("/").replace("/", "_")
+        status, body = (200, pages[path]) if path in pages else (404, b"")
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield Target("127.0.0.1", server.sockets[0].getsockname()[1])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("pages", "kind"),
+    [
+        ({"metrics": b"# HELP vllm:num_requests_running x\nvllm:num_requests_running 0\n"}, "vllm"),
+        ({"metrics": b"python_gc 1\nsglang:num_running_reqs 0\n"}, "sglang"),
+        ({"metrics": b"[]", "prometheus_metrics": b"trtllm_kv_cache_utilization 0\n"}, "trtllm-serve"),
+        ({"metrics": b"nv_trt_llm_request_metrics 0\n"}, "triton-tensorrt-llm"),
+        ({"metrics": b"something 1 # vllm:\n"}, ""),
+        ({}, ""),
+    ],
+    ids=["vllm", "sglang", "trtllm-serve", "triton", "other", "none"],
+)
+async def test_the_type_of_an_engine_is_seen_on_its_metrics_page(pages: dict[str, bytes], kind: str) -> None:
+    async with engine(**pages) as target:
+        (found,) = await EngineList([target]).look()
+    assert found.kind == kind
+    assert parse(document([found])).specs()[0].engine == kind
+
+
+@pytest.mark.integration
+async def test_an_engine_that_comes_later_is_asked_for_its_type_again() -> None:
+    async with engine() as target:
+        engines = EngineList([target])
+        assert [each.kind for each in await engines.look()] == [""]
+    async with engine(metrics=b"sglang:num_running_reqs 0\n") as other:
+        engines.targets = [other]
+        assert [each.kind for each in await engines.look()] == ["sglang"]
 
 
 @pytest.mark.integration

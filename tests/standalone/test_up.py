@@ -25,6 +25,7 @@ from tests.waiting import eventually
 from warmroute.cli import app
 from warmroute.discovery.file import EndpointsFile
 from warmroute.errors import ConfigurationError
+from warmroute.standalone import engine_list
 from warmroute.standalone.child import Child
 from warmroute.standalone.config_files import write
 from warmroute.standalone.engine_list import Engine, EngineList, Probe, Target
@@ -121,7 +122,14 @@ def test_the_command_of_the_compose_file_is_understood() -> None:
 # ---------------------------------------------------------------- written configuration
 
 
+@pytest.fixture
+def unreachable_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked for a metrics page."""
+    monkeypatch.setattr(engine_list, "_kind", lambda target: None)
+
+
 @pytest.mark.integration
+@pytest.mark.usefixtures("unreachable_engines")
 def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_path: Path) -> None:
     paths = write(ENGINES, UpOptions(host="0.0.0.0", plain_port=8080), tmp_path / "new")
     assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]
@@ -140,6 +148,7 @@ def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_pat
         assert {item["address"]["socket_address"]["address"] for item in listeners} == {"0.0.0.0"}
 
 
+@pytest.mark.usefixtures("unreachable_engines")
 def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "endpoints.yaml").write_text("mine")
     with pytest.raises(ConfigurationError, match="exists and is not overwritten"):
@@ -148,6 +157,7 @@ def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "endpoints.yaml").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("unreachable_engines")
 def test_a_configuration_to_keep_needs_ports(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="fixed ports"):
         write(ENGINES, UpOptions(port=0), tmp_path)

@@ -6,21 +6,22 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
 
 from warmroute import http_client, yaml_file
 from warmroute.discovery import file as endpoints_file
+from warmroute.engines.dialects import DIALECTS
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import canonical_target
+from warmroute.pool.endpoint import ENGINE_LABELS, canonical_target
 
 MOST_ADDRESSES = 64
 """Addresses of one host name that are used."""
@@ -31,7 +32,9 @@ PROBES_AT_ONCE = 32
 PROBE_SECONDS = 2.0
 """Longest time that an engine may take to say what it serves."""
 MOST_PROBE_BYTES = 1 << 20
-"""Bytes of an engine's list of models that are read."""
+"""Bytes of an engine's answer that are read."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class Engine(NamedTuple):
     name: str
     address: str
     port: int
+    kind: str = ""
+    """Its type as :data:`~warmroute.engines.dialects.DIALECTS` names it; empty if it is not known (yet)."""
 
     @property
     def target(self) -> str:
@@ -121,6 +126,8 @@ class EngineList:
     """The last known addresses by host name: a name server that fails for a while changes nothing."""
     _found: dict[Target, None] = field(default_factory=dict)
     """Targets of the ranges that have answered once; the picker notices when they stop."""
+    _kinds: dict[str, str] = field(default_factory=dict)
+    """Types by target, of the engines that have shown a metrics page."""
 
     def __post_init__(self) -> None:
         if self.file is not None and (self.targets or self.ranges):
@@ -147,7 +154,14 @@ class EngineList:
                 name = target.name if len(addresses) == 1 else f"{target.name} at {address}"
                 engine = Engine(name, address, target.port)
                 engines.setdefault(engine.target, engine)
-        return list(engines.values())
+        await self._recognise([target for target in engines if target not in self._kinds])
+        return [engine._replace(kind=self._kinds.get(target, "")) for target, engine in engines.items()]
+
+    async def _recognise(self, targets: Sequence[str]) -> None:
+        """Ask engines for their metrics page: the names on it show the type."""
+        for target, kind in zip(targets, await _in_threads(_kind, targets), strict=True):
+            if kind is not None:
+                self._kinds[target] = kind
 
     async def _resolve(self, host: str) -> list[str]:
         try:
@@ -179,16 +193,43 @@ class EngineList:
 
 def document(engines: Sequence[Engine]) -> str:
     """The content of an endpoints file (`warmroute serve --endpoints-file`)."""
-    entries = [{"name": name, "address": address, "port": port} for name, address, port in engines]
+    entries: list[dict[str, Any]] = []
+    for name, address, port, kind in engines:
+        labels = {"labels": {ENGINE_LABELS[0]: kind}} if kind else {}
+        entries.append({"name": name, "address": address, "port": port} | labels)
     return yaml.safe_dump({"endpoints": entries}, sort_keys=False, width=120)
 
 
 async def probe(engines: Sequence[Engine]) -> list[Probe]:
     """Ask each engine which models it serves."""
+    return await _in_threads(_probe, [f"http://{engine.target}/v1/models" for engine in engines])
+
+
+async def _in_threads(ask: Callable[[str], Answer], whom: Sequence[str]) -> list[Answer]:
+    """What ``ask`` gives for each, :data:`PROBES_AT_ONCE` at the same time."""
+    if not whom:
+        return []
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(PROBES_AT_ONCE, thread_name_prefix="probe") as threads:
-        urls = [f"http://{engine.target}/v1/models" for engine in engines]
-        return list(await asyncio.gather(*(loop.run_in_executor(threads, _probe, url) for url in urls)))
+    with ThreadPoolExecutor(min(PROBES_AT_ONCE, len(whom)), thread_name_prefix="probe") as threads:
+        return list(await asyncio.gather(*(loop.run_in_executor(threads, ask, one) for one in whom)))
+
+
+def _kind(target: str) -> str | None:
+    """The engine's type by its metrics page; empty: none that is known; None: it shows no page."""
+    pages: dict[str, bytes] = {}
+    for name, dialect in DIALECTS.items():
+        path = dialect.path
+        if path not in pages:
+            try:
+                answer = http_client.exchange(
+                    f"http://{target}{path}", seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES
+                )
+            except OSError:
+                return None
+            pages[path] = answer.body if answer.status == HTTPStatus.OK else b""
+        if re.search(rb"^(?:# (?:HELP|TYPE) )?" + re.escape(dialect.prefix.encode()), pages[path], re.MULTILINE):
+            return name
+    return "" if any(pages.values()) else None
 
 
 def _probe(url: str) -> Probe:

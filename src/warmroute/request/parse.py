@@ -198,7 +198,8 @@ def _reads_cache(document: Document) -> bool:
     for fields in (document, parameters) if type(parameters) is dict else (document,):
         if fields.get("prompt_logprobs") is not None:
             return False
-    if document.get("echo") is True and document.get("logprobs") not in (None, False):
+    logprobs = document.get("logprobs")
+    if document.get("echo") is True and logprobs is not None and logprobs is not False:
         return False
     wanted, start = document.get("return_logprob"), document.get("logprob_start_len")
     starts = start if type(start) is list else [start]

@@ -84,10 +84,11 @@ def _write_content_parts(prompt: Prompt, name: str, value: Any) -> int | None:
 
 def _write_tensors(prompt: Prompt, name: str, value: Any) -> int | None:
     """The tensors of a request in the Open Inference Protocol: the first one that holds prompts."""
-    tensors = {one.get("name"): one.get("data") for one in value if type(one) is dict} if type(value) is list else {}
+    named = [one for one in value if type(one) is dict] if type(value) is list else []
     for field in _TENSOR_NAMES:
-        if tensors.get(field):
-            return prompt.plain(tensors[field])
+        for tensor in named:
+            if tensor.get("name") == field and tensor.get("data"):
+                return prompt.plain(tensor["data"])
     return None
 
 

@@ -27,6 +27,18 @@ def test_adapters_have_a_parent() -> None:
     assert read_models(body) == ServedModels(frozenset({"base", "tuned", "plain"}), frozenset({"tuned"}))
 
 
+def test_names_of_one_root_are_one_model() -> None:
+    cards = [
+        {"id": "b", "root": "/models/qwen"},
+        {"id": "a", "root": "/models/qwen"},
+        {"id": "tuned", "root": "/models/qwen", "parent": "a"},
+        {"id": "c", "root": "/models/other"},
+        {"id": "d"},
+        {"id": "e"},
+    ]
+    assert read_models(listing(*cards)).aliases == {"b": "a"}
+
+
 @pytest.mark.parametrize(
     "body",
     [

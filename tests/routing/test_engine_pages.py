@@ -342,3 +342,14 @@ def test_other_endpoints_named_to_envoy_have_the_chosen_ones_rank() -> None:
         fleet.page(name, "".join(rank(number) for number in range(2)), 0.0)
     targets = fleet.send(request(("a", 500)), 0.1).targets.split(",")
     assert sorted(targets) == ["10.0.0.0:8000", "10.0.0.1:8000", "10.0.0.2:8000"]
+
+
+def test_two_names_of_one_model_share_a_cache() -> None:
+    """An engine started with two served names."""
+    fleet = Fleet(1)
+    fleet.page("e0", vllm(), 0.0)
+    names = ServedModels(frozenset({"a", "b", "c"}), aliases={"b": "a"})
+    fleet.pool.serves(fleet.pool.endpoints["ns/e0"], names, 0.0)
+    fleet.send(request(("s", 5000), model="a"), 0.1)
+    assert fleet.send(request(("s", 5000), model="b"), 0.2).cached_tokens > 4900
+    assert fleet.send(request(("s", 5000), model="c"), 0.3).cached_tokens == 0.0

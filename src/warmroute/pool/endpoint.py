@@ -231,6 +231,8 @@ class ServedModels:
     """At most :data:`MOST_SERVED_MODELS`."""
     adapters: frozenset[str] = frozenset()
     """Those that are LoRA adapters of another one."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names of one model that is served under several, each with the name that stands for all: they share a cache."""
 
 
 def _within(figure: float | None, least: float, most: float) -> bool:

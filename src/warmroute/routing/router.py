@@ -88,6 +88,8 @@ class Router(PoolListener):
         self._caches = CacheModel(limit=constants.index_limit, headroom=constants.cache_headroom)
         self._states = StoredStates()
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
+        self._aliases: dict[str, str] = {}
+        """Other names of a model that its engines serve under several, with the name that stands for all."""
         self._known_adapters: OrderedDict[str, None] = OrderedDict()
         self._choices = 0
         self._slowness_due = now
@@ -143,6 +145,8 @@ class Router(PoolListener):
         self._table = None
         if endpoint.models is not None:
             self._know_adapters(endpoint.models.adapters)
+            lists = [load.endpoint.models for load in self._loads.values() if load.endpoint.models is not None]
+            self._aliases = {name: one for models in lists for name, one in models.aliases.items()}
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its KV cache and its queue are empty."""
@@ -365,6 +369,8 @@ class Router(PoolListener):
         if not prompt_bytes or not self._strategy.uses_prefix:
             return _NO_CHAINS, prompt_tokens, NOTHING_CACHED, 0.0
         tokens_per_byte = prompt_tokens / prompt_bytes
+        if request.model in self._aliases:
+            request = request.with_model(self._aliases[request.model])
         if request.starts:
             chains = build_each(
                 request.seed, request.parts, head=request.head, starts=request.starts, most=MOST_MATCHED_PROMPTS

@@ -91,7 +91,7 @@ MEDIA_OPTIONS = frozenset({"mm_processor_kwargs", "media_io_kwargs"})
 _TEXT_BLOCKS = frozenset({"text", "input_text", "output_text"})
 _ARGUMENTS = FIELD + b"arguments" + JSON
 _OPENINGS = {role: role.encode() + TEXT for role in ("system", "developer", "user", "assistant", "tool")}
-_NOT_RENDERED = frozenset(
+NOT_RENDERED = frozenset(
     {
         "cache_control",  # says where to cache, and moves on with every turn
         "annotations",
@@ -346,7 +346,7 @@ class Prompt:
         item_type = item.get("type")
         for name in sorted(item):
             value = item[name]
-            if name in _NOT_RENDERED or name == "content" or value in NOTHING or (name == kind and type(value) is str):
+            if name in NOT_RENDERED or name == "content" or value in NOTHING or (name == kind and type(value) is str):
                 continue
             if name == "id" and not (type(item_type) is str and item_type in _RENDERED_IDS):
                 continue
@@ -379,7 +379,7 @@ class Prompt:
         for members in (function, call) if type(function) is dict else (call,):
             for name in sorted(members):
                 value = members[name]
-                if name not in _NOT_RENDERED and value not in NOTHING and value is not function:
+                if name not in NOT_RENDERED and value not in NOTHING and value is not function:
                     self._member(name, value)
         pending.append(BLOCK_END)
 
@@ -471,9 +471,9 @@ def text_of(block: dict[str, Any]) -> str | None:
 
 def _without_marks(tool: object) -> object:
     """The tool without marks that are not rendered."""
-    if type(tool) is not dict or _NOT_RENDERED.isdisjoint(tool):
+    if type(tool) is not dict or NOT_RENDERED.isdisjoint(tool):
         return tool
-    return {name: value for name, value in tool.items() if name not in _NOT_RENDERED}
+    return {name: value for name, value in tool.items() if name not in NOT_RENDERED}
 
 
 def _is_billing(block: object) -> bool:

@@ -124,3 +124,10 @@ def test_retired_settings_are_ignored_wherever_they_are_given(tmp_path: Path, ca
     assert "cost_kv has no meaning any more" in caplog.text
     (warning,) = mistyped_variables({"WARMROUTE_COST_SLOTS": "2"})
     assert "WARMROUTE_COST_SLOTS has no meaning any more" in warning
+
+
+def test_a_share_may_be_in_percent() -> None:
+    assert load({"holdout": "5%"}, environ={}).holdout == load({"holdout": "0.05"}, environ={}).holdout == 0.05
+    for wrong in ("200%", "half", "x%", "-1"):
+        with pytest.raises(ConfigurationError, match="--holdout"):
+            load({"holdout": wrong}, environ={})

@@ -98,6 +98,8 @@ def routing_constants(settings: Settings) -> RoutingConstants:
         ),
         saturation=SaturationLimits(waiting=settings.saturation_queue_depth, kv_usage=settings.saturation_kv_usage),
         strategy=settings.routing_strategy,
+        holdout=settings.holdout,
+        holdout_strategy=settings.holdout_strategy,
         max_endpoints=settings.max_endpoints,
         prefix_match_threshold=settings.prefix_match_threshold,
         bytes_per_token=settings.bytes_per_token,
@@ -262,7 +264,7 @@ class EndpointPicker:
 
     def _listeners(self) -> tuple[DecisionListener, ...]:
         """Who is told of decisions."""
-        listeners: list[DecisionListener] = [self.decisions, self.live]
+        listeners: list[DecisionListener] = [self.decisions, self.live, self.metrics]
         if self.decision_log is not None:
             listeners.append(self.decision_log)
         if self.shared_state is not None:
@@ -403,6 +405,8 @@ class EndpointPicker:
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
         strategy = settings.routing_strategy
+        if strategies.is_file(settings.holdout_strategy):
+            raise ConfigurationError("--holdout-strategy cannot be a file")
         if strategies.is_file(strategy) and strategy != self._given_strategy:
             # Else whoever may annotate the InferencePool could run any file of the container.
             raise ConfigurationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from tests.factories import routing_constants
 from warmroute.observability.instruments import PrefixCacheTally
 from warmroute.observability.metrics import EndpointReading, Metrics, endpoint_state
 from warmroute.observability.series import CATALOGUE
@@ -22,12 +24,13 @@ from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, build
-from warmroute.request.inference import PromptPart
+from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import malformed, no_endpoint, unknown_model
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.prediction import Compared
+from warmroute.routing.router import Router
 from warmroute.settings import Settings
 
 NOW = 100.0
@@ -387,6 +390,7 @@ def exercise(world: World) -> None:
     world.metrics.scraped("default/a")
     world.metrics.loop_lagged(0.001)
     world.metrics.responded(200)
+    hold_out(world)
     world.metrics.shared_state = lambda: SharedStateReading(
         away_seconds=None,
         why_away="",
@@ -401,6 +405,46 @@ def exercise(world: World) -> None:
         applied={"decision": 1},
         skipped={"duplicate": 1},
     )
+
+
+def hold_out(world: World) -> None:
+    """Twenty requests, half of them held out; each is answered after a second, the last with an error."""
+    world.settings = Settings(pool_name="qwen", holdout=0.5)
+    constants = routing_constants(holdout=0.5)
+    router = Router(world.pool, constants, rng=Random(1), now=NOW, listeners=(world.metrics,))
+    for k in range(20):
+        request = InferenceRequest(parts=(PromptPart(b"x" * 4000, 4000),), prompt_bytes=4000)
+        decision = router.pick(request, NOW)
+        assert isinstance(decision, Decision)
+        router.opened(decision)
+        router.responded(decision, 200 if k < 19 else 500, NOW + 0.25)
+        router.finished(decision, NOW + 1.0)
+
+
+def test_a_holdout_is_counted_by_arm(world: World) -> None:
+    hold_out(world)
+    value = world.metrics.registry.get_sample_value
+
+    def of_arms(name: str) -> list[float]:
+        return [value(f"warmroute_arm_{name}_total", {"arm": arm}) or 0.0 for arm in ("strategy", "holdout")]
+
+    requests, responses = of_arms("requests"), of_arms("responses")
+    assert sum(requests) == 20
+    assert min(requests) >= 4
+    assert sum(responses) == 19
+    assert of_arms("response_seconds") == responses
+    assert of_arms("response_headers_seconds") == [each / 4 for each in responses]
+    strategy, holdout = (
+        matched / prompt for matched, prompt in zip(of_arms("matched_tokens"), of_arms("prompt_tokens"), strict=True)
+    )
+    assert 0 < holdout <= strategy < 1
+    assert min(of_arms("predicted_ttft_seconds")) > 0
+
+
+def test_without_a_holdout_nothing_is_counted_by_arm(world: World) -> None:
+    router = Router(world.pool, routing_constants(), rng=Random(1), now=NOW, listeners=(world.metrics,))
+    router.pick(NO_PROMPT, NOW)
+    assert world.metrics.registry.get_sample_value("warmroute_arm_requests_total", {"arm": "strategy"}) is None
 
 
 def test_a_request_costs_little_beside_one_observation_of_prometheus_client(world: World) -> None:

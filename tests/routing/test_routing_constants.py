@@ -20,6 +20,8 @@ CONSTANTS = {f"cost_{field.name}": f"load.cost.{field.name}" for field in fields
     "saturation_queue_depth": "saturation.waiting",
     "saturation_kv_usage": "saturation.kv_usage",
     "routing_strategy": "strategy",
+    "holdout": "holdout",
+    "holdout_strategy": "holdout_strategy",
     "max_endpoints": "max_endpoints",
     "prefix_match_threshold": "prefix_match_threshold",
     "bytes_per_token": "bytes_per_token",
@@ -29,6 +31,8 @@ CONSTANTS = {f"cost_{field.name}": f"load.cost.{field.name}" for field in fields
 """Constants by the setting that gives them."""
 DIFFERENT: dict[str, Any] = {
     "routing_strategy": "RANDOM",
+    "holdout": 0.05,
+    "holdout_strategy": "RANDOM",
     "saturation_kv_usage": 0.31,
     "prefix_match_threshold": 0.31,
     "drain_factor": 1.5,

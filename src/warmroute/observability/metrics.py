@@ -11,6 +11,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import product
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, get_args
@@ -35,6 +36,7 @@ from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.decision import Decision
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.prediction import Compared
 from warmroute.settings import Settings
 
@@ -141,6 +143,10 @@ def endpoint_state(endpoint: Endpoint) -> EndpointState:
     return "ready" if endpoint.available else "sleeping"
 
 
+def _arm(decision: Decision) -> str:
+    return "holdout" if decision.held_out else "strategy"
+
+
 class TrafficCounts(NamedTuple):
     """Requests since the picker's start."""
 
@@ -173,6 +179,15 @@ class _Member:
     scrapes: Tally[str] = field(default_factory=Tally)
 
 
+_ARM_SERIES = (
+    series.ARM_REQUESTS,
+    series.ARM_PROMPT_TOKENS,
+    series.ARM_MATCHED_TOKENS,
+    series.ARM_PREDICTED_SECONDS,
+    series.ARM_RESPONSES,
+    series.ARM_HEADERS_SECONDS,
+    series.ARM_RESPONSE_SECONDS,
+)
 _ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], ...] = (
     (series.WAITING, lambda reading: reading.waiting),
     (series.RUNNING, lambda reading: reading.running),
@@ -237,6 +252,7 @@ class Metrics(PoolListener, Collector):
         self._prompt_tokens = Counter(series.PROMPT_TOKENS)
         self._matched_tokens = Counter(series.MATCHED_TOKENS)
         self._random_matched_tokens = Counter(series.RANDOM_MATCHED_TOKENS)
+        self._arms = {each: Counter(each) for each in _ARM_SERIES}
         self._body_bytes = Histogram(series.BODY_BYTES, BYTES)
         self._match_ratio = Histogram(series.MATCH_RATIO, RATIO)
         self._pick = Histogram(series.PICK_SECONDS, SECONDS)
@@ -282,6 +298,27 @@ class Metrics(PoolListener, Collector):
         member = self._members.get(decision.endpoint.id)
         if member is not None:
             member.picks += 1
+
+    def decided(self, decision: Decision, record: DecisionRecord) -> None:
+        """Count the request by arm while a share of the requests is held out."""
+        if self._settings().holdout:
+            arm = _arm(decision)
+            self._arms[series.ARM_REQUESTS].add(arm)
+            self._arms[series.ARM_PROMPT_TOKENS].add(arm, amount=decision.prompt_tokens)
+            self._arms[series.ARM_MATCHED_TOKENS].add(arm, amount=decision.cached_tokens)
+            predicted = record.predicted_ttft(record.position, exact=True)
+            self._arms[series.ARM_PREDICTED_SECONDS].add(arm, amount=predicted)
+
+    def measured(self, decision: Decision) -> None:
+        """Count the response by arm while a share of the requests is held out."""
+        measurement = decision.measurement
+        if not self._settings().holdout or measurement is None or measurement.status is None:
+            return
+        if measurement.status < HTTPStatus.BAD_REQUEST:
+            arm = _arm(decision)
+            self._arms[series.ARM_RESPONSES].add(arm)
+            self._arms[series.ARM_HEADERS_SECONDS].add(arm, amount=measurement.headers_seconds or 0.0)
+            self._arms[series.ARM_RESPONSE_SECONDS].add(arm, amount=measurement.seconds)
 
     def rejected(self, rejection: Rejection, model: str = "") -> None:
         """A request was answered with an error. Models that were never routed get no label value of their own."""
@@ -385,6 +422,8 @@ class Metrics(PoolListener, Collector):
         yield (self._prompt_tokens.collect(),)
         yield (self._matched_tokens.collect(),)
         yield (self._random_matched_tokens.collect(),)
+        for counter in self._arms.values():
+            yield (counter.collect(),)
         yield (self._decisions.collect(),)
         yield (self._strategy_failures.collect(),)
         yield (self._match_ratio.collect(),)

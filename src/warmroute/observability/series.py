@@ -138,6 +138,49 @@ RANDOM_MATCHED_TOKENS = _series(
     "Prompt tokens that a candidate chosen at random would have held: the mean over the candidates of each request.",
 )
 
+# The arms of a holdout (--holdout): "strategy" and "holdout"
+ARM_REQUESTS = _series(
+    "warmroute_arm_requests_total", "counter", "requests", "Requests of each arm while --holdout is on.", ("arm",)
+)
+ARM_PROMPT_TOKENS = _series(
+    "warmroute_arm_prompt_tokens_total", "counter", "tokens", "Prompt tokens of each arm, estimated.", ("arm",)
+)
+ARM_MATCHED_TOKENS = _series(
+    "warmroute_arm_matched_tokens_total",
+    "counter",
+    "tokens",
+    "Of these, tokens that the chosen endpoint already held: prefill tokens saved. The quotient is the arm's hit ratio.",
+    ("arm",),
+)
+ARM_PREDICTED_SECONDS = _series(
+    "warmroute_arm_predicted_ttft_seconds_total",
+    "counter",
+    "seconds",
+    "Predicted times to first token of the arm's requests, summed.",
+    ("arm",),
+)
+ARM_RESPONSES = _series(
+    "warmroute_arm_responses_total",
+    "counter",
+    "responses",
+    "Responses of each arm with a status below 400, with --observe-responses.",
+    ("arm",),
+)
+ARM_HEADERS_SECONDS = _series(
+    "warmroute_arm_response_headers_seconds_total",
+    "counter",
+    "seconds",
+    "Seconds from the decision to the headers of these responses, summed. Streaming engines send them before any token.",
+    ("arm",),
+)
+ARM_RESPONSE_SECONDS = _series(
+    "warmroute_arm_response_seconds_total",
+    "counter",
+    "seconds",
+    "Seconds from the decision to the end of these responses, summed.",
+    ("arm",),
+)
+
 # Picks
 DECISIONS = _series(
     "warmroute_decisions_total",

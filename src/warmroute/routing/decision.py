@@ -55,6 +55,8 @@ class Decision:
     """Checkpoints that the endpoint had before, of each chain."""
     sent: tuple[SentPrompt, ...] = ()
     """The prompts as they wait for the engine's counters."""
+    held_out: bool = False
+    """``--holdout-strategy`` chose."""
     id: str = ""
     """Unique among the decisions of all pickers; empty if nobody listens."""
     request_id: str = ""

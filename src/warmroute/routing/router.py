@@ -58,6 +58,8 @@ class RoutingConstants:
     load: LoadConstants
     saturation: SaturationLimits
     strategy: str
+    holdout: float
+    holdout_strategy: str
     max_endpoints: int
     prefix_match_threshold: float
     bytes_per_token: float
@@ -95,6 +97,7 @@ class Router(PoolListener):
         self._slowness_due = now
         self._constants = constants
         self._strategy = strategies.find(constants.strategy, rng=rng)
+        self._holdout_strategy = strategies.find(constants.holdout_strategy, rng=rng)
         self._strategy_failures = 0
         """Since the last log line about them."""
         self._failure_log_due = now
@@ -113,12 +116,13 @@ class Router(PoolListener):
     @property
     def uses_headers(self) -> bool:
         """Whether the strategy in force reads the headers of requests."""
-        return self._strategy.uses_headers
+        return self._strategy.uses_headers or self._holdout_strategy.uses_headers
 
     def apply(self, constants: RoutingConstants, now: float) -> None:
         """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes
         nothing."""
         strategy = strategies.find(constants.strategy, rng=self._rng)
+        self._holdout_strategy = strategies.find(constants.holdout_strategy, rng=self._rng)
         self._strategy, self._constants = strategy, constants
         self._bytes_per_token.begin_with(constants.bytes_per_token)
         self._caches.headroom = constants.cache_headroom
@@ -234,7 +238,8 @@ class Router(PoolListener):
         Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
         are saturated (429). Where a custom strategy fails, PREFIX_CACHE chooses.
         """
-        choice = self._choose(request, now, allowed)
+        share = self._constants.holdout
+        choice = self._choose(request, now, allowed, held_out=share > 0 and self._rng.random() < share)
         if isinstance(choice, Rejection):
             return choice
         decision, context, values = choice
@@ -265,7 +270,7 @@ class Router(PoolListener):
         return choice if isinstance(choice, Rejection) else self._record(*choice)
 
     def _choose(
-        self, request: InferenceRequest, now: float, allowed: frozenset[str] | None
+        self, request: InferenceRequest, now: float, allowed: frozenset[str] | None, *, held_out: bool = False
     ) -> tuple[Decision, strategies.PickContext, Sequence[float]] | Rejection:
         """The decision, and the strategy's input and values. Nothing is counted yet."""
         candidates = self._current_table(now).select(allowed, request.model)
@@ -283,9 +288,9 @@ class Router(PoolListener):
             constants=constants.load.cost,
             adapter_costs=self._adapter_costs(candidates, request.model),
         )
-        strategy, failed = constants.strategy, ""
+        strategy, failed = constants.holdout_strategy if held_out else constants.strategy, ""
         try:
-            values = self._strategy(context)
+            values = self._holdout_strategy(context) if held_out else self._strategy(context)
         except Exception as error:  # a custom one may raise anything
             values, strategy, failed = context.costs(), strategies.FALLBACK, strategy
             self._strategy_failed(error, now)
@@ -296,6 +301,7 @@ class Router(PoolListener):
             load=loads[k],
             targets=_targets(values, loads, k, constants.max_endpoints),
             strategy=strategy,
+            held_out=held_out,
             failed_strategy=failed,
             reason=reason_of(
                 cached_tokens,

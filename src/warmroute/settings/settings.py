@@ -19,6 +19,20 @@ Seconds = Annotated[float, BeforeValidator(seconds)]
 """A number of seconds; also accepts text with units ("500ms", "1m30s")."""
 
 
+def _percent(value: object) -> object:
+    """``5%`` as 0.05. Any other value is returned unchanged."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_percent)]
+"""A number from 0 to 1; also accepts text in percent ("5%")."""
+
+
 def _empty_is_unset(value: object) -> object:
     return None if value == "" else value
 
@@ -201,6 +215,21 @@ class Settings(BaseModel):
         "DEFAULT",
         "PREFIX_CACHE, DEFAULT, LEAST_REQUEST, ROUND_ROBIN, RANDOM, a function in a file (./my.py:function, not by "
         "annotation), or the name of a strategy installed under the entry-point group warmroute.strategies.",
+        group="Routing",
+        hot=True,
+    )
+    holdout: Share = setting(
+        0.0,
+        "Share of the requests that --holdout-strategy routes, as 0.05 or 5%, so that metrics show by arm what the routing "
+        "strategy gains.",
+        group="Routing",
+        hot=True,
+        ge=0,
+        le=1,
+    )
+    holdout_strategy: str = setting(
+        "LEAST_REQUEST",
+        "Strategy of the held-out requests: the names of --routing-strategy, without files.",
         group="Routing",
         hot=True,
     )

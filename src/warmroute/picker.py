@@ -459,7 +459,7 @@ class EndpointPicker:
             applied={"decision": applied.decisions, "report": applied.reports, "event": applied.events},
             skipped={
                 "duplicate": traffic.duplicates,
-                "unreadable": traffic.unreadable,
+                "unreadable": traffic.unreadable + applied.unreadable,
                 "unknown-version": traffic.unknown_versions,
                 "unknown-endpoint": applied.unknown_endpoints,
                 "unknown-chain": applied.unknown_chains,

@@ -13,7 +13,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ import yaml
 
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import exchange
+from tests.fixtures.envoy.picker_endpoints import Pickers, epp_cluster, follow_pickers
 from tests.fixtures.envoy.pickers import scripted_picker, warmroute_serve
-from warmroute.standalone.bootstrap import EPP_CLUSTER, bootstrap, endpoint_discovery, to_yaml
+from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.proxy_config import ProxyConfig
@@ -46,20 +46,6 @@ def overlay_settings() -> dict[str, Any]:
     (policy,) = [document for document in documents if document["kind"] == "EnvoyExtensionPolicy"]
     settings: dict[str, Any] = policy["spec"]["extProc"][0]["backendSettings"]
     return settings
-
-
-def epp_cluster(tree: dict[str, Any]) -> dict[str, Any]:
-    """The pickers' cluster."""
-    (cluster,) = [cluster for cluster in tree["static_resources"]["clusters"] if cluster["name"] == EPP_CLUSTER]
-    return cluster
-
-
-def follow_pickers(tree: dict[str, Any], file: Path) -> None:
-    """Let Envoy learn of the pickers by EDS from a file."""
-    cluster = epp_cluster(tree)
-    del cluster["load_assignment"]
-    source = {"path_config_source": {"path": str(file)}, "resource_api_version": "V3"}
-    cluster |= {"type": "EDS", "eds_cluster_config": {"service_name": "endpoints", "eds_config": source}}
 
 
 def apply_overlay(tree: dict[str, Any]) -> None:
@@ -85,29 +71,6 @@ def apply_overlay(tree: dict[str, Any]) -> None:
 def _envoy_duration(milliseconds: str) -> str:
     """``25ms`` in Envoy's form of a duration."""
     return f"{int(milliseconds.removesuffix('ms')) / 1000}s"
-
-
-@dataclass
-class Pickers:
-    """The pickers that Envoy knows, in the file that it follows."""
-
-    file: Path
-    proxy: EnvoyProcess | None = None
-    healthy: list[str] = field(default_factory=list)
-    draining: list[str] = field(default_factory=list)
-    version: int = 0
-
-    async def tell(self) -> None:
-        """Write the file and wait until Envoy has read it."""
-        self.version += 1
-        tree = endpoint_discovery([*self.healthy, *self.draining], version=str(self.version))
-        for host in tree["resources"][0]["endpoints"][0]["lb_endpoints"][len(self.healthy) :]:
-            host["health_status"] = "DRAINING"
-        new = self.file.with_name("new.yaml")
-        new.write_text(to_yaml(tree))
-        new.rename(self.file)
-        if self.proxy is not None:
-            await self.proxy.wait_for_stat(f"cluster.{EPP_CLUSTER}.update_success", self.version, patience=60)
 
 
 class Load:

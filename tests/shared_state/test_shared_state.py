@@ -103,7 +103,6 @@ async def test_what_one_decides_the_others_know(start: Start) -> None:
     await together(one, other)
     decision = one.pick(LONG)
     await eventually(lambda: other.holds(decision), "the other picker knows the decision")
-    assert other.pick(LONG).endpoint.id == decision.endpoint.id
 
 
 async def test_a_starter_reads_what_was_decided_before(start: Start) -> None:

@@ -18,7 +18,7 @@ from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.logged_chains import Addition, LoggedChains
-from warmroute.shared_state.outbox import EQUAL_FIGURES, Outbox, incarnation_of
+from warmroute.shared_state.outbox import COLUMNS, EQUAL_FIGURES, EXACT, PARTIAL, Outbox, incarnation_of
 
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
@@ -34,6 +34,8 @@ class Applied:
     events: int = 0
     unknown_endpoints: int = 0
     """Decisions, states and events of endpoints that the pool does not have, or of an earlier incarnation."""
+    unreadable: int = 0
+    """Batches whose columns of decisions have different lengths."""
     unknown_chains: int = 0
     """Decisions whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
 
@@ -75,8 +77,7 @@ class Inbox:
                 self._apply_report(report, reading)
         finally:
             self._outbox.muted = False
-        for decision in batch.decisions:
-            self._apply_decision(decision, reading)
+        self._apply_decisions(batch.decisions, reading)
         if replayed and batch.bytes_per_token:
             self._router.learn_bytes_per_token(batch.bytes_per_token)
 
@@ -117,31 +118,41 @@ class Inbox:
         self.applied.reports += 1
         self._pool.observed(endpoint, _state(report, reading.adapters, observed_at), reading.now)
 
-    def _apply_decision(self, decision: pb.Decision, reading: _Reading) -> None:
-        published_at, adapters = reading.published_at, reading.adapters
-        addition = Addition(decision.base, list(decision.hashes), decision.distances)
-        chain = self._chains.join(addition, decision.prompt_bytes, published_at)
-        endpoint = self._found(decision.endpoint, reading)
-        if endpoint is None:
+    def _apply_decisions(self, decisions: pb.Decisions, reading: _Reading) -> None:
+        """Apply all, or none if the columns contradict each other."""
+        hashes, distances = list(decisions.hashes), list(decisions.distances)
+        columns = [getattr(decisions, name) for name in COLUMNS]
+        if len({len(column) for column in columns}) != 1 or not sum(decisions.added) == len(hashes) == len(distances):
+            self.applied.unreadable += 1
             return
-        self.applied.decisions += 1
-        if chain is None:
-            self.applied.unknown_chains += 1
-        prompt_tokens = max(1.0, decision.prompt_tokens)
-        self._router.learn(
-            RemoteDecision(
-                endpoint=endpoint.id,
-                at=published_at - decision.age / 1e6,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=min(decision.cached_tokens, prompt_tokens),
-                prompt_bytes=decision.prompt_bytes,
-                exact=decision.exact,
-                partial=decision.partial,
-                adapter=adapters[decision.adapter - 1] if 0 < decision.adapter <= len(adapters) else "",
-                chain=chain or EMPTY_CHAIN,
-            ),
-            reading.now,
-        )
+        published_at, now, adapters = reading.published_at, reading.now, reading.adapters
+        start = 0
+        for place, age, prompt_tokens, cached_tokens, prompt_bytes, flags, adapter, base, added in zip(
+            *columns, strict=True
+        ):
+            addition = Addition(base, hashes[start : start + added], distances[start : start + added])
+            start += added
+            chain = self._chains.join(addition, prompt_bytes, published_at)
+            endpoint = self._found(place, reading)
+            if endpoint is None:
+                continue
+            self.applied.decisions += 1
+            if chain is None:
+                self.applied.unknown_chains += 1
+            self._router.learn(
+                RemoteDecision(
+                    endpoint=endpoint.id,
+                    at=published_at - age / 1e6,
+                    prompt_tokens=max(1.0, prompt_tokens),
+                    cached_tokens=min(cached_tokens, max(1.0, prompt_tokens)),
+                    prompt_bytes=prompt_bytes,
+                    exact=flags & EXACT != 0,
+                    partial=flags & PARTIAL != 0,
+                    adapter=adapters[adapter - 1] if 0 < adapter <= len(adapters) else "",
+                    chain=chain or EMPTY_CHAIN,
+                ),
+                now,
+            )
 
     def _found(self, place: int, reading: _Reading) -> Endpoint | None:
         endpoint = reading.endpoints[place] if place < len(reading.endpoints) else None

@@ -11,10 +11,9 @@ be read from the log alone. The same holds for the number of checkpoints that ar
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, Chain
@@ -51,7 +50,7 @@ class _Segment:
         number: int,
     ) -> None:
         self.hashes = tuple(hashes)
-        self.ends = array("Q", ends)
+        self.ends = tuple(ends)
         self.base = base
         self.base_length = base_length
         self.at = at
@@ -92,11 +91,8 @@ class LoggedChains:
             base, known = None, 0
         if known < len(hashes):
             self._append(hashes[known:], ends[known:], base, hashes[known - 1] if known else NO_BASE, now)
-        before = ends[known - 1] if known else 0
-        distances = []
-        for end in ends[known:]:
-            distances.append(end - before)
-            before = end
+        first = [ends[0]] if not known and ends else []
+        distances = first + [end - before for before, end in pairwise(ends[max(known - 1, 0) :])]
         return Addition(hashes[known - 1] if known else NO_BASE, hashes[known:], distances)
 
     def _is_old(self, base: _Segment, now: float) -> bool:
@@ -121,7 +117,9 @@ class LoggedChains:
             return None
         new_ends = list(accumulate(distances, initial=ends[-1] if ends else 0))[1:]
         self._append(new, new_ends, base, base_hash, at)
-        return Chain(hashes + list(new), ends + new_ends, prompt_bytes)
+        hashes += new
+        ends += new_ends
+        return Chain(hashes, ends, prompt_bytes)
 
     def _append(
         self, hashes: Sequence[int], ends: Sequence[int], base: _Segment | None, base_hash: int, at: float
@@ -145,14 +143,14 @@ class LoggedChains:
 
 def _checkpoints_to(segment: _Segment, length: int) -> tuple[list[int], list[int]]:
     """Hashes and ends from the chain's beginning to the first ``length`` checkpoints of ``segment``."""
-    pieces: list[tuple[Sequence[int], Sequence[int]]] = []
+    pieces: list[tuple[_Segment, int]] = []
     at: _Segment | None = segment
     while at is not None:
-        pieces.append((at.hashes[:length], at.ends[:length]))
+        pieces.append((at, length))
         length, at = at.base_length, at.base
     hashes: list[int] = []
     ends: list[int] = []
-    for piece_hashes, piece_ends in reversed(pieces):
-        hashes += piece_hashes
-        ends += piece_ends
+    for piece, length in reversed(pieces):
+        hashes += piece.hashes[:length]
+        ends += piece.ends[:length]
     return hashes, ends

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import fields
+from functools import lru_cache
 
 from xxhash import xxh32_intdigest
 
@@ -27,6 +28,20 @@ MOST_KEPT = 20_000
 MOST_EVENTS = 4096
 """Events that wait."""
 LARGEST = 2**32 - 1
+COLUMNS = (
+    "endpoint",
+    "age",
+    "prompt_tokens",
+    "cached_tokens",
+    "prompt_bytes",
+    "flags",
+    "adapter",
+    "base",
+    "added",
+)
+"""Columns of decisions with one number for each."""
+EXACT, PARTIAL = 1, 2
+"""Bits of the column ``flags``."""
 EQUAL_FIGURES = tuple(
     field.name for field in fields(EngineState) if field.name not in ("observed_at", "loaded_adapters")
 )
@@ -119,31 +134,48 @@ class Outbox(PoolListener):
             if endpoint.state is not None:
                 _add_report(batch, _place(batch, endpoints, endpoint), endpoint.state, adapters, now)
         self._states.clear()
-        checkpoints = 0
-        while self._decisions and len(batch.decisions) < MOST_DECISIONS and checkpoints < MOST_CHECKPOINTS:
-            decision = self._decisions.popleft()
-            base, hashes, distances = self._chains.add(decision.chain, now)
-            checkpoints += len(hashes)
-            batch.decisions.add(
-                endpoint=_place(batch, endpoints, decision.endpoint),
-                age=_age(decision.at, now),
-                prompt_tokens=_whole(decision.prompt_tokens),
-                cached_tokens=_whole(decision.cached_tokens),
-                prompt_bytes=_whole(decision.prompt_bytes),
-                exact=decision.exact,
-                partial=decision.partial,
-                adapter=1 + _adapter(adapters, decision.adapter) if decision.adapter else 0,
-                base=base,
-                hashes=hashes,
-                distances=distances,
-            )
+        if self._decisions:
+            self._add_decisions(batch, endpoints, adapters, now)
         batch.adapters.extend(adapters)
         return batch
+
+    def _add_decisions(self, batch: pb.Batch, endpoints: dict[str, int], adapters: dict[str, int], now: float) -> None:
+        waiting, add = self._decisions, self._chains.add
+        rows: list[tuple[int, ...]] = []
+        hashes: list[int] = []
+        distances: list[int] = []
+        while waiting and len(rows) < MOST_DECISIONS and len(hashes) < MOST_CHECKPOINTS:
+            decision = waiting.popleft()
+            base, new, steps = add(decision.chain, now)
+            hashes += new
+            distances += steps
+            rows.append(
+                (
+                    _place(batch, endpoints, decision.load.endpoint),
+                    _age(decision.at, now),
+                    _whole(decision.prompt_tokens),
+                    _whole(decision.cached_tokens),
+                    _whole(decision.prompt_bytes),
+                    EXACT * decision.exact + PARTIAL * decision.partial,
+                    1 + _adapter(adapters, decision.adapter) if decision.adapter else 0,
+                    base,
+                    len(new),
+                )
+            )
+        columns = batch.decisions
+        for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True):
+            getattr(columns, name).extend(column)
+        columns.hashes.extend(hashes)
+        columns.distances.extend(distances)
 
 
 def incarnation_of(endpoint: Endpoint) -> int:
     """The endpoint's incarnation as a batch has it; 0 if discovery knows none."""
-    incarnation = endpoint.spec.incarnation
+    return _digest(endpoint.spec.incarnation)
+
+
+@lru_cache(maxsize=4096)
+def _digest(incarnation: str) -> int:
     return xxh32_intdigest(incarnation.encode()) or 1 if incarnation else 0
 
 
@@ -166,7 +198,7 @@ def _age(at: float, now: float) -> int:
 
 
 def _whole(value: float) -> int:
-    return min(max(round(value), 0), LARGEST)
+    return int(value) if 0 <= value < LARGEST else LARGEST if value > 0 else 0
 
 
 def _add_report(batch: pb.Batch, place: int, state: EngineState, adapters: dict[str, int], now: float) -> None:

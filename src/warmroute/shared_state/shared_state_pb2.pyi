@@ -20,10 +20,10 @@ class Batch(_message.Message):
     adapters: _containers.RepeatedScalarFieldContainer[str]
     events: _containers.RepeatedCompositeFieldContainer[Event]
     reports: _containers.RepeatedCompositeFieldContainer[Report]
-    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    decisions: Decisions
     bytes_per_token: float
     leaving: bool
-    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("id", "incarnation")
@@ -33,31 +33,31 @@ class Endpoint(_message.Message):
     incarnation: int
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
-class Decision(_message.Message):
-    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "exact", "partial", "adapter", "base", "hashes", "distances")
+class Decisions(_message.Message):
+    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "flags", "adapter", "base", "added", "hashes", "distances")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    EXACT_FIELD_NUMBER: _ClassVar[int]
-    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     DISTANCES_FIELD_NUMBER: _ClassVar[int]
-    endpoint: int
-    age: int
-    prompt_tokens: int
-    cached_tokens: int
-    prompt_bytes: int
-    exact: bool
-    partial: bool
-    adapter: int
-    base: int
+    endpoint: _containers.RepeatedScalarFieldContainer[int]
+    age: _containers.RepeatedScalarFieldContainer[int]
+    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    cached_tokens: _containers.RepeatedScalarFieldContainer[int]
+    prompt_bytes: _containers.RepeatedScalarFieldContainer[int]
+    flags: _containers.RepeatedScalarFieldContainer[int]
+    adapter: _containers.RepeatedScalarFieldContainer[int]
+    base: _containers.RepeatedScalarFieldContainer[int]
+    added: _containers.RepeatedScalarFieldContainer[int]
     hashes: _containers.RepeatedScalarFieldContainer[int]
     distances: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, endpoint: _Optional[int] = ..., age: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., prompt_bytes: _Optional[int] = ..., exact: _Optional[bool] = ..., partial: _Optional[bool] = ..., adapter: _Optional[int] = ..., base: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("endpoint", "kind")

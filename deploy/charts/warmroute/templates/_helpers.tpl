@@ -28,3 +28,15 @@ labels:
 {{- end }}
 {{- toYaml .Values.pool.selector }}
 {{- end }}
+
+{{- define "warmroute.natsLabels" -}}
+app.kubernetes.io/name: warmroute-nats
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "warmroute.natsMetadata" -}}
+name: {{ .Release.Name }}-nats
+namespace: {{ .Release.Namespace }}
+labels:
+  {{- include "warmroute.natsLabels" . | nindent 2 }}
+{{- end }}

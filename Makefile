@@ -14,7 +14,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo screenshots test test-unit test-fast test-layer coverage e2e-kubernetes e2e-gateway lint bench soak build lock protos clean help
+.PHONY: demo docs screenshots test test-unit test-fast test-layer coverage e2e-kubernetes e2e-gateway lint bench soak build lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,16 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml lab/pyproject.toml | $(BIN)/py
 	@$(FROM_LOCK) $< | $(PROGRESS)
 	@$(EDITABLE) | $(PROGRESS)
 	@touch $@ $(VENV)/.demo
+
+# An environment of its own: nothing of the site is needed to develop.
+$(VENV)/.docs: requirements/docs.txt | $(BIN)/python
+	@test -d $(VENV)/docs || $(PYTHON) -m venv $(VENV)/docs
+	@echo "installing $$(grep -c '==' $<) packages of $<"
+	@$(VENV)/docs/bin/python -m pip --disable-pip-version-check install --progress-bar off --require-hashes --requirement $< | $(PROGRESS)
+	@touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
 
 demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see a prompt land on the warm pod; PORT=, ARGS=
 	$(BIN)/warmroute demo --once $(if $(PORT),--port $(PORT)) $(ARGS)
@@ -93,6 +103,7 @@ lock: | $(BIN)/python  ## resolve requirements/*.txt anew after a change of depe
 	$(COMPILE) requirements/demo.in --group build --constraints requirements/dev.txt --output-file requirements/demo.txt
 	$(COMPILE) requirements/image.in --constraints requirements/dev.txt --output-file requirements/image.txt
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	$(COMPILE) --group docs --constraints requirements/dev.txt --output-file requirements/docs.txt
 
 clean:  ## remove the environment, caches and built files
-	rm -rf $(VENV) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from warmroute.discovery.file import EndpointEntry, EndpointsFile, ModelEntry, ModelTargetEntry, parse
 from warmroute.settings.table import markdown
 
 ROOT = Path(__file__).parents[1]
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -47,3 +49,17 @@ def test_the_endpoints_files_every_key_is_documented() -> None:
     for entry in (EndpointsFile, EndpointEntry, ModelEntry, ModelTargetEntry):
         for key in entry.model_fields:
             assert re.search(rf"\b{key}:", text), key
+
+
+def test_every_document_is_on_the_site() -> None:
+    """``make docs`` builds it; this needs no mkdocs."""
+
+    def pages(entries: list[dict[str, object]]) -> list[str]:
+        found: list[str] = []
+        for entry in entries:
+            for target in entry.values():
+                found += [target] if isinstance(target, str) else pages(target)  # type: ignore[arg-type]
+        return found
+
+    of_root = {"index.md", "changelog.md", "contributing.md", "reporting.md"}
+    assert sorted(pages(SITE["nav"])) == sorted(of_root | {path.name for path in (ROOT / "docs").glob("*.md")})

@@ -54,6 +54,7 @@ def wanted(project: dict[str, dict[str, object]], *extras: str) -> list[str]:
 
 CONTENTS = {
     "build": GROUPS["build"],
+    "docs": GROUPS["docs"],
     "image": wanted(PRODUCT, "kubernetes"),
     "demo": [*wanted(PRODUCT, "standalone"), *wanted(LAB), *GROUPS["build"]],
     "dev": [*wanted(PRODUCT, *PRODUCT["project"]["optional-dependencies"]), *wanted(LAB, "plot"), *GROUPS["dev"]],
@@ -81,7 +82,9 @@ def test_a_lock_has_what_the_projects_ask_for(lock: str, python: str) -> None:
 @pytest.mark.parametrize("lock", CONTENTS)
 def test_a_package_has_one_version_in_all_locks(lock: str, python: str) -> None:
     everything = pinned("dev", python)
-    differing = {name: version for name, version in pinned(lock, python).items() if everything.get(name) != version}
+    differing = {
+        name: version for name, version in pinned(lock, python).items() if everything.get(name, version) != version
+    }
     assert not differing
 
 

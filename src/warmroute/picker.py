@@ -86,6 +86,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
                 decode=settings.cost_decode,
                 balance=settings.cost_balance,
                 balance_from=settings.cost_balance_from,
+                longest=settings.cost_longest,
                 adapter=settings.cost_adapter,
                 stale=settings.cost_stale,
             ),

@@ -147,6 +147,14 @@ def test_an_equally_busy_pool_balances_nothing() -> None:
     assert balance_weight(CONSTANTS, 1e9) * 1e9 == pytest.approx(CONSTANTS.balance)
 
 
+def test_beyond_the_longest_a_prompt_delays_and_balances_no_more() -> None:
+    endpoint = factors(waiting=3.0, running=5.0, kv_usage=0.5)
+    long, longer = (cost_terms(CONSTANTS, endpoint, request(tokens), cached_tokens=0) for tokens in (20_000, 100_000))
+    assert (long.delay, long.balance) == (longer.delay, longer.balance)
+    assert long.delay == pytest.approx(8192 / 5000 * (3 + 0.15 * 5 * 0.5))
+    assert longer.prefill > 5 * long.prefill
+
+
 def test_adapters_and_old_metrics_cost_seconds() -> None:
     terms = cost_terms(CONSTANTS, factors(stale_seconds=3), request(1000), cached_tokens=0, adapter=CONSTANTS.adapter)
     assert (terms.adapter, terms.stale) == (0.1, pytest.approx(0.15))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import compress
 
-from warmroute.pool.work import prefill_work
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import CostConstants, EndpointFactors, RequestFactors, balance_weight
 from warmroute.routing.endpoint_load import EndpointLoad
@@ -33,7 +32,9 @@ class Candidates:
 
     __slots__ = (
         "_base",
+        "_delay",
         "_per_token",
+        "_prefill",
         "_running_seconds",
         "_wait_rate",
         "factors",
@@ -59,7 +60,11 @@ class Candidates:
         """Cost that depends on no request, at time 0: ``wait``, ``decode`` and ``stale``."""
         self._wait_rate: list[float] = [0.0] * size
         self._per_token: list[float] = [0.0] * size
-        """Cost of each token of uncached work: ``prefill``, ``evict`` and ``delay``."""
+        """Cost of each token of uncached work up to ``constants.longest``: ``_prefill + _delay``."""
+        self._prefill: list[float] = [0.0] * size
+        """Cost of each token of uncached work without the delay of others: ``prefill`` and ``evict``."""
+        self._delay: list[float] = [0.0] * size
+        """Cost of the delay of others, for each token of uncached work up to ``constants.longest``."""
         self._running_seconds: list[float] = [0.0] * size
         """Running requests times the endpoint's seconds per token."""
 
@@ -78,9 +83,11 @@ class Candidates:
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
         self._base[k] = factors.wait_at_zero + seconds_per_token * constants.decode * running + factors.stale
         self._wait_rate[k] = factors.wait_rate
-        self._per_token[k] = seconds_per_token * (
-            1 + factors.eviction + constants.waiting * waiting + constants.running * running * factors.kv_usage
+        self._prefill[k] = prefill = seconds_per_token * (1 + factors.eviction)
+        self._delay[k] = delay = seconds_per_token * (
+            constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
+        self._per_token[k] = prefill + delay
         self._running_seconds[k] = seconds_per_token * running
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
@@ -109,20 +116,28 @@ class Candidates:
         All are priced as if they held the default number of cached tokens, in one pass; the few others are then
         corrected by the difference.
         """
-        now, (default, overrides) = request.now, cached
-        prompts = request.prompts
-        spared = prefill_work(default, prompts)
-        uncached_work = prefill_work(request.prompt_tokens, prompts) - spared
-        balance = request.prompt_tokens * balance_weight(constants, request.mean_running)
-        costs = [
-            base - now * rate + uncached_work * per_token + balance * running
-            for base, rate, per_token, running in zip(
-                self._base, self._wait_rate, self._per_token, self._running_seconds, strict=True
-            )
-        ]
-        per_token = self._per_token
+        now, longest, (default, overrides) = request.now, constants.longest, cached
+        work = request.uncached_work(default)
+        balance = min(request.prompt_tokens, longest) * balance_weight(constants, request.mean_running)
+        prefill, delay = self._prefill, self._delay
+        if work <= longest:
+            costs = [
+                base - now * rate + work * per_token + balance * running
+                for base, rate, per_token, running in zip(
+                    self._base, self._wait_rate, self._per_token, self._running_seconds, strict=True
+                )
+            ]
+        else:
+            costs = [
+                base - now * rate + work * own + longest * others + balance * running
+                for base, rate, own, others, running in zip(
+                    self._base, self._wait_rate, prefill, delay, self._running_seconds, strict=True
+                )
+            ]
         for k, held in overrides.items():
-            costs[k] -= (prefill_work(held, prompts) - spared) * per_token[k]
+            uncached_work = request.uncached_work(held)
+            costs[k] -= (work - uncached_work) * prefill[k]
+            costs[k] -= (min(work, longest) - min(uncached_work, longest)) * delay[k]
         return costs
 
 

@@ -2,8 +2,8 @@
 
 ::
 
-    cost = wait + own + own*EVICTION*fill + own*(WAITING*waiting + RUNNING*running*usage) + DECODE*running
-           + BALANCE*prompt*running/(FROM + mean running) + adapter + stale
+    cost = wait + own + own*EVICTION*fill + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage) + DECODE*running
+           + BALANCE*min(prompt, LONGEST)*running/(FROM + mean running) + adapter + stale
 
 ==============  ======================================================================================================
 ``wait``        seconds until the endpoint has computed the prompts assigned to it
@@ -40,6 +40,7 @@ class CostConstants:
     decode: float
     balance: float
     balance_from: float
+    longest: float
     adapter: float
     stale: float
 
@@ -98,11 +99,11 @@ class CostTerms(NamedTuple):
     evict: float
     """Computing again what the new tokens evict: ``own * EVICTION*fill``."""
     delay: float
-    """The delay of other requests by this prefill: ``own * (WAITING*waiting + RUNNING*running*usage)``."""
+    """The delay of other requests by this prefill: ``min(own, LONGEST) * (WAITING*waiting + RUNNING*running*usage)``."""
     decode: float
     """Sharing steps with running requests: ``DECODE * running``."""
     balance: float
-    """Requests come back to where they run: ``BALANCE * prompt * running / (FROM + mean running)``."""
+    """Requests come back to where they run: ``BALANCE * min(prompt, LONGEST) * running / (FROM + mean running)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -151,13 +152,15 @@ def cost_terms(
 ) -> CostTerms:
     """The cost of ``request`` on ``endpoint``, which holds ``cached_tokens`` of its prompt."""
     seconds_per_token = endpoint.seconds_per_token
-    own = seconds_per_token * request.uncached_work(cached_tokens)
-    prompt = seconds_per_token * request.prompt_tokens
+    uncached_work = request.uncached_work(cached_tokens)
+    own, bounded = seconds_per_token * uncached_work, seconds_per_token * min(uncached_work, constants.longest)
+    prompt = seconds_per_token * min(request.prompt_tokens, constants.longest)
+    delay = constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage
     return CostTerms(
         wait=endpoint.wait(request.now),
         prefill=own,
         evict=own * endpoint.eviction,
-        delay=own * (constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage),
+        delay=bounded * delay,
         decode=seconds_per_token * constants.decode * endpoint.running,
         balance=prompt * balance_weight(constants, request.mean_running) * endpoint.running,
         adapter=adapter,

@@ -330,6 +330,13 @@ class Settings(BaseModel):
         hot=True,
         gt=0,
     )
+    cost_longest: float = setting(
+        8192.0,
+        "Most tokens of a prompt that count in the delay of other requests and in load balancing.",
+        group="Cost",
+        hot=True,
+        gt=0,
+    )
     cost_adapter: float = setting(0.1, "Seconds that loading a LoRA adapter costs.", group="Cost", hot=True, ge=0)
     cost_stale: float = setting(
         0.05,

@@ -246,6 +246,15 @@ def test_short_requests_for_an_adapter_stay_on_one_engine() -> None:
     assert picks == ["e1"] * 6
 
 
+def test_an_adapter_used_just_before_the_first_page_is_known() -> None:
+    fleet = Fleet(3)
+    for name in fleet.probes:
+        used = LORA.format("tuned", 1.79e9 - 0.5) if name == "e2" else ""
+        fleet.page(name, vllm(extra=used + LORA.format("", 1.79e9) + LORA.format("old", 1.79e9 - 3600)), 0.0)
+    assert {fleet.send(request((str(k), 40), model="tuned"), 5.0 * k).endpoint.spec.name for k in range(6)} == {"e2"}
+    assert fleet.pool.endpoints["ns/e2"].state.loaded_adapters == {"tuned"}  # type: ignore[union-attr]
+
+
 def test_the_present_adapter_counts_though_several_processes_add_up_the_times_of_an_old_one() -> None:
     fleet = Fleet(1)
     old, present = LORA.format("old", 8 * 1.79e9), "present"
@@ -353,3 +362,18 @@ def test_two_names_of_one_model_share_a_cache() -> None:
     fleet.send(request(("s", 5000), model="a"), 0.1)
     assert fleet.send(request(("s", 5000), model="b"), 0.2).cached_tokens > 4900
     assert fleet.send(request(("s", 5000), model="c"), 0.3).cached_tokens == 0.0
+
+
+def test_an_engine_that_is_stuck_while_idle_is_left_out_after_seconds() -> None:
+    """Its page answers, its gauges are 0 and its counters stand still; no request returns."""
+    fleet, picks = Fleet(3), []
+    for turn in range(400):
+        now = 0.1 * turn
+        for name in fleet.probes:
+            done = 0 if name == "e0" else fleet.sent[name]
+            responses = f'http_requests_total{{method="POST",status="2xx"}} {done}\n'
+            tokens = 0 if name == "e0" else fleet.tokens[name]
+            fleet.page(name, vllm(requests=done, tokens=tokens, extra=responses), now)
+        fleet.router.upkeep(now)
+        picks.append(fleet.send(request((str(turn), 250)), now + 0.05).endpoint.spec.name)
+    assert picks[150:].count("e0") <= 2, "only trials"

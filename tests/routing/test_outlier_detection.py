@@ -10,6 +10,7 @@ from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
 from warmroute.routing.outlier_detection import (
     CRASH_LOOP_SECONDS,
     FIRST_BACKOFF,
+    IDLE_STALLED_SECONDS,
     LONGEST_BACKOFF,
     ONE_RESTART_SECONDS,
     STALLED_REQUESTS,
@@ -121,10 +122,11 @@ def test_counters_that_stand_still_eject(responses: float | None, running: int, 
     outliers.observed(pods[0], page(0.0, responses=responses), 0.0)
     for _ in range(STALLED_REQUESTS):
         outliers.sent(pods[0], 1.0)
-    just_before = 1.0 + STALLED_SECONDS - 0.1
+    seconds = STALLED_SECONDS if running else IDLE_STALLED_SECONDS
+    just_before = 1.0 + seconds - 0.1
     outliers.observed(pods[0], page(just_before, responses=responses, running=running), just_before)
     assert not changes
-    at = 1.0 + STALLED_SECONDS
+    at = 1.0 + seconds
     outliers.observed(pods[0], page(at, responses=responses, running=running), at)
     assert changes == ([("pod-0", Health.EJECTED, Evidence.STALLED)] if out else [])
 

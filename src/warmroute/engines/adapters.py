@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from warmroute.engines.figures import AdapterSet
 
+RECENT = 10.0
+"""Seconds before the latest use on the first page within which a set of adapters counts as in use."""
+
 
 class AdaptersInUse:
     """The adapters that were in use since the page before; none if the engine was idle.
@@ -13,7 +16,7 @@ class AdaptersInUse:
     A page keeps a sample for each set of adapters that was ever in use together. Requests of a few tokens start and end
     between two scrapes, so all sets whose value has grown count, not only the present one. Values of different sets cannot
     be compared if several API server processes add theirs up: an old set that all of them reported then has a higher value
-    than the present one. Only the first page has nothing to be compared with; there the set with the highest value counts.
+    than the present one. Only the first page has nothing to be compared with; there the sets with the highest values count.
     """
 
     def __init__(self) -> None:
@@ -23,7 +26,8 @@ class AdaptersInUse:
         """The adapters in use according to the sets of one page."""
         before, self._used = self._used, {each.labels: each.used for each in sets}
         if before is None:
-            return max(sets, key=lambda each: each.used).names if sets else frozenset()
+            latest = max((each.used for each in sets), default=0.0)
+            return frozenset().union(*(each.names for each in sets if each.used >= latest - RECENT))
         return frozenset().union(*(each.names for each in sets if each.used > before.get(each.labels, 0.0)))
 
     def interrupt(self) -> None:

@@ -46,6 +46,9 @@ STALLED_REQUESTS = 5
 """Requests sent without any movement of the engine's counters that count as evidence."""
 STALLED_SECONDS = 60.0
 """Seconds without movement after the first of these requests. A prefill of 1M tokens takes about as long."""
+IDLE_STALLED_SECONDS = 10.0
+"""The same for an engine that counts responses and holds no request: no prefill can take that long there, and a rejected
+request would show in a counter."""
 TRIAL_SECONDS = 60.0
 """Seconds that a trial request has to show something."""
 FIRST_BACKOFF = 10.0
@@ -218,9 +221,10 @@ class OutlierDetection:
 
     def _check_stall(self, record: _Record, state: EngineState, now: float) -> None:
         holds_requests = state.running + state.waiting > 0
+        seconds = STALLED_SECONDS if holds_requests else IDLE_STALLED_SECONDS
         if (
             record.unserved >= STALLED_REQUESTS
-            and state.observed_at - record.unserved_since >= STALLED_SECONDS
+            and state.observed_at - record.unserved_since >= seconds
             and (holds_requests or state.responses_total is not None)
         ):
             self._eject(record, Evidence.STALLED, now)

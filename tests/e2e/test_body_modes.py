@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import socket
@@ -407,3 +408,21 @@ async def test_a_websocket_is_opened_and_passed_on_both_ways(envoy: StartEnvoy, 
             await eventually(lambda: app.server.open_streams == 0)
         writer.close()
         assert_arrived(await exchange(proxy.url, body=chat("Hello")), chat("Hello"))
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
+async def test_a_compressed_body_is_read_and_arrives_as_it_was_sent(
+    envoy: StartEnvoy, tmp_path: Path, mode: BodyMode
+) -> None:
+    async with (
+        backends(3) as pods,
+        picker_app([pod.target for pod in pods], tmp_path, debug_decisions=9) as app,
+        envoy(pods, target(app), request_body_mode=mode, failure_mode_allow=False) as proxy,
+    ):
+        body = gzip.compress(chat("Say it again. " * 2_000))
+        answers = [await exchange(proxy.url, body=body, headers={"content-encoding": "gzip"}) for _ in range(2)]
+        for answer in answers:
+            assert_arrived(answer, body)
+            assert received(answer)["headers"]["content-encoding"] == "gzip"
+        checkpoints = [app.router.held(load)[0] for load in app.router.loads]
+        assert sum(checkpoints) > 20, "the prompt was read"

@@ -74,6 +74,7 @@ LARGEST = {
     "roles": (CHAT, filled(MESSAGES, '{"role":""}')),
     "arguments": (CHAT, filled(MESSAGES, '{"tool_calls":[{"arguments":"{\\"a\\":[[],[],[],{},{},1,2,3]}"}]}')),
     "long arguments": (CHAT, filled(MESSAGES, '{"tool_calls":[{"arguments":"{\\"a\\":[' + "[]," * 20_000 + '0]}"}]}')),
+    "calls of one message": (CHAT, filled(MESSAGES + '{"tool_calls":[', '{"arguments":"{\\"a\\":1}"}', "]}]}")),
     "urls": (CHAT, filled(MESSAGES + '{"content":[', '{"image":"https://a?' + "sig=1&" * 1_300 + '"}', "]}]}")),
     "token ids": (COMPLETIONS, filled(PROMPT, "300")),
     "lists of token ids": (COMPLETIONS, filled(PROMPT, "[300]")),

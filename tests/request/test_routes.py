@@ -111,6 +111,13 @@ def test_tensors_are_prompts(data: list[Any]) -> None:
     assert (one.seed, one.parts, one.starts, one.tokens) == (other.seed, other.parts, other.starts, other.tokens)
 
 
+def test_rows_of_texts_are_texts() -> None:
+    rows, texts = (
+        {"inputs": [{"name": "text_input", "data": data}]} for data in ([["Hello"], ["Ho"]], ["Hello", "Ho"])
+    )
+    assert request("/v2/models/m/infer", rows) == request("/v2/models/m/infer", texts)
+
+
 @pytest.mark.parametrize("inputs", [None, [], "x", [1, {"name": ["x"]}], [{"name": "image", "data": [1]}], {"a": 1}])
 def test_tensors_without_a_prompt_are_routed(inputs: object) -> None:
     assert request("/v2/models/m/infer", {"inputs": inputs}).parts == ()

@@ -4,9 +4,11 @@ A prompt is written in the order of the engine's chat template: the head first, 
 between them are bytes that UTF-8 never contains, so different conversations share no bytes by accident, and a text shares
 all its bytes with a longer one that begins with it::
 
-    message  role content [FIELD name (STRING text | JSON json | content)]* END
+    message  role content member* END
     content  [TEXT text | MEDIA digest | BLOCK block | JSON json]*
-    block    type, then as a message, then BLOCK_END
+    block    type content member* BLOCK_END
+    member   FIELD name (STRING text | JSON json | content | call*)
+    call     BLOCK member* BLOCK_END
 
 Every field of a message that a template may render is included, in a form that does not depend on how the client wrote it:
 members of objects are sorted, the arguments of a tool call are parsed and written anew, media are known by their content
@@ -398,7 +400,7 @@ class Prompt:
                 parsed = orjson.loads(text)
                 if type(parsed) is dict:
                     if parsed:
-                        self._pending += (_ARGUMENTS, canonical_json(parsed))
+                        self._pending.append(_ARGUMENTS + canonical_json(parsed))  # a copy, as in _json
                     return
             except (orjson.JSONDecodeError, RecursionError):
                 pass

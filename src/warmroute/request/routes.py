@@ -87,9 +87,17 @@ def _write_tensors(prompt: Prompt, name: str, value: Any) -> int | None:
     named = [one for one in value if type(one) is dict] if type(value) is list else []
     for field in _TENSOR_NAMES:
         for tensor in named:
-            if tensor.get("name") == field and tensor.get("data"):
-                return prompt.plain(tensor["data"])
+            data = tensor.get("data")
+            if tensor.get("name") == field and data:
+                return prompt.plain(_texts(data))
     return None
+
+
+def _texts(data: Any) -> Any:
+    """The texts of a tensor that is written as a list of rows; other data as they are."""
+    if type(data) is list and all(type(row) is list and row and type(row[0]) is str for row in data):
+        return [text for row in data for text in row]
+    return data
 
 
 _TOOLS = Kind(_write_tools)

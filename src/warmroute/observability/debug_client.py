@@ -37,7 +37,8 @@ def ask(base_url: str, path: str, query: Mapping[str, str | int], *, body: bytes
     except (OSError, ValueError) as error:
         why = http_client.reason(error) if isinstance(error, OSError) else "no JSON"
         raise DebugPortError(
-            f"no picker's debug port at {base_url} ({why}); in Kubernetes: kubectl port-forward POD 9091"
+            f"no picker's debug port at {base_url} ({why}): --debug-url names another one; in Kubernetes: "
+            "kubectl port-forward POD 9091"
         ) from error
     if answer.status != HTTPStatus.OK:
         said = content.get("error", "") if isinstance(content, dict) else ""

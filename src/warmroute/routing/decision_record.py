@@ -159,10 +159,16 @@ class DecisionRecord:
 
     # ---------------------------------------------------------------- the explanation
 
-    def explain(self, now: float, most_candidates: int, *, exact: bool = False) -> dict[str, Any]:
-        """The decision as data for JSON, with the chosen endpoint and the next best ones. Shows no prompt text."""
+    def explain(
+        self, now: float, most_candidates: int, *, exact: bool = False, all_terms: bool = True
+    ) -> dict[str, Any]:
+        """The decision as data for JSON, with the chosen endpoint and the next best ones. Shows no prompt text.
+
+        ``all_terms``: the cost of each endpoint is split, not only the chosen one's.
+        """
         chosen = self.position
-        shown = [chosen, *self.next_best(most_candidates - 1)]
+        others = self.next_best(max(1, most_candidates - 1))
+        shown = [chosen, *others[: most_candidates - 1]]
         return {
             "decision": self.id,
             "request": self.request_id,
@@ -173,15 +179,15 @@ class DecisionRecord:
             "reason": self.reason if exact else self.coarse_reason,
             "chosen": self.chosen,
             "targets": self.targets,
-            "sentence": self.sentence(exact=exact),
+            "sentence": self._sentence(chosen, others[:1], exact=exact),
             "prompt_tokens": round(self.request.prompt_tokens),
             "cached_tokens": round(self.cached_tokens(chosen, exact=exact)),
             "predicted_ttft_ms": _milliseconds(self.predicted_ttft(chosen, exact=exact)),
             "candidates": len(self.names),
-            "endpoints": [self._explain(k, exact=exact) for k in shown],
+            "endpoints": [self._explain(k, exact=exact, split=all_terms or k == chosen) for k in shown],
         }
 
-    def _explain(self, k: int, *, exact: bool) -> dict[str, Any]:
+    def _explain(self, k: int, *, exact: bool, split: bool) -> dict[str, Any]:
         endpoint = self.endpoints[k]
         explained: dict[str, Any] = {
             "endpoint": self.names[k],
@@ -193,21 +199,23 @@ class DecisionRecord:
         if not self.by_cost:
             return explained | {"value": float(f"{self.values[k]:.2g}")}
         terms = self.terms(k, exact=exact)
-        return explained | {
-            "cost_ms": _milliseconds(terms.total),
-            "terms_ms": {term: _milliseconds(value) for term, value in terms._asdict().items()},
-        }
+        explained["cost_ms"] = _milliseconds(terms.total)
+        if split:
+            explained["terms_ms"] = {term: _milliseconds(value) for term, value in terms._asdict().items()}
+        return explained
 
     def sentence(self, *, exact: bool = False) -> str:
         """Why the request went there, in one line: ``holds 2,116 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s``.
 
         The times are costs: what the request adds for all requests. Of a strategy without costs, its own values.
         """
-        chosen = self.position
+        return self._sentence(self.position, self.next_best(1), exact=exact)
+
+    def _sentence(self, chosen: int, next_best: Sequence[int], *, exact: bool) -> str:
         parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
         if not self.by_cost:
             parts[1] = f"{self.strategy} gives it {parts[1]}"
-        for k in self.next_best(1):
+        for k in next_best:
             tie = not self.by_cost and self.values[k] == self.values[chosen]
             worth = "as much, chosen later" if tie else self._worth(k, exact=exact)
             parts.append(f"next best {_short(self.names[k])}: {worth}")

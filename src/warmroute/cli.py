@@ -161,6 +161,10 @@ def up(
             metavar="FILE", help="A JSON line for each request, with the picker's reason; /dev/stdout is one."
         ),
     ] = "",
+    pickers: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="Endpoint pickers. Several share what they know through a NATS of their own."),
+    ] = 1,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Longest wait for requests in flight when it is stopped, in seconds.")
     ] = 30.0,
@@ -198,6 +202,7 @@ def up(
         metrics_port=metrics_port,
         access_log=access_log,
         strategy=routing_strategy,
+        pickers=pickers,
         drain_timeout=drain_timeout,
     )
     if write_config is not None:

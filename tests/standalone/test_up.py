@@ -286,12 +286,36 @@ async def test_a_file_may_change_and_a_picker_that_dies_comes_back(tmp_path: Pat
         assert (await up.chat()).status == 200
 
 
-def children(parent: int, word: str) -> int:
-    """The one child of ``parent`` whose command line has ``word``."""
+@pytest.mark.e2e
+async def test_several_pickers_share_and_the_others_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path, "http://127.0.0.1:PORT", "--pickers", "2", engines=1) as up:
+        assert "starting 2 endpoint pickers, NATS and Envoy" in up.log()
+        assert up.log().count("shared state connected") == 2
+        await eventually(lambda: "'pickers': 2" in up.log() or up.log().count("shared state read") == 2)
+        assert [(await up.chat()).status for _ in range(4)] == [200] * 4
+        picker = (await asyncio.to_thread(all_children, up.child.pid, "serve"))[0]
+        os.kill(picker, signal.SIGKILL)
+        assert [(await up.chat()).status for _ in range(4)] == [200] * 4
+        await eventually(lambda: "the picker is back" in up.log(), "the picker's return")
+        nats = await asyncio.to_thread(children, up.child.pid, "--config")
+        os.kill(nats, signal.SIGKILL)
+        await eventually(lambda: "NATS is back" in up.log(), "the return of NATS")
+        assert (await up.chat()).status == 200
+        up.child._started.send_signal(signal.SIGTERM)
+        assert await up.child.wait() == 0
+
+
+def all_children(parent: int, word: str) -> list[int]:
+    """The children of ``parent`` whose command line has ``word``."""
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=True
     )
-    (found,) = (int(line.split()[0]) for line in listed.stdout.splitlines() if f" {word} " in line)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if f" {word} " in line]
+
+
+def children(parent: int, word: str) -> int:
+    """The one child of ``parent`` whose command line has ``word``."""
+    (found,) = all_children(parent, word)
     return found
 
 

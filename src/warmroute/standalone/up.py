@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import tempfile
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,18 +15,13 @@ from warmroute.standalone.child import ChildError
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting
-from warmroute.standalone.picker_process import picker, start_picker
+from warmroute.standalone.pickers import Pickers, Say
 from warmroute.standalone.up_options import UpOptions
 
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at host names, port ranges and the endpoints file."""
-RESTART_DELAY = 1.0
-"""Seconds before a picker that ended is started again."""
 MOST_ENVOY_THREADS = 8
 STRATEGY = "WARMROUTE_ROUTING_STRATEGY"
-
-Say = Callable[[str], None]
-"""Prints a line for the user."""
 
 
 class Up:
@@ -44,16 +38,16 @@ class Up:
         """Why the last look at the engines failed; empty if it did not."""
         self._picker_file = engines.file or directory / "endpoints.yaml"
         self._envoy_file = directory / "envoy-endpoints.yaml"
-        self._ports = options.picker_ports()
+        ports = options.picker_ports()
         flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
         environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
         if options.strategy is not None:
             environ[STRATEGY] = options.strategy
         if options.access_log:
             flags.append("--decision-metadata=true")
-        self.picker = picker(self._picker_file, self._ports, None, flags, environ=environ)
+        self.pickers = Pickers(self._picker_file, ports, directory, flags, environ)
         self.envoy = EnvoyProcess(
-            bootstrap(options.proxy_config(self._ports, self._envoy_file)),
+            bootstrap(options.proxy_config(ports, self._envoy_file)),
             directory,
             concurrency=min(os.cpu_count() or 1, MOST_ENVOY_THREADS),
             on_stderr=True,
@@ -87,15 +81,18 @@ class Up:
 
     async def _start(self, parts: AsyncExitStack) -> None:
         self._use(await self._list.look())
-        parts.push_async_callback(self.picker.stop)
+        parts.push_async_callback(self.pickers.stop)
         parts.push_async_callback(self.envoy.stop)
-        self._say("starting the endpoint picker and Envoy")
-        await start_picker(self.picker, self._ports)
+        count = self._options.pickers
+        self._say(f"starting {'the endpoint picker' if count == 1 else f'{count} endpoint pickers, NATS'} and Envoy")
+        await self.pickers.start()
         await self.envoy.start()
 
     async def _serve(self, stopped: asyncio.Task[bool]) -> None:
         """Until the signal. Raises ChildError if Envoy ends."""
-        watching = [asyncio.create_task(work()) for work in (self._keep_looking, self._keep_picking)]
+        watching = [
+            asyncio.create_task(work()) for work in (self._keep_looking, lambda: self.pickers.keep_running(self._say))
+        ]
         dead = asyncio.create_task(self.envoy.child.wait())
         try:
             await asyncio.wait((stopped, dead), return_when=asyncio.FIRST_COMPLETED)
@@ -152,20 +149,6 @@ class Up:
             _replace(self._picker_file, document(engines))
         tree = endpoint_discovery([engine.target for engine in engines], version=str(self._version))
         _replace(self._envoy_file, to_yaml(tree))
-
-    # ---------------------------------------------------------------- the picker
-
-    async def _keep_picking(self) -> None:
-        """Start the picker again whenever it ends; Envoy goes on without it."""
-        while True:
-            status = await self.picker.wait()
-            self._say(f"the picker ended with status {status}; Envoy balances by least requests until it is back")
-            await asyncio.sleep(RESTART_DELAY)
-            try:
-                await start_picker(self.picker, self._ports)
-                self._say("the picker is back")
-            except ChildError as error:
-                self._say(str(error))
 
 
 def up(engines: EngineList, options: UpOptions, say: Say, program: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -34,6 +35,8 @@ class UpOptions:
     """Envoy's access log, a file; empty: none."""
     strategy: str | None = None
     """None: as the environment says, else PREFIX_CACHE."""
+    pickers: int = 1
+    """Endpoint pickers; several share their state."""
     drain_timeout: float = 30.0
     """Longest wait for requests in flight when it is stopped, in seconds."""
 
@@ -51,17 +54,21 @@ class UpOptions:
             metrics_port=_settled(self.metrics_port, METRICS_PORT, "127.0.0.1", "--metrics-port"),
         )
 
-    def picker_ports(self) -> PickerPorts:
-        """The picker's ports; the options are settled."""
+    def picker_ports(self) -> tuple[PickerPorts, ...]:
+        """The pickers' ports; the options are settled. The first picker has the given metrics and debug ports."""
         assert self.metrics_port is not None
         assert self.debug_port is not None
         first = free_range(2)
-        return PickerPorts(first, first + 1, self.metrics_port, self.debug_port)
+        ports = [PickerPorts(first, first + 1, self.metrics_port, self.debug_port)]
+        for _ in range(self.pickers - 1):
+            first = free_range(3)
+            ports.append(PickerPorts(first, first + 1, first + 2))
+        return tuple(ports)
 
-    def proxy_config(self, picker: PickerPorts, endpoints_file: Path) -> ProxyConfig:
+    def proxy_config(self, pickers: Sequence[PickerPorts], endpoints_file: Path) -> ProxyConfig:
         """Envoy's options; the options are settled."""
         return ProxyConfig(
-            epp=(f"127.0.0.1:{picker.grpc}",),
+            epp=tuple(f"127.0.0.1:{picker.grpc}" for picker in pickers),
             endpoints_file=endpoints_file,
             host=self.host,
             port=self.port,

@@ -1,0 +1,86 @@
+"""The pickers of `warmroute up`: one, or several that share their state through a NATS server of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from warmroute.errors import WarmrouteError
+from warmroute.standalone.child import Child, ChildError
+from warmroute.standalone.nats import NatsProcess
+from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
+
+RESTART_DELAY = 1.0
+"""Seconds before a process that ended is started again."""
+
+Say = Callable[[str], None]
+"""Prints a line for the user."""
+
+
+class Pickers:
+    """A picker for each of ``ports``, over one endpoints file. ``directory`` gets NATS's files and the key."""
+
+    def __init__(
+        self,
+        endpoints_file: Path,
+        ports: Sequence[PickerPorts],
+        directory: Path,
+        flags: Sequence[str],
+        environ: Mapping[str, str],
+    ) -> None:
+        """Raises ConfigurationError if there are several pickers and no NATS server is installed."""
+        self._ports = tuple(ports)
+        self._key_file = directory / "shared-state.key"
+        self._nats = NatsProcess(directory) if len(ports) > 1 else None
+        shared: tuple[str, ...] = ()
+        if self._nats is not None:
+            shared = ("--shared-state", self._nats.url, "--shared-state-key-path", str(self._key_file))
+        self.children = tuple(
+            picker(endpoints_file, each, None, (*flags, *shared), environ=environ) for each in self._ports
+        )
+
+    async def start(self) -> None:
+        """Start them and wait until all are ready. Raises ConfigurationError, ChildError."""
+        if self._nats is not None:
+            self._key_file.touch(mode=0o600)
+            self._key_file.write_text(secrets.token_hex(32))
+            await self._nats.start()
+        await asyncio.gather(*(start_picker(*each) for each in zip(self.children, self._ports, strict=True)))
+
+    async def stop(self) -> None:
+        """Stop them; safe before :meth:`start` and a second time."""
+        await asyncio.gather(*(child.stop() for child in self.children))
+        if self._nats is not None:
+            await self._nats.stop()
+
+    async def keep_running(self, say: Say) -> None:
+        """Start each again whenever it ends, until cancelled."""
+        work = [self._keep_picking(child, ports, say) for child, ports in zip(self.children, self._ports, strict=True)]
+        if self._nats is not None:
+            work.append(self._keep_sharing(self._nats, say))
+        await asyncio.gather(*work)
+
+    async def _keep_picking(self, child: Child, ports: PickerPorts, say: Say) -> None:
+        meanwhile = "Envoy balances by least requests" if len(self.children) == 1 else "the others pick"
+        while True:
+            status = await child.wait()
+            say(f"the picker ended with status {status}; {meanwhile} until it is back")
+            await asyncio.sleep(RESTART_DELAY)
+            try:
+                await start_picker(child, ports)
+                say("the picker is back")
+            except ChildError as error:
+                say(str(error))
+
+    async def _keep_sharing(self, nats: NatsProcess, say: Say) -> None:
+        while True:
+            status = await nats.child.wait()
+            say(f"NATS ended with status {status}; the pickers go on with what they know until it is back")
+            await asyncio.sleep(RESTART_DELAY)
+            try:
+                await nats.start()
+                say("NATS is back")
+            except WarmrouteError as error:
+                say(str(error))

@@ -181,6 +181,18 @@ def test_the_sentence_of_a_spread_decision_names_who_holds_more() -> None:
     assert ", but costs " in sentence
 
 
+def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_one() -> None:
+    fixture = Fixture(2)
+    record = last(fixture, prompt(LONG * 3))
+    chosen, other = record.position, 1 - record.position
+    record.cached = CachedTokens(default=0.0, overrides={chosen: CACHED_STEP - 1.0})  # shown as 0
+    record.endpoints[chosen] = record.endpoints[chosen]._replace(running=0.1)
+    assert record.cost(chosen, exact=True) < record.cost(other, exact=True)
+    assert record.cost(chosen) > record.cost(other)
+    assert record.sentence().endswith(": about as much")
+    assert record.sentence(exact=True).endswith(f": {duration(record.cost(other, exact=True))}")
+
+
 def test_the_sentence_of_a_request_without_a_prompt() -> None:
     assert last(Fixture(1), NO_PROMPT).sentence().startswith("no prompt to look for; ")
     assert last(Fixture(1), NO_PROMPT).sentence().endswith("; the only candidate")

@@ -215,10 +215,7 @@ class DecisionRecord:
         parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
         if not self.by_cost:
             parts[1] = f"{self.strategy} gives it {parts[1]}"
-        for k in next_best:
-            tie = not self.by_cost and self.values[k] == self.values[chosen]
-            worth = "as much, chosen later" if tie else self._worth(k, exact=exact)
-            parts.append(f"next best {_short(self.names[k])}: {worth}")
+        parts += [f"next best {_short(self.names[k])}: {self._worth_of_next(k, exact=exact)}" for k in next_best]
         if len(self.names) == 1:
             parts.append("the only candidate")
         elif (self.reason if exact else self.coarse_reason) == "spread" and self.by_cost:
@@ -240,6 +237,15 @@ class DecisionRecord:
         if prompt < CACHED_STEP:
             return f"a prompt of {prompt:,} tokens, too short to show what is cached"
         return f"holds {f'at least {cached:,.0f}' if cached else f'less than {CACHED_STEP:,}'} of {prompt:,} tokens"
+
+    def _worth_of_next(self, k: int, *, exact: bool) -> str:
+        chosen = self.position
+        if not self.by_cost:
+            return "as much, chosen later" if self.values[k] == self.values[chosen] else self._worth(k, exact=exact)
+        # Coarse cached tokens may put the next best endpoint before the chosen one.
+        if self.cost(k, exact=exact) < self.cost(chosen, exact=exact):
+            return "about as much"
+        return self._worth(k, exact=exact)
 
     def _worth(self, k: int, *, exact: bool) -> str:
         return duration(self.cost(k, exact=exact)) if self.by_cost else f"{self.values[k]:.2g}"

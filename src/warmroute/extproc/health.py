@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
+
+from warmroute.grpc_server.connection import IGNORE, Call, Handler
+from warmroute.grpc_server.frames import Status
+from warmroute.grpc_server.server import Method, unary
 
 EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS = "liveness"
@@ -18,34 +20,29 @@ _NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckRespo
 _LISTED = (LIVENESS, "readiness", "inference-extension", EXT_PROC_SERVICE)
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """The health service. ``ready``, called at each check, returns whether requests can be routed."""
+def methods(ready: Callable[[], bool]) -> Mapping[str, Method]:
+    """The methods of the health service. ``ready``, called at each check, returns whether requests can be routed."""
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
-        self._ready = ready
+    def status(service: str) -> health_pb2.HealthCheckResponse:
+        return _SERVING if service == LIVENESS or ready() else _NOT_SERVING
 
-    def _status(self, service: str) -> health_pb2.HealthCheckResponse:
-        return _SERVING if service == LIVENESS or self._ready() else _NOT_SERVING
+    def check(request: bytes) -> bytes:
+        answer: bytes = status(health_pb2.HealthCheckRequest.FromString(request).service).SerializeToString()
+        return answer
 
-    async def Check(  # noqa: N802  # the protocol's name
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> health_pb2.HealthCheckResponse:
-        """One service's status."""
-        return self._status(request.service)
+    def list_all(request: bytes) -> bytes:
+        statuses = {name: status(name) for name in _LISTED}
+        answer: bytes = health_pb2.HealthListResponse(statuses=statuses).SerializeToString()
+        return answer
 
-    async def List(  # noqa: N802
-        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> health_pb2.HealthListResponse:
-        """The status of every service."""
-        return health_pb2.HealthListResponse(statuses={name: self._status(name) for name in _LISTED})
-
-    async def Watch(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        """Not implemented, as in other pickers. Clients treat UNIMPLEMENTED as healthy."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+    return {
+        "/grpc.health.v1.Health/Check": unary(check),
+        "/grpc.health.v1.Health/List": unary(list_all),
+        "/grpc.health.v1.Health/Watch": _watch,
+    }
 
 
-def add(server: grpc.aio.Server, ready: Callable[[], bool]) -> None:
-    """Serve health on ``server``."""
-    health_pb2_grpc.add_HealthServicer_to_server(Health(ready), server)
+def _watch(call: Call) -> Handler:
+    """Not implemented, as in other pickers. Clients treat UNIMPLEMENTED as healthy."""
+    call.finish(Status.UNIMPLEMENTED, "use Check")
+    return IGNORE

@@ -26,11 +26,6 @@ from warmroute.request.rejections import Rejection, rejection_body
 CHUNK_BYTES = 62_000
 """Body bytes in one message of FULL_DUPLEX_STREAMED. Other pickers use this size; gRPC's flow-control window is 64 KiB."""
 
-NOTHING = b""
-"""Empty ProcessingResponse: the last message of a stream on which no request is open.
-
-Never send it while a request is open: Envoy counts it as spurious and, under fail-close, answers 500.
-"""
 CONTINUE_REQUEST_HEADERS = ProcessingResponse(request_headers=HeadersResponse()).SerializeToString()
 CONTINUE_REQUEST_BODY = ProcessingResponse(request_body=BodyResponse()).SerializeToString()
 CONTINUE_REQUEST_TRAILERS = ProcessingResponse(request_trailers=TrailersResponse()).SerializeToString()

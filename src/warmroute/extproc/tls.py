@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
+import os
+import ssl
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
-import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,9 +27,9 @@ _UNUSABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm)
 """Exceptions of reading a certificate and its key. An encrypted key raises TypeError."""
 
 
-def self_signed() -> grpc.ServerCredentials:
-    """Credentials with a self-signed certificate, for gateways that use TLS without verification, as most do."""
-    return grpc.ssl_server_credentials([new_pair("localhost")])
+def self_signed() -> ssl.SSLContext:
+    """A context with a self-signed certificate, for gateways that use TLS without verification, as most do."""
+    return _context(*new_pair("localhost"))
 
 
 def new_pair(host: str) -> tuple[bytes, bytes]:
@@ -50,50 +54,82 @@ def new_pair(host: str) -> tuple[bytes, bytes]:
     return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def from_directory(path: Path, reloaded: Callable[[bool], object] = lambda ok: None) -> grpc.ServerCredentials:
-    """Credentials from ``tls.crt`` and ``tls.key`` in ``path``, reloaded at the next connection after they have changed.
+def from_directory(path: Path, reloaded: Callable[[bool], object] = lambda ok: None) -> ssl.SSLContext:
+    """A context with ``tls.crt`` and ``tls.key`` from ``path``, read again at the next connection after they have changed.
 
     Raises ConfigurationError if they are unusable at start. A bad pair later is logged, and the old pair stays in use.
-    ``reloaded`` is called with the result of each reload, in a thread of gRPC.
+    ``reloaded`` is called with the result of each reload, on the event loop.
     """
     pair = _CertificatePair(path, reloaded)
-    return grpc.dynamic_ssl_server_credentials(pair.configuration, pair.fetch)  # type: ignore[arg-type]  # may be None
+    context = pair.context
+
+    def at_hello(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        connection.context = pair.current()
+
+    context.sni_callback = at_hello  # called for each connection, with and without a server name
+    return context
 
 
 class _CertificatePair:
-    """The pair in use. After ``__init__`` only gRPC's thread touches it."""
+    """The pair in use."""
 
     def __init__(self, path: Path, reloaded: Callable[[bool], object]) -> None:
         self._reloaded = reloaded
         self._key, self._certificate = path / "tls.key", path / "tls.crt"
         try:
             self._stamp = self._stamps()
-            self.configuration = self._read()
+            self.context = self._read()
         except _UNUSABLE as error:
             raise ConfigurationError(f"cannot use the certificate in {path}: {error}") from error
 
     def _stamps(self) -> tuple[tuple[int, int], ...]:
         return tuple((s.st_mtime_ns, s.st_ino) for s in (self._certificate.stat(), self._key.stat()))
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> ssl.SSLContext:
         key, certificate = self._key.read_bytes(), self._certificate.read_bytes()
         public = serialization.load_pem_private_key(key, password=None).public_key()
         if x509.load_pem_x509_certificate(certificate).public_key() != public:
             raise ValueError("tls.key is not the key of tls.crt")
-        return grpc.ssl_server_certificate_configuration([(key, certificate)])
+        return _context(key, certificate)
 
-    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new pair, or None if it has not changed. gRPC calls this for each connection."""
+    def current(self) -> ssl.SSLContext:
+        """The context with the new pair if it has changed and can be used, else with the old one."""
         try:
             stamp = self._stamps()
             if stamp == self._stamp:
-                return None
+                return self.context
             self._stamp = stamp
-            self.configuration = self._read()
+            self.context = self._read()
         except _UNUSABLE as error:
             self._reloaded(False)
             logger.warning("new certificate unusable, old one stays in use", extra={"fields": {"error": str(error)}})
-            return None
+            return self.context
         self._reloaded(True)
         logger.info("certificate reloaded", extra={"fields": {"path": str(self._certificate)}})
-        return self.configuration
+        return self.context
+
+
+def _context(key: bytes, certificate: bytes) -> ssl.SSLContext:
+    """A server's context. The pair is loaded from memory: the picker's file system may be read-only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2"])
+    with _file(key + b"\n" + certificate) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+@contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    """The path of a file with ``content``, which only this process can open."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("certificate")
+        try:
+            os.write(descriptor, content)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        with NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            yield file.name

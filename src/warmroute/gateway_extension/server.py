@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import health
-from warmroute.extproc.listen import bind
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
 from warmroute.gateway_extension.picked_pool import picked_pools
+from warmroute.grpc_server.connection import Limits
+from warmroute.grpc_server.server import GrpcServer, Method, unary
 
 if TYPE_CHECKING:  # it needs the Kubernetes client
     from warmroute.gateway_extension.status import StatusWriter
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 SERVICE = "envoygateway.extension.EnvoyGatewayExtension"
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest message either way: the whole configuration of a gateway. Envoy Gateway's ``maxMessageSize`` must allow it."""
+MOST_CALLS = 100
+"""Calls at once on one connection."""
 GRACE = 5.0
 """Seconds that calls in progress have to end after SIGTERM."""
 
@@ -69,7 +71,10 @@ class GatewayExtension:
             ["hook"],
             registry=self._registry,
         )
-        self._servers: list[grpc.aio.Server] = []
+        checks = health.methods(lambda: True)
+        limits = Limits(MAX_MESSAGE_BYTES, MOST_CALLS)
+        self._server = GrpcServer({**self._methods(), **checks}, limits)
+        self._health = GrpcServer(checks, limits)
         self._stop_metrics: Callable[[], None] = lambda: None
         self.port = 0
         """The port of the service in use once started."""
@@ -93,24 +98,13 @@ class GatewayExtension:
     async def start(self) -> None:
         """Listen. Raises ConfigurationError if a port is taken or a certificate cannot be used."""
         listen = self._listen
-        server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            )
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
-        health.add(server, lambda: True)
-        credentials = None
+        tls = None
         if listen.cert_path is not None:
-            from warmroute.extproc import tls
+            from warmroute.extproc.tls import from_directory
 
-            credentials = tls.from_directory(listen.cert_path)
-        self.port = bind(server, listen.host, listen.port, "--port", credentials)
-        health_server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        health.add(health_server, lambda: True)
-        self.health_port = bind(health_server, listen.host, listen.health_port, "--health-port", None)
+            tls = from_directory(listen.cert_path)
+        self.port = await self._server.start(listen.host, listen.port, "--port", tls)
+        self.health_port = await self._health.start(listen.host, listen.health_port, "--health-port")
         try:
             http, thread = start_http_server(listen.metrics_port, listen.host or "0.0.0.0", self._registry)
         except OSError as error:
@@ -125,9 +119,6 @@ class GatewayExtension:
             thread.join()
 
         self._stop_metrics = stop_metrics
-        self._servers = [server, health_server]
-        for one in self._servers:
-            await one.start()
         if self._status is not None:
             self._status.start()
         logger.info(
@@ -146,38 +137,33 @@ class GatewayExtension:
         """Stop listening and let calls in progress end; safe after a failed start."""
         if self._status is not None:
             await self._status.stop()
-        await asyncio.gather(*(server.stop(GRACE) for server in self._servers))
-        self._servers.clear()
+        await asyncio.gather(self._server.stop(GRACE), self._health.stop(GRACE))
         await asyncio.to_thread(self._stop_metrics)
         self._stop_metrics = lambda: None
 
     # ---------------------------------------------------------------- calls
 
-    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def _methods(self) -> Mapping[str, Method]:
         return {
-            "PostRouteModify": self._handler("PostRouteModify", pb.PostRouteModifyRequest, self._route),
-            "PostClusterModify": self._handler("PostClusterModify", pb.PostClusterModifyRequest, self._cluster),
-            "PostTranslateModify": self._handler(
+            f"/{SERVICE}/PostRouteModify": self._method("PostRouteModify", pb.PostRouteModifyRequest, self._route),
+            f"/{SERVICE}/PostClusterModify": self._method(
+                "PostClusterModify", pb.PostClusterModifyRequest, self._cluster
+            ),
+            f"/{SERVICE}/PostTranslateModify": self._method(
                 "PostTranslateModify", pb.PostTranslateModifyRequest, self._translation
             ),
         }
 
-    def _handler(
-        self, hook: str, request_type: Any, answer: Callable[[Any], tuple[Any, str]]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        async def call(request: Any, _: object) -> Any:
+    def _method(self, hook: str, request_type: Any, answer: Callable[[Any], tuple[Any, str]]) -> Method:
+        def call(request: bytes) -> bytes:
             began = perf_counter()
-            response, outcome = answer(request)
+            response, outcome = answer(request_type.FromString(request))
             self._calls.labels(hook, outcome).inc()
             self._seconds.labels(hook).observe(perf_counter() - began)
-            return response
+            serialised: bytes = response.SerializeToString()
+            return serialised
 
-        handled: Callable[[Any, Any], Awaitable[Any]] = call
-        return grpc.unary_unary_rpc_method_handler(
-            handled,
-            request_deserializer=request_type.FromString,
-            response_serializer=lambda response: response.SerializeToString(),
-        )
+        return unary(call)
 
     def _route(self, request: pb.PostRouteModifyRequest) -> tuple[pb.PostRouteModifyResponse, str]:
         route = pb.Route()

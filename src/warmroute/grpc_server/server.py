@@ -1,0 +1,229 @@
+"""The sockets of the gRPC server: listening, TLS, keepalive, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from warmroute.errors import ConfigurationError
+from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits
+from warmroute.grpc_server.frames import Status
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_INTERVAL = 20.0
+"""Seconds between two pings. A client that has not answered one at the next is gone; so is one that has said nothing."""
+MOST_FRAMES = 10_000
+"""Frames without messages that wait for a client that does not read, at most: answers to its pings, settings and calls."""
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that TLS may take to begin."""
+BACKLOG = 1024
+"""Connections that the kernel accepts before the event loop does."""
+
+Method = Callable[[Call], Handler]
+"""Takes a call and returns its handler; :data:`~warmroute.grpc_server.connection.IGNORE` if it has finished it."""
+
+
+class GrpcServer:
+    """Serves ``methods``, by their paths, on one port."""
+
+    def __init__(self, methods: Mapping[str, Method], limits: Limits) -> None:
+        self._methods = methods
+        self._limits = limits
+        self._server: asyncio.Server | None = None
+        self._keepalive: asyncio.Task[None] | None = None
+        self._connections: set[_Socket] = set()
+        self._changed = asyncio.Event()
+
+    async def start(self, host: str, port: int, flag: str, tls: ssl.SSLContext | None = None) -> int:
+        """Listen on ``host`` (empty: all interfaces, IPv6 and IPv4). Returns the port in use.
+
+        Raises ConfigurationError, which names ``flag``, if the port is unavailable.
+        """
+        listener = _listen(host, port)
+        if listener is None:
+            raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Socket(self._accept, self._limits, self._connections, self._changed),
+            sock=listener,
+            ssl=tls,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT if tls is not None else None,
+        )
+        self._keepalive = asyncio.create_task(self._find_dead_connections(), name="grpc keepalive")
+        bound: int = listener.getsockname()[1]
+        return bound
+
+    async def stop(self, grace: float) -> None:
+        """Stop listening; open calls have ``grace`` seconds to end. Safe to call before ``start`` and again."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+            await asyncio.gather(self._keepalive, return_exceptions=True)
+        for connection in list(self._connections):
+            connection.go_away()
+        try:
+            async with asyncio.timeout(grace):
+                while any(connection.calls for connection in self._connections):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        for connection in list(self._connections):
+            connection.close()
+        while self._connections:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _accept(self, call: Call) -> Handler:
+        method = self._methods.get(call.path)
+        if method is None:
+            call.finish(Status.UNIMPLEMENTED, "there is no such method")
+            return IGNORE
+        return method(call)
+
+    async def _find_dead_connections(self) -> None:
+        while True:
+            await asyncio.sleep(KEEPALIVE_INTERVAL)
+            for connection in list(self._connections):
+                connection.keep_alive()
+
+
+class _Socket(asyncio.Protocol):
+    """A connection and its socket."""
+
+    def __init__(self, accept: Method, limits: Limits, connections: set[_Socket], changed: asyncio.Event) -> None:
+        self._connection = Connection(accept, self._flush, limits)
+        self._connections = connections
+        self._changed = changed
+        self._transport: asyncio.Transport | None = None
+        self._old = False
+
+    @property
+    def calls(self) -> int:
+        """Open calls."""
+        return self._connection.calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but for its class
+        self._connections.add(self)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        self._connection.receive(data)
+        self._flush()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._connection.paused = True
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._connection.paused = False
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        self._connection.lost()
+        self._connections.discard(self)
+        self._changed.set()
+
+    def keep_alive(self) -> None:
+        """Ping the client; give it up if it has not answered the last ping, not begun, or not read the end."""
+        connection = self._connection
+        if connection.ping_open or connection.closed or (self._old and not connection.established):
+            self._abort()
+        elif connection.established:
+            connection.ping()
+            self._flush()
+        self._old = True
+
+    def go_away(self) -> None:
+        """Take no more calls."""
+        self._connection.go_away()
+        self._flush()
+
+    def close(self) -> None:
+        """End all calls and close the socket."""
+        self._connection.lost()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        """Write what can be written now."""
+        transport, connection = self._transport, self._connection
+        if transport is None or transport.is_closing():
+            return
+        while not connection.paused and (data := connection.output()):
+            transport.write(data)
+        if connection.frames > MOST_FRAMES:
+            self._abort()
+        elif connection.closed:
+            transport.close()
+        if not connection.calls:
+            self._changed.set()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Unary:
+    """The handler of a method with one message each way. ``answer`` takes and returns serialised messages."""
+
+    def __init__(self, call: Call, answer: Callable[[bytes], bytes]) -> None:
+        self._call = call
+        self._answer = answer
+
+    def message(self, data: bytes) -> None:
+        """Answer, or report a failure to this client alone."""
+        try:
+            answer = self._answer(data)
+        except Exception:
+            logger.exception("call failed", extra={"fields": {"method": self._call.path}})
+            self._call.finish(Status.INTERNAL, "the method failed")
+            return
+        self._call.send(answer)
+        self._call.finish()
+
+    def half_closed(self) -> None:
+        """No message came."""
+        self._call.finish(Status.INTERNAL, "a message was expected")
+
+    def written(self) -> None:
+        """Nothing: the call ends then."""
+
+    def closed(self) -> None:
+        """Nothing is held."""
+
+
+def unary(answer: Callable[[bytes], bytes]) -> Method:
+    """A method of :class:`GrpcServer` with one message each way."""
+    return lambda call: Unary(call, answer)
+
+
+def _listen(host: str, port: int) -> socket.socket | None:
+    """A listening socket; None if there is none to be had."""
+    attempts = (
+        [(host, socket.AF_INET6 if ":" in host else socket.AF_INET, False)]
+        if host
+        else [
+            ("::", socket.AF_INET6, True),
+            ("0.0.0.0", socket.AF_INET, False),
+        ]  # without IPv6 the first cannot be bound
+    )
+    for address, family, dual_stack in attempts:
+        try:
+            return socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
+        except OSError:
+            continue
+    return None

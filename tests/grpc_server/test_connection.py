@@ -1,0 +1,401 @@
+"""The HTTP/2 connection against h2, another implementation of the protocol, and against clients that break it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.grpc_server import frames
+from warmroute.grpc_server.connection import (
+    CONNECTION_WINDOW,
+    IGNORE,
+    MAX_HEADERS,
+    STREAM_WINDOW,
+    Call,
+    Connection,
+    Handler,
+    Limits,
+)
+from warmroute.grpc_server.frames import ErrorCode, Status, frame
+
+LIMITS = Limits(message_bytes=1 << 20, calls=10)
+HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/echo"),
+    (":authority", "picker"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
+
+
+def prefixed(message: bytes) -> bytes:
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class Echo:
+    """A handler that notes what it is told and sends each message back."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.messages: list[bytes] = []
+        self.ends: list[str] = []
+        self.times_written = 0
+
+    def message(self, data: bytes) -> None:
+        self.messages.append(data)
+        self.call.send(data)
+
+    def half_closed(self) -> None:
+        self.ends.append("half-closed")
+        self.call.finish()
+
+    def written(self) -> None:
+        self.times_written += 1
+
+    def closed(self) -> None:
+        self.ends.append("closed")
+
+
+class Pair:
+    """A server's connection and an h2 client, with nothing between them."""
+
+    def __init__(self, limits: Limits = LIMITS, **settings: int) -> None:
+        self.handlers: list[Echo] = []
+        self.wakes = 0
+        self.server = Connection(self._accept, self._wake, limits)
+        self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        if settings:
+            self.client.local_settings = h2.settings.Settings(
+                client=True, initial_values={getattr(h2.settings.SettingCodes, k): v for k, v in settings.items()}
+            )
+        self.client.initiate_connection()
+        self.events: list[Any] = []
+        self.exchange()
+
+    def _accept(self, call: Call) -> Handler:
+        if call.path != "/echo":
+            call.finish(Status.UNIMPLEMENTED, "no such method: ünïcode\n")
+            return IGNORE
+        self.handlers.append(Echo(call))
+        return self.handlers[-1]
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def exchange(self, piece: int = 1 << 20) -> None:
+        """Carry bytes both ways until nobody has more."""
+        while True:
+            sent = self.client.data_to_send()
+            for start in range(0, len(sent), piece):
+                self.server.receive(sent[start : start + piece])
+            received = self.server.output()
+            if received:
+                self.events += self.client.receive_data(received)
+            if not sent and not received:
+                return
+
+    def open(self, path: str = "/echo", *, end: bool = False) -> int:
+        stream = self.client.get_next_available_stream_id()
+        self.client.send_headers(stream, [(k, path if k == ":path" else v) for k, v in HEADERS], end_stream=end)
+        return stream
+
+    def data(self, stream: int) -> bytes:
+        return b"".join(e.data for e in self.events if isinstance(e, h2.events.DataReceived) and e.stream_id == stream)
+
+    def trailers(self, stream: int) -> dict[str, str]:
+        for event in self.events:
+            kinds = (h2.events.TrailersReceived, h2.events.ResponseReceived)
+            if isinstance(event, kinds) and event.stream_id == stream:
+                headers = {str(name): str(value) for name, value in event.headers}
+                if "grpc-status" in headers:
+                    return headers
+        return {}
+
+    def raw(self, data: bytes) -> bytes:
+        """What the server answers to these bytes."""
+        self.server.receive(data)
+        return self.server.output()
+
+
+@given(
+    messages=st.lists(st.binary(max_size=300), max_size=6),
+    cuts=st.lists(st.integers(1, 2000), max_size=10),
+    piece=st.integers(1, 400),
+    padding=st.sampled_from([None, 0, 7]),
+)
+def test_messages_arrive_whole_however_they_are_cut(
+    messages: list[bytes], cuts: list[int], piece: int, padding: int | None
+) -> None:
+    pair = Pair()
+    stream = pair.open()
+    rest = b"".join(map(prefixed, messages))
+    for cut in cuts:
+        pair.client.send_data(stream, rest[:cut], pad_length=padding)
+        rest = rest[cut:]
+    pair.client.send_data(stream, rest, end_stream=True)
+    pair.exchange(piece)
+    assert pair.handlers[0].messages == messages
+    assert pair.handlers[0].ends == ["half-closed", "closed"]
+    assert pair.data(stream) == b"".join(map(prefixed, messages))
+    assert pair.trailers(stream)["grpc-status"] == "0"
+    assert pair.server.calls == 0
+
+
+@given(data=st.binary(max_size=400))
+def test_no_bytes_raise(data: bytes) -> None:
+    for beginning in (b"", frames.PREFACE, frames.PREFACE + frame(frames.SETTINGS, 0, 0)):
+        connection = Connection(lambda call: IGNORE, lambda: None, LIMITS)
+        connection.receive(beginning + data)
+        connection.output()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 11), st.integers(0, 255), st.integers(0, 5), st.binary(max_size=30)), max_size=12)
+)
+def test_no_frames_raise_and_each_call_is_closed_once(sent: list[tuple[int, int, int, bytes]]) -> None:
+    pair = Pair()
+    pair.open()
+    pair.exchange()
+    for kind, flags, stream, payload in sent:
+        pair.raw(frame(kind, flags, stream, payload))
+    pair.server.lost()
+    assert [handler.ends.count("closed") for handler in pair.handlers] == [1] * len(pair.handlers)
+
+
+def test_an_unknown_method_is_unimplemented() -> None:
+    pair = Pair()
+    stream = pair.open("/other")
+    pair.exchange()
+    assert pair.trailers(stream)["grpc-status"] == "12"
+    assert pair.trailers(stream)["grpc-message"] == "no such method: %C3%BCn%C3%AFcode%0A"
+    assert pair.server.calls == 0
+
+
+def test_a_request_that_is_not_grpc_gets_415() -> None:
+    pair = Pair()
+    stream = pair.client.get_next_available_stream_id()
+    pair.client.send_headers(stream, [*HEADERS[:5], ("content-type", "text/html")], end_stream=True)
+    pair.exchange()
+    responses = [dict(event.headers) for event in pair.events if isinstance(event, h2.events.ResponseReceived)]
+    assert responses == [{":status": "415"}]
+
+
+def test_what_is_not_http2_is_told_so_and_ended() -> None:
+    connection = Connection(lambda call: IGNORE, lambda: None, LIMITS)
+    connection.receive(b"GET / HTTP/1.1\r\n\r\n")
+    assert b"this is not HTTP/2" in connection.output()
+    assert connection.closed
+
+
+def test_long_answers_wait_for_the_clients_window_and_end_in_order() -> None:
+    pair = Pair(INITIAL_WINDOW_SIZE=1000)
+    stream, other = pair.open(), pair.open()
+    message = bytes(range(256)) * 400
+    for start in range(0, len(message) + 5, 10_000):
+        pair.client.send_data(stream, prefixed(message)[start : start + 10_000])
+    pair.client.send_data(other, prefixed(b"short"), end_stream=True)
+    pair.exchange()
+    assert len(pair.data(stream)) == 1000
+    assert pair.data(other) == prefixed(b"short"), "one that waits does not hold up another"
+    assert pair.handlers[0].call.unsent
+    pair.client.end_stream(stream)
+    pair.exchange()
+    assert not pair.trailers(stream)
+    while not pair.trailers(stream):
+        before = len(pair.data(stream))
+        pair.client.increment_flow_control_window(5000, stream)
+        pair.client.increment_flow_control_window(5000)
+        pair.exchange()
+        assert 0 < len(pair.data(stream)) - before <= 5000
+    assert pair.data(stream) == prefixed(message)
+    assert pair.handlers[0].ends == ["half-closed", "closed"]
+
+
+def test_the_handler_learns_that_what_waited_is_written() -> None:
+    pair = Pair(INITIAL_WINDOW_SIZE=1000)
+    stream = pair.open()
+    pair.client.send_data(stream, prefixed(bytes(2000)))
+    pair.exchange()
+    assert pair.handlers[0].times_written == 0
+    pair.client.increment_flow_control_window(5000, stream)
+    pair.exchange()
+    assert pair.handlers[0].times_written == 1
+    assert not pair.handlers[0].call.unsent
+
+
+def test_nothing_is_written_while_the_client_does_not_read() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    pair.server.paused = True
+    pair.client.send_data(stream, prefixed(b"x"))
+    pair.server.receive(pair.client.data_to_send())
+    assert pair.handlers[0].call.unsent
+    pair.server.paused = False
+    pair.exchange()
+    assert pair.data(stream) == prefixed(b"x")
+
+
+def test_a_paused_call_gets_no_more_than_a_window() -> None:
+    pair = Pair()
+    stream, other = pair.open(), pair.open()
+    pair.exchange()
+    call = pair.handlers[0].call
+    call.pause()
+    pair.client.send_data(stream, prefixed(bytes(900_000))[:100])
+    for one in (stream, other):
+        while (room := pair.client.local_flow_control_window(one)) > (0 if one == stream else STREAM_WINDOW // 2):
+            pair.client.send_data(one, bytes(min(room, 16_000)))
+            pair.exchange()
+    assert pair.client.local_flow_control_window(stream) == 0
+    assert pair.client.local_flow_control_window(other) > 0
+    assert pair.wakes == 0
+    call.resume()
+    assert pair.wakes == 1, "the owner of the socket has to write the update"
+    pair.exchange()
+    assert pair.client.local_flow_control_window(stream) == STREAM_WINDOW
+
+
+def test_a_connection_can_carry_more_than_its_window() -> None:
+    pair = Pair()
+    for _ in range(CONNECTION_WINDOW // 200_000 + 2):
+        stream = pair.open()
+        for start in range(0, 200_000, 10_000):
+            pair.client.send_data(stream, prefixed(bytes(900_000))[start : start + 10_000])
+        pair.client.reset_stream(stream)
+        pair.exchange()
+    assert not pair.server.closed
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_message_over_the_limit_ends_its_call_alone(declared: bool) -> None:
+    pair = Pair(Limits(message_bytes=100, calls=10))
+    stream, other = pair.open(), pair.open()
+    pair.client.send_data(stream, prefixed(bytes(101))[: 5 if declared else None])
+    pair.client.send_data(other, prefixed(b"x" * 100))
+    pair.exchange()
+    assert pair.trailers(stream)["grpc-status"] == str(int(Status.RESOURCE_EXHAUSTED))
+    assert pair.data(other) == prefixed(b"x" * 100)
+    assert pair.handlers[0].messages == []
+
+
+def test_compressed_messages_are_not_taken() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.client.send_data(stream, b"\x01" + prefixed(b"x")[1:])
+    pair.exchange()
+    assert pair.trailers(stream)["grpc-status"] == str(int(Status.UNIMPLEMENTED))
+
+
+def test_more_calls_than_allowed_are_refused_and_the_others_go_on() -> None:
+    pair = Pair(Limits(message_bytes=100, calls=2))
+    pair.client.remote_settings = h2.settings.Settings(client=False)  # a client that does not heed the setting
+    streams = [pair.open() for _ in range(4)]
+    pair.exchange()
+    resets = {e.stream_id: e.error_code for e in pair.events if isinstance(e, h2.events.StreamReset)}
+    assert resets == {streams[2]: ErrorCode.REFUSED_STREAM, streams[3]: ErrorCode.REFUSED_STREAM}
+    assert pair.server.calls == 2
+
+
+def test_after_go_away_open_calls_go_on_and_new_ones_are_refused() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    pair.server.go_away()
+    late = frame(frames.HEADERS, frames.END_HEADERS, stream + 2, pair.client.encoder.encode(HEADERS))
+    assert frame(frames.RST_STREAM, 0, stream + 2, ErrorCode.REFUSED_STREAM.to_bytes(4, "big")) in pair.raw(late)
+    assert len(pair.handlers) == 1
+    assert pair.server.calls == 1
+
+
+def test_a_reset_closes_the_call_and_late_data_are_ignored() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    pair.client.reset_stream(stream)
+    pair.exchange()
+    assert pair.handlers[0].ends == ["closed"]
+    pair.handlers[0].call.send(b"late")
+    pair.handlers[0].call.finish()
+    assert pair.raw(frame(frames.DATA, 0, stream, b"x")) == b""
+    assert not pair.server.closed
+
+
+HEADER_FLOOD = [
+    frame(frames.HEADERS, 0, 1, b"\0" * 10_000) + frame(frames.CONTINUATION, 0, 1, b"\0" * 10_000),
+    frame(frames.HEADERS, 0, 1, b"") + frame(frames.CONTINUATION, 0, 1, b""),
+]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frames.HEAD.pack(65, 0, frames.DATA, 0, 1), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.DATA, 0, 1, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.DATA, 0, 0, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.HEADERS, frames.END_HEADERS, 2, b""), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.HEADERS, frames.END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff"), ErrorCode.COMPRESSION_ERROR),
+        (frame(frames.HEADERS, 0, 1, b"") + frame(frames.PING, 0, 0, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+        (HEADER_FLOOD[0], ErrorCode.ENHANCE_YOUR_CALM),
+        (HEADER_FLOOD[1], ErrorCode.ENHANCE_YOUR_CALM),
+        (frame(frames.CONTINUATION, 0, 1, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PUSH_PROMISE, 0, 1, b""), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.SETTINGS, 0, 0, b"x"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.SETTINGS, 0, 0, frames.setting(4, 2**31)), ErrorCode.FLOW_CONTROL_ERROR),
+        (frame(frames.SETTINGS, 0, 0, frames.setting(5, 1)), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.WINDOW_UPDATE, 0, 0, bytes(4)), ErrorCode.FLOW_CONTROL_ERROR),
+        (frame(frames.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"), ErrorCode.FLOW_CONTROL_ERROR),
+        (frame(frames.RST_STREAM, 0, 9, bytes(4)), ErrorCode.PROTOCOL_ERROR),
+    ],
+)
+def test_clients_that_break_the_protocol_are_told_why_and_ended(sent: bytes, code: ErrorCode) -> None:
+    pair = Pair()
+    answer = pair.raw(sent)
+    assert frames.HEAD.unpack_from(answer)[2] == frames.GOAWAY
+    assert int.from_bytes(answer[13:17], "big") == code
+    assert pair.server.closed
+    assert pair.raw(frame(frames.PING, 0, 0, bytes(8))) == b""
+
+
+def test_large_headers_end_the_connection_before_they_fill_memory() -> None:
+    """One byte names an entry of the client's table: 16 KB of headers could become 64 MB."""
+    pair = Pair()
+    encoder = pair.client.encoder
+    block = encoder.encode([*HEADERS, ("x", "y" * 3000)])
+    answer = pair.raw(frame(frames.HEADERS, frames.END_HEADERS, 1, block + b"\xbe" * 1000))
+    assert int.from_bytes(answer[13:17], "big") == ErrorCode.ENHANCE_YOUR_CALM
+    assert MAX_HEADERS < 1000 * 3000
+
+
+def test_pings_are_answered_and_their_answers_noted() -> None:
+    pair = Pair()
+    pair.client.ping(b"12345678")
+    pair.exchange()
+    assert [event for event in pair.events if isinstance(event, h2.events.PingAckReceived)]
+    pair.server.ping()
+    assert pair.server.ping_open
+    pair.exchange()
+    assert not pair.server.ping_open
+
+
+def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.client.send_data(stream, prefixed(b"x"), end_stream=True)
+    gc.disable()
+    try:
+        pair.exchange()
+        handler = weakref.ref(pair.handlers.pop())
+        assert handler() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,111 @@
+"""The gRPC server over real sockets: keepalive, clients that do not read, the end. tests/extproc has streams and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.waiting import eventually
+from warmroute.grpc_server import frames
+from warmroute.grpc_server import server as server_module
+from warmroute.grpc_server.connection import Limits
+from warmroute.grpc_server.frames import PREFACE, SETTINGS, frame
+from warmroute.grpc_server.server import GrpcServer, unary
+
+pytestmark = pytest.mark.integration
+
+METHOD = "/test.Service/Reverse"
+
+
+def reverse(message: bytes) -> bytes:
+    return 1 // len(message) * message[::-1] if len(message) < 2 else message[::-1]
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[GrpcServer, int]]:
+    server = GrpcServer({METHOD: unary(reverse)}, Limits(message_bytes=10 << 20, calls=100))
+    port = await server.start("127.0.0.1", 0, "--port")
+    try:
+        yield server, port
+    finally:
+        await server.stop(0.5)
+
+
+def method(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(METHOD)  # type: ignore[call-arg]  # grpc-stubs: not optional
+
+
+async def test_messages_of_all_sizes_both_ways() -> None:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    async with serving() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        for size in (2, 16_379, 16_380, 70_000, 5 << 20):
+            message = (b"0123456789" * (size // 10 + 1))[:size]
+            async with asyncio.timeout(60):
+                assert await method(channel)(message) == message[::-1]
+
+
+async def test_a_method_that_fails_ends_its_call_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await method(channel)(b"")
+        assert failed.value.code() == grpc.StatusCode.INTERNAL
+        assert await method(channel)(b"ab") == b"ba"
+    assert [record.message for record in caplog.records] == ["call failed"]
+
+
+async def test_silent_connections_and_those_that_do_not_answer_a_ping_are_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "KEEPALIVE_INTERVAL", 0.2)
+    async with serving() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert await method(channel)(b"ab") == b"ba"
+        for beginning in (b"", PREFACE + frame(SETTINGS, 0, 0)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(beginning)
+            async with asyncio.timeout(60):
+                try:
+                    while await reader.read(1000):
+                        pass
+                except ConnectionError:
+                    pass
+            writer.close()
+        assert channel.get_state() is grpc.ChannelConnectivity.READY, "grpcio answers pings"
+        assert await method(channel)(b"ab") == b"ba"
+
+
+async def test_a_client_that_pings_and_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MOST_FRAMES", 100)
+    async with serving() as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0))
+        pings = frame(frames.PING, 0, 0, bytes(8)) * 1000
+
+        async def flood() -> None:
+            while True:
+                writer.write(pings)
+                await writer.drain()
+
+        flooding = asyncio.create_task(flood())
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(60):
+                await flooding
+        await eventually(lambda: not server._connections)
+
+
+async def test_stop_lets_open_calls_end_and_gives_the_others_up() -> None:
+    async with serving() as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0))
+        await eventually(lambda: server._connections)
+        async with asyncio.timeout(60):
+            await server.stop(0.1)
+        data = await reader.read()
+        assert frame(frames.GOAWAY, 0, 0, bytes(8)) in data
+        writer.close()
+    with pytest.raises(OSError):  # noqa: PT011  # refused, by any name of the platform
+        await asyncio.open_connection("127.0.0.1", port)

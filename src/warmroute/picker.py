@@ -32,6 +32,7 @@ from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
 from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.observability.shared_state_metrics import SharedStateReading
+from warmroute.observability.warm_log import WarmLog
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
@@ -265,7 +266,7 @@ class EndpointPicker:
 
     def _listeners(self) -> tuple[DecisionListener, ...]:
         """Who is told of decisions."""
-        listeners: list[DecisionListener] = [self.decisions, self.live, self.metrics]
+        listeners: list[DecisionListener] = [self.decisions, self.live, self.metrics, WarmLog()]
         if self.decision_log is not None:
             listeners.append(self.decision_log)
         if self.shared_state is not None:

@@ -1,12 +1,13 @@
 """Log lines: tab-separated columns, or one JSON object per line.
 
-Call sites use the standard library and pass the line's fields as ``fields``::
+The line of a warm request goes through :func:`write`. All other call sites use the standard library and pass the line's
+fields as ``fields``::
 
-    logger.info("Do prefix-aware routing!", extra={"fields": {"request": request_id, "matching ratio": ratio}})
+    logger.info("draining", extra={"fields": {"streams": 12}})
 
 which reads, with tabs between the columns::
 
-    2026-11-22T10:00:00Z  INFO  routing/router.py:120  Do prefix-aware routing!  {"request": "7f3", "matching ratio": ...}
+    2026-11-22T10:00:00Z  INFO  picker.py:120  draining  {"streams": 12}
 
 On the request path a call site asks ``logger.isEnabledFor`` first, so that a level that is off builds no fields.
 
@@ -23,7 +24,7 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO, cast
 
 import warmroute
 from warmroute.observability.log_writer import LogWriter
@@ -51,8 +52,7 @@ def configure(settings: Settings, *, stream: TextIO | None = None) -> None:
 
     Libraries log in the same format, from WARNING on. A second call replaces what the first set up.
     """
-    handler = LogHandler(stream)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
+    handler = LogHandler(stream, JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     root = logging.getLogger()
     for old in _handlers():
         root.removeHandler(old)
@@ -83,9 +83,11 @@ def _handlers() -> list[LogHandler]:
 class LogHandler(logging.Handler):
     """Hands records to a :class:`LogWriter`, without references to anything large."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, formatter: LineFormatter) -> None:
         super().__init__()
-        self.writer = LogWriter(self.format, sys.stderr if stream is None else stream, line_of_loss=self._line_of_loss)
+        self.setFormatter(formatter)
+        self._lines = formatter
+        self.writer = LogWriter(self._line, sys.stderr if stream is None else stream, line_of_loss=self._line_of_loss)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record; called with the handler's lock held, so it must not block."""
@@ -97,6 +99,9 @@ class LogHandler(logging.Handler):
         if any(type(value) is str and len(value) > LONGEST_TEXT for value in fields.values()):
             record.fields = {key: _shortened(value) if type(value) is str else value for key, value in fields.items()}
         self.writer.add(record, urgent=record.levelno >= logging.WARNING)
+
+    def _line(self, item: logging.LogRecord | Line) -> str:
+        return self._lines.line(item) if type(item) is Line else self._lines.format(cast(logging.LogRecord, item))
 
     def _line_of_loss(self, lines: int) -> str:
         """The line about lines that were dropped."""
@@ -117,44 +122,77 @@ class LogHandler(logging.Handler):
         super().close()
 
 
-class ConsoleFormatter(logging.Formatter):
-    """UTC time, level, caller, message and fields (if any), tab-separated; a traceback on indented lines below."""
+class Line(NamedTuple):
+    """A log line before it is formatted."""
+
+    created: float
+    """Unix seconds."""
+    level: str
+    caller: str
+    message: str
+    fields: Mapping[str, Any]
+    traceback: str | None = None
+
+
+def write(log: logging.Logger, caller: str, message: str, fields: Mapping[str, Any]) -> None:
+    """Log at INFO, for the line that requests write: a record of the standard library takes four times as long.
+
+    ``message`` and ``fields`` must be short (:data:`LONGEST_TEXT`). If anybody else handles the program's records, it is
+    ``log.info``.
+    """
+    handlers = logging.getLogger().handlers
+    handler = handlers[0] if len(handlers) == 1 else None
+    if type(handler) is not LogHandler:
+        log.info(message, extra={"fields": fields})
+    elif log.isEnabledFor(logging.INFO):
+        handler.writer.add(Line(time.time(), "INFO", caller, message, fields))
+
+
+class LineFormatter(logging.Formatter):
+    """Formats lines, and the standard library's records as lines."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        message, traceback = _shortened(_message(record)), _traceback(self, record)
+        return self.line(Line(record.created, record.levelname, _caller(record), message, _fields(record), traceback))
+
+    def line(self, line: Line) -> str:
+        """The text of a line, without the line break."""
+        raise NotImplementedError
+
+
+class ConsoleFormatter(LineFormatter):
+    """UTC time, level, caller, message and fields (if any), tab-separated; a traceback on indented lines below."""
+
+    def line(self, line: Line) -> str:
         """One line, or several if there is a traceback."""
-        columns = [
-            _second(int(record.created)) + "Z",
-            record.levelname,
-            _caller(record),
-            one_line(_shortened(_message(record))),
-        ]
-        fields = _fields(record)
-        if fields:
-            columns.append(_json(fields))
-        line = "\t".join(columns)
-        traceback = _traceback(self, record)
-        return line if traceback is None else line + "".join(f"\n\t{one_line(text)}" for text in traceback.splitlines())
+        columns = [_second(int(line.created)) + "Z", line.level, line.caller, one_line(line.message)]
+        if line.fields:
+            columns.append(_json(line.fields))
+        text = "\t".join(columns)
+        if line.traceback is None:
+            return text
+        return text + "".join(f"\n\t{one_line(row)}" for row in line.traceback.splitlines())
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(LineFormatter):
     """An object with ts (UTC, milliseconds), level, caller, msg, the fields, and traceback if there is one.
 
     A field named like one of those keys gets an underscore in front.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
+    def line(self, line: Line) -> str:
         """One line."""
-        line: dict[str, Any] = {
-            "ts": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "caller": _caller(record),
-            "msg": _shortened(_message(record)),
+        plain: dict[str, Any] = {
+            "ts": f"{_second(int(line.created))}.{int(line.created % 1 * 1000):03d}Z",
+            "level": line.level,
+            "caller": line.caller,
+            "msg": line.message,
         }
-        traceback = _traceback(self, record)
-        if traceback is not None:
-            line["traceback"] = traceback
-        line.update({f"_{key}" if key in line else key: value for key, value in _fields(record).items()})
-        return _json(line)
+        if line.traceback is not None:
+            plain["traceback"] = line.traceback
+        plain.update({f"_{key}" if key in plain else key: value for key, value in line.fields.items()})
+        return _json(plain)
 
 
 @lru_cache(maxsize=2)

@@ -38,6 +38,8 @@ from warmroute.routing.stored_states import StoredStates
 
 logger = logging.getLogger(__name__)
 
+WARM_MESSAGE = "Do prefix-aware routing!"
+"""The log line of decisions whose reason is ``warm``; :mod:`warmroute.observability.warm_log` writes it."""
 MAX_KNOWN_ADAPTERS = 1000
 """LoRA adapter names that are remembered as such."""
 FAILURE_LOG_INTERVAL = 10.0
@@ -257,8 +259,6 @@ class Router(PoolListener):
         if record is not None:
             for listener in self._listeners:
                 listener.decided(decision, record)
-        if decision.reason == "warm" and logger.isEnabledFor(logging.INFO):
-            self._log_warm(decision, request_id, traceparent[3:35])
         return decision
 
     def preview(
@@ -402,13 +402,6 @@ class Router(PoolListener):
             }
             logger.error("routing strategy failed; PREFIX_CACHE chose", extra={"fields": fields}, exc_info=error)
             self._strategy_failures, self._failure_log_due = 0, now + FAILURE_LOG_INTERVAL
-
-    def _log_warm(self, decision: Decision, request_id: str, trace_id: str) -> None:
-        ratio = f" {decision.match_ratio:.2f} > {self._constants.prefix_match_threshold:.2f}"
-        fields = {"request": request_id, "matching ratio": ratio}
-        if trace_id:
-            fields["trace"] = trace_id
-        logger.info("Do prefix-aware routing!", extra={"fields": fields})
 
     def learn(self, remote: RemoteDecision, now: float) -> None:
         """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.

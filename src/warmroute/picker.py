@@ -220,6 +220,8 @@ class EndpointPicker:
                 readings=self._readings,
                 holders=self._holders,
                 decisions=self.decisions.newest_first,
+                booked=lambda: self.router.booked,
+                holdout=lambda: self.settings.holdout,
                 bytes_per_token=lambda: self.router.bytes_per_token,
                 about=self._about,
             ),

@@ -116,6 +116,9 @@ def _summary(traffic: Figures, states: Figures) -> Text:
         ("errors", f"{traffic['error_share']:.1%}"),
         ("engines ready", f"{states.get('ready', 0)} of {listed}"),
     ]
+    if traffic["held_out_ttft_seconds"] is not None:
+        predicted, held_out = traffic["predicted_ttft_seconds"], traffic["held_out_ttft_seconds"]
+        parts.append(("predicted TTFT", f"{duration(predicted)}, held out {duration(held_out)}"))
     text = Text()
     for place, (label, value) in enumerate(parts):
         text.append("  " if place else "").append(label, style="dim").append(" ").append(value, style="bold")

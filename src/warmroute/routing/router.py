@@ -526,6 +526,11 @@ class Router(PoolListener):
         return self._caches.sweep()
 
     @property
+    def booked(self) -> int:
+        """Requests counted on endpoints since the start, other pickers' included."""
+        return self._choices
+
+    @property
     def loads(self) -> Iterable[EndpointLoad]:
         """The load of each member of the pool."""
         return self._loads.values()

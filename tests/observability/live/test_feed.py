@@ -24,13 +24,13 @@ from warmroute.settings import Settings
 class World:
     """A picker that is not started, its clock, and a feed that is sampled by hand."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, endpoints: int = 3) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, endpoints: int = 3, **settings: Any) -> None:
         self.now = 1000.0
         monkeypatch.setattr("warmroute.picker.monotonic", lambda: self.now)
         file = tmp_path / "endpoints.yaml"
         file.write_text("endpoints: []\n")
         self.picker = EndpointPicker(
-            Settings(endpoints_file=file, routing_strategy="PREFIX_CACHE"), rng=random.Random(1)
+            Settings(endpoints_file=file, routing_strategy="PREFIX_CACHE", **settings), rng=random.Random(1)
         )
         self.feed = self.picker.live
         self.feed._clock = lambda: self.now
@@ -227,3 +227,47 @@ async def test_a_picker_that_is_bypassed_is_told(world: World) -> None:
     world.ask("hello")
     await world.second()
     assert (await world.document())["notices"][0]["level"] == "ok"
+
+
+async def test_requests_that_another_picker_routed_are_no_bypass(world: World) -> None:
+    for second in range(70):
+        world.scrape(running=1, first_tokens_total=float(second))
+        world.picker.router._choices += 1  # as Router.learn does
+        await world.second()
+    assert (await world.document())["notices"][0]["level"] == "ok"
+
+
+async def test_with_a_holdout_the_predicted_ttft_of_both_arms_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    world = World(monkeypatch, tmp_path, endpoints=8, holdout=0.3, holdout_strategy="RANDOM")
+    for k in range(120):
+        world.ask("The same beginning. " * 3000, f"question {k}")
+        world.scrape()
+        await world.second()
+    traffic = (await world.document())["traffic"]
+    assert 0 < traffic["predicted_ttft_seconds"] < traffic["held_out_ttft_seconds"]
+
+
+async def test_without_a_holdout_there_are_no_arms(world: World) -> None:
+    world.ask("The same beginning. " * 3000)
+    await world.second()
+    assert (await world.document())["traffic"]["held_out_ttft_seconds"] is None
+
+
+async def test_a_document_that_a_sample_overtook_is_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The document is made in slices, between which the next sample may be taken."""
+    world.ask("x" * 5000)
+    await world.second()
+    samples: list[int] = []
+
+    class Interrupted:
+        async def pause(self) -> None:
+            if not samples:
+                samples.append(world.feed._samples)
+                await world.second()
+
+    monkeypatch.setattr(feed, "Slices", Interrupted)
+    first, second = await world.document(), await world.document()
+    assert first["sample"] == samples[0]
+    assert second["sample"] == samples[0] + 1

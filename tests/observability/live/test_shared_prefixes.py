@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import pytest
 
 from warmroute.observability.live.shared_prefixes import HALF_LIFE, LENGTHS, SHORTEST, SharedPrefix, SharedPrefixes
@@ -19,13 +17,9 @@ def filler(name: str, length: int) -> str:
     return (f"{name} " * length)[:length]
 
 
-def nobody(_: int) -> Collection[str]:
-    return ()
-
-
 def top(prefixes: SharedPrefixes, now: float, most: int = 10) -> list[SharedPrefix]:
     prefixes.decay(now)
-    return prefixes.top(most, nobody)
+    return prefixes.top(most)
 
 
 def test_a_shared_system_prompt_is_one_row_with_its_rate_and_the_length_that_is_shared() -> None:
@@ -93,14 +87,13 @@ def test_old_traffic_fades() -> None:
     assert top(prefixes, 6 * HALF_LIFE) == []
 
 
-def test_holders_are_those_of_the_checkpoint_at_that_length() -> None:
+def test_the_checkpoint_is_the_last_one_up_to_that_length() -> None:
     prefixes = SharedPrefixes(key=b"k", now=0.0)
     shared = chain(filler("system", 8192))
     for k in range(5):
         prefixes.count(chain(filler("system", 8192), f"question {k}" * 100))
-    prefixes.decay(1.0)
-    (row,) = prefixes.top(5, lambda checkpoint: ["ns/a"] if checkpoint == shared.hashes[-1] else [])
-    assert row.holders == ["ns/a"]
+    (row,) = top(prefixes, 1.0)
+    assert row.checkpoint == shared.hashes[-1]
 
 
 def test_counting_is_a_few_entries_for_the_longest_prompt() -> None:

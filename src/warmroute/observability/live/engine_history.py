@@ -31,7 +31,7 @@ class EngineHistory:
         self._sum += in_flight
         self._summed += 1
         if self._summed == POINT_SECONDS:
-            self._in_flight.append(self._sum / POINT_SECONDS)
+            self._in_flight.append(round(self._sum / POINT_SECONDS, 1))
             self._sum, self._summed = 0.0, 0
         if self._picks and picks < self._picks[-1]:
             self._picks.clear()
@@ -51,4 +51,4 @@ class EngineHistory:
 
     def in_flight(self) -> list[float]:
         """Mean requests in flight of each five seconds, the oldest first."""
-        return [round(value, 1) for value in self._in_flight]
+        return list(self._in_flight)

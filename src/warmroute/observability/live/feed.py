@@ -19,8 +19,8 @@ from warmroute.observability.instruments import SECONDS
 from warmroute.observability.live import document
 from warmroute.observability.live.engine_history import POINT_SECONDS, EngineHistory
 from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, bypassed, notices
-from warmroute.observability.live.shared_prefixes import SharedPrefixes
-from warmroute.observability.live.traffic import Totals, Traffic
+from warmroute.observability.live.shared_prefixes import SharedPrefix, SharedPrefixes
+from warmroute.observability.live.traffic import NO_REQUESTS, Arm, Totals, Traffic
 from warmroute.observability.metrics import EndpointReading, Metrics, endpoint_state
 from warmroute.observability.page_server import Page, Request, Routes, Slices
 from warmroute.pool.endpoint import EngineState
@@ -70,6 +70,10 @@ class PickerView:
     """Ids of the endpoints that hold a checkpoint."""
     decisions: Callable[[], Sequence[DecisionRecord]]
     """The latest decisions, newest first."""
+    booked: Callable[[], int]
+    """Requests given an endpoint since the start, other pickers' included."""
+    holdout: Callable[[], float]
+    """Share of the requests that is held out."""
     bytes_per_token: Callable[[], float]
     about: Callable[[], Mapping[str, str]]
     """Version, strategy and name of the pool."""
@@ -102,12 +106,19 @@ class LiveFeed(DecisionListener):
         self._samples = 0
         self._prompts = self._computing = 0
         self._prompt_tokens = self._cached_tokens = self._random_cached_tokens = 0.0
+        self._arms = [NO_REQUESTS, NO_REQUESTS]
+        """Of the strategy, and held out."""
         self._document: bytes | None = None
+        self._making = asyncio.Lock()
 
     # ---------------------------------------------------------------- what is counted
 
     def decided(self, decision: Decision, record: DecisionRecord) -> None:
-        """Count its cached tokens and the beginnings of its prompt."""
+        """Count its cached tokens and the beginnings of its prompt, and its predicted TTFT while a share is held out."""
+        if self._view.holdout():
+            former = self._arms[decision.held_out]
+            predicted = record.predicted_ttft(record.position)
+            self._arms[decision.held_out] = Arm(former.requests + 1, former.ttft_seconds + predicted)
         if decision.chain.hashes:
             self._prompts += 1
             self._prompt_tokens += decision.prompt_tokens
@@ -162,11 +173,14 @@ class LiveFeed(DecisionListener):
             Totals(
                 now,
                 requests=traffic.requests,
+                booked=self._view.booked(),
                 errors=traffic.errors,
                 prompts=self._prompts,
                 prompt_tokens=self._prompt_tokens,
                 cached_tokens=self._cached_tokens,
                 random_cached_tokens=self._random_cached_tokens,
+                chosen_arm=self._arms[False],
+                held_out_arm=self._arms[True],
                 picks=traffic.picks,
                 computing=self._computing,
             )
@@ -206,9 +220,14 @@ class LiveFeed(DecisionListener):
 
     async def _live_page(self, _: Request) -> Page:
         """The document of the last sample. It is made once, for its first reader."""
-        if self._document is None:
-            self._document = orjson.dumps(self.figures())
-        return Page(self._document, "application/json", headers=UNCACHED)
+        async with self._making:
+            document = self._document
+            if document is None:
+                sample = self._samples
+                document = orjson.dumps(await self.figures())
+                if sample == self._samples:  # else it is of the sample before
+                    self._document = document
+        return Page(document, "application/json", headers=UNCACHED)
 
     async def _history_page(self, _: Request) -> Page:
         """Five minutes of every endpoint, for a page that begins; then each document has the next second."""
@@ -217,12 +236,12 @@ class LiveFeed(DecisionListener):
         history = {"seconds": POINT_SECONDS, "in_flight": engines, "requests_per_second": [round(r, 2) for r in rates]}
         return Page(orjson.dumps(history), "application/json", headers=UNCACHED)
 
-    def figures(self) -> dict[str, Any]:
-        """What the page shows, as data for JSON."""
+    async def figures(self) -> dict[str, Any]:
+        """What the page shows, as data for JSON; made in short slices."""
         now = self._clock()
         traffic = self._traffic
-        ratios = traffic.hit_ratios()
-        return {
+        ratios, ttft = traffic.hit_ratios(), traffic.predicted_ttft()
+        figures: dict[str, Any] = {
             "sample": self._samples,
             "uptime_seconds": round(now - self._began_at),
             "picker": self._view.about(),
@@ -234,13 +253,24 @@ class LiveFeed(DecisionListener):
                 "hit_ratio": None if ratios is None else round(ratios.chosen, 2),
                 "random_hit_ratio": None if ratios is None else round(ratios.random, 2),
                 "saved_tokens_per_second": None if ratios is None else float(f"{ratios.saved_per_second:.2g}"),
+                "predicted_ttft_seconds": None if ttft is None else round(ttft[0], 4),
+                "held_out_ttft_seconds": None if ttft is None else round(ttft[1], 4),
                 "pick_p99_seconds": traffic.pick_seconds(0.99),
             },
             "states": dict(self._states),
             "engines": {"columns": ENGINE_COLUMNS, "rows": self._rows},
-            "prefixes": self._shared_prefixes(),
-            "decisions": [record.explain(now, CANDIDATES) for record in self._view.decisions()[:MOST_DECISIONS]],
         }
+        slices = Slices()
+        places = {row[0]: place for place, row in enumerate(self._rows)}
+        figures["prefixes"] = []
+        for prefix in self._prefixes.top(MOST_PREFIXES):
+            figures["prefixes"].append(self._shared_prefix(prefix, places))
+            await slices.pause()
+        figures["decisions"] = []
+        for record in self._view.decisions()[:MOST_DECISIONS]:
+            figures["decisions"].append(record.explain(now, CANDIDATES))
+            await slices.pause()
+        return figures
 
     def bypassed(self) -> bool:
         """Whether engines compute while no request has reached this picker for a minute."""
@@ -264,19 +294,15 @@ class LiveFeed(DecisionListener):
             computing=self._traffic.computing(COMPUTING_SECONDS),
         )
 
-    def _shared_prefixes(self) -> list[dict[str, Any]]:
-        """The shared prefixes; holders by their place in the table of engines."""
-        places = {row[0]: place for place, row in enumerate(self._rows)}
-        bytes_per_token = self._view.bytes_per_token()
-        return [
-            {
-                "name": prefix.name,
-                "tokens": int(float(f"{prefix.length / bytes_per_token:.2g}")),
-                "requests_per_second": round(prefix.requests_per_second, 2),
-                "holders": sorted(places[name] for name in prefix.holders if name in places),
-            }
-            for prefix in self._prefixes.top(MOST_PREFIXES, self._view.holders)
-        ]
+    def _shared_prefix(self, prefix: SharedPrefix, places: Mapping[str, int]) -> dict[str, Any]:
+        """A row of the table; holders by their place in the table of engines."""
+        holders = self._view.holders(prefix.checkpoint)
+        return {
+            "name": prefix.name,
+            "tokens": int(float(f"{prefix.length / self._view.bytes_per_token():.2g}")),
+            "requests_per_second": round(prefix.requests_per_second, 2),
+            "holders": sorted(places[name] for name in holders if name in places),
+        }
 
 
 UNCACHED = {"Cache-Control": "no-store"}

@@ -1,7 +1,7 @@
 """The beginnings that most prompts share. WITHOUT IO.
 
 Each prompt counts at a few fixed lengths (:data:`LENGTHS`), by the checkpoint of its chain there. A beginning is shown by a
-keyed hash and its length, with the endpoints that hold it.
+keyed hash and its length.
 
 Security: the lengths are so far apart that nobody can guess another client's prompt message by message (see
 :data:`~warmroute.routing.decision_record.CACHED_STEP`), and without the key nobody can hash a guess.
@@ -10,7 +10,6 @@ Security: the lengths are so far apart that nobody can guess another client's pr
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection
 from hashlib import blake2b
 from math import log
 from typing import NamedTuple
@@ -54,8 +53,8 @@ class SharedPrefix(NamedTuple):
     length: int
     """Bytes of prompt, one of :data:`LENGTHS`."""
     requests_per_second: float
-    holders: Collection[str]
-    """Ids of the endpoints that hold it."""
+    checkpoint: int
+    """For the prefix index, which knows who holds it; not to be shown."""
 
 
 class SharedPrefixes:
@@ -83,8 +82,8 @@ class SharedPrefixes:
         self._hitters.decay(0.5 ** ((now - self._decayed_at) / HALF_LIFE))
         self._decayed_at = now
 
-    def top(self, most: int, holders: Callable[[int], Collection[str]]) -> list[SharedPrefix]:
-        """The beginnings with the most prompt bytes per second. ``holders`` gives the endpoints that hold a checkpoint."""
+    def top(self, most: int) -> list[SharedPrefix]:
+        """The beginnings with the most prompt bytes per second."""
         hitters = {hitter.key: hitter for hitter in self._hitters.hitters() if hitter.least >= LEAST_REQUESTS}
         covered = {
             hitter.detail.shorter
@@ -93,11 +92,11 @@ class SharedPrefixes:
         }
         shown = [hitter for key, hitter in hitters.items() if key not in covered]
         shown.sort(key=lambda hitter: -hitter.least * hitter.detail.length)
-        return [self._prefix(hitter, holders(hitter.key)) for hitter in shown[:most]]
+        return [self._prefix(hitter) for hitter in shown[:most]]
 
-    def _prefix(self, hitter: Hitter[Beginning], holders: Collection[str]) -> SharedPrefix:
+    def _prefix(self, hitter: Hitter[Beginning]) -> SharedPrefix:
         name = blake2b(hitter.key.to_bytes(8), key=self._key, digest_size=NAME_BYTES).hexdigest()
         # A rate r gives a decayed count of r * HALF_LIFE / ln 2 in the long run, and this share of it after a short time.
         reached = 1 - 0.5 ** ((self._decayed_at - self._began_at) / HALF_LIFE)
         rate = hitter.least * log(2) / HALF_LIFE / reached if reached else 0.0
-        return SharedPrefix(name, hitter.detail.length, rate, holders)
+        return SharedPrefix(name, hitter.detail.length, rate, hitter.key)

@@ -17,18 +17,34 @@ LEAST_PROMPTS = 5
 """Prompts in the window from which hit ratios are shown; fewer say little."""
 
 
+class Arm(NamedTuple):
+    """Requests of one arm of a holdout, and the sum of their predicted times to the first token."""
+
+    requests: int
+    ttft_seconds: float
+
+
+NO_REQUESTS = Arm(0, 0.0)
+
+
 class Totals(NamedTuple):
     """Counters at one time, since the picker's start."""
 
     at: float
     """Monotonic seconds."""
     requests: float = 0.0
+    booked: int = 0
+    """Requests that were given an endpoint, by this picker or by others that it knows of."""
     errors: float = 0.0
     prompts: int = 0
     """Requests whose prompt was matched; the tokens are theirs."""
     prompt_tokens: float = 0.0
     cached_tokens: float = 0.0
     random_cached_tokens: float = 0.0
+    chosen_arm: Arm = NO_REQUESTS
+    """Requests that the strategy routed, while a share is held out."""
+    held_out_arm: Arm = NO_REQUESTS
+    """Requests that were held out (``--holdout``)."""
     picks: tuple[int, ...] = ()
     """Picks by bucket of their seconds."""
     computing: int = 0
@@ -92,6 +108,21 @@ class Traffic:
             max(0.0, _rate(random, chosen, before, after)),
         )
 
+    def predicted_ttft(self) -> tuple[float, float] | None:
+        """Mean predicted seconds to the first token in five minutes, of the strategy's requests and of those held out.
+
+        None if either had too few.
+        """
+        before, after = self._between(SECONDS_KEPT)
+        means = []
+        for former, latter in ((before.chosen_arm, after.chosen_arm), (before.held_out_arm, after.held_out_arm)):
+            requests = latter.requests - former.requests
+            if requests < LEAST_PROMPTS:
+                return None
+            means.append((latter.ttft_seconds - former.ttft_seconds) / requests)
+        chosen, held_out = means
+        return chosen, held_out
+
     def pick_seconds(self, quantile: float) -> float | None:
         """This quantile of the last minute's picks, interpolated within its bucket; None if there were none."""
         before, after = self._between(WINDOW_SECONDS)
@@ -109,10 +140,10 @@ class Traffic:
         return self._bounds[-1]
 
     def seconds_without_requests(self) -> float:
-        """Seconds since the last request arrived, at most those that are kept."""
+        """Seconds since the last request was given an endpoint or got an error, at most those that are kept."""
         latest = self._totals[-1]
         for totals in reversed(self._totals):
-            if totals.requests < latest.requests:
+            if totals.requests < latest.requests or totals.booked < latest.booked:
                 break
             since = totals.at
         return latest.at - since

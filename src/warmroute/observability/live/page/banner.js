@@ -39,7 +39,8 @@ function makeBanner(root, noticesRoot) {
     hitBar.children[1].style.left = `${100 * (traffic.random_hit_ratio ?? 0)}%`;
     setText(hits.detail, traffic.hit_ratio === null ? "too few prompts in the last minute" : `random choice: ${percent(traffic.random_hit_ratio)}`);
     setText(saved.value, traffic.saved_tokens_per_second === null ? NOTHING : short(traffic.saved_tokens_per_second));
-    setText(saved.detail, "tokens per second");
+    const ttft = traffic.held_out_ttft_seconds === null ? "" : `; TTFT ${seconds(traffic.predicted_ttft_seconds)}, held out ${seconds(traffic.held_out_ttft_seconds)}`;
+    setText(saved.detail, `tokens/s${ttft}`);
     setText(pick.value, seconds(traffic.pick_p99_seconds));
     setText(pick.detail, "time to choose an engine");
     setText(errors.value, traffic.errors_per_second ? rate(traffic.errors_per_second) : "0");

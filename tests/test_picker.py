@@ -65,6 +65,7 @@ def test_shedding_as_the_parts_are_told() -> None:
 
 
 OTHER_VALUES = {
+    "session_header": "x-conversation",
     "host": "127.0.0.2",
     "grpc_port": 1,
     "grpc_health_port": 2,

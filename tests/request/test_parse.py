@@ -263,6 +263,10 @@ def test_completion_of_a_text() -> None:
 def test_completion_of_several_texts_is_several_prompts() -> None:
     parsed = request("/v1/completions", {"model": "m", "prompt": ["one", "two", "", "three"]})
     assert (data(parsed), parsed.starts) == ([b"one", b"two", b"three"], (1, 2))
+    assert parsed.lengths() == [3, 3, 5]
+    for prompt in (["one", ""], ["", "one"], ["", "one", ""]):
+        single = request("/v1/completions", {"model": "m", "prompt": prompt})
+        assert (data(single), single.starts) == ([b"one"], ())
 
 
 def test_completion_of_token_ids_has_exact_tokens() -> None:

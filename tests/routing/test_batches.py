@@ -71,6 +71,22 @@ def test_each_prompt_of_a_batch_is_matched() -> None:
     assert alone.match_ratio > 0.99
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_empty_prompts_of_a_batch_do_not_count(counted: bool) -> None:
+    fixture = Fixture(1)
+    if counted:
+        fixture.scrape(0.0, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    for path, body in (
+        (COMPLETIONS, {"prompt": ["one", "", "two", ""]}),
+        (COMPLETIONS, {"prompt": [[1, 2], [], [3], []]}),
+        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": "Hi"}], [], [{"role": "user"}], []]}),
+        ("/rerank", {"query": "q", "documents": ["a", "", "b"]}),
+    ):
+        parsed = request(path, **body)
+        assert 0 not in parsed.lengths()
+        pick(fixture, parsed)
+
+
 def test_a_warm_batch_books_what_is_left() -> None:
     fixture = Fixture(1)
     texts = [SHARED + f"{k} " * 30 for k in range(16)]

@@ -6,6 +6,7 @@ Pure functions, safe to be called from any thread. They never raise, whatever th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import orjson
 
@@ -106,16 +107,18 @@ def _read(form: Form, document: Document, model: str, marks: int = 0, *, state: 
         data = parts.pop().data[:-marks]
         if data:
             parts.append(PromptPart(data, len(data)))
+    starts = tuple([start for start in prompt.starts if start < len(parts)])  # the last prompt may be empty
+    unusual = not _UNUSUAL.isdisjoint(document)
     return InferenceRequest(
         model=model,
         seed=seed(form.family if tokens is None else b"tokens", model, document),
         parts=tuple(parts),
         head=prompt.head,
-        starts=tuple(prompt.starts),
-        samples=_samples(document),
-        reads_cache=_reads_cache(document),
+        starts=starts,
+        samples=_samples(document) if unusual else 1,
+        reads_cache=not unusual or _reads_cache(document),
         state=state,
-        prompt_bytes=_prompt_bytes(prompt),
+        prompt_bytes=_prompt_bytes(parts, prompt.head, starts),
         tokens=tokens,
         stream=document.get("stream") is True,
         max_tokens=_max_tokens(document),
@@ -165,18 +168,18 @@ def _check_model(model: object, route: Route) -> Rejection | None:
     return None
 
 
-def _prompt_bytes(prompt: Prompt) -> int:
+def _prompt_bytes(parts: Sequence[PromptPart], head: int, starts: Sequence[int]) -> int:
     """Bytes of all prompts; the head, which stands in the parts once, is in each."""
-    total = sum([part.prompt_bytes for part in prompt.parts])
-    if prompt.starts and prompt.head:
-        total += len(prompt.starts) * sum([part.prompt_bytes for part in prompt.parts[: prompt.head]])
+    total = sum([part.prompt_bytes for part in parts])
+    if starts and head:
+        total += len(starts) * sum([part.prompt_bytes for part in parts[:head]])
     return total
 
 
 _MAX_SAMPLES = 128
 """Largest ``n`` that counts."""
-_UNREAD = frozenset({"prompt_logprobs", "echo", "return_logprob", "sampling_params"})
-"""Fields that may keep the engine from reading its cache."""
+_UNUSUAL = frozenset({"n", "sampling_params", "prompt_logprobs", "echo", "return_logprob"})
+"""Fields that may ask for several answers, or keep the engine from reading its cache. Most requests have none."""
 
 
 def _samples(document: Document) -> int:
@@ -192,8 +195,6 @@ def _reads_cache(document: Document) -> bool:
     vLLM skips its cache for ``prompt_logprobs``, and for ``echo`` with ``logprobs``, which asks for them, too
     (SamplingParams.skip_reading_prefix_cache); SGLang for ``return_logprob`` from ``logprob_start_len`` on.
     """
-    if _UNREAD.isdisjoint(document):
-        return True
     parameters = document.get("sampling_params")
     for fields in (document, parameters) if type(parameters) is dict else (document,):
         if fields.get("prompt_logprobs") is not None:

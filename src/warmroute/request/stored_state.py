@@ -25,7 +25,9 @@ def state_in_path(path: str) -> str:
 def state_in(document: dict[str, Any], fields: tuple[str, ...] = STATE_FIELDS) -> str:
     """The id of what the engine has to have for this body; ``""`` if it names nothing."""
     for name in fields:
-        value = document.get(name)
+        if name not in document:
+            continue
+        value = document[name]
         if type(value) is dict:
             value = value.get("id")
         if type(value) is str and value:

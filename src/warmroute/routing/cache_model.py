@@ -118,52 +118,49 @@ class CacheModel:
         load = decision.load
         if self._without_cache >> load.holder & 1:
             return
-        held: list[int] = []
-        sent: list[SentPrompt] = []
+        if not decision.further:
+            decision.held, decision.sent = self._expect_prompt(
+                decision, decision.chain, decision.prompt_tokens, decision.cached_tokens, exact=exact, now=now
+            )
+            return
+        held: tuple[int, ...] = ()
+        sent: tuple[SentPrompt, ...] = ()
         for chain in decision.chains:
-            share = chain.prompt_bytes / decision.prompt_bytes if decision.further else 1.0
-            self._expect_prompt(decision, chain, share, held, sent, exact=exact, now=now)
-        decision.held, decision.sent = tuple(held), tuple(sent)
+            share = chain.prompt_bytes / decision.prompt_bytes
+            tokens, cached_tokens = share * decision.prompt_tokens, share * decision.cached_tokens
+            one_held, one_sent = self._expect_prompt(decision, chain, tokens, cached_tokens, exact=exact, now=now)
+            held += one_held
+            sent += one_sent
+        decision.held, decision.sent = held, sent
 
     def _expect_prompt(
-        self,
-        decision: Decision,
-        chain: Chain,
-        share: float,
-        held: list[int],
-        sent: list[SentPrompt],
-        *,
-        exact: bool,
-        now: float,
-    ) -> None:
-        """One prompt was sent, which has ``share`` of the decision's tokens. Adds to ``held`` and ``sent``.
+        self, decision: Decision, chain: Chain, tokens: float, cached_tokens: float, *, exact: bool, now: float
+    ) -> tuple[tuple[int], tuple[SentPrompt, ...]]:
+        """One prompt of the decision was sent. Returns how many of its checkpoints the endpoint had before, and the prompt
+        if it waits for the engine's counters.
 
         Nothing is expected of a prompt that the engine will reject for its length. A long new tail is unconfirmed until the
         engine has looked it up; a short one, too, while many tokens are unproven, and every new one that is never looked up.
         """
-        load, tokens = decision.load, share * decision.prompt_tokens
+        load = decision.load
         state = load.endpoint.state
         longest = None if state is None else state.max_model_len
         if longest is not None and tokens > longest * (1.0 if exact else LENGTH_ERROR):
-            held.append(len(chain.hashes))  # nothing to take back
-            return
+            return (len(chain.hashes),), ()  # nothing to take back
         confirmation = load.confirmation
         if not confirmation.counts:
-            held.append(self._insert(load, chain))
-            return
+            return (self._insert(load, chain),), ()
         if not decision.reads_cache:
-            held.append(self._index.known(load.holder, chain)[1])
+            known = self._index.known(load.holder, chain)[1]
             self._index.insert_unconfirmed(load.holder, chain)
-            return
+            return (known,), ()
         unconfirmed = None
-        proven = confirmation.unproven * chain.prompt_bytes / tokens <= UNPROVEN_SHARE * self._index.capacity(
-            load.holder
-        )
+        unproven_bytes = confirmation.unproven * chain.prompt_bytes / tokens
+        proven = unproven_bytes <= UNPROVEN_SHARE * self._index.capacity(load.holder)
         if proven and chain.prompt_bytes < LONG_TAIL:
-            held.append(self._insert(load, chain))
+            held = self._insert(load, chain)
         else:
-            confirmed, known = self._index.known(load.holder, chain)
-            held.append(known)
+            confirmed, held = self._index.known(load.holder, chain)
             tail = chain.ends[-1] - (chain.ends[confirmed - 1] if confirmed else 0)
             if not tail or (proven and tail < LONG_TAIL):
                 self._insert(load, chain)
@@ -172,15 +169,14 @@ class CacheModel:
                 unconfirmed = chain
         # Each sample looks up the whole prompt, and all but the first one find it.
         again = (decision.samples - 1) * tokens
-        sent.append(
-            confirmation.sent(
-                tokens + again,
-                share * decision.cached_tokens / confirmation.factor + again,
-                unconfirmed,
-                now,
-                most_checkpoints=self._index.most_unconfirmed,
-            )
+        sent = confirmation.sent(
+            tokens + again,
+            cached_tokens / confirmation.factor + again,
+            unconfirmed,
+            now,
+            most_checkpoints=self._index.most_unconfirmed,
         )
+        return (held,), (sent,)
 
     # ---------------------------------------------------------------- evidence
 

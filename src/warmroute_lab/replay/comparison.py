@@ -127,13 +127,23 @@ def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
     speedups = plan.speedups or [load * full for load in LOADS]
     if min(speedups) <= 0:
         raise ConfigurationError("--speedup must be more than 0")
-    outcomes = []
+    outcomes: list[Outcome] = []
+    before: list[Outcome] = []
     with terminal.progress(console, MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for speedup in speedups:
             for name, fleet_of_run, factory in runs:
                 replay = Replay(trace, fleet_of_run, factory, strategy=name, speedup=speedup, seed=plan.seed)
                 outcomes.append(_with_progress(replay, progress, f"{name} at {speedup:.2f}", len(trace.requests)))
-            terminal.show(table(outcomes[-len(runs) :], load=speedup / full), console)
+            latest = outcomes[-len(runs) :]
+            if before and _held_up_alike(latest, before):
+                console.print(
+                    f"{trace.name}, speedup {speedup:.2f}: no more load than before. Questions wait for the previous "
+                    "answer of their conversation, which takes longer. Use more --requests.",
+                    highlight=False,
+                )
+            else:
+                terminal.show(table(latest, load=speedup / full), console)
+            before = latest
     return outcomes
 
 
@@ -160,8 +170,10 @@ def _with_progress(replay: Replay, progress: Progress, description: str, total: 
 def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
     """The strategies at one speedup, in order of mean TTFT. ``load`` is the speedup relative to saturation."""
     first = outcomes[0]
+    at_most = "at most " if _late(outcomes) else ""
     grid = Table(
-        title=f"{first.scenario}: {len(first.ttft)} requests, speedup {first.speedup:.2f}, {load:.0%} of saturation",
+        title=f"{first.scenario}: {len(first.ttft)} requests, speedup {first.speedup:.2f}, "
+        f"{at_most}{load:.0%} of saturation",
         caption=_caption(outcomes),
     )
     grid.add_column("strategy", no_wrap=True)
@@ -173,16 +185,28 @@ def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
     return grid
 
 
+def _late(outcomes: Sequence[Outcome]) -> bool:
+    """Whether answers held up the requests that follow them."""
+    return max(outcome.sent_seconds for outcome in outcomes) > LATE * outcomes[0].planned_seconds
+
+
+def _held_up_alike(outcomes: Sequence[Outcome], before: Sequence[Outcome]) -> bool:
+    """Whether answers held up the requests so much that the higher speedup sent none of them earlier."""
+    return _late(outcomes) and all(
+        outcome.sent_seconds > earlier.sent_seconds / LATE for outcome, earlier in zip(outcomes, before, strict=True)
+    )
+
+
 def _caption(outcomes: Sequence[Outcome]) -> str:
     """Units, and the truth about the load where answers held up the requests that follow them."""
     units = "seconds; TTFT is the time to first token"
     planned = outcomes[0].planned_seconds
     sent = sorted(outcome.sent_seconds for outcome in outcomes)
-    if sent[-1] <= LATE * planned:
+    if not _late(outcomes):
         return units
     return (
-        f"{units}\nThe load was lower than the title says. Questions wait for the previous answer of their conversation, so "
-        f"the requests were sent in {_span(sent[0], sent[-1])} s instead of {planned:.3g} s. With more --requests the "
+        f"{units}\nThe load was lower than the speedup says. Questions wait for the previous answer of their conversation, "
+        f"so the requests were sent in {_span(sent[0], sent[-1])} s instead of {planned:.3g} s. With more --requests the "
         "difference is smaller."
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
@@ -21,11 +22,12 @@ from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
 from warmroute_lab import json_file, terminal
 from warmroute_lab.replay.comparison import LOADS, Plan
-from warmroute_lab.replay.fleet import saturation
+from warmroute_lab.replay.fleet import Fleet, saturation
 from warmroute_lab.replay.policy_registry import policy_factory
 from warmroute_lab.replay.processes import replay_all
 from warmroute_lab.replay.replay import Replay
 from warmroute_lab.replay.scenarios import SCENARIOS
+from warmroute_lab.replay.trace import Trace
 
 
 class Cell(NamedTuple):
@@ -132,21 +134,28 @@ def replay_one(drawn: Drawn, strategy: str, options: Options, settings: Settings
     (source, load), seed = drawn
     plan = Plan(
         source=source,
-        strategies=(strategy,),
+        strategies=(),
         pods=options.pods,
-        profiles=options.profiles,
+        profiles=tuple(options.profiles),
         seed=seed,
         requests=options.requests,
         skip=(seed - 1) * options.requests if options.requests is not None else 0,
         closed_loop=options.closed_loop,
     )
-    trace, fleet = plan.load()
-    speedup = load * saturation(trace, fleet.profiles)
+    trace, fleet, full = _loaded(plan)
+    speedup = load * full
     factory = policy_factory(strategy, settings)
     figures = Replay(trace, fleet, factory, strategy=strategy, speedup=speedup, seed=seed).run().figures()
     del figures["speedup"]
     changed = {"scenario": source, "load": load, "seed": seed, "pods": options.pods}
     return Result(**{**figures, **changed})  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def _loaded(plan: Plan) -> tuple[Trace, Fleet, float]:
+    """The trace, the fleet and the speedup at saturation. A worker's next replay often has the same trace."""
+    trace, fleet = plan.load()
+    return trace, fleet, saturation(trace, fleet.profiles)
 
 
 def write_json(path: Path, results: Iterable[Result]) -> None:

@@ -128,6 +128,13 @@ _PROFILES = (
         measured=True,
     ),
     Profile(
+        "h200-qwen2.5-7b-graphs",
+        "estimate: one H200 141 GB, Qwen2.5-7B",
+        replace(_H100_7B, weights=0.0040, context=14.7e-9, context_mixed=28e-9),
+        num_gpu_blocks=121_000,
+        max_model_len=131_072,
+    ),
+    Profile(
         "l20-qwen2.5-7b-eager",
         "estimate: one L20 48 GB, Qwen2.5-7B, --enforce-eager",
         replace(

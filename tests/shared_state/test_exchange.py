@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
-from warmroute.pool.endpoint import EndpointSpec, EngineState, Health
+from warmroute.pool.endpoint import EndpointSpec, EngineState, Health, ServedModels
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
@@ -291,6 +291,56 @@ def test_a_log_that_is_away_for_long_costs_the_oldest_decisions() -> None:
     assert len(one.outbox) == MOST_KEPT
 
 
+def test_long_prompts_cost_them_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_KEPT_CHECKPOINTS", 100)
+    one = Picker(names=("a",))
+    for k in range(20):
+        one.pick(f"{k} {LONG}", 1.0)
+    assert one.outbox.dropped > 0
+    taken = one.outbox.take(1.0)
+    assert 0 < len(taken.decisions.hashes) <= 100
+    one.pick(LONG, 1.0)
+    assert one.outbox.dropped + len(taken.decisions.endpoint) == 20
+
+
+def test_every_prompt_of_a_batch_comes_through() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    parts = tuple(PromptPart(f"{k} {LONG}".encode(), len(f"{k} {LONG}")) for k in range(3))
+    request = InferenceRequest(
+        model="m", parts=parts, prompt_bytes=sum(part.prompt_bytes for part in parts), starts=(1, 2), samples=2
+    )
+    decision = one.router.pick(request, 1.0)
+    assert isinstance(decision, Decision)
+    assert len(decision.chains) == 3
+    one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    assert other.inbox.applied.decisions == 2
+    for chain in decision.chains:
+        assert other.router.holders(chain.hashes[-1]) == ["ns/a"]
+    assert list(other.load("a").sent) == pytest.approx([1.0] * (decision.requests + 1), abs=0.01)
+    assert len(other.load("a").sent) == len(one.load("a").sent)
+
+
+def test_models_that_an_engine_lists_are_known_everywhere_and_said_again() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    models = ServedModels(frozenset({"base", "lora"}), frozenset({"lora"}))
+    one.pool.serves(one.pool.endpoints["ns/a"], models, 1.0)
+    send(one, other, 1.02)
+    assert other.pool.endpoints["ns/a"].models == models
+    assert len(other.outbox) == 0
+    starter = Picker(names=("a",))
+    send(one, starter, 1.04)
+    assert starter.pool.endpoints["ns/a"].models is None
+    one.pool.unreachable(one.pool.endpoints["ns/a"], 1.04)
+    one.outbox.take(1.05)
+    send(one, starter, 1000.0)
+    assert starter.pool.endpoints["ns/a"].models == models
+    assert not starter.pool.endpoints["ns/a"].reachable
+    one.pool.serves(one.pool.endpoints["ns/a"], None, 1001.0)
+    send(one, other, 1001.0)
+    assert other.pool.endpoints["ns/a"].models is None
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_inbox(data: bytes) -> None:
     """Whoever has the key may have a bug."""
@@ -324,6 +374,9 @@ def remote_decisions(draw: st.DrawFn) -> pb.Decisions:
         adapter=column(positions),
         base=column(st.sampled_from([0, 1, 2, 2**64 - 1])),
         added=added,
+        requests=column(figures),
+        samples=column(figures),
+        prompts=column(figures),
         hashes=column(st.integers(0, 5), sum(added)),
         distances=column(figures, sum(added)),
     )

@@ -28,3 +28,13 @@ class RemoteDecision(NamedTuple):
     """The LoRA adapter that the request asks for; empty if none."""
     chain: Chain
     """Without checkpoints if it is not known here."""
+    further: tuple[Chain, ...] = ()
+    """The chains of the second and further prompts of a batch."""
+    requests: int = 1
+    """Requests that the engine queues: one for each prompt and sample."""
+    samples: int = 1
+    """Answers that the client wants to each prompt."""
+    prompts: float = 1.0
+    """Prompts of equal length that have the work of those of the batch."""
+    reads_cache: bool = True
+    """The engine may take a beginning of the prompt from its cache."""

@@ -426,8 +426,14 @@ class Router(PoolListener):
             partial=remote.partial,
             chain=remote.chain,
             adapter=remote.adapter,
+            further=remote.further,
+            prompts=remote.prompts,
+            requests=remote.requests,
+            samples=remote.samples,
+            reads_cache=remote.reads_cache,
         )
-        load.assign_remote(_work(decision), load.drain_rate(self._constants.load), at, now)
+        rate = load.drain_rate(self._constants.load)
+        load.assign_remote(_work(decision), rate, at, now, requests=remote.requests)
         self._book(decision, now)
 
     def learn_ejected(self, endpoint: Endpoint, now: float) -> None:

@@ -10,15 +10,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.endpoint import (
+    LONGEST_MODEL_NAME,
+    MOST_REQUESTS,
+    MOST_SERVED_MODELS,
+    Endpoint,
+    EngineState,
+    ServedModels,
+)
 from warmroute.pool.pool import Pool
-from warmroute.prefix.chain import EMPTY_CHAIN
+from warmroute.prefix.chain import EMPTY_CHAIN, Chain
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.logged_chains import Addition, LoggedChains
-from warmroute.shared_state.outbox import COLUMNS, EQUAL_FIGURES, EXACT, PARTIAL, Outbox, incarnation_of
+from warmroute.shared_state.outbox import (
+    COLUMNS,
+    EQUAL_FIGURES,
+    EXACT,
+    FURTHER,
+    PARTIAL,
+    READS_NO_CACHE,
+    THOUSANDTHS,
+    Outbox,
+    incarnation_of,
+)
 
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
@@ -55,6 +72,23 @@ class _Reading(NamedTuple):
     adapters: Sequence[str]
 
 
+class _Row(NamedTuple):
+    """One number of each column of decisions, in the order of COLUMNS."""
+
+    endpoint: int
+    age: int
+    prompt_tokens: int
+    cached_tokens: int
+    prompt_bytes: int
+    flags: int
+    adapter: int
+    base: int
+    added: int
+    requests: int
+    samples: int
+    prompts: int
+
+
 class Inbox:
     """Applies batches. Times are monotonic seconds of this process."""
 
@@ -75,6 +109,8 @@ class Inbox:
                 self._apply_event(event, reading)
             for report in batch.reports:
                 self._apply_report(report, reading)
+            for served in batch.served:
+                self._apply_models(served, reading)
         finally:
             self._outbox.muted = False
         self._apply_decisions(batch.decisions, reading)
@@ -125,34 +161,59 @@ class Inbox:
         if len({len(column) for column in columns}) != 1 or not sum(decisions.added) == len(hashes) == len(distances):
             self.applied.unreadable += 1
             return
-        published_at, now, adapters = reading.published_at, reading.now, reading.adapters
         start = 0
-        for place, age, prompt_tokens, cached_tokens, prompt_bytes, flags, adapter, base, added in zip(
-            *columns, strict=True
-        ):
-            addition = Addition(base, hashes[start : start + added], distances[start : start + added])
-            start += added
-            chain = self._chains.join(addition, prompt_bytes, published_at)
-            endpoint = self._found(place, reading)
-            if endpoint is None:
+        chains: list[Chain | None] = []
+        decision: _Row | None = None
+        for row in map(_Row._make, zip(*columns, strict=True)):
+            addition = Addition(row.base, hashes[start : start + row.added], distances[start : start + row.added])
+            start += row.added
+            chain = self._chains.join(addition, row.prompt_bytes, reading.published_at)
+            if row.flags & FURTHER and decision is not None:
+                chains.append(chain)
                 continue
-            self.applied.decisions += 1
-            if chain is None:
-                self.applied.unknown_chains += 1
-            self._router.learn(
-                RemoteDecision(
-                    endpoint=endpoint.id,
-                    at=published_at - age / 1e6,
-                    prompt_tokens=max(1.0, prompt_tokens),
-                    cached_tokens=min(cached_tokens, max(1.0, prompt_tokens)),
-                    prompt_bytes=prompt_bytes,
-                    exact=flags & EXACT != 0,
-                    partial=flags & PARTIAL != 0,
-                    adapter=adapters[adapter - 1] if 0 < adapter <= len(adapters) else "",
-                    chain=chain or EMPTY_CHAIN,
-                ),
-                now,
-            )
+            if decision is not None:
+                self._apply_decision(decision, chains, reading)
+            decision, chains = row, [chain]
+        if decision is not None:
+            self._apply_decision(decision, chains, reading)
+
+    def _apply_decision(self, row: _Row, chains: list[Chain | None], reading: _Reading) -> None:
+        """``chains`` are those of its prompts; None: not known."""
+        endpoint = self._found(row.endpoint, reading)
+        if endpoint is None:
+            return
+        self.applied.decisions += 1
+        known = [chain for chain in chains if chain is not None]
+        if len(known) < len(chains):
+            self.applied.unknown_chains += 1
+        adapters, prompt_tokens = reading.adapters, max(1.0, row.prompt_tokens)
+        self._router.learn(
+            RemoteDecision(
+                endpoint=endpoint.id,
+                at=reading.published_at - row.age / 1e6,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=min(row.cached_tokens, prompt_tokens),
+                prompt_bytes=row.prompt_bytes,
+                exact=row.flags & EXACT != 0,
+                partial=row.flags & PARTIAL != 0,
+                adapter=adapters[row.adapter - 1] if 0 < row.adapter <= len(adapters) else "",
+                chain=known[0] if known else EMPTY_CHAIN,
+                further=tuple(known[1:]),
+                requests=min(max(row.requests, 1), MOST_REQUESTS),
+                samples=min(max(row.samples, 1), MOST_REQUESTS),
+                prompts=max(row.prompts / THOUSANDTHS, 1.0),
+                reads_cache=not row.flags & READS_NO_CACHE,
+            ),
+            reading.now,
+        )
+
+    def _apply_models(self, served: pb.Served, reading: _Reading) -> None:
+        endpoint = self._found(served.endpoint, reading)
+        if endpoint is None or len(served.names) > MOST_SERVED_MODELS:
+            return
+        names = frozenset(name for name in served.names if len(name) <= LONGEST_MODEL_NAME)
+        models = ServedModels(names, frozenset(served.adapters) & names) if served.listed else None
+        self._pool.serves(endpoint, models, reading.now)
 
     def _found(self, place: int, reading: _Reading) -> Endpoint | None:
         endpoint = reading.endpoints[place] if place < len(reading.endpoints) else None

@@ -65,7 +65,8 @@ class LoggedChains:
     """The chains that the log has. Times are monotonic seconds; ``limit`` bounds the checkpoints that are remembered."""
 
     def __init__(self, *, retention: float, limit: int) -> None:
-        self._retention = retention
+        self.retention = retention
+        """Seconds that the log goes back."""
         self._limit = limit
         self._segments: dict[int, _Segment] = {}
         """By checkpoint."""
@@ -97,7 +98,7 @@ class LoggedChains:
 
     def _is_old(self, base: _Segment, now: float) -> bool:
         """Whether the chain must be appended anew rather than extended."""
-        too_old = base.since <= now - self._retention / 2
+        too_old = base.since <= now - self.retention / 2
         return too_old or base.first <= self._appended - self._limit // 2 or base.depth >= DEEPEST
 
     def join(self, addition: Addition, prompt_bytes: int, at: float) -> Chain | None:
@@ -131,7 +132,7 @@ class LoggedChains:
         self._checkpoints += len(hashes)
         self._appended += len(hashes)
         order = self._order
-        while order and (self._checkpoints > self._limit or order[0].at <= at - self._retention):
+        while order and (self._checkpoints > self._limit or order[0].at <= at - self.retention):
             self._forget(order.popleft())
 
     def _forget(self, segment: _Segment) -> None:

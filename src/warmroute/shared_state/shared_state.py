@@ -82,13 +82,13 @@ class SharedState:
         self.id = secrets.randbits(64)
         """The number of this picker."""
         self._chains = LoggedChains(retention=options.max_age, limit=most_checkpoints)
-        self.outbox = Outbox(self._chains)
+        self._membership = Membership(self.id)
+        self.outbox = Outbox(self._chains, owns=self._membership.owns)
         pool.subscribe(self.outbox, clock())
         self._inbox: Inbox | None = None
         self._router: Router | None = None
         self._offset = ClockOffset()
         self._duplicates = Duplicates()
-        self._membership = Membership(self.id)
         self._sequence = 0
         self._echoes: OrderedDict[int, float] = OrderedDict()
         """When own batches were sent, by sequence number, until they are read back."""

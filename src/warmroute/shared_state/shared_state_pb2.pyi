@@ -8,12 +8,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Batch(_message.Message):
-    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "bytes_per_token", "leaving")
+    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving")
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     REPORTS_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
@@ -21,9 +22,10 @@ class Batch(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[Event]
     reports: _containers.RepeatedCompositeFieldContainer[Report]
     decisions: Decisions
+    served: _containers.RepeatedCompositeFieldContainer[Served]
     bytes_per_token: float
     leaving: bool
-    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("id", "incarnation")
@@ -34,7 +36,7 @@ class Endpoint(_message.Message):
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Decisions(_message.Message):
-    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "flags", "adapter", "base", "added", "hashes", "distances")
+    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "flags", "adapter", "base", "added", "requests", "samples", "prompts", "hashes", "distances")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +46,9 @@ class Decisions(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ADDED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     DISTANCES_FIELD_NUMBER: _ClassVar[int]
     endpoint: _containers.RepeatedScalarFieldContainer[int]
@@ -55,9 +60,12 @@ class Decisions(_message.Message):
     adapter: _containers.RepeatedScalarFieldContainer[int]
     base: _containers.RepeatedScalarFieldContainer[int]
     added: _containers.RepeatedScalarFieldContainer[int]
+    requests: _containers.RepeatedScalarFieldContainer[int]
+    samples: _containers.RepeatedScalarFieldContainer[int]
+    prompts: _containers.RepeatedScalarFieldContainer[int]
     hashes: _containers.RepeatedScalarFieldContainer[int]
     distances: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., requests: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., prompts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("endpoint", "kind")
@@ -80,6 +88,18 @@ class Event(_message.Message):
     endpoint: int
     kind: Event.Kind
     def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ...) -> None: ...
+
+class Served(_message.Message):
+    __slots__ = ("endpoint", "listed", "names", "adapters")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    LISTED_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    endpoint: int
+    listed: bool
+    names: _containers.RepeatedScalarFieldContainer[str]
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, endpoint: _Optional[int] = ..., listed: _Optional[bool] = ..., names: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("endpoint", "age", "loaded_adapters", "max_adapters", "running", "waiting", "kv_usage", "sleeping", "capacity_tokens", "max_num_seqs", "max_model_len", "block_size", "prefix_caching", "tier_tokens", "awaiting_first_token", "prefill_rate", "decode_rate", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "computed_tokens_total", "prefix_queries_total", "prefix_hits_total", "tier_queries_total", "tier_hits_total", "responses_total", "rejected_responses_total", "failed_responses_total", "first_token_seconds_total")

@@ -224,7 +224,8 @@ class CacheModel:
 
     def _insert(self, load: EndpointLoad, chain: Chain) -> int:
         held = self._index.insert(load.holder, chain)
-        load.cache_fill = min(1.0, self._index.fill(load.holder) * self.headroom)
+        # Of the first tier: a new token moves another one out of it, whatever the second one still holds.
+        load.cache_fill = min(1.0, self._index.fill(load.holder) * self.headroom * load.cache_extent.factor)
         return held
 
     def _set_block_size(self, holder: int, size: int | None) -> None:

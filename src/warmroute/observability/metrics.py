@@ -105,6 +105,8 @@ class EndpointReading:
                 "running": engine.running,
                 "kv_usage": engine.kv_usage,
                 "capacity_tokens": engine.capacity_tokens,
+                "block_size": engine.block_size,
+                "caches_prompts": engine.caches_prompts,
                 "max_num_seqs": engine.max_num_seqs,
                 "loaded_adapters": sorted(engine.loaded_adapters),
                 "max_adapters": engine.max_adapters,

@@ -415,6 +415,8 @@ def test_full_duplex_responses_are_echoed_and_never_closed_early() -> None:
         (reply,) = stream.send(ProcessingRequest(response_body=HttpBody(body=data, end_of_stream=eos)))
         chunk = reply.response_body.response.body_mutation.streamed_response
         assert (chunk.body, chunk.end_of_stream) == (data, eos)
+        message = ProcessingRequest(response_body=HttpBody(body=data, end_of_stream=eos)).SerializeToString()
+        assert stream.session.pass_chunk(message) == reply.SerializeToString()
     assert kinds(stream.send(ProcessingRequest(response_trailers=HttpTrailers()))) == ["response_trailers"]
 
 

@@ -1,4 +1,4 @@
-"""The size of a message outside its body, against protobuf's own encoder."""
+"""Serialised messages that are read without decoding them, against protobuf's own encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.extproc import ext_proc_pb2 as pb
-from warmroute.extproc.wire import bytes_beside_body
+from warmroute.extproc import replies
+from warmroute.extproc.wire import bytes_beside_body, response_chunk
 
 
 @given(
@@ -38,3 +39,47 @@ def test_any_bytes_are_counted_or_refused(data: bytes) -> None:
     except DecodeError:
         with pytest.raises(DecodeError):
             pb.ProcessingRequest.FromString(data)
+
+
+@given(
+    size=st.sampled_from([0, 1, 119, 120, 127, 128, 16_370, 16_384, 70_000]),
+    end_of_stream=st.booleans(),
+    metadata=st.booleans(),
+)
+def test_a_chunk_of_a_response_is_found_and_wrapped_as_protobuf_does_it(
+    size: int, end_of_stream: bool, metadata: bool
+) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    message = pb.ProcessingRequest(response_body=pb.HttpBody(body=body, end_of_stream=end_of_stream))
+    if metadata:
+        message.metadata_context.filter_metadata["envoy.lb"].fields["key"].string_value = "x" * size
+    chunk = response_chunk(message.SerializeToString())
+    assert chunk == message.response_body.SerializeToString()
+    assert replies.response_chunk(chunk) == replies.streamed_response_body(body, end_of_stream=end_of_stream)
+
+
+CHUNK = pb.ProcessingRequest(response_body=pb.HttpBody(body=b"x"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        pb.ProcessingRequest(request_body=pb.HttpBody(body=b"x")).SerializeToString(),
+        CHUNK.SerializeToString() + pb.ProcessingRequest(response_trailers=pb.HttpTrailers()).SerializeToString(),
+        CHUNK.SerializeToString() + pb.ProcessingRequest(observability_mode=True).SerializeToString(),
+        CHUNK.SerializeToString() + b"\x42\x05",
+        CHUNK.SerializeToString()[:-1],
+        b"\x2a\x02\x18\x01",  # a field of a newer protocol
+        b"\x2a\x80",
+        b"\x2a\x03\x0a\x09x",
+    ],
+)
+def test_whatever_is_not_only_a_chunk_must_be_decoded(message: bytes) -> None:
+    assert response_chunk(message) is None
+
+
+@given(st.binary(max_size=40))
+def test_no_bytes_make_it_fail(data: bytes) -> None:
+    chunk = response_chunk(b"\x2a" + data)
+    assert chunk is None or pb.HttpBody.FromString(chunk) is not None

@@ -32,6 +32,16 @@ CONTINUE_REQUEST_TRAILERS = ProcessingResponse(request_trailers=TrailersResponse
 CONTINUE_RESPONSE_HEADERS = ProcessingResponse(response_headers=HeadersResponse()).SerializeToString()
 CONTINUE_RESPONSE_BODY = ProcessingResponse(response_body=BodyResponse()).SerializeToString()
 CONTINUE_RESPONSE_TRAILERS = ProcessingResponse(response_trailers=TrailersResponse()).SerializeToString()
+_HEADS_OF_CHUNK = [
+    bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | 2,))
+    for message, field in (
+        (BodyMutation, "streamed_response"),
+        (CommonResponse, "body_mutation"),
+        (BodyResponse, "response"),
+        (ProcessingResponse, "response_body"),
+    )
+]
+"""Tags of the messages around a chunk of a response, the innermost first."""
 
 
 def _set(name: str, value: str) -> HeaderValueOption:
@@ -136,6 +146,23 @@ def streamed_response_body(body: bytes, *, end_of_stream: bool) -> bytes:
     chunk = StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
     common = CommonResponse(body_mutation=BodyMutation(streamed_response=chunk))
     return ProcessingResponse(response_body=BodyResponse(response=common)).SerializeToString()
+
+
+def response_chunk(chunk: bytes) -> bytes:
+    """The reply that :func:`streamed_response_body` makes, of a serialised HttpBody.
+
+    A StreamedBodyResponse has the fields of an HttpBody by number, so a chunk of a response is neither decoded nor
+    serialised: heads are put before it.
+    """
+    for tag in _HEADS_OF_CHUNK:
+        size = len(chunk)
+        length = bytearray()
+        while size > 0x7F:
+            length.append(size & 0x7F | 0x80)
+            size >>= 7
+        length.append(size)
+        chunk = b"".join((tag, length, chunk))
+    return chunk
 
 
 def served_in_headers(served: str) -> bytes:

@@ -264,6 +264,10 @@ class Stream:
             self._start(self._read_long(data, []))
             return
         session = self.session
+        chunk = session.pass_chunk(data)
+        if chunk is not None:
+            self._call.send(chunk)
+            return
         began = perf_counter()
         try:
             replies = self._receive(data)

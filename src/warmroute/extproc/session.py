@@ -50,6 +50,7 @@ from warmroute.extproc.transitions import (
     next_state,
     transition,
 )
+from warmroute.extproc.wire import response_chunk
 from warmroute.pool.models import Criticality, ModelTable
 from warmroute.request.content_encoding import decode, decoded_limit, is_compressed
 from warmroute.request.inference import NO_HEADERS, NO_PROMPT, InferenceRequest
@@ -250,6 +251,16 @@ class Session:
             return []
         self._move(step)
         return self._acknowledge(step.action, message, now)
+
+    def pass_chunk(self, data: bytes) -> bytes | None:
+        """The reply to a serialised message that only brings the next chunk of the response, in FULL_DUPLEX_STREAMED.
+
+        None for all other messages: they are for :meth:`receive`.
+        """
+        if self.state is not State.ANSWERED or self._response_mode != FULL_DUPLEX_STREAMED or self._looked_through > 0:
+            return None
+        chunk = response_chunk(data)
+        return None if chunk is None else replies.response_chunk(chunk)
 
     def parse(self) -> None:
         """Read the body and resolve its model: sets ``request``, or ``rejection``. May run in a thread."""

@@ -96,7 +96,7 @@ class Contenders:
 
     async def _through_envoy(self, target: str, port: int) -> GatewayLoad:
         pods = tuple(f"127.0.0.1:{port}" for port in self.ports)
-        config = ProxyConfig(epp=(target,), endpoints=pods, plain_port=None)
+        config = ProxyConfig(epp=(target,), endpoints=pods, plain_port=None, failure_mode_allow=False)
         directory = self._directory / f"envoy-{port}"
         directory.mkdir()
         envoy = await self._stack.enter_async_context(EnvoyProcess(bootstrap(config), directory))

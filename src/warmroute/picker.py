@@ -29,7 +29,7 @@ from warmroute.observability.live.feed import LiveFeed, PickerView
 from warmroute.observability.log_writer import MOST_WAITING
 from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.metrics_pages import MetricsPages
-from warmroute.observability.page_server import PageServer
+from warmroute.observability.page_server import PageServer, is_loopback
 from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.observability.warm_log import WarmLog
@@ -261,6 +261,7 @@ class EndpointPicker:
             {**pages.routes(), **self.live.routes()},
             port_flag="--debug-port",
             posts={**pages.posts(), **self._forget_page().posts()},
+            only_local=is_loopback(settings.debug_host),
         )
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)

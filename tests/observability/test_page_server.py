@@ -18,6 +18,7 @@ from warmroute.observability.page_server import (
     Page,
     PageServer,
     Request,
+    is_loopback,
 )
 
 
@@ -152,3 +153,62 @@ def test_any_head_is_a_request_or_none(head: bytes) -> None:
         assert len(request.query) <= MOST_PARAMETERS
         assert "\r" not in request.path
         assert request.path.isascii()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9091", 200),
+        ("[::1]:9091", 200),
+        ("[::1]", 200),
+        ("localhost", 200),
+        ("LOCALHOST:9091", 200),
+        ("picker.localhost:80", 200),
+        ("10.0.0.7", 200),
+        ("attacker.example", 421),
+        ("attacker.example:9091", 421),
+        ("127.0.0.1.attacker.example:9091", 421),
+        ("localhost.attacker.example", 421),
+        ("attackerlocalhost", 421),
+    ],
+)
+async def test_a_name_that_leads_to_loopback_by_dns_is_refused(host: str, status: int) -> None:
+    server = PageServer("127.0.0.1", 0, {"/echo": _echo}, port_flag="--port", only_local=True)
+    await server.start()
+    try:
+        answer = await exchange(server, f"GET /echo HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert answer.split(b" ", 2)[1] == str(status).encode()
+        assert (await exchange(server, b"GET /echo HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("", False), ("0.0.0.0", False), ("10.0.0.7", False)],
+)
+def test_which_hosts_are_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("", 200),
+        ("Sec-Fetch-Site: same-origin\r\n", 200),
+        ("Sec-Fetch-Site: same-origin\r\nOrigin: http://proxy.example\r\n", 200),
+        ("Sec-Fetch-Site: none\r\n", 200),
+        ("Origin: http://localhost:9091\r\n", 200),
+        ("Sec-Fetch-Site: cross-site\r\n", 403),
+        ("Sec-Fetch-Site: same-site\r\n", 403),
+        ("Origin: http://attacker.example\r\n", 403),
+        ("Origin: http://localhost:8000\r\n", 403),
+        ("Origin: null\r\n", 403),
+    ],
+)
+async def test_a_post_of_another_origins_page_is_refused(server: PageServer, headers: str, status: int) -> None:
+    head = f"POST /count HTTP/1.1\r\nHost: localhost:9091\r\n{headers}Content-Length: 2\r\n\r\nab"
+    answer = await exchange(server, head.encode())
+    assert answer.split(b" ", 2)[1] == str(status).encode()

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import perf_counter
 from urllib.parse import parse_qsl
 
@@ -97,15 +98,27 @@ Routes = Mapping[str, Handler]
 class PageServer:
     """Serves ``routes`` (GET, HEAD) and ``posts`` (POST) on ``host`` (empty: all interfaces) and ``port`` (0: any free one).
 
-    ``port_flag`` is the setting that an error names.
+    ``port_flag`` is the setting that an error names. With ``only_local`` requests to other host names than localhost are
+    refused: browsers send them for a web site whose name was made to lead here (DNS rebinding), and its scripts could read
+    the pages. A POST that a page of another origin sends is always refused.
     """
 
-    def __init__(self, host: str, port: int, routes: Routes, *, port_flag: str, posts: Routes | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: Routes,
+        *,
+        port_flag: str,
+        posts: Routes | None = None,
+        only_local: bool = False,
+    ) -> None:
         self._host = host
         self._port = port
         self._port_flag = port_flag
         self._routes = routes
         self._posts = posts or {}
+        self._only_local = only_local
         self._server: asyncio.Server | None = None
         self._places = asyncio.Semaphore(MOST_REQUESTS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,8 +195,13 @@ class PageServer:
             return _error(request.path, PageError(HTTPStatus.INTERNAL_SERVER_ERROR, reason))
 
     def _handler(self, request: Request) -> Handler:
+        if self._only_local and not _local(request.headers.get("host", "")):
+            reason = "this port answers to localhost and to addresses only; --debug-host opens it to other names"
+            raise PageError(HTTPStatus.MISDIRECTED_REQUEST, reason)
         if request.path not in self._routes and request.path not in self._posts:
             raise PageError(HTTPStatus.NOT_FOUND)
+        if request.method == "POST" and _cross_origin(request.headers):
+            raise PageError(HTTPStatus.FORBIDDEN, "sent by a page of another origin")
         handler = None
         if request.method in ("GET", "HEAD"):
             handler = self._routes.get(request.path)
@@ -246,6 +264,34 @@ async def _send(writer: asyncio.StreamWriter, page: Page, *, head_only: bool = F
     writer.write("\r\n".join([*lines, "\r\n"]).encode("latin-1") + (b"" if head_only else page.body))
     async with asyncio.timeout(SEND_SECONDS):
         await writer.drain()
+
+
+def _local(host: str) -> bool:
+    """Whether a ``Host`` header is absent, an address or localhost."""
+    name = re.sub(r":\d*$", "", host).strip("[]").lower()
+    return not name or name == "localhost" or name.endswith(".localhost") or _address(name) is not None
+
+
+def _cross_origin(headers: Mapping[str, str]) -> bool:
+    """Whether a browser sends the request for a page of another origin. The rule is that of
+    https://pkg.go.dev/net/http#CrossOriginProtection."""
+    if site := headers.get("sec-fetch-site", ""):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin", "")
+    return bool(origin) and origin.partition("://")[2] != headers.get("host", "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is reached from its own machine only."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def _error(path: str, error: PageError) -> Page:

@@ -229,7 +229,10 @@ def explain(
         Path | None, typer.Option(help="Dry run: where would a request with this JSON body go now? Nothing is sent.")
     ] = None,
     path: Annotated[str, typer.Option(help="Path of the dry run's request.")] = "/v1/chat/completions",
-    debug_url: Annotated[str, typer.Option(help="A picker's debug port.")] = "http://127.0.0.1:9091",
+    debug_url: Annotated[
+        list[str] | None,
+        typer.Option(help="A picker's debug port; repeatable for several pickers. Default: http://127.0.0.1:9091"),
+    ] = None,
     decision_log: Annotated[
         Path | None, typer.Option(help="Look the request up in this file of --decision-log, not on the debug port.")
     ] = None,
@@ -241,15 +244,17 @@ def explain(
     tokens are rounded down to 1,024, but not in the decision log.
     """
     from warmroute import explain as explaining
+    from warmroute.observability.debug_client import DEFAULT_URL
 
     if bool(request_id) == (body is not None):
         raise ConfigurationError("give either a request id or --body FILE")
+    urls = debug_url or [DEFAULT_URL]
     if body is not None:
-        text = explaining.dry_run(body, path, debug_url, as_json=as_json)
+        text = explaining.dry_run(body, path, urls[0], as_json=as_json)
     elif decision_log is not None:
         text = explaining.logged(request_id, decision_log, as_json=as_json)
     else:
-        text = explaining.remembered(request_id, debug_url, as_json=as_json)
+        text = explaining.remembered(request_id, urls, as_json=as_json)
     typer.echo(text)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.observability import explanation
-from warmroute.observability.debug_client import ask
+from warmroute.observability.debug_client import DebugPortError, ask
 
 MOST_CANDIDATES = 10
 """Candidates that are shown: the chosen one and the next best."""
@@ -22,14 +23,25 @@ class UnknownDecisionError(WarmrouteError):
     """There is no such decision; the message says where it was looked for."""
 
 
-def remembered(request_id: str, debug_url: str, *, as_json: bool = False) -> str:
-    """Why the request went where it went, by the picker's memory. Raises UnknownDecisionError, DebugPortError."""
+def remembered(request_id: str, debug_urls: Sequence[str], *, as_json: bool = False) -> str:
+    """Why the request went where it went, by the memory of the pickers with these debug ports.
+
+    Raises UnknownDecisionError, and DebugPortError if a picker cannot be asked and no other one remembers the request.
+    """
     query: dict[str, str | int] = {"request": request_id, "candidates": MOST_CANDIDATES, "limit": MOST_DECISIONS}
-    found = ask(debug_url, "/debug/decisions", query)
+    found: list[Any] = []
+    failures: list[DebugPortError] = []
+    for url in debug_urls:
+        try:
+            found += ask(url, "/debug/decisions", query)
+        except DebugPortError as error:
+            failures.append(error)
     if not found:
+        if failures:
+            raise failures[0]
         raise UnknownDecisionError(
-            f"the picker at {debug_url} remembers no request {request_id!r}: it keeps the last --debug-decisions requests, "
-            "and with several pickers each remembers its own"
+            f"no picker at {' or '.join(debug_urls)} remembers a request {request_id!r}: each keeps its own last "
+            "--debug-decisions requests; --debug-url names another picker"
         )
     return _text(found, as_json=as_json)
 

@@ -31,6 +31,8 @@ from warmroute.standalone.config_files import write
 from warmroute.standalone.engine_list import Engine, EngineList, Probe, Target
 from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.greeting import greeting
+from warmroute.standalone.picker_process import PickerPorts
+from warmroute.standalone.pickers import Pickers
 from warmroute.standalone.ports import free_range, require_free
 from warmroute.standalone.up_options import UpOptions
 
@@ -70,11 +72,12 @@ def test_a_listeners_address_is_an_ip_address(options: Mapping[str, str]) -> Non
 
 
 OPTIONS = UpOptions(port=8081, debug_port=9091, metrics_port=9090)
+PICKER = [PickerPorts(9002, 9003, 9090, 9091)]
 TWO = [Engine("gpu-a:8000", "10.0.0.7", 8000), Engine("gpu-b:8000", "10.0.0.8", 8000)]
 
 
 def test_the_greeting_says_where_everything_is() -> None:
-    text = greeting(OPTIONS, TWO, [Probe("Qwen/Qwen2.5-7B", ""), Probe("", "Connection refused")], "warmroute")
+    text = greeting(OPTIONS, PICKER, TWO, [Probe("Qwen/Qwen2.5-7B", ""), Probe("", "Connection refused")], "warmroute")
     assert (
         "requests    http://127.0.0.1:8081/v1  (OpenAI API; from this machine only; --host 0.0.0.0 lets others in)"
         in text
@@ -91,21 +94,38 @@ def test_the_greeting_says_where_everything_is() -> None:
 
 
 def test_the_greeting_says_who_can_reach_it() -> None:
-    text = greeting(replace(OPTIONS, host="0.0.0.0", plain_port=8080), TWO, [Probe("", "")] * 2, "warmroute")
+    text = greeting(replace(OPTIONS, host="0.0.0.0", plain_port=8080), PICKER, TWO, [Probe("", "")] * 2, "warmroute")
     assert f"http://{socket.gethostname()}:8081/v1 from others; anybody who reaches it can use the engines" in text
     assert "to compare  http://127.0.0.1:8080/v1  (least requests, no picker)" in text
-    assert "http://[::1]:8081/v1" in greeting(replace(OPTIONS, host="::"), TWO, [Probe("", "")] * 2, "warmroute")
-    assert "anybody" in greeting(replace(OPTIONS, host="10.0.0.1"), TWO, [Probe("", "")] * 2, "warmroute")
+    assert "http://[::1]:8081/v1" in greeting(
+        replace(OPTIONS, host="::"), PICKER, TWO, [Probe("", "")] * 2, "warmroute"
+    )
+    assert "anybody" in greeting(replace(OPTIONS, host="10.0.0.1"), PICKER, TWO, [Probe("", "")] * 2, "warmroute")
 
 
 def test_a_debug_port_of_its_own_is_in_the_command() -> None:
     assert "explain X-REQUEST-ID --debug-url http://127.0.0.1:9999 " in greeting(
-        replace(OPTIONS, debug_port=9999), [], [], "w"
+        OPTIONS, [PickerPorts(1, 2, 3, 9999)], [], [], "w"
     )
 
 
+def test_with_several_pickers_all_are_asked_for_an_explanation() -> None:
+    text = greeting(OPTIONS, [*PICKER, PickerPorts(5, 6, 7, 8)], TWO, [Probe("", "")] * 2, "w")
+    assert "w explain X-REQUEST-ID --debug-url http://127.0.0.1:9091 --debug-url http://127.0.0.1:8   (" in text
+    assert "w top   (" in text
+
+
+@pytest.mark.integration
+def test_each_picker_has_a_decision_log_of_its_own(tmp_path: Path) -> None:
+    for target, second in (("d.jsonl", "d.jsonl-2"), ("stdout", "stdout")):
+        environ = {"WARMROUTE_DECISION_LOG": target}
+        ports = UpOptions(port=1, metrics_port=2, debug_port=3, pickers=2).picker_ports()
+        children = Pickers(tmp_path / "e.yaml", ports, tmp_path, [], environ).children
+        assert [child._environ["WARMROUTE_DECISION_LOG"] for child in children if child._environ] == [target, second]
+
+
 def test_many_engines_are_not_all_listed() -> None:
-    text = greeting(OPTIONS, TWO * 50, [Probe("", "")] * 100, "w")
+    text = greeting(OPTIONS, PICKER, TWO * 50, [Probe("", "")] * 100, "w")
     assert "100 of 100 answer" in text
     assert "and 80 more" in text
 
@@ -292,6 +312,13 @@ async def test_several_pickers_share_and_the_others_go_on(tmp_path: Path) -> Non
         assert "starting 2 endpoint pickers, NATS and Envoy" in up.log()
         assert up.log().count("shared state connected") == 2
         await eventually(lambda: "'pickers': 2" in up.log() or up.log().count("shared state read") == 2)
+        command = re.search(r"explain X-REQUEST-ID((?: --debug-url \S+)+)", up.log())
+        assert command is not None
+        for _ in range(3):  # Envoy takes the pickers in turn
+            request_id = (await up.chat()).headers["x-request-id"]
+            argv = [sys.executable, "-m", "warmroute", "explain", request_id, *command[1].split()]
+            said = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=True)
+            assert f"Request {request_id} went to default/{up.engines[0]}" in said.stdout
         assert [(await up.chat()).status for _ in range(4)] == [200] * 4
         picker = (await asyncio.to_thread(all_children, up.child.pid, "serve"))[0]
         os.kill(picker, signal.SIGKILL)

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 from warmroute import __version__
 from warmroute.standalone.engine_list import Engine, Probe
+from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.ports import reachable
 from warmroute.standalone.up_options import DEBUG_PORT, UpOptions
 
@@ -19,7 +20,13 @@ ANY_MODEL = "MODEL"
 """In place of a model's name that no engine has said."""
 
 
-def greeting(options: UpOptions, engines: Sequence[Engine], probes: Sequence[Probe], program: str) -> str:
+def greeting(
+    options: UpOptions,
+    pickers: Sequence[PickerPorts],
+    engines: Sequence[Engine],
+    probes: Sequence[Probe],
+    program: str,
+) -> str:
     """The text. ``options`` are settled, and ``probes`` are what the engines answered. ``program`` starts this program
     again."""
     url = f"http://{reachable(options.host)}:{options.port}"
@@ -28,7 +35,7 @@ def greeting(options: UpOptions, engines: Sequence[Engine], probes: Sequence[Pro
         rows.append(
             ("to compare", f"http://{reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)")
         )
-    debug = f"http://{reachable(options.debug_host)}:{options.debug_port}"
+    debug, *others = (f"http://{reachable(options.debug_host)}:{picker.debug}" for picker in pickers)
     rows += [
         ("live page", f"{debug}/  (the engines, and why each request went where it went)"),
         ("metrics", f"http://127.0.0.1:{options.metrics_port}/metrics  (Prometheus)"),
@@ -41,13 +48,14 @@ def greeting(options: UpOptions, engines: Sequence[Engine], probes: Sequence[Pro
     ]
     if len(engines) > MOST_ENGINES:
         lines.append(f"    and {len(engines) - MOST_ENGINES} more")
-    other = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
+    one = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
+    every = "".join(f" --debug-url {url}" for url in (debug, *others)) if others else one
     lines += [
         "",
         "Try it:",
         f"  {_curl(url, probes)}",
-        f"  {program} explain X-REQUEST-ID{other}   (the response's header x-request-id: why it went where it went)",
-        f"  {program} top{other}   (the live page in a terminal)",
+        f"  {program} explain X-REQUEST-ID{every}   (the response's header x-request-id: why it went where it went)",
+        f"  {program} top{one}   (the live page in a terminal)",
         "",
         "Ctrl-C stops it.",
     ]

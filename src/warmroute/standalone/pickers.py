@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from warmroute.errors import WarmrouteError
+from warmroute.observability.decision_log import STDOUT
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.nats import NatsProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 
 RESTART_DELAY = 1.0
 """Seconds before a process that ended is started again."""
+
+DECISION_LOG = "WARMROUTE_DECISION_LOG"
 
 Say = Callable[[str], None]
 """Prints a line for the user."""
@@ -38,7 +41,8 @@ class Pickers:
         if self._nats is not None:
             shared = ("--shared-state", self._nats.url, "--shared-state-key-path", str(self._key_file))
         self.children = tuple(
-            picker(endpoints_file, each, None, (*flags, *shared), environ=environ) for each in self._ports
+            picker(endpoints_file, each, None, (*flags, *shared), environ=_with_own_log(environ, number))
+            for number, each in enumerate(self._ports, 1)
         )
 
     async def start(self) -> None:
@@ -84,3 +88,12 @@ class Pickers:
                 say("NATS is back")
             except WarmrouteError as error:
                 say(str(error))
+
+
+def _with_own_log(environ: Mapping[str, str], number: int) -> Mapping[str, str]:
+    """The environment of the picker of that number: from the second one on, a decision log's file has the number in its
+    name, since each picker rotates its own."""
+    target = environ.get(DECISION_LOG, STDOUT)
+    if number == 1 or not target or target == STDOUT:
+        return environ
+    return {**environ, DECISION_LOG: f"{target}-{number}"}

@@ -38,7 +38,7 @@ class Up:
         """Why the last look at the engines failed; empty if it did not."""
         self._picker_file = engines.file or directory / "endpoints.yaml"
         self._envoy_file = directory / "envoy-endpoints.yaml"
-        ports = options.picker_ports()
+        self._ports = ports = options.picker_ports()
         flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
         environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
         if options.strategy is not None:
@@ -75,7 +75,8 @@ class Up:
                 await asyncio.gather(starting, return_exceptions=True)
                 return
             await starting
-            self._say(greeting(self._options, self._engines, await probe(self._engines), program))
+            probes = await probe(self._engines)
+            self._say(greeting(self._options, self._ports, self._engines, probes, program))
             await self._serve(stopped)
             await self._drain(hurry)
 

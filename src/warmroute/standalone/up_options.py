@@ -61,8 +61,8 @@ class UpOptions:
         first = free_range(2)
         ports = [PickerPorts(first, first + 1, self.metrics_port, self.debug_port)]
         for _ in range(self.pickers - 1):
-            first = free_range(3)
-            ports.append(PickerPorts(first, first + 1, first + 2))
+            first = free_range(4)
+            ports.append(PickerPorts(first, first + 1, first + 2, first + 3))
         return tuple(ports)
 
     def proxy_config(self, pickers: Sequence[PickerPorts], endpoints_file: Path) -> ProxyConfig:

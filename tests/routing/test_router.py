@@ -96,6 +96,17 @@ def test_the_next_turn_goes_to_the_warm_endpoint() -> None:
     assert decision.match_ratio > 0.95
 
 
+@pytest.mark.parametrize(("block_size", "ratio"), [(None, "0.54"), (16, "0.54"), (64, "0.35")])
+def test_only_large_blocks_of_the_cache_round_the_share_of_a_prompt(block_size: int | None, ratio: str) -> None:
+    fixture = Fixture(1)
+    fixture.scrape(0.0, block_size=block_size)
+    fixture.pick(prompt("a" * 392), 0.0)
+    fixture.scrape(3.0, block_size=block_size)
+    decision = fixture.router.pick(prompt("a" * 392, "b" * 334), 3.0)
+    assert isinstance(decision, Decision)
+    assert f"{decision.match_ratio:.2f}" == ratio
+
+
 def test_a_decision_says_what_a_random_candidate_would_hold() -> None:
     fixture = Fixture(4)
     decisions = [fixture.router.pick(prompt(LONG), float(k), allowed=only("0", "1", "2")) for k in range(3)]

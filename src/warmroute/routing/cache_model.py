@@ -23,6 +23,11 @@ LENGTH_ERROR = 1.5
 """Factor by which an estimated prompt length must exceed the engine's limit for the engine to reject it for certain."""
 
 
+USUAL_BLOCK = 16
+"""Tokens of a block of the KV cache up to which cached tokens are not rounded down to whole blocks: the number of a prompt's
+tokens is an estimate that errs by more. vLLM's default."""
+
+
 class CacheModel:
     """The prefix index with one holder for each endpoint, and how far each holder is trusted.
 
@@ -229,7 +234,7 @@ class CacheModel:
         return held
 
     def _set_block_size(self, holder: int, size: int | None) -> None:
-        """Note the block size of the holder's engine; None or 1: found token by token."""
+        """Note the block size of the holder's engine; None, or at most :data:`USUAL_BLOCK`: found token by token."""
         bit, sizes = 1 << holder, self._block_sizes
         if size is not None and sizes.get(size, 0) & bit:
             return
@@ -237,7 +242,7 @@ class CacheModel:
             sizes[other] &= ~bit
             if not sizes[other]:
                 del sizes[other]
-        if size is not None and size > 1:
+        if size is not None and size > USUAL_BLOCK:
             sizes[size] = sizes.get(size, 0) | bit
 
     def _in_whole_blocks(self, groups: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories import engine_state
+from tests.factories import engine_state, idle_load, routing_constants
 from warmroute.routing.prediction import CORRECTION_RANGE, WINDOW, Compared, Prediction
 
 
@@ -47,6 +47,26 @@ def test_a_drift_is_corrected_and_the_correction_is_bounded() -> None:
         assert compared is not None
         if measured == 1.5:
             assert compared.predicted == pytest.approx(compared.measured, rel=0.1), "it predicts what is measured now"
+
+
+def test_predictions_with_an_assumed_speed_are_forgotten_once_it_is_measured() -> None:
+    load = idle_load()
+    constants = routing_constants().load
+    for number in range(100):
+        at = number / 10
+        load.observe(
+            engine_state(at, running=1, first_tokens_total=number, first_token_seconds_total=number), constants
+        )
+        load.prediction.expect(50.0)
+    assert load.prediction.correction < 1
+    load.observe(engine_state(11.0, prefill_rate=9000.0), constants)
+    assert (load.prediction.correction, load.prediction.compared) == (1.0, None)
+    load.prediction.expect(1.0)
+    load.observe(engine_state(12.0, prefill_rate=9500.0), constants)
+    load.prediction.expect(1.0)
+    load.observe(engine_state(13.0, running=1, first_tokens_total=100, first_token_seconds_total=99), constants)
+    load.observe(engine_state(14.0, running=1, first_tokens_total=101, first_token_seconds_total=101), constants)
+    assert load.prediction.compared == Compared(1.0, 2.0, 1)
 
 
 def test_what_an_idle_engine_never_answered_is_forgotten() -> None:

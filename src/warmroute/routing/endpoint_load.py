@@ -213,6 +213,8 @@ class EndpointLoad:
         if state.max_num_seqs is not None:
             self.max_num_seqs = state.max_num_seqs
         if state.prefill_rate is not None:
+            if self.prefill_rate is None:
+                self.prediction.restart()
             self.prefill_rate = state.prefill_rate
         if state.decode_rate is not None:
             self.decode_rate = state.decode_rate

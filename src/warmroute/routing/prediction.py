@@ -55,16 +55,21 @@ class Prediction:
     __slots__ = ("_counters", "_open", "_slices", "_sums", "correction")
 
     def __init__(self) -> None:
-        self.correction = 1.0
-        """EWMA of measured over predicted, within :data:`CORRECTION_RANGE`: predictions are multiplied by it."""
-        self._slices: deque[tuple[float, _Sums]] = deque()
-        self._sums = _Sums()
         self.reset()
+        self.restart()
 
     def reset(self) -> None:
         """The engine is a new process: its counters begin at 0, and its requests are gone. The correction stays."""
         self._open: deque[tuple[float, float]] = deque(maxlen=MOST_OPEN)
         self._counters: tuple[float, float] | None = None
+
+    def restart(self) -> None:
+        """The endpoint's speed was measured for the first time: earlier predictions assumed one and say nothing."""
+        self.correction = 1.0
+        """EWMA of measured over predicted, within :data:`CORRECTION_RANGE`: predictions are multiplied by it."""
+        self._open.clear()
+        self._slices: deque[tuple[float, _Sums]] = deque()
+        self._sums = _Sums()
 
     def expect(self, seconds: float) -> None:
         """A request goes to the endpoint; its first token is predicted in ``seconds``, correction included."""

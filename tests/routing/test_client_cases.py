@@ -105,8 +105,8 @@ CASES = {
     ),
     "a cache mark that leaves the last tool": Case(
         ANTHROPIC,
-        {"messages": [NEXT], "tools": [*TOOLS[:-1], TOOLS[-1] | MARK]},
-        {"messages": [NEXT, ANSWER, NEXT], "tools": TOOLS},
+        {"messages": HISTORY, "tools": [*TOOLS[:-1], TOOLS[-1] | MARK]},
+        {"messages": [*HISTORY, ANSWER, NEXT], "tools": TOOLS},
         WARM,
     ),
     "white space in arguments": Case(

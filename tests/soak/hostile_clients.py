@@ -7,6 +7,7 @@ killed.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import random
 import sys
@@ -70,7 +71,11 @@ async def _through_the_gateway(url: str, size: int) -> None:
                 reader, writer = await connect(url)
                 try:
                     fields = {"host": "soak", "content-type": "application/json", MODEL_REWRITES[0]: "another"}
-                    writer.write(encode(f"POST {CHAT} HTTP/1.1", fields, body, chunks=chunks))
+                    sent = body
+                    if number % 4 == 0:
+                        sent = await asyncio.to_thread(gzip.compress, body, 1)
+                        fields["content-encoding"] = "gzip"
+                    writer.write(encode(f"POST {CHAT} HTTP/1.1", fields, sent, chunks=chunks))
                     await read_message(reader)
                 finally:
                     writer.close()

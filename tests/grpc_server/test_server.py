@@ -109,3 +109,18 @@ async def test_stop_lets_open_calls_end_and_gives_the_others_up() -> None:
         writer.close()
     with pytest.raises(OSError):  # noqa: PT011  # refused, by any name of the platform
         await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_the_last_answers_are_sent_whole_before_the_server_stops() -> None:
+    stops: list[asyncio.Task[None]] = []
+
+    def stop_and_answer(message: bytes) -> bytes:
+        stops.append(asyncio.create_task(server.stop(60)))
+        return message
+
+    server = GrpcServer({METHOD: unary(stop_and_answer)}, Limits(message_bytes=10 << 20, calls=100))
+    port = await server.start("127.0.0.1", 0, "--port")
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel, asyncio.timeout(60):
+        assert len(await method(channel)(bytes(5 << 20))) == 5 << 20
+        await stops[0]

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import cast
 
 from warmroute.errors import ConfigurationError
@@ -21,6 +22,8 @@ MOST_FRAMES = 10_000
 """Frames without messages that wait for a client that does not read, at most: answers to its pings, settings and calls."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that TLS may take to begin."""
+CLOSE_TIMEOUT = 0.5
+"""Seconds that the last answers have to be written when the server stops."""
 BACKLOG = 1024
 """Connections that the kernel accepts before the event loop does."""
 
@@ -69,18 +72,21 @@ class GrpcServer:
             await asyncio.gather(self._keepalive, return_exceptions=True)
         for connection in list(self._connections):
             connection.go_away()
-        try:
-            async with asyncio.timeout(grace):
-                while any(connection.calls for connection in self._connections):
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            pass
+        await self._until(lambda: not any(connection.calls for connection in self._connections), grace)
         for connection in list(self._connections):
             connection.close()
-        while self._connections:
-            self._changed.clear()
-            await self._changed.wait()
+        await self._until(lambda: not self._connections, CLOSE_TIMEOUT)
+        for connection in list(self._connections):
+            connection.abort()
+        await self._until(lambda: not self._connections, CLOSE_TIMEOUT)
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Return once ``condition`` holds, or after ``seconds``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _accept(self, call: Call) -> Handler:
         method = self._methods.get(call.path)
@@ -141,7 +147,7 @@ class _Socket(asyncio.Protocol):
         """Ping the client; give it up if it has not answered the last ping, not begun, or not read the end."""
         connection = self._connection
         if connection.ping_open or connection.closed or (self._old and not connection.established):
-            self._abort()
+            self.abort()
         elif connection.established:
             connection.ping()
             self._flush()
@@ -153,8 +159,13 @@ class _Socket(asyncio.Protocol):
         self._flush()
 
     def close(self) -> None:
-        """End all calls and close the socket."""
+        """End the calls that are left, and close the socket once what was written has been sent."""
         self._connection.lost()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the socket at once."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -166,15 +177,11 @@ class _Socket(asyncio.Protocol):
         while not connection.paused and (data := connection.output()):
             transport.write(data)
         if connection.frames > MOST_FRAMES:
-            self._abort()
+            self.abort()
         elif connection.closed:
             transport.close()
         if not connection.calls:
             self._changed.set()
-
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
 
 class Unary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -277,3 +278,35 @@ async def test_the_log_tells_no_prompt(start: Start, nats: NatsProcess) -> None:
     text = b"".join(log)
     for secret in (b"long prompt", b"pod-0", *(key.to_bytes(8, "little") for key in decision.chain.hashes)):
         assert secret not in text
+
+
+async def test_two_hundred_endpoints_are_known_within_seconds(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20,000 turns of 2,000 conversations: the starter knows what the picker knew that decided them."""
+    specs = [EndpointSpec("ns", f"pod-{k}", f"10.0.0.{k + 1}", 8000, {}, f"uid-{k}") for k in range(200)]
+    monkeypatch.setattr(f"{__name__}.ENDPOINTS", specs)
+    rng = random.Random(1)
+    one = start()
+    await together(one)
+    conversations: list[list[PromptPart]] = [[PromptPart(b"system" * 100, 600)] for _ in range(2000)]
+    decisions: list[Decision] = []
+    for number in range(20_000):
+        parts = rng.choice(conversations)
+        parts.append(PromptPart(f"{number} question".encode() * 30, len(f"{number} question") * 30))
+        size = sum(part.prompt_bytes for part in parts)
+        decision = one.router.pick(InferenceRequest(model="m", parts=tuple(parts), prompt_bytes=size), one.now)
+        assert isinstance(decision, Decision)
+        decisions.append(decision)
+        if number % 500 == 0:
+            await eventually(lambda: not one.shared.outbox, "it is published")
+    await eventually(lambda: not one.shared.outbox, "everything is published")
+    starter = start()
+    began = time.process_time()
+    await eventually(lambda: starter.shared.replayed, "the log is read")
+    seconds = time.process_time() - began
+    with capsys.disabled():
+        print(f"\n{len(decisions)} decisions, {one.shared.traffic.bytes_out} bytes: {seconds:.2f} s of CPU")
+    last = decisions[-4000:]
+    known = sum(starter.holds(decision) for decision in last) / sum(one.holds(decision) for decision in last)
+    assert known > 0.98

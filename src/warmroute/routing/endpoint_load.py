@@ -180,10 +180,10 @@ class EndpointLoad:
             self.sent.append(now)
             self.mean_work.assigned(each)
 
-    def assign_remote(self, work: float, rate: float, at: float, now: float, *, requests: int = 1) -> None:
+    def assign_remote(self, work: float, rate: float, at: float, *, requests: int = 1) -> None:
         """As :meth:`assign`, of another picker's requests that went to the endpoint at ``at``. Not counted if a scrape
-        includes them, or if they count as finished by now."""
-        if at <= now - ASSUMED_DURATION or (self.observed_at is not None and at <= self.observed_at - TRANSIT):
+        includes them."""
+        if self.observed_at is not None and at <= self.observed_at - TRANSIT:
             self.mean_work.assigned(work / requests)
             return
         latest = max(self.sent[-1] if self.sent else at, self.queue.latest)

@@ -35,6 +35,7 @@ from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.saturation import SaturationLimits, saturated
 from warmroute.routing.slowness import update_slowness
 from warmroute.routing.stored_states import StoredStates
+from warmroute.routing.virtual_queue import ASSUMED_DURATION
 
 logger = logging.getLogger(__name__)
 
@@ -406,7 +407,7 @@ class Router(PoolListener):
     def learn(self, remote: RemoteDecision, now: float) -> None:
         """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.
 
-        Ignored if the pool does not have the endpoint.
+        One of long ago only says what the endpoint holds. Ignored if the pool does not have the endpoint.
         """
         load = self._loads.get(remote.endpoint)
         if load is None:
@@ -432,8 +433,12 @@ class Router(PoolListener):
             samples=remote.samples,
             reads_cache=remote.reads_cache,
         )
+        if at <= now - ASSUMED_DURATION:
+            if decision.chain.hashes:
+                self._caches.expect(decision, exact=decision.exact, now=at)
+            return
         rate = load.drain_rate(self._constants.load)
-        load.assign_remote(_work(decision), rate, at, now, requests=remote.requests)
+        load.assign_remote(_work(decision), rate, at, requests=remote.requests)
         self._book(decision, now)
 
     def learn_ejected(self, endpoint: Endpoint, now: float) -> None:

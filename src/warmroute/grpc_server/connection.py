@@ -23,6 +23,7 @@ from warmroute.grpc_server.frames import (
     CONTINUATION,
     DATA,
     DEFAULT_WINDOW,
+    ENABLE_PUSH,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -52,6 +53,7 @@ from warmroute.grpc_server.frames import (
     setting,
     trailers,
 )
+from warmroute.grpc_server.header_fields import checked
 
 MAX_HEADERS = 16_384
 """Bytes of the headers of one call, at most, packed and unpacked."""
@@ -151,8 +153,8 @@ class Call:
         self._send_window = send_window
         self._received = bytearray()
         """The beginning of a message."""
-        self._unsent: deque[bytes] = deque()
-        """Messages with their prefixes that wait for the client."""
+        self._unsent: deque[memoryview] = deque()
+        """Messages with their prefixes that wait for the client; views, since long ones are cut into many frames."""
         self._trailers = b""
         """Set when the service has finished the call."""
 
@@ -343,6 +345,8 @@ class Connection:
             more = CONNECTION_WINDOW - self._receive_window
             self._output.append(frame(WINDOW_UPDATE, 0, 0, more.to_bytes(4, "big")))
             self._receive_window = CONNECTION_WINDOW
+        if flags & PADDED:
+            payload = _without_padding(payload)
         call = self._calls.get(stream)
         if call is None:
             self._check_known(stream)
@@ -354,8 +358,6 @@ class Connection:
         if call._receive_window < 0:
             self._reset(call, ErrorCode.FLOW_CONTROL_ERROR)
             return
-        if flags & PADDED:
-            payload = _without_padding(payload)
         if payload:
             self._take_messages(call, payload)
         if flags & END_STREAM:
@@ -427,15 +429,19 @@ class Connection:
         headers = self._known_headers if block == self._known_block else self._decode(block)
         call = self._calls.get(stream)
         if call is not None:  # trailers
-            if ends_stream and not call._half_closed:
+            if headers is not None and ":method" not in headers and ends_stream and not call._half_closed:
                 self._half_close(call)
             else:
                 self._reset(call, ErrorCode.PROTOCOL_ERROR)
             return
         if stream <= self._last_stream:
+            if headers is not None and ":method" in headers:
+                raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "numbers of streams must grow")
             return  # trailers of a call that is over
         self._last_stream = stream
-        if len(self._calls) >= self._limits.calls or self._going_away:
+        if headers is None:
+            self._send_reset(stream, ErrorCode.PROTOCOL_ERROR)
+        elif len(self._calls) >= self._limits.calls or self._going_away:
             self._send_reset(stream, ErrorCode.REFUSED_STREAM)
         elif headers.get(":method") != "POST" or not headers.get("content-type", "").startswith("application/grpc"):
             self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, NOT_GRPC))
@@ -444,8 +450,8 @@ class Connection:
         else:
             self._open_call(stream, headers, ends_stream=ends_stream)
 
-    def _decode(self, block: bytes) -> Mapping[str, str]:
-        """The headers of a block.
+    def _decode(self, block: bytes) -> Mapping[str, str] | None:
+        """The headers of a block; None if they are malformed.
 
         Each block must be decoded, since the table of headers changes with it. Blocks that leave the table as it is can be
         recognised: nearly all are equal to the one before, and decoding them takes a tenth of a small request.
@@ -453,15 +459,14 @@ class Connection:
         table = self._decoder.header_table
         before = table.maxsize, next(iter(table.dynamic_entries), None)
         try:
-            decoded = self._decoder.decode(block, raw=True)
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in decoded}
+            headers = checked(self._decoder.decode(block, raw=True))
         except OversizedHeaderListError:
             raise _ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too long") from None
         except (HPACKError, IndexError, ValueError) as error:
             raise _ConnectionFaultError(ErrorCode.COMPRESSION_ERROR, f"bad header block: {error}") from None
         newest = next(iter(table.dynamic_entries), None)
         unchanged = table.maxsize == before[0] and newest is before[1]
-        self._known_block, self._known_headers = (block, headers) if unchanged else (None, {})
+        self._known_block, self._known_headers = (block, headers) if unchanged and headers else (None, {})
         return headers
 
     def _open_call(self, stream: int, headers: Mapping[str, str], *, ends_stream: bool) -> None:
@@ -490,6 +495,8 @@ class Connection:
             return
         for at in range(0, len(payload), 6):
             name, value = int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big")
+            if name == ENABLE_PUSH and value > 1:
+                raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "bad ENABLE_PUSH")
             if name == INITIAL_WINDOW_SIZE:
                 if value > MAX_WINDOW:
                     raise _ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
@@ -523,7 +530,9 @@ class Connection:
             self._check_known(stream)
             return
         call._send_window += more
-        if not more or call._send_window > MAX_WINDOW:
+        if not more:
+            self._reset(call, ErrorCode.PROTOCOL_ERROR)
+        elif call._send_window > MAX_WINDOW:
             self._reset(call, ErrorCode.FLOW_CONTROL_ERROR)
         elif call._unsent:
             self._waiting[call] = None
@@ -537,10 +546,16 @@ class Connection:
             self._output.append(frame(PING, ACK, 0, payload))
 
     def _take_go_away(self, stream: int, flags: int, payload: bytes) -> None:
-        """The client opens no more calls; there is nothing to do."""
+        """The client opens no more calls: nothing is to be done."""
+        if stream:
+            raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "GOAWAY concerns the connection")
 
     def _take_priority(self, stream: int, flags: int, payload: bytes) -> None:
-        """Priorities are deprecated (section 5.3)."""
+        """Priorities are deprecated (section 5.3): nothing is to be done."""
+        if not stream or len(payload) != 5:
+            raise _ConnectionFaultError(
+                ErrorCode.FRAME_SIZE_ERROR if stream else ErrorCode.PROTOCOL_ERROR, "bad PRIORITY"
+            )
 
     def _take_push_promise(self, stream: int, flags: int, payload: bytes) -> None:
         raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
@@ -575,11 +590,11 @@ class Connection:
         ):
             self._write(call, data)
         else:
-            call._unsent.append(data)
+            call._unsent.append(memoryview(data))
             self._waiting[call] = None
         self._wake_owner()
 
-    def _write(self, call: Call, data: bytes) -> None:
+    def _write(self, call: Call, data: bytes | memoryview) -> None:
         call._send_window -= len(data)
         self._send_window -= len(data)
         self._output.append(frame(DATA, 0, call._stream, data))

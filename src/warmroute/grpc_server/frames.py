@@ -35,6 +35,7 @@ PADDED = 0x8
 HAS_PRIORITY = 0x20
 
 # Settings
+ENABLE_PUSH = 2
 MAX_CONCURRENT_STREAMS = 3
 INITIAL_WINDOW_SIZE = 4
 MAX_FRAME_SIZE = 5
@@ -67,7 +68,7 @@ class Status(IntEnum):
     UNAVAILABLE = 14
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"") -> bytes:
     """A frame."""
     size = len(payload)
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload

@@ -26,6 +26,7 @@ from tests.deploy.manifests import DEPLOY, PICKER, SAMPLES
 from tests.fixtures.dns import dns_server
 from tests.fixtures.envoy.http1 import Message, exchange
 from tests.fixtures.kubernetes.control_plane import ADMIN, ControlPlane, binary, control_plane
+from tests.fixtures.own_network import in_own_network
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.picker_process import PickerPorts, start_picker
@@ -39,6 +40,59 @@ OF_THE_GATEWAY = ("-n", NAMESPACE, "-l", "gateway.envoyproxy.io/owning-gateway-n
 """Arguments of kubectl for what Envoy Gateway makes for the walk-through's Gateway."""
 EXTENSION_ACCOUNT, PICKER_ACCOUNT = f"{NAMESPACE}/warmroute-gateway-extension", f"{NAMESPACE}/{PICKER}"
 ENGINES = 3
+AI_GATEWAY_NAMESPACE = "envoy-ai-gateway-system"
+AI_GATEWAY_WEBHOOK = {
+    "apiVersion": "admissionregistration.k8s.io/v1",
+    "kind": "MutatingWebhookConfiguration",
+    "metadata": {"name": f"envoy-ai-gateway-gateway-pod-mutator.{AI_GATEWAY_NAMESPACE}"},
+    "webhooks": [
+        {
+            "name": "unused.example.com",
+            "clientConfig": {"url": "https://127.0.0.1:1/mutate"},
+            "rules": [
+                {"apiGroups": ["none.example.com"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["x"]}
+            ],
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        }
+    ],
+}
+"""Envoy AI Gateway's controller does not start without it. It adds a container to Envoy's pods, which do not exist here."""
+V1_POOL = {
+    "apiVersion": "inference.networking.k8s.io/v1",
+    "kind": "InferencePool",
+    "metadata": {"name": "vllm-qwen-v1", "namespace": "default"},
+    "spec": {
+        "selector": {"matchLabels": {"app": "qwen"}},
+        "targetPorts": [{"number": 8000}],
+        "endpointPickerRef": {"name": "inference-gateway-ext-proc", "port": {"number": 9002}},
+    },
+}
+V1_HEADER = {"x-pool": "v1"}
+V1_ROUTE = {
+    "apiVersion": "gateway.networking.k8s.io/v1",
+    "kind": "HTTPRoute",
+    "metadata": {"name": "qwen-v1", "namespace": "default"},
+    "spec": {
+        "parentRefs": [{"name": "qwen-inference-gateway", "sectionName": "llm-gw"}],
+        "rules": [
+            {
+                "matches": [{"headers": [{"name": "x-pool", "value": "v1"}]}],
+                "filters": [
+                    {
+                        "type": "ResponseHeaderModifier",
+                        "responseHeaderModifier": {"add": [{"name": "x-pool", "value": "v1"}]},
+                    }
+                ],
+                "backendRefs": [
+                    {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "vllm-qwen-v1"}
+                ],
+            }
+        ],
+    },
+}
+"""A second pool over the pods, in v1, with a route on the listener of the walk-through's pool. The first extension serves
+it."""
 IN_A_ROOT_WITH_CERTS = """
 mount -t tmpfs tmpfs "$1"
 for entry in /*; do
@@ -165,6 +219,37 @@ def pod(engine: SimulatorServer) -> dict[str, Any]:
     }
 
 
+def extension(cluster: ControlPlane, port: int, log: Path) -> Child:
+    """Warmroute's gateway extension."""
+    return Child(
+        "warmroute gateway-extension",
+        [
+            *("env", f"KUBECONFIG={cluster.kubeconfig(EXTENSION_ACCOUNT)}", sys.executable, "-m", "warmroute"),
+            *("gateway-extension", "--port", str(port), "--health-port=0", "--metrics-port=0"),
+            *("--pods-service={pool}-pods", "--write-pool-status"),
+        ],
+        log,
+    )
+
+
+@asynccontextmanager
+async def ai_gateway(cluster: ControlPlane, directory: Path, port: int) -> AsyncIterator[Child]:
+    """The controller of Envoy AI Gateway, whose extension server listens on ``port``. It takes ports of Envoy Gateway's."""
+    path = binary("WARMROUTE_AI_GATEWAY", "a controller of Envoy AI Gateway")
+    crds = binary("WARMROUTE_AI_GATEWAY_CRDS", "a directory with the CRDs of Envoy AI Gateway")
+    await cluster.kubectl("create", "namespace", AI_GATEWAY_NAMESPACE)
+    await cluster.kubectl("apply", "--server-side", "-f", crds)
+    await cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+    await cluster.apply(AI_GATEWAY_WEBHOOK)
+    argv = [
+        *("env", f"KUBECONFIG={cluster.kubeconfig(ADMIN)}", f"POD_NAMESPACE={AI_GATEWAY_NAMESPACE}", path),
+        *("--enableLeaderElection=false", f"--port=127.0.0.1:{port}"),
+        f"--tlsCertDir={directory / 'envoy-gateway-certs'}",
+    ]
+    async with in_own_network("ai-gateway", argv, directory, serves=port, needs=cluster.port) as child:
+        yield child
+
+
 @asynccontextmanager
 async def walk(directory: Path, values_file: str, extensions: int) -> AsyncIterator[Walk]:
     """The walk-through up to its requests; of several extensions the last one serves its pool."""
@@ -195,10 +280,14 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
         names = {
             "inference-gateway-ext-proc.default.svc": ["127.0.0.1"],
             f"envoy-gateway.{NAMESPACE}.svc.cluster.local": ["127.0.0.1"],
-            "vllm-qwen-pool-pods.default.svc": [engine.options.host for engine in engines],
+            **{
+                f"{pool}-pods.default.svc": [engine.options.host for engine in engines]
+                for pool in ("vllm-qwen-pool", "vllm-qwen-v1")
+            },
         }
         dns_port = await stack.enter_async_context(dns_server(names))
 
+        max_endpoints = 2 if extensions == 1 else 1  # Envoy AI Gateway's clusters take no list
         picker_ports = PickerPorts(grpc=9002, health=free_port(), metrics=free_port(), debug=free_port())
         picker = Child(
             "warmroute serve",
@@ -211,27 +300,13 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
                     "warmroute",
                     "serve",
                 ),
-                *("--pool-name=vllm-qwen-pool", "--pool-namespace=default", "--max-endpoints=2"),
+                *("--pool-name=vllm-qwen-pool", "--pool-namespace=default", f"--max-endpoints={max_endpoints}"),
                 *("--grpc-port", str(picker_ports.grpc), "--grpc-health-port", str(picker_ports.health)),
                 *("--metrics-port", str(picker_ports.metrics), "--debug-port", str(picker_ports.debug)),
             ],
             directory / "picker.log",
         )
         stack.push_async_callback(picker.stop)
-        extension_ports = [free_port() for _ in range(extensions)]
-        for number, port in enumerate(extension_ports):
-            await stack.enter_async_context(
-                Child(
-                    "warmroute gateway-extension",
-                    [
-                        *("env", f"KUBECONFIG={cluster.kubeconfig(EXTENSION_ACCOUNT)}", sys.executable),
-                        *("-m", "warmroute", "gateway-extension", "--port", str(port)),
-                        *("--health-port=0", "--metrics-port=0", "--pods-service={pool}-pods", "--write-pool-status"),
-                    ],
-                    directory / f"extension-{number}.log",
-                )
-            )
-
         gateway_environment = [
             "env",
             f"KUBECONFIG={cluster.kubeconfig(ADMIN)}",
@@ -244,11 +319,18 @@ async def walk(directory: Path, values_file: str, extensions: int) -> AsyncItera
         )
         await certificates.start()
         assert await certificates.wait() == 0, certificates.tail()
+        await write_secret(cluster, "envoy-gateway", directory / "envoy-gateway-certs")
+        extension_ports = [free_port() for _ in range(extensions)]
+        for number, port in enumerate(extension_ports):
+            if number < extensions - 1 and "WARMROUTE_AI_GATEWAY" in os.environ:
+                await stack.enter_async_context(ai_gateway(cluster, directory, port))
+            else:
+                await stack.enter_async_context(extension(cluster, port, directory / f"extension-{number}.log"))
+
         configuration = directory / "envoy-gateway.yaml"
         configuration.write_text(yaml.safe_dump(gateway_configuration(values_file, extension_ports)))
         ports = {"http": free_port(), "llm-gw": free_port()}
         await cluster.apply(listener_ports(ports))
-        await write_secret(cluster, "envoy-gateway", directory / "envoy-gateway-certs")
         envoy_gateway = await stack.enter_async_context(
             Child(
                 "Envoy Gateway",
@@ -290,10 +372,10 @@ def before_1_8() -> bool:
     return tuple(int(part) for part in version.removeprefix("v").split(".")[:2]) < (1, 8)
 
 
-async def ask(url: str, body: bytes) -> Message | None:
+async def ask(url: str, body: bytes, headers: dict[str, str]) -> Message | None:
     """The answer, or None while nothing listens."""
     try:
-        return await exchange(url, body=body)
+        return await exchange(url, body=body, headers=headers)
     except (ConnectionError, OSError, EOFError):
         return None
 
@@ -320,7 +402,7 @@ async def test_the_walk_through_works_unchanged_on_a_real_envoy_gateway(
 
         async def served() -> bool:
             answer = await ask(
-                running.picked, b'{"model": "/model/qwen", "messages": [{"role": "user", "content": "?"}]}'
+                running.picked, b'{"model": "/model/qwen", "messages": [{"role": "user", "content": "?"}]}', {}
             )
             return answer is not None and answer.status == 200
 
@@ -349,3 +431,13 @@ async def test_the_walk_through_works_unchanged_on_a_real_envoy_gateway(
             'jsonpath={.status.parents[*].conditions[?(@.type=="ResolvedRefs")].status}',
         )
         assert resolved == "True"
+        if extensions > 1:
+            await running.cluster.apply(V1_POOL)
+            await running.cluster.apply(V1_ROUTE)
+
+            async def v1_served() -> bool:
+                answer = await ask(running.picked, ROUND1, V1_HEADER)
+                return answer is not None and answer.status == 200 and answer.headers.get("x-pool") == "v1"
+
+            await running.envoy_gateway.until(v1_served, "serving the v1 pool", GATEWAY_LIMIT)
+            assert await served(), "the walk-through's pool beside it"

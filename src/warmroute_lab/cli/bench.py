@@ -324,6 +324,7 @@ def ablate(
         list[str] | None, typer.Option(help="Engine, as for `replay`; repeatable for a mixed fleet.")
     ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help=WINDOW_HELP)] = 1500,
+    closed_loop: Annotated[bool, typer.Option("--closed-loop/--open-loop", help="As for `replay`.")] = True,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel replays. Default: one for each core.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
@@ -350,6 +351,7 @@ def ablate(
             pods=size,
             profiles=profile or (),
             requests=requests,
+            closed_loop=closed_loop,
             jobs=jobs or os.cpu_count() or 1,
         )
         for size in dict.fromkeys(pods or (8,))

@@ -292,10 +292,15 @@ def _cells(means: Times[Drawn], tails: Times[Drawn], strategy: str) -> Table:
     for scenario in sorted(worst, key=lambda name: -worst[name]):
         cells = [Cell(scenario, load) for load in loads]
         grid.add_row(
-            Path(scenario).name.partition(".")[0],
+            _shown(scenario),
             *(f"{mean[cell]:.2f}{spreads[0][cell]}, {tail[cell]:.2f}{spreads[1][cell]}" for cell in cells),
         )
     return grid
+
+
+def _shown(scenario: str) -> str:
+    """A scenario, or a trace's file without folder and suffixes."""
+    return Path(scenario).name.partition(".")[0]
 
 
 def _spreads(ratios: Mapping[Drawn, float]) -> dict[Cell, str]:
@@ -324,4 +329,4 @@ def _standings_of(both: Iterable[Mapping[Drawn, float]], seed: int) -> Iterator[
     for ratios in both:
         of_seed = {key.cell: ratio for key, ratio in ratios.items() if key.seed == seed}
         standing, (scenario, load) = Standing.of(of_seed.values()), max(of_seed, key=of_seed.__getitem__)
-        yield f"{standing.typical:.2f} ({standing.worst:.2f}, {scenario} {load:g})"
+        yield f"{standing.typical:.2f} ({standing.worst:.2f}, {_shown(scenario)} {load:g})"

@@ -10,10 +10,12 @@ from dataclasses import fields
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from tests.factories import LOCAL
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.picker import EndpointPicker, routing_constants, server_options, session_rules
 from warmroute.pool.endpoint import EndpointSpec, EngineState
@@ -32,6 +34,15 @@ from warmroute.settings import Settings, changed
             {"pool_name": "p", "pool_group": "example.com"},
             "--pool-group must be one of",
             marks=pytest.mark.integration,
+        ),
+        ({"endpoints_file": "e.yaml", "shared_state": "nats://a"}, "needs --shared-state-key-path"),
+        (
+            {"endpoints_file": "e.yaml", "shared_state": "nats://a", "shared_state_key_path": "/nowhere"},
+            "--shared-state-key-path /nowhere",
+        ),
+        (
+            {"pool_name": "p", "shared_state": "nats://a", "ha_enable_leader_election": True},
+            "exclude each other",
         ),
         ({"endpoints_file": "e.yaml", "body_memory": 2**26 - 1}, "--body-memory must be at least twice"),
     ],
@@ -167,3 +178,41 @@ async def test_the_speed_that_is_shown_is_the_one_that_is_reckoned_with() -> Non
     now = monotonic() + 10
     app.pool.observed(app.pool.endpoints["default/a"], EngineState(now, 0, 0, 0.0, prefill_rate=7000.0), now)
     assert shown() == [7000, 7000], "of the other nothing is known but that"
+
+
+def test_a_password_of_nats_is_not_shown() -> None:
+    settings = Settings(endpoints_file=Path("e.yaml"), shared_state="nats://me:secret@a:4222,nats://b:4222")
+    assert settings.model_dump(mode="json")["shared_state"] == "nats://***@a:4222,nats://b:4222"
+    assert settings.shared_state == "nats://me:secret@a:4222,nats://b:4222"
+
+
+@pytest.mark.integration
+async def test_health_says_how_shared_state_is_and_readiness_does_not_need_it(tmp_path: Path) -> None:
+    """There is no NATS."""
+    endpoints, key = tmp_path / "e.yaml", tmp_path / "key"
+    endpoints.write_text("endpoints: []")
+    key.write_text("0123456789abcdef")
+    settings = Settings(
+        **LOCAL,
+        metrics_port=0,
+        endpoints_file=endpoints,
+        shared_state="nats://127.0.0.1:1",
+        shared_state_key_path=key,
+    )
+    app = EndpointPicker(settings)
+    await app.start()
+    try:
+        assert app.shared_state is not None
+        await eventually(app._ready, "it serves without NATS")
+        page = await asyncio.to_thread(read, f"http://127.0.0.1:{app.metrics_pages.port}/healthz")
+        assert page.startswith("ok\nshared state: away for ")
+        metrics = await asyncio.to_thread(read, f"http://127.0.0.1:{app.metrics_pages.port}/metrics")
+        assert "warmroute_shared_state_connected 0.0" in metrics
+    finally:
+        await app.stop()
+
+
+def read(url: str) -> str:
+    with urlopen(url, timeout=60) as answer:
+        text: str = answer.read().decode()
+    return text

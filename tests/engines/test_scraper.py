@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.factories import engine_state
 from warmroute.engines import scraper as scraper_module
 from warmroute.engines.fetch import NoConnectionError
 from warmroute.engines.probe import Probe
@@ -78,6 +79,8 @@ class Stage:
         self.pool = Pool()
         self.engines = Engines()
         self.results: list[tuple[str, ScrapeOutcome]] = []
+        self.others: set[str] = set()
+        """Endpoints that another picker scrapes, by name."""
         self.settings = Settings(refresh_metrics_interval=0.5, idle_metrics_interval=2.0, model_list_interval=0.0)
         self.scraper = Scraper(
             self.pool,
@@ -86,6 +89,7 @@ class Stage:
             on_result=lambda endpoint, outcome: self.results.append((endpoint.spec.name, outcome)),
             fetch=self.engines,
             rng=random.Random(7),
+            owns=lambda endpoint: endpoint.spec.name not in self.others,
         )
 
     def add(self, name: str = "a", address: str = "10.0.0.1", **labels: str) -> Endpoint:
@@ -689,3 +693,51 @@ async def test_stopping_is_safe_at_any_time() -> None:
     await scraper.start()
     await scraper.stop()
     await scraper.stop()
+
+
+# ---------------------------------------------------------------- engines that another picker scrapes
+
+
+def counted(lookups: int) -> bytes:
+    return IDLE + f"vllm:prefix_cache_queries_total {lookups}\nvllm:prefix_cache_hits_total 0\n".encode()
+
+
+async def test_an_engine_of_another_picker_is_not_asked_until_it_is_taken_over(stage: Stage) -> None:
+    stage.others = {"a"}
+    stage.add("a")
+    stage.add("b", "10.0.0.2")
+    for _ in range(40):
+        stage.now += 0.2
+        await stage.settle()
+    assert {name for name, _ in stage.results} == {"b"}
+    stage.others = set()
+    await stage.settle()
+    assert ("a", ScrapeOutcome.OK) in stage.results, "at once: it was due all the time"
+
+
+@pytest.mark.parametrize(("before", "after", "restarts"), [(500, 400, 1), (500, 600, 0)])
+async def test_a_restart_while_another_picker_scraped_is_seen(
+    stage: Stage, before: int, after: int, restarts: int
+) -> None:
+    """The figures that the other picker shared are compared with the first page of one's own."""
+    seen: list[str] = []
+
+    class Restarts(PoolListener):
+        def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
+            seen.append(endpoint.id)
+
+    stage.pool.subscribe(Restarts(), stage.now)
+    stage.engines.say(counted(900))
+    endpoint = stage.add("a")
+    await stage.settle()
+    stage.others = {"a"}
+    stage.now += 5.0
+    await stage.settle()
+    stage.pool.observed(endpoint, engine_state(stage.now, prefix_queries_total=float(before)), stage.now)
+    stage.others = set()
+    stage.engines.say(counted(after))
+    stage.now += 5.0
+    await stage.settle()
+    assert endpoint.state is not None
+    assert endpoint.state.prefix_queries_total == after
+    assert len(seen) == restarts

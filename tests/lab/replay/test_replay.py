@@ -383,6 +383,24 @@ def test_names() -> None:
         policy_factory("nothing", Settings())
 
 
+def test_pickers_that_share_know_what_one_picker_knows(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    arguments = ["bench", "replay", "agents", "--requests", "400", "--pods", "4", "--speedup", "0.8", "--shared"]
+    arguments += ["--strategy", "PREFIX_CACHE", "--strategy", "round-robin", "--pickers", "3", "--json", str(figures)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = {row["strategy"]: row for row in json.loads(figures.read_text())}
+    assert list(rows) == [
+        "PREFIX_CACHE, one picker",
+        "PREFIX_CACHE, 3 sharing",
+        "PREFIX_CACHE, 3 blind",
+        "round-robin",
+    ]
+    one, sharing, blind = (row["hit_rate"] for name, row in rows.items() if name.startswith("PREFIX"))
+    assert abs(one - sharing) < 0.02
+    assert blind < one - 0.05
+
+
 def test_the_command(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"

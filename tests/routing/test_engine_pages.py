@@ -102,6 +102,16 @@ def test_requests_with_one_system_prompt_spread_over_engines_without_a_cache(cac
     assert {decision.cached_tokens for decision in settled} == {0.0}
     picks = Counter(decision.endpoint.spec.name for decision in settled)
     assert min(picks.values()) >= 8, picks
+    assert [fleet.router.held(load) for load in fleet.router.loads] == [(0, 0.0)] * 3
+
+
+def test_a_cache_that_is_off_is_forgotten_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fleet = Fleet(1)
+    for turn in range(30):
+        fleet.page("e0", vllm(requests=turn, tokens=4000 * turn, caching="says nothing"), 0.2 * turn)
+        fleet.send(request((str(turn), 4000)), 0.2 * turn + 0.1)
+    assert len([record for record in caplog.records if "forgetting" in record.message]) == 1
 
 
 def test_an_engine_that_keeps_nothing_and_does_not_say_so_is_found_out_by_its_hits() -> None:

@@ -57,6 +57,16 @@ class CacheModel:
         self._set_block_size(holder, None)
         self._index.close(holder)
 
+    def reopen(self, holder: int, capacity: int) -> int:
+        """A new, empty holder in place of this one. What is known of the engine's cache stays."""
+        size = next((size for size, holders in self._block_sizes.items() if holders >> holder & 1), None)
+        keeps_none = self._without_cache >> holder & 1
+        self.close(holder)
+        new = self.open(capacity)
+        self._set_block_size(new, size)
+        self._without_cache |= keeps_none << new
+        return new
+
     def sweep(self) -> bool:
         """A slice of the clean-up after closed holders. True while there is more."""
         return self._index.sweep()

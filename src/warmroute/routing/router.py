@@ -215,8 +215,7 @@ class Router(PoolListener):
 
     def _forget_cache(self, load: EndpointLoad) -> None:
         """Give the endpoint a new, empty holder in the prefix index."""
-        self._caches.close(load.holder)
-        load.holder = self._caches.open(self._capacity(load.endpoint, load.cache_extent.factor))
+        load.holder = self._caches.reopen(load.holder, self._capacity(load.endpoint, load.cache_extent.factor))
         load.cache_fill = 0.0
         load.confirmation.forget()
         self._table = None

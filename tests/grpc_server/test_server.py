@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import eventually
 from warmroute.grpc_server import frames
 from warmroute.grpc_server import server as server_module
-from warmroute.grpc_server.connection import Limits
+from warmroute.grpc_server.connection import IGNORE, Limits
 from warmroute.grpc_server.frames import PREFACE, SETTINGS, frame
 from warmroute.grpc_server.server import GrpcServer, unary
 
@@ -111,16 +111,28 @@ async def test_stop_lets_open_calls_end_and_gives_the_others_up() -> None:
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_the_last_answers_are_sent_whole_before_the_server_stops() -> None:
-    stops: list[asyncio.Task[None]] = []
+class Transport:
+    """A transport that notes what is done with it."""
 
-    def stop_and_answer(message: bytes) -> bytes:
-        stops.append(asyncio.create_task(server.stop(60)))
-        return message
+    def __init__(self) -> None:
+        self.done: list[str] = []
 
-    server = GrpcServer({METHOD: unary(stop_and_answer)}, Limits(message_bytes=10 << 20, calls=100))
-    port = await server.start("127.0.0.1", 0, "--port")
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel, asyncio.timeout(60):
-        assert len(await method(channel)(bytes(5 << 20))) == 5 << 20
-        await stops[0]
+    def is_closing(self) -> bool:
+        return "close" in self.done
+
+    def write(self, data: bytes) -> None:
+        self.done.append("write")
+
+    def close(self) -> None:
+        self.done.append("close")
+
+    def abort(self) -> None:
+        self.done.append("abort")
+
+
+async def test_a_server_that_stops_sends_what_was_written() -> None:
+    transport: Any = Transport()
+    connection = server_module._Socket(lambda call: IGNORE, Limits(100, 100), set(), asyncio.Event())
+    connection.connection_made(transport)
+    connection.close()
+    assert transport.done == ["write", "close"], "abort would drop it"

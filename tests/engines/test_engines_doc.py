@@ -32,7 +32,7 @@ def described(series: Series) -> str:
 
 def expected(dialect: Dialect) -> Iterator[tuple[str, str, str]]:
     """Figure, series and labels, for each of the dialect."""
-    for field in fields(dialect):
+    for field in (each for each in fields(dialect) if "kind" in each.metadata):
         value = getattr(dialect, field.name)
         if isinstance(value, AdapterInfo):
             texts = ", ".join(f"`{label}`" for label in (value.running, value.waiting, value.limit))

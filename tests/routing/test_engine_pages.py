@@ -115,14 +115,14 @@ def test_a_cache_that_is_off_is_forgotten_once(caplog: pytest.LogCaptureFixture)
 
 
 def test_an_engine_that_keeps_nothing_and_does_not_say_so_is_found_out_by_its_hits() -> None:
-    """SGLang with --disable-radix-cache: cached tokens stay at 0."""
+    """SGLang with --disable-radix-cache: its series of cached tokens, which appears with the first one, never appears."""
     fleet, decisions = Fleet(3, "sglang"), []
     for turn in range(120):
         now = 0.2 * turn
         for name in fleet.probes:
             page = (
                 "sglang:num_running_reqs 0\nsglang:num_queue_reqs 0\nsglang:max_total_num_tokens 900000\n"
-                f"sglang:prompt_tokens_total {fleet.tokens[name]}\nsglang:cached_tokens_total 0\n"
+                f"sglang:prompt_tokens_total {fleet.tokens[name]}\n"
                 f"sglang:num_requests_total {fleet.sent[name]}\n"
             )
             fleet.page(name, page, now)
@@ -130,6 +130,20 @@ def test_an_engine_that_keeps_nothing_and_does_not_say_so_is_found_out_by_its_hi
     settled = decisions[60:]
     assert max(decision.cached_tokens for decision in settled) < 0.1 * SYSTEM
     assert min(Counter(decision.endpoint.spec.name for decision in settled).values()) >= 10
+
+
+def test_an_engine_that_counts_lookups_and_no_hits_is_believed() -> None:
+    """A release of TensorRT-LLM without ``trtllm_prompt_cached_tokens_total``."""
+    fleet = Fleet(1, "trtllm-serve")
+    for turn in range(60):
+        page = (
+            "trtllm_num_requests_waiting 0\ntrtllm_num_requests_running 0\ntrtllm_kv_cache_max_blocks 30000\n"
+            f"trtllm_kv_cache_tokens_per_block 32\ntrtllm_prompt_tokens_total {fleet.tokens['e0']}\n"
+            f"trtllm_request_success_total {turn}\n"
+        )
+        fleet.page("e0", page, 0.2 * turn)
+        decision = fleet.send(request(("s", SYSTEM), (str(turn), 20)), 0.2 * turn + 0.1)
+    assert decision.cached_tokens > 0.9 * SYSTEM
 
 
 def test_a_queue_of_an_engine_without_a_cache_is_work() -> None:

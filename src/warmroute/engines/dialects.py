@@ -152,6 +152,8 @@ class Dialect:
     """HTTP responses to POST requests with a status of 500 to 599."""
     adapters: AdapterInfo | None = field(default=None, metadata={"kind": Kind.GAUGE})
     """LoRA adapters in use."""
+    late: tuple[str, ...] = ()
+    """Counters whose series appear only when they first count something: 0 until then."""
     prefix: str = ""
     """Beginning of the engine's own metric names."""
     rank_label: str | None = None
@@ -306,6 +308,7 @@ SGLANG = Dialect(
     later_token_seconds=(Series("sglang:inter_token_latency_seconds_sum"),),
     prefix_queries=(Series("sglang:prompt_tokens_total"),),
     prefix_hits=(Series("sglang:cached_tokens_total"),),
+    late=("prefix_hits",),
     prefix="sglang:",
 )
 

@@ -80,6 +80,9 @@ def read_figures(page: Page, dialect: Dialect) -> Figures:
         for name, alternatives in dialect.counters().items()
         if (total := page.total(alternatives, MOST_COUNTED)) is not None
     }
+    for name in dialect.late:
+        if not any(page.samples(series.name) for series in getattr(dialect, name)):
+            counters[name] = 0.0
     return Figures(
         running=running,
         waiting=waiting,

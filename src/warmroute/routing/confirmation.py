@@ -209,7 +209,8 @@ class Confirmation:
         if not self._open:
             self.unproven = max(0.0, self.unproven - self._credit)
             self._credit = 0.0
-        self._compare()
+        if state.prefix_hits_total is not None:
+            self._compare()
 
     def _accept(self) -> Iterator[Verdict]:
         waiting = self._open

@@ -56,7 +56,8 @@ def warmroute(tmp_path_factory: pytest.TempPathFactory) -> Path:
     constraints.write_text("\n".join(re.findall(r"^\S+==\S+(?: ;[^\\]*)?", locked, re.MULTILINE)), encoding="utf-8")
     run(sys.executable, "-m", "venv", directory / "venv")
     wheel = f"{directory / f'warmroute-{__version__}-py3-none-any.whl'}[standalone]"
-    run(directory / "venv/bin/pip", "install", "--constraint", constraints, wheel, cwd=directory)
+    # Without --no-compile pip compiles all modules of all packages, also the many that are never imported.
+    run(directory / "venv/bin/pip", "install", "--no-compile", "--constraint", constraints, wheel, cwd=directory)
     return directory / "venv/bin/warmroute"
 
 

@@ -82,14 +82,12 @@ class Chromium:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._child.stop()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        if self._socket is not None:
-            await self._socket.close()
         if self._http is not None:
             await self._http.close()
-        await self._child.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _read(self) -> None:

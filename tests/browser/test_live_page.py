@@ -116,6 +116,12 @@ async def test_the_fleet_at_a_glance(page: Chromium, tmp_path: Path) -> None:
         assert "vllm-0" in row
         assert "40 %" in row
         assert "live" in await page.text("#connection")
+        assert "↻" not in await page.text("#engines tbody")
+        for incarnation in ("first", "second"):
+            fleet.picker.pool.replace(
+                [EndpointSpec("ns", "vllm-0", "10.0.0.0", 8000, incarnation=incarnation)], monotonic()
+            )
+        await page.until(shows("↻ 1", "#engines tbody"))
         assert await page.evaluate("document.querySelectorAll('svg.cells .held').length") >= 1
 
 

@@ -42,7 +42,7 @@ function makeBanner(root, noticesRoot) {
     const ttft = traffic.held_out_ttft_seconds === null ? "" : `; TTFT ${seconds(traffic.predicted_ttft_seconds)}, held out ${seconds(traffic.held_out_ttft_seconds)}`;
     setText(saved.detail, `tokens/s${ttft}`);
     setText(pick.value, seconds(traffic.pick_p99_seconds));
-    setText(pick.detail, "time to choose an engine");
+    setText(pick.detail, "to choose an engine");
     setText(errors.value, traffic.errors_per_second ? rate(traffic.errors_per_second) : "0");
     setText(errors.detail, traffic.error_share ? `per second, ${(100 * traffic.error_share).toFixed(1)} % of requests` : "in the last minute");
     setClass(errors.node, traffic.error_share > 0.05 ? "tile critical" : traffic.error_share > 0 ? "tile warning" : "tile");

@@ -26,7 +26,7 @@ function makeDecisions(root) {
 
   function setPaused(value) {
     paused = value;
-    setText(pause, paused ? "Go on" : "Pause");
+    setText(pause, paused ? "Resume" : "Pause");
     root.classList.toggle("paused", paused);
   }
 

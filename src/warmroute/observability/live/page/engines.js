@@ -31,17 +31,15 @@ const ORDERS = {
   kv: (a, b) => b.kv_usage - a.kv_usage,
   hits: (a, b) => b.expected_hit_ratio - a.expected_hit_ratio,
   share: (a, b) => b.share_of_picks - a.share_of_picks,
-  restarts: (a, b) => b.restarts - a.restarts,
 };
 const COLUMNS = [
-  ["engine", "Engine", "", "Name and state"],
+  ["engine", "Engine", "", "Name and state; ↻ and the number of restarts since it joined, each with an empty cache"],
   ["waiting", "Waiting", "picker / engine", "Requests without a first token: as the picker counts / as the engine reports"],
   ["running", "Running", "picker / engine", "Requests that are being decoded: as the picker counts / as the engine reports"],
   ["queue", "Queue", "", "Time to compute the prompts that wait"],
   ["kv", "KV cache", "", "KV cache blocks that running requests use"],
   ["hits", "Cached", "expected / measured", "Prompt tokens found in the cache: expected / measured, of the last window of 20 prompts and 50,000 tokens"],
   ["share", "Picks", "", "Share of the last minute's requests"],
-  ["restarts", "Restarts", "", "Since the endpoint joined; each begins with an empty cache"],
   [null, "In flight, 5 min", "", "Requests in flight, all engines on one scale"],
 ];
 
@@ -60,9 +58,9 @@ function makeRow() {
     return { shape, text, cell: element("td", { className: "measure" }, shape, text) };
   };
   const [queue, kv, share] = [measure("queue"), measure("kv"), measure("share")];
-  const restarts = element("td", { className: "number" });
+  const restarts = element("span", { className: "restarts" });
   const line = sparkline("load", HISTORY_POINTS);
-  const node = element("tr", {}, element("td", { className: "engine" }, glyph, name), waiting.cell, running.cell, queue.cell, kv.cell, hits.cell, share.cell, restarts, element("td", { className: "history" }, line));
+  const node = element("tr", {}, element("td", { className: "engine" }, glyph, name, restarts), waiting.cell, running.cell, queue.cell, kv.cell, hits.cell, share.cell, element("td", { className: "history" }, line));
 
   function show(engine, mostShare) {
     setClass(node, `${engine.state} ${heat(engine)}`);
@@ -82,7 +80,7 @@ function makeRow() {
     setText(hits.reported, percent(engine.measured_hit_ratio));
     share.shape.show(mostShare ? engine.share_of_picks / mostShare : 0);
     setText(share.text, percent(engine.share_of_picks));
-    setText(restarts, engine.restarts);
+    setText(restarts, engine.restarts ? ` ↻ ${engine.restarts}` : "");
   }
 
   return { node, show, line };

@@ -1,7 +1,7 @@
 // Which engines hold which shared beginnings of prompts: one row a prefix, one column an engine.
 
 const CELL = 12;
-const NAMED_COLUMNS = 12; // up to here the columns have names
+const NAMED_COLUMNS = 8; // up to here the columns have names
 
 function makePrefixes(root) {
   const pointed = element("span", { className: "detail" });

@@ -401,3 +401,27 @@ def test_an_engine_that_is_stuck_while_idle_is_left_out_after_seconds() -> None:
         fleet.router.upkeep(now)
         picks.append(fleet.send(request((str(turn), 250)), now + 0.05).endpoint.spec.name)
     assert picks[150:].count("e0") <= 2, "only trials"
+
+
+def test_an_engine_whose_page_takes_long_keeps_about_its_share() -> None:
+    """Its pages come 1.5 s late and as rarely; each request takes a second. Ten requests a second for three engines."""
+    fleet: Fleet = Fleet(3)
+    sent: dict[str, list[float]] = {name: [] for name in fleet.probes}
+    late: tuple[float, str] | None = None
+
+    def page(name: str, now: float) -> str:
+        done = sum(at <= now - 1.0 for at in sent[name])
+        running = len(sent[name]) - done
+        return vllm(requests=done, running=running, tokens=250 * len(sent[name]))
+
+    for turn in range(300):
+        now = 0.1 * turn
+        for name in ("e1", "e2"):
+            fleet.page(name, page(name, now), now)
+        if late is None:
+            late = now, page("e0", now)
+        elif now - late[0] >= 1.5:
+            fleet.page("e0", late[1], late[0])
+            late = None
+        sent[fleet.send(request((str(turn), 250)), now + 0.05).endpoint.spec.name].append(now + 0.05)
+    assert len(sent["e0"]) > 0.2 * 300

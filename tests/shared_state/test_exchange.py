@@ -179,7 +179,7 @@ def test_a_state_comes_as_it_was(figures: dict[str, Any]) -> None:
 def test_what_another_told_is_not_told_again() -> None:
     one, other = Picker(), Picker()
     endpoint = one.pool.endpoints["ns/a"]
-    one.observe("a", 1.0)
+    one.observe("b", 1.0)
     one.pool.restarted(endpoint, 1.0)
     one.pool.unreachable(endpoint, 1.0)
     one.pick("prompt", 1.0)

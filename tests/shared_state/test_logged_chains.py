@@ -58,6 +58,14 @@ def test_a_chain_is_appended_anew_after_half_the_retention() -> None:
     assert log.add(prompt, RETENTION / 2).base == NO_BASE
 
 
+def test_a_conversation_is_as_old_as_its_first_turn() -> None:
+    log = chains()
+    turns = [chain_of(*(f"turn {k}" * 50 for k in range(length))) for length in (1, 2, 3)]
+    log.add(turns[0], 0.0)
+    assert log.add(turns[1], RETENTION / 4).base == turns[0].hashes[-1]
+    assert log.add(turns[2], RETENTION / 2).base == NO_BASE
+
+
 def test_a_chain_is_appended_anew_after_half_the_limit() -> None:
     log = chains(limit=20)
     log.add(chain_of("hello"), 0.0)

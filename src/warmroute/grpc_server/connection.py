@@ -227,7 +227,7 @@ class Connection:
                 SETTINGS,
                 0,
                 0,
-                setting(MAX_CONCURRENT_STREAMS, limits.calls)
+                setting(MAX_CONCURRENT_STREAMS, min(limits.calls, MAX_WINDOW))
                 + setting(INITIAL_WINDOW_SIZE, STREAM_WINDOW)
                 + setting(MAX_HEADER_LIST_SIZE, MAX_HEADERS),
             ),

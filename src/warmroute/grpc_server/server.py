@@ -231,6 +231,6 @@ def _listen(host: str, port: int) -> socket.socket | None:
     for address, family, dual_stack in attempts:
         try:
             return socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a platform whose IPv6 sockets take no IPv4
             continue
     return None

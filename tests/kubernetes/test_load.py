@@ -79,10 +79,10 @@ async def test_following_a_thousand_pods_costs_little_more_than_reading_what_cha
     finally:
         busy.kill()
         busy.join()
+    assert len(pool.endpoints) > 900  # those that were not ready at first are no members
+    assert events > 15 * SECONDS, "half of the events change a pod that is ready or makes one so"
     ratio = following / events / (decoding / decoded)
     print(
         f"{events} changes in {SECONDS:g} s, {following / SECONDS:.1%} of a core, each {ratio:.0f} times its decoding"
     )
-    assert len(pool.endpoints) > 900  # those that were not ready at first are no members
-    assert events > 15 * SECONDS, "half of the events change a pod that is ready or makes one so"
     assert ratio < MOST

@@ -247,7 +247,7 @@ async def _index(_: Request) -> Page:
     )
     pages.append(f"<li>POST {EXPLAIN}: where a request with this body would go, and why<ul>{rows}</ul></li>")
     pages.append(
-        "<li>POST /debug/forget?endpoint=NAME: the endpoint has lost its KV cache (needs <code>--debug-token-file</code>)</li>"
+        "<li>POST /debug/forget?endpoint=NAME: the endpoint has lost its KV cache (<code>--debug-token-file</code>)</li>"
     )
     pages.append("<li>/debug/live, /debug/live/history: what the live page reads once a second</li>")
     page = f"<!doctype html><title>Warmroute</title><h1>Warmroute: debug pages</h1><ul>{''.join(pages)}</ul>"

@@ -18,7 +18,7 @@ from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state as module
-from warmroute.shared_state.nats_log import LogOptions
+from warmroute.shared_state.nats_log import LogOptions, NatsLog
 from warmroute.shared_state.seal import Seal
 from warmroute.shared_state.shared_state import SharedState
 from warmroute.standalone.nats import NatsProcess
@@ -218,6 +218,25 @@ async def test_a_slow_server_holds_nobody_up(start: Start, nats: NatsProcess) ->
     finally:
         os.kill(nats.child.pid, signal.SIGCONT)
     await eventually(lambda: one.shared.connected and not one.shared.outbox, "it is back")
+
+
+async def test_what_was_published_into_the_void_is_published_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that chooses a new leader drops what comes meanwhile."""
+    one, other = start(), start()
+    await together(one, other)
+    publish = NatsLog.publish
+
+    async def lost(log: NatsLog, batch: bytes) -> None:
+        return
+
+    monkeypatch.setattr(NatsLog, "publish", lost)
+    decision = one.pick(LONG)
+    await eventually(lambda: not one.shared.connected, "that nothing comes back is noticed")
+    monkeypatch.setattr(NatsLog, "publish", publish)
+    await eventually(lambda: other.holds(decision), "it is published again")
+    assert other.shared.applied.decisions == 1
 
 
 async def test_another_key_is_counted_and_ignored(start: Start) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-WINDOW = 64
+WINDOW = 1024
 """Batches of one picker before its latest that may still come, in any order. Older ones count as duplicates."""
 MOST_PICKERS = 1024
 """Pickers whose sequence is remembered; those heard of last."""

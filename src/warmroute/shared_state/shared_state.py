@@ -45,8 +45,10 @@ JITTER = 0.2
 """Share by which the backoff varies, so that pickers do not come back at one time."""
 SLICE = 0.01
 """Seconds of applying batches after which requests get their turn."""
-MOST_ECHOES = 4096
-"""Batches of one's own that are remembered until they are read back."""
+MOST_UNREAD = 500
+"""Batches of one's own that are kept until they are read back, to be sent again; fewer than duplicates.WINDOW."""
+MOST_UNREAD_BYTES = 8 << 20
+"""Bytes of these batches."""
 
 
 @dataclass(slots=True)
@@ -90,8 +92,9 @@ class SharedState:
         self._offset = ClockOffset()
         self._duplicates = Duplicates()
         self._sequence = 0
-        self._echoes: OrderedDict[int, float] = OrderedDict()
-        """When own batches were sent, by sequence number, until they are read back."""
+        self._unread: OrderedDict[int, tuple[float, bytes]] = OrderedDict()
+        """When own batches were sent, and their bytes, by sequence number, until they are read back."""
+        self._unread_bytes = 0
         self._read_at = 0.0
         """When an entry was read last, one's own included."""
         self._published_at = 0.0
@@ -196,13 +199,14 @@ class SharedState:
             connected_at = self._clock()
             hello, before, after = await log.begin(self._next_batch(Batch()))
             self._offset.add(sent_at=before, stamped_at=hello.stamped_at, received_at=after)
-            self._echoes.clear()
+            self._read_back(self._sequence)
             self._caught_up_at = hello.number
             self._read_at = self._began_slice = self._clock()
             await log.read(self._position)
             if self._position is None or self._position.created != log.created:
                 self._position = Position(log.created, 0)
             self._found(log.server)
+            await self._send_again(log)
             while not self._stopping.is_set():
                 await self._publish(log)
                 if not self.replayed:
@@ -244,14 +248,27 @@ class SharedState:
     async def _send(self, log: NatsLog, batch: Batch) -> None:
         await log.publish(self._next_batch(batch))
 
+    async def _send_again(self, log: NatsLog) -> None:
+        """Batches that were never read back may be lost. The others drop those that are not."""
+        for sequence, (_, sealed) in list(self._unread.items()):
+            self._unread[sequence] = self._clock(), sealed
+            await log.publish(sealed)
+
+    def _read_back(self, sequence: int) -> float | None:
+        """The batch is in the log, or is kept no longer. Returns when it was sent; None if it is not known."""
+        sent_at, sealed = self._unread.pop(sequence, (None, b""))
+        self._unread_bytes -= len(sealed)
+        return sent_at
+
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
         self._sequence += 1
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
-        self._echoes[self._sequence] = self._published_at
-        if len(self._echoes) > MOST_ECHOES:
-            self._echoes.popitem(last=False)
+        self._unread[self._sequence] = self._published_at, sealed
+        self._unread_bytes += len(sealed)
+        while len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
+            self._read_back(next(iter(self._unread)))
         self.traffic.batches_out += 1
         self.traffic.bytes_out += len(sealed)
         return sealed
@@ -301,7 +318,7 @@ class SharedState:
         self._inbox.apply(batch, published_at, now, replayed=not self.replayed)
 
     def _echo(self, sequence: int, stamped_at: float, now: float) -> None:
-        sent_at = self._echoes.pop(sequence, None)
+        sent_at = self._read_back(sequence)
         if sent_at is not None:
             self.lag = now - sent_at
             self._offset.add(sent_at=sent_at, stamped_at=stamped_at, received_at=now)

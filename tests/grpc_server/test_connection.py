@@ -448,6 +448,26 @@ def test_the_work_for_a_long_answer_grows_with_its_length() -> None:
     assert seconds[1] < 32 * 8 * max(seconds[0], 0.001)
 
 
+def test_the_work_for_settings_does_not_grow_with_the_calls() -> None:
+    calls = 5000
+    server = Connection(Echo, lambda: None, Limits(message_bytes=1 << 20, calls=calls))
+    server.receive(frames.PREFACE + frame(frames.SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, 0)))
+    block = b"".join(b"\0" + bytes((len(k),)) + k.encode() + bytes((len(v),)) + v.encode() for k, v in HEADERS)
+    for k in range(calls):
+        server.receive(frame(frames.HEADERS, frames.END_HEADERS, 2 * k + 1, block))
+    for k in range(0, calls, 2):
+        server.receive(frame(frames.DATA, 0, 2 * k + 1, prefixed(b"x")))
+    server.output()
+    changes = b"".join(frames.setting(frames.INITIAL_WINDOW_SIZE, k % 2) for k in range(2730))
+    started = time.process_time()
+    server.receive(frame(frames.SETTINGS, 0, 0, changes) + frame(frames.SETTINGS, 0, 0, changes[:6]) * 1000)
+    assert time.process_time() - started < 1
+    assert frame(frames.DATA, 0, 1) not in server.output()
+    server.receive(frame(frames.SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, 100)))
+    sent = b"".join(iter(server.output, b""))
+    assert sent.count(prefixed(b"x")) == calls // 2
+
+
 def test_large_headers_end_the_connection_before_they_fill_memory() -> None:
     """One byte names an entry of the client's table: 16 KB of headers could become 64 MB."""
     pair = Pair()

@@ -125,6 +125,7 @@ class Call:
 
     __slots__ = (
         "_connection",
+        "_credit",
         "_half_closed",
         "_handler",
         "_headers_sent",
@@ -132,14 +133,13 @@ class Call:
         "_paused",
         "_receive_window",
         "_received",
-        "_send_window",
         "_stream",
         "_trailers",
         "_unsent",
         "headers",
     )
 
-    def __init__(self, connection: Connection, stream: int, headers: Mapping[str, str], send_window: int) -> None:
+    def __init__(self, connection: Connection, stream: int, headers: Mapping[str, str]) -> None:
         self.headers = headers
         """The client's headers, of duplicates the last; in Latin-1, since HTTP gives them no encoding."""
         self._connection = connection
@@ -150,11 +150,12 @@ class Call:
         self._headers_sent = False
         self._paused = False
         self._receive_window = STREAM_WINDOW
-        self._send_window = send_window
+        self._credit = 0
+        """Bytes of window updates less bytes sent. With the connection's initial window it is the call's send window."""
         self._received = bytearray()
         """The beginning of a message."""
-        self._unsent: deque[memoryview] = deque()
-        """Messages with their prefixes that wait for the client; views, since long ones are cut into many frames."""
+        self._unsent: deque[bytes | memoryview] = deque()
+        """Messages with their prefixes that wait for the client; the rest of one that is cut is a view, not a copy."""
         self._trailers = b""
         """Set when the service has finished the call."""
 
@@ -204,7 +205,9 @@ class Connection:
         self._decoder = Decoder(max_header_list_size=MAX_HEADERS)
         self._calls: dict[int, Call] = {}
         self._waiting: dict[Call, None] = {}
-        """Calls with unsent messages and an open window, in the order in which they get their turn."""
+        """Calls with unsent messages, in the order in which they get their turn."""
+        self._blocked: dict[Call, None] = {}
+        """Calls with unsent messages that wait until the client opens their windows."""
         self._rest = b""
         """The beginning of a frame, or of the preface."""
         self._block = bytearray()
@@ -293,6 +296,7 @@ class Connection:
         calls = list(self._calls.values())
         self._calls.clear()
         self._waiting.clear()
+        self._blocked.clear()
         for call in calls:
             self._cancel(call)
 
@@ -470,7 +474,7 @@ class Connection:
         return headers
 
     def _open_call(self, stream: int, headers: Mapping[str, str], *, ends_stream: bool) -> None:
-        call = self._calls[stream] = Call(self, stream, headers, self._initial_window)
+        call = self._calls[stream] = Call(self, stream, headers)
         call._half_closed = ends_stream
         handler = self._accept(call)
         if call._open:
@@ -508,13 +512,15 @@ class Connection:
         self._output.append(frame(SETTINGS, ACK, 0))
 
     def _change_initial_window(self, value: int) -> None:
-        change, self._initial_window = value - self._initial_window, value
-        for call in self._calls.values():
-            call._send_window += change
-            if call._send_window > MAX_WINDOW:
-                raise _ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
-            if call._unsent:
-                self._waiting[call] = None
+        """Change the windows of all calls, in a time that does not grow with their number."""
+        if value > self._initial_window:
+            self._waiting |= self._blocked
+            self._blocked.clear()
+        self._initial_window = value
+
+    def _window(self, call: Call) -> int:
+        """Bytes that the client takes of the call."""
+        return self._initial_window + call._credit
 
     def _take_window_update(self, stream: int, flags: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -529,12 +535,13 @@ class Connection:
         if call is None:
             self._check_known(stream)
             return
-        call._send_window += more
+        call._credit += more
         if not more:
             self._reset(call, ErrorCode.PROTOCOL_ERROR)
-        elif call._send_window > MAX_WINDOW:
+        elif self._window(call) > MAX_WINDOW:
             self._reset(call, ErrorCode.FLOW_CONTROL_ERROR)
-        elif call._unsent:
+        elif call in self._blocked:
+            del self._blocked[call]
             self._waiting[call] = None
 
     def _take_ping(self, stream: int, flags: int, payload: bytes) -> None:
@@ -583,19 +590,20 @@ class Connection:
         size = len(data)
         if (
             size <= MAX_FRAME
-            and size <= call._send_window
+            and size <= self._window(call)
             and size <= self._send_window
             and not self._waiting
             and not self.paused
         ):
             self._write(call, data)
         else:
-            call._unsent.append(memoryview(data))
-            self._waiting[call] = None
+            call._unsent.append(data)
+            if call not in self._blocked:
+                self._waiting[call] = None
         self._wake_owner()
 
     def _write(self, call: Call, data: bytes | memoryview) -> None:
-        call._send_window -= len(data)
+        call._credit -= len(data)
         self._send_window -= len(data)
         self._output.append(frame(DATA, 0, call._stream, data))
 
@@ -605,14 +613,15 @@ class Connection:
         while self._waiting and left > 0 and self._send_window > 0:
             call = next(iter(self._waiting))
             del self._waiting[call]
-            room = min(self._most_in_frame, call._send_window, self._send_window, left)
+            room = min(self._most_in_frame, self._window(call), self._send_window, left)
             if room <= 0:
-                continue  # until the client opens the call's window
+                self._blocked[call] = None
+                continue
             data = call._unsent[0]
             self._write(call, data[:room])
             left -= room
             if len(data) > room:
-                call._unsent[0] = data[room:]
+                call._unsent[0] = memoryview(data)[room:]
             else:
                 call._unsent.popleft()
             if call._unsent:
@@ -645,6 +654,7 @@ class Connection:
     def _forget(self, call: Call) -> None:
         del self._calls[call._stream]
         self._waiting.pop(call, None)
+        self._blocked.pop(call, None)
 
     def _cancel(self, call: Call) -> None:
         """The call is over."""

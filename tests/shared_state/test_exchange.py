@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import fields, replace
 from typing import Any
@@ -20,9 +21,9 @@ from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state_pb2 as pb
-from warmroute.shared_state.inbox import Inbox
+from warmroute.shared_state.inbox import MOST_ROWS, Inbox
 from warmroute.shared_state.logged_chains import LoggedChains
-from warmroute.shared_state.outbox import MOST_DECISIONS, MOST_KEPT, Outbox
+from warmroute.shared_state.outbox import COLUMNS, MOST_DECISIONS, MOST_KEPT, Outbox
 
 LONG = "a long prompt " * 200
 
@@ -259,6 +260,32 @@ def test_a_starter_takes_over_the_estimate_of_bytes_per_token() -> None:
     assert other.router.bytes_per_token == 4.0
     other.inbox.apply(batch, 1.0, 2.0, replayed=True)
     assert other.router.bytes_per_token == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("estimate", [math.nan, math.inf, -1.0, 1e-300, 1e300])
+def test_an_estimate_outside_the_range_is_not_taken_over(estimate: float) -> None:
+    one, other = Picker(), Picker()
+    other.inbox.apply(one.outbox.take(1.0, bytes_per_token=estimate), 1.0, 2.0, replayed=True)
+    assert other.router.bytes_per_token == 4.0
+
+
+def test_a_batch_with_more_rows_than_pickers_write_is_not_applied() -> None:
+    """Each can name a long chain that is known already: 5,000 rows took 2 s."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    batch = one.outbox.take(1.02)
+    other.inbox.apply(batch, 1.02, 1.03)
+    for name in COLUMNS:
+        column = getattr(batch.decisions, name)
+        if name == "base":
+            column[:] = [batch.decisions.hashes[-1]]
+        if name == "added":
+            column[:] = [0]
+        column.extend(list(column) * MOST_ROWS)
+    del batch.decisions.hashes[:], batch.decisions.distances[:]
+    other.inbox.apply(batch, 1.02, 1.03)
+    assert other.inbox.applied.unreadable == 1
+    assert other.inbox.applied.decisions == 1
 
 
 @pytest.mark.parametrize("column", ["endpoint", "base", "added", "hashes", "distances"])

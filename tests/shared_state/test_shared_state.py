@@ -18,9 +18,11 @@ from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state as module
-from warmroute.shared_state.nats_log import LogOptions, NatsLog
+from warmroute.shared_state.membership import SILENCE
+from warmroute.shared_state.nats_log import Entry, LogOptions, NatsLog
 from warmroute.shared_state.seal import Seal
 from warmroute.shared_state.shared_state import SharedState
+from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute.standalone.nats import NatsProcess
 
 pytestmark = pytest.mark.integration
@@ -246,6 +248,20 @@ async def test_another_key_is_counted_and_ignored(start: Start) -> None:
     await eventually(lambda: one.shared.traffic.unreadable > 0)
     assert one.shared.applied.decisions == 0
     assert one.shared.pickers == 1
+
+
+async def test_a_batch_from_the_future_keeps_no_picker_alive() -> None:
+    """The log's clock was set forward, and this picker has not read one of its own batches since."""
+    picker = Picker("nats://127.0.0.1:9")
+    picker.shared.start(picker.router)
+    now = picker.now
+    picker.shared._offset.add(sent_at=now, stamped_at=now, received_at=now)
+    batch = Seal(b"0123456789abcdef", "test").close(Batch().SerializeToString(), 1, 1)
+    await picker.shared._received(Entry(batch, 1, now + 3600))
+    assert picker.shared.pickers == 2
+    picker.shared._membership.expire(picker.now + 2 * SILENCE)
+    assert picker.shared.pickers == 1
+    await picker.shared.stop()
 
 
 async def test_unknown_versions_are_skipped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,11 +40,12 @@ class RotatingFile:
         self._file.close()
 
     def _rotate(self) -> None:
-        for number in range(KEPT - 1, 0, -1):
-            older = self._numbered(number)
-            if older.exists():
-                older.replace(self._numbered(number + 1))
-        self._path.replace(self._numbered(1))
+        if self._path.exists():  # else another program moved it, or the last rotation failed after the renaming
+            for number in range(KEPT - 1, 0, -1):
+                older = self._numbered(number)
+                if older.exists():
+                    older.replace(self._numbered(number + 1))
+            self._path.replace(self._numbered(1))
         fresh = self._path.open("ab", buffering=0)
         self._file.close()
         self._file = fresh

@@ -20,7 +20,7 @@ from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build, build_each
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
-from warmroute.routing.bytes_per_token import UNKNOWN, BytesPerToken
+from warmroute.routing.bytes_per_token import RANGE, UNKNOWN, BytesPerToken
 from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
@@ -445,8 +445,9 @@ class Router(PoolListener):
         self._outliers.ejected_elsewhere(endpoint, now)
 
     def learn_bytes_per_token(self, estimate: float) -> None:
-        """Another picker's estimate: assumed until more is measured here."""
-        self._bytes_per_token.begin_with(estimate)
+        """Another picker's estimate: assumed until more is measured here. Ignored outside the range of estimates."""
+        if RANGE[0] <= estimate <= RANGE[1]:
+            self._bytes_per_token.begin_with(estimate)
 
     def _book(self, decision: Decision, now: float) -> None:
         """Count the prompt on the chosen endpoint, so that the next decision sees it."""

@@ -30,6 +30,7 @@ from warmroute.shared_state.outbox import (
     EQUAL_FIGURES,
     EXACT,
     FURTHER,
+    MOST_DECISIONS,
     PARTIAL,
     READS_NO_CACHE,
     THOUSANDTHS,
@@ -52,13 +53,18 @@ class Applied:
     unknown_endpoints: int = 0
     """Decisions, states and events of endpoints that the pool does not have, or of an earlier incarnation."""
     unreadable: int = 0
-    """Batches whose columns of decisions have different lengths."""
+    """Batches whose columns of decisions have different lengths, or are longer than any picker's."""
     unknown_chains: int = 0
     """Decisions whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
 
 
 _ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
 """Figures that every report has; a batch leaves out zeros."""
+
+
+MOST_ROWS = 2 * MOST_DECISIONS
+"""Rows of decisions in one batch: the prompts of its last decision may exceed MOST_DECISIONS. A row can take half a
+millisecond."""
 
 
 class _Reading(NamedTuple):
@@ -158,7 +164,11 @@ class Inbox:
         """Apply all, or none if the columns contradict each other."""
         hashes, distances = list(decisions.hashes), list(decisions.distances)
         columns = [getattr(decisions, name) for name in COLUMNS]
-        if len({len(column) for column in columns}) != 1 or not sum(decisions.added) == len(hashes) == len(distances):
+        if (
+            len(decisions.added) > MOST_ROWS
+            or len({len(column) for column in columns}) != 1
+            or not sum(decisions.added) == len(hashes) == len(distances)
+        ):
             self.applied.unreadable += 1
             return
         start = 0

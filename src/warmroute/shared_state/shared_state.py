@@ -309,7 +309,7 @@ class SharedState:
         if not self._duplicates.is_new(head.picker, head.sequence):
             traffic.duplicates += 1
             return
-        published_at = self._offset.own_time(entry.stamped_at)
+        published_at = min(self._offset.own_time(entry.stamped_at), now)  # later if the log's clock was set forward
         if batch.leaving:
             self._membership.left(head.picker)
         elif published_at > now - SILENCE:

@@ -102,6 +102,11 @@ def test_a_decision_is_found_in_a_log(tmp_path: Path) -> None:
     assert "at 2026-11-28T10:00:00.000Z." in text
     assert text.endswith("measured: status 200 from 10.0.0.1:8000, ended after 1,234 ms")
     assert json.loads(explain.logged("r1", tmp_path / "log", as_json=True)) == [logged, measured]
+    unseen = measured | {"measured": {"served": "", "status": None, "end_ms": 80.0}}
+    (tmp_path / "log").write_text(f"{json.dumps(logged)}\n{json.dumps(unseen)}\n")
+    assert explain.logged("r1", tmp_path / "log").endswith(
+        "measured: no response headers from the gateway; ended after 80 ms"
+    )
     with pytest.raises(explain.UnknownDecisionError, match="has no request 'r9'"):
         explain.logged("r9", tmp_path / "log")
     with pytest.raises(ConfigurationError, match="cannot read"):

@@ -241,7 +241,7 @@ def explain(
     """Say why a request went where it went, or where one would go: each endpoint's share of the prompt, wait and cost.
 
     Needs a running picker, except with --decision-log. The picker remembers its last --debug-decisions requests. Cached
-    tokens are rounded down to 1,024, but not in the decision log.
+    tokens are rounded down to a multiple of 1,024, but not in the decision log.
     """
     from warmroute import explain as explaining
     from warmroute.observability.debug_client import DEFAULT_URL

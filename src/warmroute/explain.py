@@ -81,9 +81,16 @@ def logged(request_id: str, decision_log: Path, *, as_json: bool = False) -> str
         return _json(decisions[-MOST_DECISIONS:] + measured[-MOST_DECISIONS:])
     text = _text(decisions[-MOST_DECISIONS:], as_json=False)
     for entry in measured[-MOST_DECISIONS:]:
-        was = entry["measured"]
-        text += f"\nmeasured: status {was['status']} from {was['served']}, ended after {was['end_ms']:,.0f} ms"
+        text += f"\nmeasured: {_measured(entry['measured'])}"
     return text
+
+
+def _measured(was: dict[str, Any]) -> str:
+    end = f"ended after {was['end_ms']:,.0f} ms"
+    if was["status"] is None:
+        return f"no response headers from the gateway; {end}"
+    served = f" from {was['served']}" if was["served"] else ""
+    return f"status {was['status']}{served}, {end}"
 
 
 def _entry(line: bytes) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_a_function_in_a_file_decides_and_shows_its_own_values(tmp_path: Path) -
     fixture = Fixture(3, routing_strategy=name)
     assert [fixture.pick(prompt(LONG, str(k)), 0.0) for k in range(3)] == ["0", "0", "0"]
     record = fixture.decisions.newest_first()[0]
-    assert record.sentence().endswith(f"{name} gives it 0; next best 1: 1")
+    assert record.sentence().endswith("; mine.py:choose gives it 0; next best 1: 1"), "without its directory"
     assert [endpoint["value"] for endpoint in record.explain(0.0, 5)["endpoints"]] == [0, 1, 2]
 
 

@@ -648,17 +648,21 @@ def test_a_share_of_the_requests_is_held_out() -> None:
     """The holdout balances requests; the rest goes to the endpoint that holds the prompt."""
     fixture = Fixture(4, holdout=0.25, holdout_strategy="LEAST_REQUEST")
     arms: dict[bool, list[Decision]] = {False: [], True: []}
+    sentences: dict[bool, list[str]] = {False: [], True: []}
     for k in range(400):
         now = 2.0 * k
         fixture.scrape(now)
         decision = fixture.router.pick(prompt(LONG), now)
         assert isinstance(decision, Decision)
         arms[decision.held_out].append(decision)
+        sentences[decision.held_out].append(fixture.decisions.newest_first()[0].sentence())
     assert 60 <= len(arms[True]) <= 140
     assert {decision.strategy for decision in arms[True]} == {"LEAST_REQUEST"}
     assert {decision.strategy for decision in arms[False]} == {"PREFIX_CACHE"}
     assert {decision.endpoint.id for decision in arms[True]} == {f"default/{k}" for k in range(4)}
     assert all(decision.cached_tokens for decision in arms[False][1:]), "the holdout leaves copies, and is matched, too"
+    assert all("; held out (--holdout): LEAST_REQUEST gives it " in sentence for sentence in sentences[True])
+    assert not any("held out" in sentence for sentence in sentences[False])
 
 
 def test_an_unknown_holdout_strategy_is_refused() -> None:

@@ -207,7 +207,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, *flags: str, engines: int = 2, ready: str = "is ready") -> AsyncIterator[Running]:
+async def running(
+    tmp_path: Path, *flags: str, engines: int = 2, ready: str = "is ready", settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Running]:
     port = free_range(engines)
     simulators = Child(
         "warmroute simulate",
@@ -223,11 +225,10 @@ async def running(tmp_path: Path, *flags: str, engines: int = 2, ready: str = "i
         "-m",
         "warmroute",
         "up",
-        "--port",
-        "0",
+        *("--port", "0", "--metrics-port", "0", "--debug-port", "0"),
         *(flag.replace("PORT", str(port)) for flag in flags),
     ]
-    environ = os.environ | {"WARMROUTE_STRICT_MODELS": "false", "WARMROUTE_LOGLEVEL": "debug"}
+    environ = {**os.environ, "WARMROUTE_STRICT_MODELS": "false", "WARMROUTE_LOGLEVEL": "debug", **(settings or {})}
     child = Child("warmroute up", argv, tmp_path / "up.log", environ=environ)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(simulators)
@@ -267,6 +268,17 @@ async def test_up_serves_names_the_engine_and_explains(tmp_path: Path) -> None:
         up.child._started.send_signal(signal.SIGTERM)
         assert await up.child.wait() == 0
         require_free("127.0.0.1", int(up.url.rpartition(":")[2].partition("/")[0]), "nothing is left")
+
+
+@pytest.mark.e2e
+async def test_responses_are_observed_where_the_environment_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    settings = {"WARMROUTE_OBSERVE_RESPONSES": "true", "WARMROUTE_DECISION_LOG": str(log)}
+    async with running(tmp_path, "http://127.0.0.1:PORT", engines=1, settings=settings) as up:
+        await up.chat()
+        await eventually(lambda: log.exists() and log.read_text().count("\n") == 2, "a decision and its measurement")
+        measured = json.loads(log.read_text().splitlines()[1])["measured"]
+        assert (measured["status"], measured["served"]) == (200, up.engines[0])
 
 
 @pytest.mark.e2e

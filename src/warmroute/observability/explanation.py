@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from warmroute.routing.decision_record import duration
+from warmroute.routing.decision_record import duration, short_strategy
 
 REASONS = {
     "warm": "the endpoint probably holds more than the threshold of the prompt in its KV cache",
     "partial": "the endpoint probably holds a part of the prompt in its KV cache",
-    "spread": "another endpoint holds more of the prompt, and sending it there would cost more",
-    "cold": "no endpoint is known to hold any of the prompt",
+    "spread": "another endpoint holds more of the prompt, but the strategy prefers this one",
+    "cold": "no endpoint is known to hold any of the prompt (on the debug port: 1,024 tokens or more of it)",
     "no-prompt": "the request has no prompt to look for; load alone decided",
     "state": "the endpoint keeps the response, conversation or session that the request goes on with",
 }
@@ -47,7 +47,7 @@ def _head(explained: Mapping[str, Any], *, decided: bool) -> str:
 
 
 def _worth_of(explained: Mapping[str, Any]) -> str:
-    return "cost" if "cost_ms" in explained["endpoints"][0] else f"value of {explained['strategy']}"
+    return "cost" if "cost_ms" in explained["endpoints"][0] else f"value of {short_strategy(explained['strategy'])}"
 
 
 def _row(endpoint: Mapping[str, Any]) -> Sequence[str]:

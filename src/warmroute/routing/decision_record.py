@@ -62,6 +62,8 @@ class DecisionRecord:
     """What the strategy gave; the lowest wins."""
     cached: CachedTokens
     adapter_costs: Sequence[float] | None
+    held_out: bool = False
+    """``--holdout-strategy`` chose."""
     id: str = ""
     """Unique among the decisions of all pickers; empty if nothing was decided (:meth:`Router.preview
     <warmroute.routing.router.Router.preview>`)."""
@@ -95,6 +97,7 @@ class DecisionRecord:
             values=list(values),
             cached=context.cached,
             adapter_costs=context.adapter_costs,
+            held_out=decision.held_out,
         )
 
     @property
@@ -214,7 +217,9 @@ class DecisionRecord:
     def _sentence(self, chosen: int, next_best: Sequence[int], *, exact: bool) -> str:
         parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
         if not self.by_cost:
-            parts[1] = f"{self.strategy} gives it {parts[1]}"
+            parts[1] = f"{short_strategy(self.strategy)} gives it {parts[1]}"
+        if self.held_out:
+            parts[1] = f"held out (--holdout): {parts[1]}"
         parts += [f"next best {_short(self.names[k])}: {self._worth_of_next(k, exact=exact)}" for k in next_best]
         if len(self.names) == 1:
             parts.append("the only candidate")
@@ -260,6 +265,11 @@ def duration(seconds: float) -> str:
     if seconds < 0.01:
         return f"{seconds * 1000:.1f} ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"
+
+
+def short_strategy(strategy: str) -> str:
+    """The strategy's name; of one from a file, without the file's directory."""
+    return strategy.rpartition("/")[2]
 
 
 def _milliseconds(seconds: float) -> float:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
+from warmroute.settings.sources import load
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
@@ -43,11 +44,12 @@ class Up:
         environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
         if options.strategy is not None:
             environ[STRATEGY] = options.strategy
+        observed = load({}, environ=environ).observe_responses
         if options.access_log:
             flags.append("--decision-metadata=true")
         self.pickers = Pickers(self._picker_file, ports, directory, flags, environ)
         self.envoy = EnvoyProcess(
-            bootstrap(options.proxy_config(ports, self._envoy_file)),
+            bootstrap(options.proxy_config(ports, self._envoy_file, response_headers=observed)),
             directory,
             concurrency=min(os.cpu_count() or 1, MOST_ENVOY_THREADS),
             on_stderr=True,

@@ -65,8 +65,10 @@ class UpOptions:
             ports.append(PickerPorts(first, first + 1, first + 2, first + 3))
         return tuple(ports)
 
-    def proxy_config(self, pickers: Sequence[PickerPorts], endpoints_file: Path) -> ProxyConfig:
-        """Envoy's options; the options are settled."""
+    def proxy_config(
+        self, pickers: Sequence[PickerPorts], endpoints_file: Path, *, response_headers: bool = False
+    ) -> ProxyConfig:
+        """Envoy's options; the options are settled. ``response_headers``: the pickers observe responses."""
         return ProxyConfig(
             epp=tuple(f"127.0.0.1:{picker.grpc}" for picker in pickers),
             endpoints_file=endpoints_file,
@@ -75,6 +77,7 @@ class UpOptions:
             plain_port=self.plain_port,
             name_endpoint=True,
             access_log=self.access_log,
+            response_headers=response_headers,
         )
 
 

@@ -481,7 +481,7 @@ class Settings(BaseModel):
     )
     model_server_token_file: OptionalPath = setting(
         None,
-        "File with the bearer token for the engines' metrics page and list of models. It is read again when it changes.",
+        "File with the bearer token for the engines' metrics page and list of models. It is read again every 30 s.",
         group="Engine metrics",
     )
     data_parallel_ranks: bool = setting(

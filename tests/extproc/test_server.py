@@ -11,11 +11,13 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.connection
+import h2.events
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -382,6 +384,44 @@ async def test_bodies_beyond_the_memory_get_503_and_others_pass() -> None:
         assert [reply async for reply in small][-1].HasField("dynamic_metadata")
         for call in calls:
             call.cancel()
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used == 0
+
+
+async def test_messages_that_do_not_end_take_no_more_than_the_memory_of_bodies() -> None:
+    """In BUFFERED the body of a chunked upload comes in one message, and nothing was announced."""
+    async with serving(budget=8 << 20) as picker:
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        reader, writer = await asyncio.open_connection("127.0.0.1", picker.server.grpc_port)
+        unsent = {client.get_next_available_stream_id() + 2 * k: 3 << 20 for k in range(4)}
+        replies: dict[int, bytes] = {}
+        first = b"\0" + (4 << 20).to_bytes(4, "big")
+        head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
+        head["content-type"] = "application/grpc"
+        for stream in unsent:
+            client.send_headers(stream, list(head.items()))
+            client.send_data(stream, first)
+        async with asyncio.timeout(60):
+            while any(unsent.values()):
+                for stream, left in unsent.items():
+                    size = min(left, client.local_flow_control_window(stream), client.max_outbound_frame_size)
+                    if size:
+                        client.send_data(stream, bytes(size))
+                        unsent[stream] -= size
+                writer.write(client.data_to_send())
+                await writer.drain()
+                with suppress(TimeoutError):
+                    for event in client.receive_data(await asyncio.wait_for(reader.read(1 << 20), 0.01)):
+                        if isinstance(event, h2.events.DataReceived) and event.stream_id is not None:
+                            replies[event.stream_id] = replies.get(event.stream_id, b"") + (event.data or b"")
+                        elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset) and event.stream_id:
+                            unsent[event.stream_id] = 0
+            await eventually(lambda: picker.server.open_streams == 2, "two messages go on, 3 MB each")
+        codes = [ProcessingResponse.FromString(reply[5:]).immediate_response.status.code for reply in replies.values()]
+        assert codes == [503, 503]
+        assert 6 << 20 <= picker.budget.used <= 8 << 20
+        writer.close()
         await eventually(lambda: picker.server.open_streams == 0)
         assert picker.budget.used == 0
 

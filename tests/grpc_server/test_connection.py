@@ -20,6 +20,7 @@ from warmroute.grpc_server import frames
 from warmroute.grpc_server.connection import (
     CONNECTION_WINDOW,
     IGNORE,
+    LONG_MESSAGE,
     MAX_HEADERS,
     STREAM_WINDOW,
     Call,
@@ -52,10 +53,14 @@ class Echo:
         self.messages: list[bytes] = []
         self.ends: list[str] = []
         self.times_written = 0
+        self.arrived = 0
 
     def message(self, data: bytes) -> None:
         self.messages.append(data)
         self.call.send(data)
+
+    def arriving(self, size: int) -> None:
+        self.arrived = size
 
     def half_closed(self) -> None:
         self.ends.append("half-closed")
@@ -289,6 +294,20 @@ def test_a_message_over_the_limit_ends_its_call_alone(declared: bool) -> None:
     assert pair.trailers(stream)["grpc-status"] == str(int(Status.RESOURCE_EXHAUSTED))
     assert pair.data(other) == prefixed(b"x" * 100)
     assert pair.handlers[0].messages == []
+
+
+def test_the_handler_learns_how_much_of_a_long_message_has_come() -> None:
+    pair = Pair()
+    stream = pair.open()
+    message = prefixed(bytes(LONG_MESSAGE + 30_000))
+    for start in range(0, LONG_MESSAGE + 16_384, 16_384):
+        arrived = pair.handlers[0].arrived if pair.handlers else 0
+        assert arrived == (start - 5 if start >= LONG_MESSAGE else 0)
+        pair.client.send_data(stream, message[start : start + 16_384])
+        pair.exchange()
+    pair.client.send_data(stream, message[start + 16_384 :])
+    pair.exchange()
+    assert [len(message) for message in pair.handlers[0].messages] == [LONG_MESSAGE + 30_000]
 
 
 def test_compressed_messages_are_not_taken() -> None:

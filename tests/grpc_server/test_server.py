@@ -28,7 +28,7 @@ def reverse(message: bytes) -> bytes:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[tuple[GrpcServer, int]]:
-    server = GrpcServer({METHOD: unary(reverse)}, Limits(message_bytes=10 << 20, calls=100))
+    server = GrpcServer({METHOD: unary(reverse, long_messages=True)}, Limits(message_bytes=10 << 20, calls=100))
     port = await server.start("127.0.0.1", 0, "--port")
     try:
         yield server, port

@@ -283,6 +283,19 @@ class Stream:
         self._worked += perf_counter() - began
         self._send(replies)
 
+    def arriving(self, size: int) -> None:
+        """Take memory for the part of a long message that has come. 413 if it is too long, 503 if there is no memory."""
+        session = self.session
+        if self._work is not None:  # a thread uses the session; the call is paused, and no more than a window comes
+            return
+        if size > self._server.largest_message and not session.answered:
+            self._send([session.too_large()])
+        elif not session.hold_arriving(size):
+            if session.answered:
+                self._call.finish(Status.RESOURCE_EXHAUSTED, "there is no memory for the message")
+            else:
+                self._send([session.overloaded()])
+
     def half_closed(self) -> None:
         """Envoy sends no more."""
         self._half_closed = True

@@ -356,6 +356,14 @@ class Session:
         """The reply to a request that did not come in time."""
         return self._reject(timed_out("The request body did not arrive in time."))
 
+    def hold_arriving(self, size: int) -> bool:
+        """Take memory for ``size`` bytes of a message that is not complete. False if the budget has too little."""
+        return self._hold(self.body_bytes + size)
+
+    def overloaded(self) -> bytes:
+        """The reply to a message for which there is no memory."""
+        return self._reject(_OVERLOADED)
+
     def too_large(self) -> bytes:
         """The reply to a message that is longer than any body may be."""
         return self._reject(body_too_large(self._rules.max_body_bytes))

@@ -163,7 +163,7 @@ class GatewayExtension:
             serialised: bytes = response.SerializeToString()
             return serialised
 
-        return unary(call)
+        return unary(call, long_messages=True)
 
     def _route(self, request: pb.PostRouteModifyRequest) -> tuple[pb.PostRouteModifyResponse, str]:
         route = pb.Route()

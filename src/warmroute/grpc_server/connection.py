@@ -63,6 +63,8 @@ STREAM_WINDOW = 256 << 10
 """Bytes that a client may have under way on one call: most that wait while its handler has paused."""
 MAX_OUTPUT = 256 << 10
 """Bytes of messages that :meth:`Connection.output` gives at once."""
+LONG_MESSAGE = 512 << 10
+"""Bytes of a message that is not complete from which on its handler is asked whether it may go on."""
 PREFIX = 5
 """Bytes before each gRPC message: a flag and the length."""
 
@@ -72,6 +74,9 @@ class Handler(Protocol):
 
     def message(self, data: bytes) -> None:
         """A message from the client, serialised."""
+
+    def arriving(self, size: int) -> None:
+        """``size`` bytes of a message have come, and it goes on. Called for messages from :data:`LONG_MESSAGE` on."""
 
     def half_closed(self) -> None:
         """The client sends no more messages."""
@@ -87,6 +92,9 @@ class Ignore:
     """The handler of a call that was finished when it was accepted."""
 
     def message(self, data: bytes) -> None:
+        """Nothing."""
+
+    def arriving(self, size: int) -> None:
         """Nothing."""
 
     def half_closed(self) -> None:
@@ -391,6 +399,8 @@ class Connection:
                 call.finish(Status.RESOURCE_EXHAUSTED, f"a message is longer than {self._limits.message_bytes} bytes")
                 return
             if len(received) < end:
+                if len(received) >= LONG_MESSAGE:
+                    call._handler.arriving(len(received) - PREFIX)
                 return
             message = bytes(memoryview(received)[PREFIX:end])
             if len(received) == end:

@@ -185,11 +185,15 @@ class _Socket(asyncio.Protocol):
 
 
 class Unary:
-    """The handler of a method with one message each way. ``answer`` takes and returns serialised messages."""
+    """The handler of a method with one message each way. ``answer`` takes and returns serialised messages.
 
-    def __init__(self, call: Call, answer: Callable[[bytes], bytes]) -> None:
+    ``long_messages``: messages may have :data:`~warmroute.grpc_server.connection.LONG_MESSAGE` bytes and more.
+    """
+
+    def __init__(self, call: Call, answer: Callable[[bytes], bytes], *, long_messages: bool) -> None:
         self._call = call
         self._answer = answer
+        self._long_messages = long_messages
 
     def message(self, data: bytes) -> None:
         """Answer, or report a failure to this client alone."""
@@ -202,6 +206,11 @@ class Unary:
         self._call.send(answer)
         self._call.finish()
 
+    def arriving(self, size: int) -> None:
+        """End the call if the message is too long for the method."""
+        if not self._long_messages:
+            self._call.finish(Status.RESOURCE_EXHAUSTED, "the message is too long for this method")
+
     def half_closed(self) -> None:
         """No message came."""
         self._call.finish(Status.INTERNAL, "a message was expected")
@@ -213,9 +222,9 @@ class Unary:
         """Nothing is held."""
 
 
-def unary(answer: Callable[[bytes], bytes]) -> Method:
-    """A method of :class:`GrpcServer` with one message each way."""
-    return lambda call: Unary(call, answer)
+def unary(answer: Callable[[bytes], bytes], *, long_messages: bool = False) -> Method:
+    """A method of :class:`GrpcServer` with one message each way; see :class:`Unary`."""
+    return lambda call: Unary(call, answer, long_messages=long_messages)
 
 
 def _listen(host: str, port: int) -> socket.socket | None:

@@ -41,6 +41,7 @@ from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VAL
 from warmroute.routing import strategies
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.decision_listener import DecisionListener
+from warmroute.routing.decision_record import short_strategy
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
@@ -489,7 +490,7 @@ class EndpointPicker:
     def _about(self) -> dict[str, str]:
         return {
             "version": __version__,
-            "strategy": self.router.strategy,
+            "strategy": short_strategy(self.router.strategy),
             "pool": self.settings.pool_name or "",
         }
 

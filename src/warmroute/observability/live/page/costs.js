@@ -5,7 +5,7 @@ function costsOf(decision) {
   const list = element("div", { className: "costs" });
   if (endpoints[0]?.terms_ms === undefined) {
     for (const each of endpoints) {
-      list.append(element("p", {}, element("b", {}, nameOf(each.endpoint)), ` ${decision.strategy} gives it ${each.value}; ${short(each.cached_tokens)} tokens cached`));
+      list.append(element("p", {}, element("b", {}, nameOf(each.endpoint)), ` ${decision.strategy.split("/").pop()} gives it ${each.value}; ${short(each.cached_tokens)} tokens cached`));
     }
     return list;
   }

@@ -14,6 +14,7 @@ from grpc_tools import protoc
 PROTOS = Path(__file__).parent
 PACKAGES = {
     "ext_proc.proto": "warmroute/extproc",
+    "health.proto": "warmroute/extproc",
     "gateway_extension.proto": "warmroute/gateway_extension",
     "shared_state.proto": "warmroute/shared_state",
 }

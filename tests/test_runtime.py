@@ -1,4 +1,4 @@
-"""Settings of gRPC, malloc and the garbage collector: each is understood and has its effect."""
+"""Settings of malloc and the garbage collector: each is understood and has its effect."""
 
 from __future__ import annotations
 
@@ -9,29 +9,15 @@ import sys
 
 import pytest
 
-from warmroute.runtime import GC_THRESHOLDS, GRPC_SETTINGS, MALLOC_SETTINGS, prepare
+from warmroute.runtime import GC_THRESHOLDS, MALLOC_SETTINGS
 
 pytestmark = pytest.mark.integration
 
 
 def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    cleared = {name: value for name, value in os.environ.items() if name not in {*GRPC_SETTINGS, *MALLOC_SETTINGS}}
+    cleared = {name: value for name, value in os.environ.items() if name not in MALLOC_SETTINGS}
     argv = [sys.executable, "-c", program]
     return subprocess.run(argv, env=cleared | environ, capture_output=True, text=True, timeout=120, check=True)
-
-
-def test_what_the_user_has_set_stays() -> None:
-    environ = {"GRPC_VERBOSITY": "DEBUG"}
-    prepare(environ)
-    assert environ == {"GRPC_VERBOSITY": "DEBUG", "GRPC_EXPERIMENTS": GRPC_SETTINGS["GRPC_EXPERIMENTS"]}
-
-
-def test_grpc_knows_the_experiment_that_is_turned_off() -> None:
-    program = "import os; from warmroute import runtime; runtime.prepare(os.environ); import grpc; grpc.server(None)"
-    result = run(program, GRPC_VERBOSITY="ERROR")
-    assert "experiment" not in result.stderr.lower()
-    complaint = run(program, GRPC_VERBOSITY="ERROR", GRPC_EXPERIMENTS="-no_such_thing")
-    assert "unknown experiment" in complaint.stderr.lower()  # or this test could not fail
 
 
 PROMPTS = """
@@ -67,13 +53,13 @@ def test_the_users_malloc_settings_stay() -> None:
     assert int(own.stdout) > 10_000
 
 
-def test_serve_prepares_before_anything_imports_grpc() -> None:
+def test_serve_prepares() -> None:
     program = (
         "import sys; from warmroute import cli, runtime\n"
-        "def prepare(environ): print('grpc' in sys.modules, flush=True); sys.exit()\n"
+        "def prepare(environ): print('prepared', flush=True); sys.exit()\n"
         "runtime.prepare = prepare; sys.argv = ['warmroute', 'serve', '--endpoints-file=pods.json']; cli.main()"
     )
-    assert run(program).stdout == "False\n"
+    assert run(program).stdout == "prepared\n"
 
 
 COLLECTIONS = """

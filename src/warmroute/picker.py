@@ -253,7 +253,10 @@ class EndpointPicker:
             clock=monotonic,
         )
         self.metrics_pages = PageServer(
-            settings.host, settings.metrics_port, MetricsPages(self.metrics).routes(), port_flag="--metrics-port"
+            settings.host,
+            settings.metrics_port,
+            MetricsPages(self.metrics, ready=lambda: self.server.ready).routes(),
+            port_flag="--metrics-port",
         )
         pages = self._debug_pages()
         self.debug_pages = PageServer(

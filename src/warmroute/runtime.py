@@ -1,22 +1,10 @@
-"""Settings of gRPC's core, of glibc's malloc and of Python's garbage collector.
-
-gRPC reads its settings once, so :func:`prepare` must be called before gRPC is imported.
-"""
+"""Settings of glibc's malloc and of Python's garbage collector."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Mapping, MutableMapping
-
-GRPC_SETTINGS: Mapping[str, str] = {
-    # gRPC's core prints in a format of its own; its errors also come as exceptions.
-    "GRPC_VERBOSITY": "NONE",
-    # The thread that waits for gRPC's completion queue reads the connections, in place of a pool that must wake it: half
-    # the context switches, and a fifth less CPU for a small request of a server that does nothing else.
-    "GRPC_EXPERIMENTS": "-event_engine_listener",
-}
-"""Environment variables of gRPC's core; those that the user has set stay."""
+from collections.abc import Mapping
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MALLOC_SETTINGS: Mapping[str, tuple[int, int]] = {
@@ -38,10 +26,8 @@ leave nothing to collect: 5 young collections in 20,000 requests before, none si
 """
 
 
-def prepare(environ: MutableMapping[str, str]) -> None:
-    """Set what ``environ``, the process's own, leaves open. The settings of malloc need glibc."""
-    for name, value in GRPC_SETTINGS.items():
-        environ.setdefault(name, value)
+def prepare(environ: Mapping[str, str]) -> None:
+    """Set what ``environ``, the process's own, leaves open. Without glibc nothing is set."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return

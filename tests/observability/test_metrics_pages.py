@@ -24,8 +24,8 @@ pytestmark = pytest.mark.integration
 MANY = readings(SAMPLES_AT_ONCE * 2 + 1)
 
 
-def pages(metrics: Metrics, host: str = "127.0.0.1", port: int = 0) -> PageServer:
-    return PageServer(host, port, MetricsPages(metrics).routes(), port_flag="--metrics-port")
+def pages(metrics: Metrics, host: str = "127.0.0.1", port: int = 0, *, ready: bool = True) -> PageServer:
+    return PageServer(host, port, MetricsPages(metrics, ready=lambda: ready).routes(), port_flag="--metrics-port")
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def test_the_metrics_port_has_no_debug_pages(client: aiohttp.ClientSession
     async with client.get("/") as answer:
         text = await answer.text()
     assert "debug" not in text
-    for path in ("/metrics", "/healthz"):
+    for path in ("/metrics", "/healthz", "/readyz"):
         assert f'href="{path}"' in text
 
 
@@ -112,6 +112,20 @@ async def test_a_failing_view_of_the_endpoints_is_a_500() -> None:
                     assert (await answer.json())["error"] == "RuntimeError; see the log"
             async with session.get("/healthz") as answer:
                 assert await answer.text() == "ok\n"
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
+async def test_readiness(metrics: Metrics, ready: bool, status: int) -> None:
+    server = pages(metrics, ready=ready)
+    await server.start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{server.port}/readyz") as answer:
+                assert answer.status == status
+            async with session.get(f"http://127.0.0.1:{server.port}/healthz") as answer:
+                assert answer.status == 200
     finally:
         await server.stop()
 

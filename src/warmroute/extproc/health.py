@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from grpc_health.v1 import health_pb2
-
+from warmroute.extproc.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListResponse
 from warmroute.grpc_server.connection import IGNORE, Call, Handler
 from warmroute.grpc_server.frames import Status
 from warmroute.grpc_server.server import Method, unary
@@ -15,24 +14,24 @@ LIVENESS = "liveness"
 """The service that is SERVING as long as the process runs. All others (``readiness``, ``inference-extension``, the ext_proc
 service, the empty name) are SERVING while requests can be routed."""
 
-_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-_NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+_SERVING = HealthCheckResponse(status=HealthCheckResponse.SERVING)
+_NOT_SERVING = HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
 _LISTED = (LIVENESS, "readiness", "inference-extension", EXT_PROC_SERVICE)
 
 
 def methods(ready: Callable[[], bool]) -> Mapping[str, Method]:
     """The methods of the health service. ``ready``, called at each check, returns whether requests can be routed."""
 
-    def status(service: str) -> health_pb2.HealthCheckResponse:
+    def status(service: str) -> HealthCheckResponse:
         return _SERVING if service == LIVENESS or ready() else _NOT_SERVING
 
     def check(request: bytes) -> bytes:
-        answer: bytes = status(health_pb2.HealthCheckRequest.FromString(request).service).SerializeToString()
+        answer: bytes = status(HealthCheckRequest.FromString(request).service).SerializeToString()
         return answer
 
     def list_all(request: bytes) -> bytes:
         statuses = {name: status(name) for name in _LISTED}
-        answer: bytes = health_pb2.HealthListResponse(statuses=statuses).SerializeToString()
+        answer: bytes = HealthListResponse(statuses=statuses).SerializeToString()
         return answer
 
     return {

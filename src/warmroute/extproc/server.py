@@ -106,7 +106,7 @@ class Server:
         self.dry_run = DryRun(new_session, self.threads, clock)
         self.largest_message = options.max_body_bytes + MESSAGE_OVERHEAD
         """Bytes of a message of which the session sees the body."""
-        checks = health.methods(self._is_ready)
+        checks = health.methods(lambda: self.ready)
         # Twice the largest message: bodies that are too long should reach the session, which answers 413. Beyond this limit
         # the stream ends with an error, and Envoy answers 500.
         limits = Limits(2 * self.largest_message, options.max_streams + OTHER_CALLS)
@@ -166,7 +166,9 @@ class Server:
             return tls.self_signed()
         return tls.from_directory(options.cert_path, lambda ok: self.observer.reloaded("certificate", ok=ok))
 
-    def _is_ready(self) -> bool:
+    @property
+    def ready(self) -> bool:
+        """Requests can be routed, and no end is near: what the health service calls readiness."""
         return not self._draining and self._ready()
 
     # ---------------------------------------------------------------- streams

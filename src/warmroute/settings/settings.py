@@ -131,7 +131,7 @@ class Settings(BaseModel):
     )
     metrics_port: int = setting(
         9090,
-        "Port of the Prometheus metrics and of /healthz.",
+        "Port of the Prometheus metrics, of /healthz and of /readyz.",
         group="Server",
         upstream=("metricsPort",),
         ge=0,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+from warmroute.http_client import exchange
+from warmroute.observability.metrics_pages import READY
 from warmroute.standalone.child import PATIENCE, Child
 
 
@@ -51,16 +52,15 @@ def picker(
 
 
 async def start_picker(child: Child, ports: PickerPorts, patience: float = PATIENCE) -> None:
-    """Start it and wait until its health service says that it is ready; raises ChildError."""
+    """Start it and wait until it is ready; raises ChildError."""
+    url = f"http://127.0.0.1:{ports.metrics}{READY}"
+
+    async def serving() -> bool:
+        try:
+            answer = await asyncio.to_thread(exchange, url, seconds=5)
+        except OSError:
+            return False
+        return answer.status == HTTPStatus.OK
+
     await child.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.health}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-
-        async def serving() -> bool:
-            try:
-                answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=5)
-            except grpc.aio.AioRpcError:
-                return False
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-        await child.until(serving, "ready", patience)
+    await child.until(serving, "ready", patience)

@@ -1,4 +1,4 @@
-"""The floor: an ext_proc server that answers constants, on the same transport as the picker.
+"""The floor: an ext_proc server on grpcio that answers constants.
 
 Its cost is gRPC, protobuf, Python's event loop and two messages each way. Run it with
 ``python -m warmroute_lab.overhead.bare_server``.

@@ -49,6 +49,7 @@ def test_a_missing_file_is_told() -> None:
     ("flags", "environ", "message"),
     [
         ({"grpc_port": "99999"}, {}, "^--grpc-port: .*65535.* \\(given: '99999'\\)$"),
+        ({"holdout": "500%"}, {}, "^--holdout: .* \\(given: '500%'\\)$"),
         ({}, {"WARMROUTE_LOG_FORMAT": "xml"}, "^WARMROUTE_LOG_FORMAT: .*'console' or 'json'"),
         ({"drain_timeout": "5 parsecs"}, {}, "^--drain-timeout: .*valid number"),
     ],

@@ -95,7 +95,9 @@ def _validated(values: Mapping[str, Any], origin: Mapping[str, str]) -> Settings
             if item["type"] == "extra_forbidden":
                 problems.append(f"{origin.get(name, name)}: unknown setting{_suggestion(name)}")
             else:
-                problems.append(f"{origin.get(name, name)}: {item['msg']} (given: {shown(item['input'])})")
+                # As the user wrote it: pydantic's input may be converted already ("500%" is 5.0 there).
+                given = values.get(name, item["input"])
+                problems.append(f"{origin.get(name, name)}: {item['msg']} (given: {shown(given)})")
         raise ConfigurationError(summary(problems)) from error
 
 

@@ -178,9 +178,8 @@ def test_a_cut_prompt_is_the_beginning_of_what_came_before_the_cut(
     if seen and next(reversed(seen)) != "messages":
         seen.popitem()
     seen.setdefault("model", "routed")
-    if not seen.get("messages"):
-        assert (part.model, part.parts) == (seen["model"], ())
-        return
+    if not seen.get("messages"):  # tools may have come before
+        seen["messages"] = [{"role": "user", "content": "x"}]
     whole = parse(CHAT, JSON, encoded(seen, ascii_only, spaced))
     assert isinstance(whole, InferenceRequest)
     assert b"".join(p.data for p in whole.parts).startswith(b"".join(p.data for p in part.parts))

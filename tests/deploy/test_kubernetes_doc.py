@@ -67,7 +67,10 @@ def test_flags_and_environment_names_are_settings() -> None:
 
 def test_restarts_are_described_with_their_flags_and_times() -> None:
     (paragraph,) = re.findall(r"^\* \*\*Restarts\.\*\*.*?(?=^\* \*\*)", TEXT, re.MULTILINE | re.DOTALL)
-    flags = {"drain-timeout", "drain-quiet", "observe-responses", "ha-enable-leader-election", "cert-path"}
+    flags = {
+        *("drain-timeout", "drain-quiet", "observe-responses"),
+        *("ha-enable-leader-election", "shared-state", "cert-path"),
+    }
     assert set(re.findall(r"`--([a-z-]+)`", paragraph)) == flags
     (container,) = pick(render(DEPLOY / "base"), "Deployment")["spec"]["template"]["spec"]["containers"]
     times = {

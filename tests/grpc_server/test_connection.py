@@ -22,6 +22,7 @@ from warmroute.grpc_server.connection import (
     IGNORE,
     LONG_MESSAGE,
     MAX_HEADERS,
+    MOST_AT_ONCE,
     STREAM_WINDOW,
     Call,
     Connection,
@@ -39,6 +40,12 @@ HEADERS = [
     ("te", "trailers"),
     ("content-type", "application/grpc"),
 ]
+
+
+def receive_all(connection: Connection, data: bytes) -> None:
+    connection.receive(data)
+    while connection.behind:
+        connection.receive(b"")
 
 
 def prefixed(message: bytes) -> bytes:
@@ -104,7 +111,7 @@ class Pair:
         while True:
             sent = self.client.data_to_send()
             for start in range(0, len(sent), piece):
-                self.server.receive(sent[start : start + piece])
+                receive_all(self.server, sent[start : start + piece])
             received = self.server.output()
             if received:
                 self.events += self.client.receive_data(received)
@@ -162,7 +169,7 @@ def test_messages_arrive_whole_however_they_are_cut(
 def test_no_bytes_raise(data: bytes) -> None:
     for beginning in (b"", frames.PREFACE, frames.PREFACE + frame(frames.SETTINGS, 0, 0)):
         connection = Connection(lambda call: IGNORE, lambda: None, LIMITS)
-        connection.receive(beginning + data)
+        receive_all(connection, beginning + data)
         connection.output()
 
 
@@ -479,12 +486,36 @@ def test_the_work_for_settings_does_not_grow_with_the_calls() -> None:
     server.output()
     changes = b"".join(frames.setting(frames.INITIAL_WINDOW_SIZE, k % 2) for k in range(2730))
     started = time.process_time()
-    server.receive(frame(frames.SETTINGS, 0, 0, changes) + frame(frames.SETTINGS, 0, 0, changes[:6]) * 1000)
+    receive_all(server, frame(frames.SETTINGS, 0, 0, changes) + frame(frames.SETTINGS, 0, 0, changes[:6]) * 1000)
     assert time.process_time() - started < 1
     assert frame(frames.DATA, 0, 1) not in server.output()
     server.receive(frame(frames.SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, 100)))
     sent = b"".join(iter(server.output, b""))
     assert sent.count(prefixed(b"x")) == calls // 2
+
+
+def test_many_small_frames_are_read_in_parts_and_in_order() -> None:
+    pair = Pair()
+    pings = [k.to_bytes(8, "big") for k in range(5 * MOST_AT_ONCE)]
+    answers = [frame(frames.PING, frames.ACK, 0, ping) for ping in pings]
+    received = b"".join(frame(frames.PING, 0, 0, ping) for ping in pings)
+    pair.server.receive(received[:-1])
+    assert pair.server.output() == b"".join(answers[:MOST_AT_ONCE])
+    assert pair.server.behind
+    receive_all(pair.server, received[-1:])
+    assert pair.server.output() == b"".join(answers[MOST_AT_ONCE:])
+
+
+def test_messages_count_as_frames_do() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    pair.client.send_data(stream, prefixed(b"") * MOST_AT_ONCE)
+    pair.client.ping(b"12345678")
+    pair.server.receive(pair.client.data_to_send())
+    assert pair.server.behind
+    assert len(pair.handlers[0].messages) == MOST_AT_ONCE
+    pair.exchange()
 
 
 def test_large_headers_end_the_connection_before_they_fill_memory() -> None:

@@ -78,6 +78,39 @@ async def test_silent_connections_and_those_that_do_not_answer_a_ping_are_ended(
         assert await method(channel)(b"ab") == b"ba"
 
 
+async def test_a_client_with_many_small_calls_holds_nobody_up() -> None:
+    answered: list[bytes] = []
+
+    def note(message: bytes) -> bytes:
+        answered.append(message)
+        return message
+
+    server = GrpcServer({METHOD: unary(note)}, Limits(1000, 1000))
+    port = await server.start("127.0.0.1", 0, "--port")
+    fields = {":method": "POST", ":scheme": "http", ":path": METHOD, "content-type": "application/grpc"}
+    block = b"".join(bytes((0, len(k))) + k.encode() + bytes((len(v),)) + v.encode() for k, v in fields.items())
+
+    def calls(message: bytes, count: int) -> bytes:
+        data = b"\0" + len(message).to_bytes(4, "big") + message
+        return b"".join(
+            frame(frames.HEADERS, frames.END_HEADERS, stream, block)
+            + frame(frames.DATA, frames.END_STREAM, stream, data)
+            for stream in range(1, 2 * count, 2)
+        )
+
+    many, one = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(2)]
+    for writer in (many, one):
+        writer.write(PREFACE + frame(SETTINGS, 0, 0))
+    await eventually(lambda: len(server._connections) == 2)
+    many.write(calls(b"many", 300))
+    one.write(calls(b"one", 1))
+    await eventually(lambda: len(answered) == 301)
+    assert answered.index(b"one") < 200
+    for writer in (many, one):
+        writer.close()
+    await server.stop(0.5)
+
+
 async def test_a_client_that_pings_and_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MOST_FRAMES", 100)
     async with serving() as (server, port):

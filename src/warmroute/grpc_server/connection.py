@@ -65,6 +65,9 @@ MAX_OUTPUT = 256 << 10
 """Bytes of messages that :meth:`Connection.output` gives at once."""
 LONG_MESSAGE = 512 << 10
 """Bytes of a message that is not complete from which on its handler is asked whether it may go on."""
+MOST_AT_ONCE = 64
+"""Frames and messages that :meth:`Connection.receive` takes before other connections get their turn: about 20 requests, or
+more bytes of long bodies than a socket gives at once."""
 PREFIX = 5
 """Bytes before each gRPC message: a flag and the length."""
 
@@ -217,7 +220,9 @@ class Connection:
         self._blocked: dict[Call, None] = {}
         """Calls with unsent messages that wait until the client opens their windows."""
         self._rest = b""
-        """The beginning of a frame, or of the preface."""
+        """Received and not read: the beginning of the preface or of a frame, or frames that wait (:attr:`behind`)."""
+        self._taken = 0
+        """Frames and messages since the call of :meth:`receive`."""
         self._block = bytearray()
         """A header block that goes on in CONTINUATION frames."""
         self._block_stream = 0
@@ -248,6 +253,8 @@ class Connection:
         """The client has sent its preface and its settings."""
         self.ping_open = False
         """A ping is not answered yet."""
+        self.behind = False
+        """Frames may wait that have been received: call :meth:`receive` without bytes once others have had their turn."""
         self.paused = False
         """The client does not read what was written: messages wait."""
         self.closed = False
@@ -266,7 +273,7 @@ class Connection:
     # ---------------------------------------------------------------- the owner's side
 
     def receive(self, data: bytes) -> None:
-        """Bytes from the client."""
+        """Bytes from the client. Reads :data:`MOST_AT_ONCE` frames; see :attr:`behind`."""
         if self.closed:
             return
         self._owner_waits = True
@@ -301,6 +308,7 @@ class Connection:
     def lost(self) -> None:
         """The connection is gone: all calls are cancelled."""
         self.closed = True
+        self.behind = False
         calls = list(self._calls.values())
         self._calls.clear()
         self._waiting.clear()
@@ -317,7 +325,13 @@ class Connection:
         position, size = 0, len(data)
         if not self.established:
             position = self._read_beginning(data)
+        self._taken = 0
+        self.behind = False
         while size - position >= HEAD.size and not self.closed:
+            if self._taken >= MOST_AT_ONCE:
+                self.behind = True
+                break
+            self._taken += 1
             high, low, kind, flags, stream = HEAD.unpack_from(data, position)
             length = high << 8 | low
             if length > MAX_FRAME:
@@ -407,6 +421,7 @@ class Connection:
                 received = call._received = bytearray()  # frees the memory of a long message
             else:
                 del received[:end]
+            self._taken += 1
             call._handler.message(message)
 
     def _half_close(self, call: Call) -> None:

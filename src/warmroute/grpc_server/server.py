@@ -111,6 +111,8 @@ class _Socket(asyncio.Protocol):
         self._changed = changed
         self._transport: asyncio.Transport | None = None
         self._old = False
+        self._catching_up = False
+        """Frames wait that were read from the socket."""
 
     @property
     def calls(self) -> int:
@@ -124,9 +126,26 @@ class _Socket(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Bytes have come. If they are many small frames, other connections get their turn before all are read."""
         self._connection.receive(data)
         self._flush()
+        transport = self._transport
+        if self._connection.behind and not self._catching_up and transport is not None and not transport.is_closing():
+            self._catching_up = True
+            transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._catch_up, transport)
+
+    def _catch_up(self, transport: asyncio.Transport) -> None:
+        """Read more of the frames that wait, and from the socket when there are none."""
+        self._connection.receive(b"")
+        self._flush()
+        if transport.is_closing():
+            return
+        if self._connection.behind:
+            asyncio.get_running_loop().call_soon(self._catch_up, transport)
+        else:
+            self._catching_up = False
+            transport.resume_reading()
 
     def pause_writing(self) -> None:
         """The client does not read."""

@@ -42,7 +42,6 @@ LONGEST_FIELDS = 16_384
 """Characters of all fields as JSON."""
 
 _ROOT = PurePath(warmroute.__file__).parent
-_SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
 
@@ -226,12 +225,7 @@ def one_line(text: str) -> str:
     """``text`` without control characters of any kind (C0, C1, bidirectional, line separators): they are escaped."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _SHORT_ESCAPES.get(c) or _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:

@@ -111,6 +111,43 @@ async def test_a_client_with_many_small_calls_holds_nobody_up() -> None:
     await server.stop(0.5)
 
 
+async def test_one_connection_more_ends_one_without_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many that do nothing keep out neither a client that has called nor a new one."""
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 3)
+    async with serving() as (server, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert await method(channel)(b"ab") == b"ba"
+        (used,) = server._connections
+        readers = []
+        for _ in range(6):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREFACE + frame(SETTINGS, 0, 0))
+            readers.append((reader, writer))
+            await eventually(lambda: len(server._connections) == min(3, 1 + len(readers)))
+        async with asyncio.timeout(60):
+            for reader, _ in readers[:4]:
+                assert frame(frames.GOAWAY, 0, 0, bytes(8)) in await reader.read()
+        assert next(iter(server._connections)) is used
+        assert await method(channel)(b"ab") == b"ba"
+        for _, writer in readers:
+            writer.close()
+
+
+async def test_while_all_connections_have_calls_no_more_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 1)
+    async with serving() as (server, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream(METHOD)()  # type: ignore[call-arg]
+        await eventually(lambda: any(each.calls for each in server._connections))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(60):
+            try:
+                assert not await reader.read()
+            except ConnectionError:
+                pass
+        assert any(each.calls for each in server._connections)
+        writer.close()
+        call.cancel()
+
+
 async def test_a_client_that_pings_and_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MOST_FRAMES", 100)
     async with serving() as (server, port):
@@ -165,7 +202,7 @@ class Transport:
 
 async def test_a_server_that_stops_sends_what_was_written() -> None:
     transport: Any = Transport()
-    connection = server_module._Socket(lambda call: IGNORE, Limits(100, 100), set(), asyncio.Event())
+    connection = server_module._Socket(lambda call: IGNORE, Limits(100, 100), {}, asyncio.Event())
     connection.connection_made(transport)
     connection.close()
     assert transport.done == ["write", "close"], "abort would drop it"

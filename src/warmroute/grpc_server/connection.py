@@ -266,6 +266,11 @@ class Connection:
         return len(self._calls)
 
     @property
+    def used(self) -> bool:
+        """A call has been opened."""
+        return self._last_stream > 0
+
+    @property
     def frames(self) -> int:
         """Frames that wait for :meth:`output`; the owner bounds them while the client does not read."""
         return len(self._output)

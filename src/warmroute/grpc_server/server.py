@@ -20,10 +20,12 @@ KEEPALIVE_INTERVAL = 20.0
 """Seconds between two pings. A client that has not answered one at the next is gone; so is one that has said nothing."""
 MOST_FRAMES = 10_000
 """Frames without messages that wait for a client that does not read, at most: answers to its pings, settings and calls."""
+MOST_CONNECTIONS = 512
+"""Connections of one port. Envoy opens one for each of its worker threads. One more ends one without calls, or is ended."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that TLS may take to begin."""
 CLOSE_TIMEOUT = 0.5
-"""Seconds that the last answers have to be written when the server stops."""
+"""Seconds that the last answers have to be written when the server ends a connection."""
 BACKLOG = 1024
 """Connections that the kernel accepts before the event loop does."""
 
@@ -39,7 +41,8 @@ class GrpcServer:
         self._limits = limits
         self._server: asyncio.Server | None = None
         self._keepalive: asyncio.Task[None] | None = None
-        self._connections: set[_Socket] = set()
+        self._connections: dict[_Socket, None] = {}
+        """The oldest first."""
         self._changed = asyncio.Event()
 
     async def start(self, host: str, port: int, flag: str, tls: ssl.SSLContext | None = None) -> int:
@@ -105,7 +108,9 @@ class GrpcServer:
 class _Socket(asyncio.Protocol):
     """A connection and its socket."""
 
-    def __init__(self, accept: Method, limits: Limits, connections: set[_Socket], changed: asyncio.Event) -> None:
+    def __init__(
+        self, accept: Method, limits: Limits, connections: dict[_Socket, None], changed: asyncio.Event
+    ) -> None:
         self._connection = Connection(accept, self._flush, limits)
         self._connections = connections
         self._changed = changed
@@ -119,11 +124,31 @@ class _Socket(asyncio.Protocol):
         """Open calls."""
         return self._connection.calls
 
+    @property
+    def used(self) -> bool:
+        """It has had a call."""
+        return self._connection.used
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but for its class
-        self._connections.add(self)
+        if len(self._connections) >= MOST_CONNECTIONS and not self._make_room():
+            self.abort()
+            return
+        self._connections[self] = None
         self._flush()
+
+    def _make_room(self) -> bool:
+        """End the oldest connection without calls, preferably one that never had any. False: all have calls."""
+        idle = [each for each in self._connections if not each.calls]
+        if not idle:
+            return False
+        ended = min(idle, key=lambda each: each.used)
+        del self._connections[ended]
+        ended.go_away()
+        ended.close()
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, ended.abort)  # if its client does not read the end
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come. If they are many small frames, other connections get their turn before all are read."""
@@ -159,7 +184,7 @@ class _Socket(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
         self._connection.lost()
-        self._connections.discard(self)
+        self._connections.pop(self, None)
         self._changed.set()
 
     def keep_alive(self) -> None:

@@ -46,6 +46,9 @@ AFFINITY = (
     "--cost-decode=0",
 )
 """With these a prompt goes where it is cached, whatever the load: how fast the machine is changes the hit ratio little."""
+FORGOTTEN = 0.05
+"""Least loss of hit ratio that counts: runs with nothing lost differ by 0.02, and three pickers that share nothing lose 0.1
+(0.63 in place of 0.72 to 0.73)."""
 MODEL = "m"
 KEY = "0123456789abcdef"
 
@@ -63,7 +66,6 @@ class Conversations:
         self._number = 0
         self.answered = 0
         self.failed: list[int] = []
-        self.open = 0
 
     async def client(self) -> None:
         """One of the clients; it waits for each answer."""
@@ -99,13 +101,10 @@ class Conversations:
         return json.dumps(body).encode()
 
     async def _send(self, body: bytes) -> None:
-        self.open += 1
         try:
             status = (await exchange(self._url, body=body)).status
         except (OSError, asyncio.IncompleteReadError):
             status = 0
-        finally:
-            self.open -= 1
         if status == 200:
             self.answered += 1
         else:
@@ -256,17 +255,14 @@ async def test_a_rolling_restart_of_all_three_fails_nothing_and_forgets_nothing(
         measured = await hit_ratio(it, roll)
     print(f"hit ratio {measured:.4f}, of one picker {expected:.4f}")
     assert it.load.failed == []
-    assert measured > expected - 0.02
+    assert measured > expected - FORGOTTEN
 
 
 async def test_a_picker_that_is_killed_costs_its_open_streams_at_most(tmp_path: Path, expected: float) -> None:
     async with site(tmp_path, sharing=3) as it:
-        open_streams = 0
 
         async def kill() -> None:
-            nonlocal open_streams
             address, child = it.running.pop()
-            open_streams = it.load.open
             os.kill(child.pid, signal.SIGKILL)
             await it.load.more(3 * RATE)  # Envoy does not know yet
             it.pickers.healthy.remove(address)
@@ -274,8 +270,8 @@ async def test_a_picker_that_is_killed_costs_its_open_streams_at_most(tmp_path: 
 
         measured = await hit_ratio(it, kill)
     print(f"hit ratio {measured:.4f}, of one picker {expected:.4f}")
-    assert len(it.load.failed) <= open_streams
-    assert measured > expected - 0.02
+    assert len(it.load.failed) <= CLIENTS  # each has one request open at most
+    assert measured > expected - FORGOTTEN
 
 
 async def test_nats_may_die_and_come_back(tmp_path: Path, expected: float) -> None:

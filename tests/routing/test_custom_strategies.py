@@ -98,11 +98,19 @@ def choose(request, candidates):
         return [1.0]
     if request.model == "nan":
         return [float("nan")] * len(candidates)
+    if request.model == "exit":
+        raise SystemExit(1)
+    if request.model == "cancelled":
+        import asyncio
+        raise asyncio.CancelledError
+    if request.model == "clears":
+        candidates.clear()
+        return []
     return [0.0] * len(candidates)
 """
 
 
-@pytest.mark.parametrize("model", ["bad", "short", "nan"])
+@pytest.mark.parametrize("model", ["bad", "short", "nan", "exit", "cancelled", "clears"])
 def test_where_a_strategy_fails_prefix_cache_chooses(tmp_path: Path, model: str) -> None:
     name = written(tmp_path, SOMETIMES)
     fixture, plain = Fixture(3, routing_strategy=name), Fixture(3)

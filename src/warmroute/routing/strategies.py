@@ -142,15 +142,16 @@ class Custom:
         prompt = PromptPart(b"sample", 6)
         request = InferenceRequest(model="sample", seed=b"sample", parts=(prompt,), prompt_bytes=6, tokens=2)
         specs = [EndpointSpec("sample", f"sample-{k}", f"192.0.2.{k}", 8000) for k in range(2)]
-        samples = [
+        samples = tuple(
             Candidate(Endpoint(spec, engine="vllm", now=0.0), 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.001) for spec in specs
-        ]
+        )
         self._values(request, samples)
 
     def __call__(self, context: PickContext) -> Sequence[float]:
-        """Raises what the function raises; ValueError or TypeError for a wrong number of values, NaN or no numbers."""
+        """Raises what the function raises, RuntimeError if it exits; ValueError or TypeError for a wrong number of values,
+        NaN or no numbers."""
         columns, factors = context.candidates, context.factors
-        candidates = [
+        candidates = tuple(
             Candidate(
                 endpoint=load.endpoint,
                 prompt_tokens=factors.prompt_tokens,
@@ -162,11 +163,16 @@ class Custom:
                 cost=cost,
             )
             for k, (load, cost) in enumerate(zip(columns.loads, context.costs(), strict=True))
-        ]
+        )
         return self._values(context.request, candidates)
 
     def _values(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> Sequence[float]:
-        values = [float(value) for value in self._function(request, candidates)]
+        try:
+            values = [float(value) for value in self._function(request, candidates)]
+        except Exception:
+            raise
+        except BaseException as error:  # sys.exit, CancelledError: they would end other requests, too
+            raise RuntimeError(f"it raised {type(error).__name__}") from error
         if len(values) != len(candidates):
             raise ValueError(f"it gave {len(values)} values for {len(candidates)} candidates")
         if any(value != value for value in values):  # noqa: PLR0124 -- NaN, which no comparison finds

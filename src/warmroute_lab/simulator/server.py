@@ -110,7 +110,13 @@ class SimulatorServer:
         self._asleep = False
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answer])
         app.add_routes(self._routes())
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=0.1,
+            auto_decompress=False,  # as vLLM: a compressed body is not JSON
+        )
         await runner.setup()
         site = web.TCPSite(runner, options.host, self._port or options.port)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -487,6 +488,15 @@ async def test_a_restart_is_a_fresh_engine_on_the_same_port(start: Start, client
     await server.start()
     assert server.port == port
     assert (await ask(client, server))["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+async def test_a_compressed_body_is_not_json(start: Start, client: aiohttp.ClientSession) -> None:
+    """vLLM does not decompress request bodies either."""
+    server = await start()
+    body = gzip.compress(json.dumps({"model": MODEL, "messages": MESSAGES}).encode())
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    async with client.post(server.url + "/v1/chat/completions", data=body, headers=headers) as response:
+        assert response.status == 400
 
 
 async def test_time_scale_divides_the_times(start: Start, client: aiohttp.ClientSession) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.chromium import Chromium, chromium_path
 from tests.packaging.test_distributions import ROOT, run
 from tests.waiting import eventually
 from warmroute import __version__
@@ -85,6 +86,15 @@ async def first_minutes(warmroute: Path, folder: Path) -> AsyncIterator[FirstMin
         yield FirstMinutes(folder, warmroute, up.tail(100), engines)
 
 
+async def sentence_on_the_page(url: str, request: str) -> str:
+    """The sentence that the live page shows for the request."""
+    row = f"[...document.querySelectorAll('.decision')].find(row => row.innerText.includes({request!r}))"
+    async with Chromium() as page:
+        await page.open(url)
+        await page.until(f"{row} !== undefined")
+        return str(await page.evaluate(f"{row}.querySelector('.sentence').innerText"))
+
+
 async def test_from_an_empty_folder_to_an_answer_and_its_explanation(
     warmroute: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,4 +118,8 @@ async def test_from_an_empty_folder_to_an_answer_and_its_explanation(
         )
         assert f"went to default/{headers['x-warmroute-endpoint']}" in explained
         assert "the endpoint" in explained or "no endpoint" in explained
+        if chromium_path() is not None:
+            sentence = await sentence_on_the_page(minutes.said(r"live page +(\S+)"), headers["x-request-id"])
+            assert sentence
+            assert sentence in explained
         assert list(folder.iterdir()) == []

@@ -11,7 +11,7 @@ all its bytes with a longer one that begins with it::
     call     BLOCK member* BLOCK_END
 
 Every field of a message that a template may render is included, in a form that does not depend on how the client wrote it:
-members of objects are sorted, the arguments of a tool call are parsed and written anew, media are known by their content
+members of objects are sorted, the arguments of a tool call are parsed and written again, media are known by their content
 (:mod:`warmroute.request.media`). A template that renders an object in the client's order of members (the parameters of a
 tool) renders two orders as two prompts; here they are one.
 """
@@ -19,7 +19,7 @@ tool) renders two orders as two prompts; here they are one.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 import orjson
@@ -205,26 +205,23 @@ class Prompt:
 
     def conversations(self, conversations: list[Any]) -> None:
         """Several conversations, each a prompt; tools and documents begin all of them."""
-        if not self._can_take(conversations):
-            self._add(_json(conversations))
-            return
-        self.branch()
-        for messages in conversations:
-            self.begin_next()
-            if type(messages) is list:
-                self.messages(messages)
-            else:
-                self._add(_json(messages))
+        self._each_a_prompt(
+            conversations,
+            lambda messages: self.messages(messages) if type(messages) is list else self._add(_json(messages)),
+        )
 
     def compared(self, name: str, contents: list[Any]) -> None:
         """What is compared with the query, which stands before: each with the query is a prompt."""
-        if not self._can_take(contents):
-            self._add(_json(contents))
+        self._each_a_prompt(contents, lambda content: self.messages([{"role": name, "content": content}]))
+
+    def _each_a_prompt(self, items: list[Any], write: Callable[[Any], None]) -> None:
+        if not self._can_take(items):
+            self._add(_json(items))
             return
         self.branch()
-        for content in contents:
+        for item in items:
             self.begin_next()
-            self.messages([{"role": name, "content": content}])
+            write(item)
 
     def system(self, content: object) -> None:
         """Instructions that stand outside the list of messages."""

@@ -30,8 +30,8 @@ def exchange(
 ) -> Answer:
     """The answer to one request. ``seconds`` is the longest time without a byte of it.
 
-    Raises OSError if it cannot be had, with a reason that reads well in a sentence, and ValueError if ``url`` is not an
-    ``http://`` URL. A proxy of the environment is not used: it does not know this machine's ports.
+    Raises OSError without an answer (:func:`reason` puts it into words), and ValueError if
+    ``url`` is not an ``http://`` URL. A proxy of the environment is not used: it does not know this machine's ports.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:

@@ -35,8 +35,8 @@ class Stream(Protocol):
 class LogWriter(Generic[Record]):
     """Formats records and writes them to ``stream`` in a thread of its own.
 
-    ``line_of`` gives a record's line, and ``line_of_loss`` the line about so many records that were dropped, both without
-    the line break. The thread starts with the first record. It is a daemon: a blocked write does not keep the process from
+    ``line_of`` gives a record's line, ``line_of_loss`` the line about a number of dropped records, both without the line
+    break. The thread starts with the first record. It is a daemon: a blocked write does not keep the process from
     ending.
     """
 

@@ -14,6 +14,6 @@ parameter and token, so the position is ``parameters / (2 * layers * width)``: 2
 def prefill_work(tokens: float, prompts: float = 1.0) -> float:
     """Work of the first ``tokens`` tokens of a prompt, in tokens at a prompt's beginning: ``x + x**2 / 65536``.
 
-    ``prompts``: they are the tokens of so many prompts of equal length, none of which attends to another.
+    ``prompts``: number of prompts of equal length that the tokens belong to. No prompt attends to another.
     """
     return tokens + tokens * tokens / (2 * ATTENTION_SPAN * prompts)

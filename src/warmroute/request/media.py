@@ -2,7 +2,7 @@
 
 Engines hash the decoded bytes, or take the ``uuid`` that the client gives in their place
 (https://docs.vllm.ai/en/latest/features/multimodal_inputs.html). Here nothing is fetched or decoded, so an image is known by
-its ``uuid``, else by its base64 text, else by its URL without the signature, which changes each time the URL is signed anew.
+its ``uuid``, else by its base64 text, else by its URL without the signature, which changes each time the URL is signed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NOT_OPTIONS = frozenset(
 _MAX_URL = 8192
 """Characters of a URL up to which its query is taken apart."""
 
-# Each way to sign a URL, by the parameter that holds the signature: the parameters that change when it is signed anew.
+# Each way to sign a URL, by the parameter that holds the signature: the parameters that change when it is signed again.
 _SIGNATURES = {
     "x-amz-signature": re.compile(r"x-amz-.*"),
     "x-goog-signature": re.compile(r"x-goog-.*"),

@@ -1,4 +1,4 @@
-"""Who is told of each decision: the list of recent ones, the decision log, traces, shared state."""
+"""Listeners of decisions: the list of recent ones, the decision log, traces and shared state are some."""
 
 from __future__ import annotations
 

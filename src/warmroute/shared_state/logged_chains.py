@@ -4,7 +4,7 @@ Every picker keeps the same record from what it appends and what it reads. A cha
 checkpoints that one decision added, and the segment that they follow. Checkpoints do not depend on the endpoint: a system
 prompt that ten endpoints hold is in the log once.
 
-A picker that starts reads the log from ``retention`` seconds ago. A chain is therefore appended anew, from its first
+A picker that starts reads the log from ``retention`` seconds ago. A chain is therefore appended again, from its first
 checkpoint on, once its oldest segment is half that old: every chain that was in use within the last half of the log can
 be read from the log alone. The same holds for the number of checkpoints that are remembered.
 """
@@ -21,7 +21,7 @@ from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, Chain
 NO_BASE = 0
 """In place of a checkpoint: the chain begins here."""
 DEEPEST = 1024
-"""Segments of one chain. Each turn of a conversation adds one; a longer chain is appended anew."""
+"""Segments of one chain. Each turn of a conversation adds one; a longer chain is appended again."""
 
 
 class Addition(NamedTuple):
@@ -98,7 +98,7 @@ class LoggedChains:
         return Addition(hashes[known - 1] if known else NO_BASE, hashes[known:], distances)
 
     def _is_old(self, base: _Segment, now: float) -> bool:
-        """Whether the chain must be appended anew rather than extended."""
+        """Whether the chain must be appended again rather than extended."""
         too_old = base.since <= now - self.retention / 2
         return too_old or base.first <= self._appended - self._limit // 2 or base.depth >= DEEPEST
 
@@ -142,7 +142,7 @@ class LoggedChains:
     def _forget(self, segment: _Segment) -> None:
         self._checkpoints -= len(segment.hashes)
         for key in segment.hashes:
-            if self._segments.get(key) is segment:  # else appended anew since
+            if self._segments.get(key) is segment:  # else appended again since
                 del self._segments[key]
 
 

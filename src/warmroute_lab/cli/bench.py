@@ -300,8 +300,8 @@ SOURCES = typer.Argument(
 )
 LOADS_HELP = "Load as a share of saturation; repeatable. Default: 0.5, 0.8 and 1.1."
 WINDOW_HELP = (
-    "Requests of each scenario, about, or of each trace. Of a trace without sessions, seed k gets the k-th so many "
-    "requests."
+    "Requests of each scenario, about, or of each trace. Of a trace without sessions, seed k gets the k-th part of that "
+    "size."
 )
 
 

@@ -58,7 +58,7 @@ class Options:
     profiles: Sequence[str] = ()
     requests: int | None = None
     """None: all of a trace, and the default of :mod:`~warmroute_lab.replay.scenarios`. Of a trace without sessions, seed k
-    gets the k-th so many requests."""
+    gets the k-th part of that size."""
     closed_loop: bool = True
     jobs: int = 1
     """Parallel replays, each in its own process."""

@@ -63,7 +63,7 @@ ENGINE_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class PickerView:
-    """How the feed reads the picker. Each callable is called anew for every sample or document."""
+    """How the feed reads the picker. Each callable is called for each sample and each document."""
 
     readings: Callable[[], Iterator[EndpointReading]]
     holders: Callable[[int], Collection[str]]

@@ -46,6 +46,7 @@ from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.routing.saturation import SaturationLimits
 from warmroute.settings import Settings
+from warmroute.tasks import cancel
 
 if TYPE_CHECKING:
     from warmroute.kubernetes.discovery import KubernetesDiscovery
@@ -272,7 +273,7 @@ class EndpointPicker:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _listeners(self) -> tuple[DecisionListener, ...]:
-        """Who is told of decisions."""
+        """The listeners of decisions, as the settings ask for them."""
         listeners: list[DecisionListener] = [self.decisions, self.live, self.metrics, WarmLog()]
         if self.decision_log is not None:
             listeners.append(self.decision_log)
@@ -393,9 +394,7 @@ class EndpointPicker:
 
     async def stop(self) -> None:
         """Stop every part; safe after a failed start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         self._tasks.clear()
         if self.election is not None:
             await self.election.stop()

@@ -12,8 +12,10 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import h2.connection
@@ -41,8 +43,10 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
-from warmroute.extproc.server import REFUSAL_LOG_INTERVAL, Refusals, Server, ServerOptions
+from warmroute.extproc.server import REFUSAL_LOG_INTERVAL, Server, ServerOptions
 from warmroute.extproc.session import Session
+from warmroute.grpc_server.connection import Call
+from warmroute.grpc_server.frames import Status
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.rejections import Rejection
@@ -513,9 +517,10 @@ async def test_health_is_told_while_no_more_streams_are_allowed() -> None:
 
 
 def test_refused_streams_are_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
-    refusals = Refusals()
+    server = Picker(server_options(), 0).server
     for now in (0.0, 1.0, REFUSAL_LOG_INTERVAL - 0.1, REFUSAL_LOG_INTERVAL, REFUSAL_LOG_INTERVAL + 1):
-        refusals.add("max-streams", now)
+        server.clock = partial(float, now)
+        server._refuse(mock.create_autospec(Call), "max-streams", Status.RESOURCE_EXHAUSTED, "too many streams")
     assert [record.fields["streams"] for record in caplog.records] == [1, 3]  # type: ignore[attr-defined]
 
 

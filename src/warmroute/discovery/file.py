@@ -18,6 +18,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import ROLE_LABELS, EndpointSpec
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
+from warmroute.tasks import cancel
 from warmroute.yaml_file import shown, summary
 
 logger = logging.getLogger(__name__)
@@ -200,8 +201,7 @@ class FileDiscovery:
         """Stop watching. Safe before :meth:`start` and more than once."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel(task)
 
     async def _watch(self) -> None:
         while True:

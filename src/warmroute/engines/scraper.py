@@ -18,6 +18,7 @@ from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +160,7 @@ class Scraper(PoolListener):
         """End every scrape and close the connections; safe before :meth:`start` and a second time."""
         tasks = [*self._in_flight] if self._owner is None else [self._owner, *self._in_flight]
         self._owner = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)
         if self._fetcher is not None:
             await self._fetcher.close()
 
@@ -362,7 +361,7 @@ class Scraper(PoolListener):
             self._pool.restarted(endpoint, self._clock())
 
     async def _list_models(self, target: _Target) -> None:
-        """Read the list of models that the engine serves, if it is time to. A list that cannot be had is unknown."""
+        """Read the list of models that the engine serves, if it is time to. Without an answer the list is unknown."""
         settings, url = self._settings, target.models_url
         if url is None or not settings.model_list_interval or target.models_due > self._clock():
             return

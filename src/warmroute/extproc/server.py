@@ -30,6 +30,7 @@ from warmroute.extproc.wire import bytes_beside_body
 from warmroute.grpc_server.connection import IGNORE, Call, Handler, Limits
 from warmroute.grpc_server.frames import Status
 from warmroute.grpc_server.server import GrpcServer
+from warmroute.log_throttle import LogThrottle
 from warmroute.request.limits import LONG_BODY
 
 logger = logging.getLogger(__name__)
@@ -60,21 +61,6 @@ class ServerOptions:
     tracing: bool = False
 
 
-class Refusals:
-    """Streams refused since the last log line about them."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._due = float("-inf")
-
-    def add(self, reason: RefusalReason, now: float) -> None:
-        """Count one, and log if the last line is old enough."""
-        self._count += 1
-        if now >= self._due:
-            logger.warning("streams refused", extra={"fields": {"reason": reason, "streams": self._count}})
-            self._count, self._due = 0, now + REFUSAL_LOG_INTERVAL
-
-
 class Server:
     """The ext_proc service and its health service."""
 
@@ -93,7 +79,7 @@ class Server:
         self._was_ready = False
         """The picker has been ready once; from then on it answers every stream."""
         self._draining = False
-        self._refusals = Refusals()
+        self._refusals = LogThrottle(REFUSAL_LOG_INTERVAL)
         self._streams: dict[Stream, None] = {}
         """The open streams, oldest first."""
         self._streams_opened = 0
@@ -192,7 +178,9 @@ class Server:
 
     def _refuse(self, call: Call, reason: RefusalReason, status: Status, details: str) -> Handler:
         self.observer.stream_refused(reason)
-        self._refusals.add(reason, self.clock())
+        refused = self._refusals.add(self.clock())
+        if refused:
+            logger.warning("streams refused", extra={"fields": {"reason": reason, "streams": refused}})
         call.finish(status, details)
         return IGNORE
 

@@ -21,6 +21,7 @@ from warmroute.gateway_extension.picked_pool import PickedPool
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.inference_pool import GA_GROUP
 from warmroute.kubernetes.objects import Object, Resource
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,7 @@ class StatusWriter:
         """Stop writing. Safe before :meth:`start` and when called again."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel(task)
 
     def translated(self, pools_by_gateway: Mapping[Gateway, set[PickedPool]]) -> None:
         """Note what the Gateways of one translation serve."""

@@ -13,6 +13,7 @@ from typing import cast
 from warmroute.errors import ConfigurationError
 from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits
 from warmroute.grpc_server.frames import Status
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,7 @@ class GrpcServer:
         self._server.close()
         self._server = None
         if self._keepalive is not None:
-            self._keepalive.cancel()
-            await asyncio.gather(self._keepalive, return_exceptions=True)
+            await cancel(self._keepalive)
         for connection in list(self._connections):
             connection.go_away()
         await self._until(lambda: not any(connection.calls for connection in self._connections), grace)
@@ -272,7 +272,7 @@ def unary(answer: Callable[[bytes], bytes], *, long_messages: bool = False) -> M
 
 
 def _listen(host: str, port: int) -> socket.socket | None:
-    """A listening socket; None if there is none to be had."""
+    """A listening socket; None if no address can be bound."""
     attempts = (
         [(host, socket.AF_INET6 if ":" in host else socket.AF_INET, False)]
         if host

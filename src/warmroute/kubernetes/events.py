@@ -10,6 +10,7 @@ from uuid import uuid4
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.inference_pool import InferencePool
 from warmroute.kubernetes.objects import Object, Resource
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,7 @@ class EventReporter:
         """Stop sending; pending Events are lost. Safe before :meth:`start` and when called again."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel(task)
 
     def warn(self, pool: InferencePool, reason: str, message: str) -> None:
         """Report a Warning about ``pool``; dropped if too many are pending."""

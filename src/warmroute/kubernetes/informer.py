@@ -20,6 +20,7 @@ import orjson
 
 from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
 from warmroute.kubernetes.objects import Object, Resource
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,7 @@ class Informer(Generic[T]):
         """Stop watching; safe before :meth:`start` and when called again. ``objects`` stays."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel(task)
 
     async def _run(self) -> None:
         failures = 0

@@ -13,6 +13,7 @@ from time import monotonic
 
 from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
 from warmroute.kubernetes.objects import Object, Resource
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class LeaderElection:
         task, self._task = self._task, None
         if task is None:
             return
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel(task)
         if self.leading:
             self.leading = False
             try:

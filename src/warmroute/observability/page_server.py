@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from warmroute.errors import ConfigurationError
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +142,7 @@ class PageServer:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         await asyncio.sleep(0)  # the event loop closes aborted sockets in its next turn
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 
+from warmroute.log_throttle import LogThrottle
 from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.pool.work import prefill_work
@@ -101,9 +102,7 @@ class Router(PoolListener):
         self._constants = constants
         self._strategy = strategies.find(constants.strategy, rng=rng)
         self._holdout_strategy = strategies.find(constants.holdout_strategy, rng=rng)
-        self._strategy_failures = 0
-        """Since the last log line about them."""
-        self._failure_log_due = now
+        self._strategy_failures = LogThrottle(FAILURE_LOG_INTERVAL)
         self._listeners = listeners
         self._name = name
         self._table: CandidateTable | None = None
@@ -393,15 +392,14 @@ class Router(PoolListener):
 
     def _strategy_failed(self, error: Exception, now: float) -> None:
         """Log it, at most once in :data:`FAILURE_LOG_INTERVAL`."""
-        self._strategy_failures += 1
-        if now >= self._failure_log_due:
+        failures = self._strategy_failures.add(now)
+        if failures:
             fields = {
                 "strategy": self._constants.strategy,
-                "failures": self._strategy_failures,
+                "failures": failures,
                 "error": strategies.failure(error),
             }
             logger.error("routing strategy failed; PREFIX_CACHE chose", extra={"fields": fields}, exc_info=error)
-            self._strategy_failures, self._failure_log_due = 0, now + FAILURE_LOG_INTERVAL
 
     def learn(self, remote: RemoteDecision, now: float) -> None:
         """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.

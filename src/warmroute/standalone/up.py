@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,11 +12,13 @@ from warmroute.errors import ConfigurationError
 from warmroute.settings.sources import load
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
+from warmroute.standalone.end_signals import on_end_signal
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting
 from warmroute.standalone.pickers import Pickers, Say
 from warmroute.standalone.up_options import UpOptions
+from warmroute.tasks import cancel
 
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at host names, port ranges and the endpoints file."""
@@ -65,16 +66,13 @@ class Up:
         def signalled() -> None:
             (hurry if stop.is_set() else stop).set()
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-                asyncio.get_running_loop().add_signal_handler(number, signalled)
+        on_end_signal(signalled)
         async with AsyncExitStack() as parts:
             starting = asyncio.create_task(self._start(parts))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)
+                await cancel(starting)
                 return
             await starting
             probes = await probe(self._engines)
@@ -102,9 +100,7 @@ class Up:
             if dead.done():
                 self.envoy.child.require_running()
         finally:
-            for task in (*watching, dead):
-                task.cancel()
-            await asyncio.gather(*watching, dead, return_exceptions=True)
+            await cancel(*watching, dead)
 
     async def _drain(self, hurry: asyncio.Event) -> None:
         try:
@@ -117,9 +113,7 @@ class Up:
         self._say(f"stopping: waiting for {in_flight} requests in flight (Ctrl-C again: at once)")
         waits = [asyncio.create_task(work) for work in (self.envoy.drain(self._options.drain_timeout), hurry.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await cancel(*waits)
 
     # ---------------------------------------------------------------- engines
 

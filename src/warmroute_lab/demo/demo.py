@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from rich.console import Console
 from warmroute.observability.debug_client import DEFAULT_URL
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
+from warmroute.standalone.end_signals import on_end_signal
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.program import program
@@ -251,10 +251,7 @@ async def run(
     options = options.settled()
     require_place(json_file)
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            loop.add_signal_handler(number, stopped.set)
+    on_end_signal(stopped.set)
     directory = Path(tempfile.mkdtemp(prefix="warmroute-demo-"))
     show = asyncio.create_task(_show(Demo(options, directory, console), once=once, load=load, json_file=json_file))
     stop = asyncio.create_task(stopped.wait())

@@ -85,6 +85,7 @@ def test_a_route_retries_on_other_pods_where_envoy_knows_them() -> None:
     assert without.retry_policy is None
     assert with_pods.retry_policy is not None
     assert (with_pods.retry_policy.retry_on, with_pods.retry_policy.num_retries) == (hooks.POD_RETRY_ON, 2)
+    assert [predicate.name for predicate in with_pods.retry_policy.retry_host_predicate] == [hooks.PREVIOUS_HOSTS]
 
 
 def test_a_routes_own_retry_policy_stays() -> None:

@@ -139,12 +139,23 @@ class RouteAction(_message.Message):
     def __init__(self, host_rewrite_literal: _Optional[str] = ..., auto_host_rewrite: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., host_rewrite_header: _Optional[str] = ..., host_rewrite_path_regex: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., retry_policy: _Optional[_Union[RouteRetryPolicy, _Mapping]] = ...) -> None: ...
 
 class RouteRetryPolicy(_message.Message):
-    __slots__ = ("retry_on", "num_retries")
+    __slots__ = ("retry_on", "num_retries", "retry_host_predicate", "host_selection_retry_max_attempts")
+    class RetryHostPredicate(_message.Message):
+        __slots__ = ("name", "typed_config")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        TYPED_CONFIG_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        typed_config: _any_pb2.Any
+        def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
     RETRY_ON_FIELD_NUMBER: _ClassVar[int]
     NUM_RETRIES_FIELD_NUMBER: _ClassVar[int]
+    RETRY_HOST_PREDICATE_FIELD_NUMBER: _ClassVar[int]
+    HOST_SELECTION_RETRY_MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     retry_on: str
     num_retries: _wrappers_pb2.UInt32Value
-    def __init__(self, retry_on: _Optional[str] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ...) -> None: ...
+    retry_host_predicate: _containers.RepeatedCompositeFieldContainer[RouteRetryPolicy.RetryHostPredicate]
+    host_selection_retry_max_attempts: int
+    def __init__(self, retry_on: _Optional[str] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., retry_host_predicate: _Optional[_Iterable[_Union[RouteRetryPolicy.RetryHostPredicate, _Mapping]]] = ..., host_selection_retry_max_attempts: _Optional[int] = ...) -> None: ...
 
 class RedirectAction(_message.Message):
     __slots__ = ()
@@ -366,6 +377,10 @@ class OverrideHost(_message.Message):
     fallback_policy: LoadBalancingPolicy
     def __init__(self, override_host_sources: _Optional[_Iterable[_Union[OverrideHost.OverrideHostSource, _Mapping]]] = ..., fallback_policy: _Optional[_Union[LoadBalancingPolicy, _Mapping]] = ...) -> None: ...
 
+class PreviousHostsPredicate(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class LeastRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -493,14 +508,25 @@ class GrpcService(_message.Message):
     def __init__(self, envoy_grpc: _Optional[_Union[GrpcService.EnvoyGrpc, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ...) -> None: ...
 
 class RetryPolicy(_message.Message):
-    __slots__ = ("retry_back_off", "num_retries", "retry_on")
+    __slots__ = ("retry_back_off", "num_retries", "retry_on", "retry_host_predicate", "host_selection_retry_max_attempts")
+    class RetryHostPredicate(_message.Message):
+        __slots__ = ("name", "typed_config")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        TYPED_CONFIG_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        typed_config: _any_pb2.Any
+        def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
     RETRY_BACK_OFF_FIELD_NUMBER: _ClassVar[int]
     NUM_RETRIES_FIELD_NUMBER: _ClassVar[int]
     RETRY_ON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_HOST_PREDICATE_FIELD_NUMBER: _ClassVar[int]
+    HOST_SELECTION_RETRY_MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     retry_back_off: BackoffStrategy
     num_retries: _wrappers_pb2.UInt32Value
     retry_on: str
-    def __init__(self, retry_back_off: _Optional[_Union[BackoffStrategy, _Mapping]] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., retry_on: _Optional[str] = ...) -> None: ...
+    retry_host_predicate: _containers.RepeatedCompositeFieldContainer[RetryPolicy.RetryHostPredicate]
+    host_selection_retry_max_attempts: int
+    def __init__(self, retry_back_off: _Optional[_Union[BackoffStrategy, _Mapping]] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., retry_on: _Optional[str] = ..., retry_host_predicate: _Optional[_Iterable[_Union[RetryPolicy.RetryHostPredicate, _Mapping]]] = ..., host_selection_retry_max_attempts: _Optional[int] = ...) -> None: ...
 
 class BackoffStrategy(_message.Message):
     __slots__ = ("base_interval", "max_interval")

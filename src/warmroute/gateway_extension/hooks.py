@@ -45,12 +45,16 @@ RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,canc
 """Failures of a picker after which Envoy asks again. Unavailable: it does not know its pool yet; cancelled: it is ending.
 docs/envoy.md has the measurements."""
 PICKER_RETRIES = 10
-"""Retries may meet a picker that has just died again, so a few are not enough."""
+"""In a rollout several pickers are away at once, so a few retries are not enough."""
 PICKER_BACK_OFF = (25, 250)
 """Base and longest interval between two retries, in milliseconds; Envoy's default base is a second."""
 POD_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Failures of a pod after which Envoy tries another one: the pod has not begun to work on the request."""
 POD_RETRIES = 2
+PREVIOUS_HOSTS = "envoy.retry_host_predicates.previous_hosts"
+"""A retry goes to a host that has not failed this request yet: load balancing alone may choose the failed one again."""
+HOST_SELECTIONS = 20
+"""Most draws of a host for one retry. With two hosts every second draw is the other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,7 @@ def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> 
         if specifier is not None:
             route.route.ClearField(specifier)
         if options.pods_service and not route.route.HasField("retry_policy"):
-            route.route.retry_policy.CopyFrom(
-                pb.RouteRetryPolicy(retry_on=POD_RETRY_ON, num_retries=UInt32Value(value=POD_RETRIES))
-            )
+            route.route.retry_policy.CopyFrom(_pod_retries())
     return ""
 
 
@@ -165,6 +167,16 @@ def pools_by_gateway(routes: Iterable[pb.RouteConfiguration]) -> dict[Gateway, s
     return found
 
 
+def _pod_retries() -> pb.RouteRetryPolicy:
+    predicate = pb.RouteRetryPolicy.RetryHostPredicate(name=PREVIOUS_HOSTS, typed_config=_previous_hosts())
+    return pb.RouteRetryPolicy(
+        retry_on=POD_RETRY_ON,
+        num_retries=UInt32Value(value=POD_RETRIES),
+        retry_host_predicate=[predicate],
+        host_selection_retry_max_attempts=HOST_SELECTIONS,
+    )
+
+
 def _is_served_by_ai_gateway(route: pb.Route) -> bool:
     marks = route.metadata.filter_metadata
     return AI_GATEWAY_METADATA in marks and AI_GATEWAY_POOL in marks[AI_GATEWAY_METADATA]
@@ -225,20 +237,31 @@ def _add_filters(manager: pb.HttpConnectionManager, pools: Iterable[PickedPool])
     manager.http_filters.extend(filters)
 
 
-def _ext_proc(pool: PickedPool) -> pb.ExternalProcessor:
+def _picker_retries() -> pb.RetryPolicy:
     base, longest = PICKER_BACK_OFF
-    retry = pb.RetryPolicy(
+    predicate = pb.RetryPolicy.RetryHostPredicate(name=PREVIOUS_HOSTS, typed_config=_previous_hosts())
+    return pb.RetryPolicy(
         retry_on=RETRY_ON,
         num_retries=UInt32Value(value=PICKER_RETRIES),
         retry_back_off=pb.BackoffStrategy(
             base_interval=Duration(nanos=base * 1_000_000), max_interval=Duration(nanos=longest * 1_000_000)
         ),
+        retry_host_predicate=[predicate],
+        host_selection_retry_max_attempts=HOST_SELECTIONS,
     )
+
+
+def _previous_hosts() -> Any:
+    kind = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    return _packed(kind, pb.PreviousHostsPredicate())
+
+
+def _ext_proc(pool: PickedPool) -> pb.ExternalProcessor:
     mode = pb.ProcessingMode
     return pb.ExternalProcessor(
         grpc_service=pb.GrpcService(
             envoy_grpc=pb.GrpcService.EnvoyGrpc(cluster_name=pool.picker_cluster, authority=pool.picker_host),
-            retry_policy=retry,
+            retry_policy=_picker_retries(),
         ),
         failure_mode_allow=pool.fail_open,
         message_timeout=Duration(seconds=MESSAGE_TIMEOUT),

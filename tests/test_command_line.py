@@ -49,13 +49,19 @@ def test_flags_are_understood_as_go_programs_take_them(arguments: list[str], und
     assert go_flags.translated(arguments) == (understood, [])
 
 
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_s_flag_reaches_the_settings(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    assert go_flags.translated([flag, "true"]) == ([flag, "true"], [])
+
+
 def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> None:
     flags, warnings = go_flags.translated(
         [
             "-configFile",
             "/x",
             "-healthChecking",
-            "--tracing",
+            "--enable-pprof",
             "false",
             "--refresh-prometheus-metrics-interval=5s",
             "-v=2",
@@ -65,7 +71,7 @@ def test_flags_of_other_pickers_that_mean_nothing_are_named_and_left_out() -> No
     assert [warning.split()[0] for warning in warnings] == [
         "--config-file",
         "--health-checking",
-        "--tracing",
+        "--enable-pprof",
         "--refresh-prometheus-metrics-interval",
     ]
 

@@ -17,7 +17,6 @@ IGNORED_FLAGS = frozenset(
         "health-checking",
         "metrics-endpoint-auth",
         "refresh-prometheus-metrics-interval",
-        "tracing",
         "zap-devel",
         "zap-log-level",
         "zap-stacktrace-level",

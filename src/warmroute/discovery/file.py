@@ -18,7 +18,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import ROLE_LABELS, EndpointSpec
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask
 from warmroute.yaml_file import shown, summary
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class FileDiscovery:
         """Content that could not be used; it is parsed only once."""
         self._seen: bytes | str | None = None
         self._problem: str | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._watch, "endpoints file")
 
     def load(self) -> None:
         """Read the file into the pool. Raises ConfigurationError and leaves the pool unchanged."""
@@ -195,13 +195,11 @@ class FileDiscovery:
 
     async def start(self) -> None:
         """Start watching the file."""
-        self._task = asyncio.create_task(self._watch(), name="endpoints file")
+        self._task.start()
 
     async def stop(self) -> None:
         """Stop watching. Safe before :meth:`start` and more than once."""
-        task, self._task = self._task, None
-        if task is not None:
-            await cancel(task)
+        await self._task.stop()
 
     async def _watch(self) -> None:
         while True:

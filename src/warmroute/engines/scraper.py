@@ -18,7 +18,7 @@ from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask, cancel
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Scraper(PoolListener):
         self._rng = rng or random.Random()
         self._owns = owns
         self._targets: dict[str, _Target] = {}
-        self._owner: asyncio.Task[None] | None = None
+        self._owner = BackgroundTask(self._run, "scraper")
         self._in_flight: set[asyncio.Task[None]] = set()
         pool.subscribe(self, clock())
 
@@ -154,13 +154,12 @@ class Scraper(PoolListener):
         """Begin to scrape."""
         if self._fetch is None:
             self._fetch = self._fetcher = PageFetcher(self._settings)
-        self._owner = asyncio.create_task(self._run(), name="scraper")
+        self._owner.start()
 
     async def stop(self) -> None:
         """End every scrape and close the connections; safe before :meth:`start` and a second time."""
-        tasks = [*self._in_flight] if self._owner is None else [self._owner, *self._in_flight]
-        self._owner = None
-        await cancel(*tasks)
+        await self._owner.stop()
+        await cancel(*self._in_flight)
         if self._fetcher is not None:
             await self._fetcher.close()
 

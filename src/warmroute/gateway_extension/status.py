@@ -21,7 +21,7 @@ from warmroute.gateway_extension.picked_pool import PickedPool
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.inference_pool import GA_GROUP
 from warmroute.kubernetes.objects import Object, Resource
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +45,17 @@ class StatusWriter:
         self._dropped: set[PickedPool] = set()
         """Pools that a Gateway has ceased to serve and whose status has not been written since."""
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run, "pool status")
         self._failed: set[PickedPool] = set()
         """Pools whose last write failed: each failure is logged once."""
 
     def start(self) -> None:
         """Begin to write."""
-        self._task = asyncio.create_task(self._run(), name="pool status")
+        self._task.start()
 
     async def stop(self) -> None:
         """Stop writing. Safe before :meth:`start` and when called again."""
-        task, self._task = self._task, None
-        if task is not None:
-            await cancel(task)
+        await self._task.stop()
 
     def translated(self, pools_by_gateway: Mapping[Gateway, set[PickedPool]]) -> None:
         """Note what the Gateways of one translation serve."""

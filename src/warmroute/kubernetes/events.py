@@ -10,7 +10,7 @@ from uuid import uuid4
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.inference_pool import InferencePool
 from warmroute.kubernetes.objects import Object, Resource
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +27,15 @@ class EventReporter:
         self._cluster = cluster
         self._path = Resource("", "v1", "events", namespace).path
         self._pending: asyncio.Queue[Object] = asyncio.Queue(MAX_PENDING)
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run, "kubernetes events")
 
     def start(self) -> None:
         """Begin to send."""
-        self._task = asyncio.create_task(self._run(), name="kubernetes events")
+        self._task.start()
 
     async def stop(self) -> None:
         """Stop sending; pending Events are lost. Safe before :meth:`start` and when called again."""
-        task, self._task = self._task, None
-        if task is not None:
-            await cancel(task)
+        await self._task.stop()
 
     def warn(self, pool: InferencePool, reason: str, message: str) -> None:
         """Report a Warning about ``pool``; dropped if too many are pending."""

@@ -20,7 +20,7 @@ import orjson
 
 from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
 from warmroute.kubernetes.objects import Object, Resource
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +91,15 @@ class Informer(Generic[T]):
         self._backoff = backoff
         self._version: str | None = None
         self._problem: str | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run, f"watch {resource}")
 
     def start(self) -> None:
         """Begin to list and watch."""
-        self._task = asyncio.create_task(self._run(), name=f"watch {self.resource}")
+        self._task.start()
 
     async def stop(self) -> None:
         """Stop watching; safe before :meth:`start` and when called again. ``objects`` stays."""
-        task, self._task = self._task, None
-        if task is not None:
-            await cancel(task)
+        await self._task.stop()
 
     async def _run(self) -> None:
         failures = 0

@@ -13,7 +13,7 @@ from time import monotonic
 
 from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
 from warmroute.kubernetes.objects import Object, Resource
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +70,15 @@ class LeaderElection:
         self._renewal: tuple[object, ...] = ()
         self._renewal_seen_at = 0.0
         self._problem: str | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run, "leader election")
 
     def start(self) -> None:
         """Begin to compete for the Lease."""
-        self._task = asyncio.create_task(self._run(), name="leader election")
+        self._task.start()
 
     async def stop(self) -> None:
         """Stop competing, and release the Lease so that another picker takes over at once. Safe to call at any time."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        await cancel(task)
+        await self._task.stop()
         if self.leading:
             self.leading = False
             try:

@@ -63,3 +63,21 @@ def test_every_document_is_on_the_site() -> None:
 
     of_root = {"index.md", "changelog.md", "contributing.md", "reporting.md"}
     assert sorted(pages(SITE["nav"])) == sorted(of_root | {path.name for path in (ROOT / "docs").glob("*.md")})
+
+
+def test_the_architecture_names_every_module() -> None:
+    """In a row, a name without a directory is in the directory of the name before it."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set()
+    for row in re.findall(r"^\| (`[^|]*\.py`[^|]*) \|", text, re.MULTILINE):
+        directory = ""
+        for name in re.findall(r"`([^`]*\.py)`", row):
+            directory = name.rpartition("/")[0] or directory
+            named.add(f"{directory}/{name.rpartition('/')[2]}".lstrip("/"))
+    modules = {
+        path.relative_to(package).as_posix()
+        for package in (ROOT / "src/warmroute", ROOT / "src/warmroute_lab")
+        for path in package.rglob("*.py")
+        if not path.name.startswith("__") and not path.stem.endswith("_pb2")
+    }
+    assert named == modules

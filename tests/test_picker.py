@@ -116,6 +116,7 @@ def endpoints_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_signals_drain_and_a_second_one_ends_the_drain(endpoints_file: Path, number: signal.Signals) -> None:
     app = EndpointPicker(

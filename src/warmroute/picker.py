@@ -9,13 +9,13 @@ import asyncio
 import logging
 import random
 import secrets
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from warmroute import __version__, runtime
 from warmroute.discovery.file import FileDiscovery
+from warmroute.end_signals import on_end_signal
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.budget import BodyBudget
@@ -329,7 +329,7 @@ class EndpointPicker:
         def signalled() -> None:
             (hurry if stop.is_set() else stop).set()
 
-        _on_signals(signalled)
+        on_end_signal(signalled)
         try:
             await self.start()
             runtime.settle()
@@ -545,13 +545,6 @@ def _pick_spans() -> PickSpans:
     except ImportError as error:
         raise ConfigurationError("--tracing needs OpenTelemetry: install Warmroute with its extra `otel`") from error
     return pick_spans(clock=monotonic)
-
-
-def _on_signals(signalled: Callable[[], None]) -> None:
-    """Call ``signalled`` for each signal that asks the process to end."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, signalled)
 
 
 async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:

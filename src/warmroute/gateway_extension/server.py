@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
+from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import health
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
@@ -84,11 +84,9 @@ class GatewayExtension:
         """The port of the metrics page in use once started."""
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM, SIGINT or SIGHUP."""
         stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
+        on_end_signal(stopped.set)
         try:
             await self.start()
             await stopped.wait()

@@ -8,11 +8,11 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
 from warmroute.settings.sources import load
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
-from warmroute.standalone.end_signals import on_end_signal
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting

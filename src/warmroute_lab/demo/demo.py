@@ -17,10 +17,10 @@ from typing import Any, Self
 import aiohttp
 from rich.console import Console
 
+from warmroute.end_signals import on_end_signal
 from warmroute.observability.debug_client import DEFAULT_URL
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
-from warmroute.standalone.end_signals import on_end_signal
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.program import program

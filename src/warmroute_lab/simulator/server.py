@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import socket
 import struct
 import time
@@ -16,6 +15,7 @@ from uuid import uuid4
 import orjson
 from aiohttp import web
 
+from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
 from warmroute_lab.simulator import tokenizer
 from warmroute_lab.simulator.engine import Engine
@@ -392,12 +392,13 @@ def _json(content: object) -> web.Response:
 
 
 async def simulate(options: Sequence[SimulatorOptions], announce: Callable[[SimulatorServer], None]) -> None:
-    """Serve until SIGINT or SIGTERM. ``announce`` is called for each server once it listens. Raises ConfigurationError."""
+    """Serve until SIGINT, SIGTERM or SIGHUP. ``announce`` is called for each server once it listens.
+
+    Raises ConfigurationError.
+    """
     servers = [SimulatorServer(each) for each in options]
     ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+    on_end_signal(ended.set)
     try:
         for server in servers:
             await server.start()

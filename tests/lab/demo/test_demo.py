@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +114,6 @@ async def test_sigterm_ends_a_running_demo_in_order(tmp_path: Path) -> None:
         await demo.stop(grace=60)
     assert demo.returncode == 0
     assert "stopping" in demo.tail(50)
-
-
-@pytest.fixture
-def a_terminal() -> Iterator[None]:
-    """Children hear of a terminal that is closed, even if the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.usefixtures("a_terminal")

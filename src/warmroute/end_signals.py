@@ -1,4 +1,4 @@
-"""The signals that ask a command in the foreground to end."""
+"""The signals that ask a command to end."""
 
 from __future__ import annotations
 

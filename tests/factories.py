@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from warmroute import picker
+from warmroute import picker_options
 from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
 from warmroute.observability.metrics import EndpointReading
@@ -27,17 +27,17 @@ LOCAL: dict[str, Any] = {
 
 def routing_constants(**settings: Any) -> RoutingConstants:
     """The router's constants as ``settings`` give them, by their names; strategy PREFIX_CACHE unless they name another."""
-    return picker.routing_constants(Settings(**{"routing_strategy": "PREFIX_CACHE", **settings}))
+    return picker_options.routing_constants(Settings(**{"routing_strategy": "PREFIX_CACHE", **settings}))
 
 
 def session_rules(**settings: Any) -> SessionRules:
     """A session's rules as ``settings`` give them, by their names."""
-    return picker.session_rules(Settings(**settings))
+    return picker_options.session_rules(Settings(**settings))
 
 
 def server_options(**settings: Any) -> ServerOptions:
     """A server's options as ``settings`` give them, and LOCAL."""
-    return picker.server_options(Settings(**{**LOCAL, **settings}))
+    return picker_options.server_options(Settings(**{**LOCAL, **settings}))
 
 
 def idle_load(name: str = "a", holder: int = 0, now: float = 0.0) -> EndpointLoad:

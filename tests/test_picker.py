@@ -17,7 +17,8 @@ import pytest
 from tests.factories import LOCAL
 from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
-from warmroute.picker import EndpointPicker, routing_constants, server_options, session_rules
+from warmroute.picker import EndpointPicker
+from warmroute.picker_options import routing_constants, server_options, session_rules
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality
 from warmroute.settings import Settings, changed

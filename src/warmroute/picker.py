@@ -19,32 +19,27 @@ from warmroute.end_signals import on_end_signal
 from warmroute.engines.scraper import ScrapeOutcome, Scraper
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.budget import BodyBudget
-from warmroute.extproc.server import Server, ServerOptions
-from warmroute.extproc.session import Session, SessionRules
+from warmroute.extproc.server import Server
+from warmroute.extproc.session import Session
 from warmroute.observability import bypass, lag, logs
 from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.decision_log import DecisionLog
 from warmroute.observability.forget_page import ForgetPage
 from warmroute.observability.live.feed import LiveFeed, PickerView
-from warmroute.observability.log_writer import MOST_WAITING
 from warmroute.observability.metrics import EndpointReading, Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer, is_loopback
 from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.observability.warm_log import WarmLog
+from warmroute.picker_options import routing_constants, server_options, session_rules, shared_state
 from warmroute.pool.endpoint import Endpoint
-from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
-from warmroute.prefix.index import UNCONFIRMED_SHARE
-from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.routing import strategies
-from warmroute.routing.cost import CostConstants
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import short_strategy
-from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
-from warmroute.routing.router import Router, RoutingConstants
-from warmroute.routing.saturation import SaturationLimits
+from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.router import Router
 from warmroute.settings import Settings
 from warmroute.tasks import cancel
 
@@ -52,7 +47,6 @@ if TYPE_CHECKING:
     from warmroute.kubernetes.discovery import KubernetesDiscovery
     from warmroute.kubernetes.lease import LeaderElection
     from warmroute.observability.tracing import PickSpans
-    from warmroute.shared_state.shared_state import SharedState
 
 logger = logging.getLogger(__name__)
 
@@ -62,138 +56,6 @@ SWEEP_INTERVAL = 0.01
 """Seconds between two slices of the index's clean-up, so that requests pass between them."""
 RESTART_DELAY = 1.0
 """Seconds before a background task that failed is started again."""
-IDLE_MEMORY = 90 << 20
-"""Bytes of memory of a picker of 100 endpoints before its first request (`warmroute bench cost`: resident memory, idle)."""
-CHECKPOINT_MEMORY = 200
-"""Bytes of memory of a checkpoint in the prefix index (`warmroute bench cost`: index, per checkpoint and endpoint)."""
-OPEN_CHECKPOINT_MEMORY = 80
-"""Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
-DECISION_MEMORY = 6_000
-"""Bytes of memory of a decision's record at 100 endpoints (tracemalloc on CPython 3.11: 5.7 KB)."""
-LOGGED_SHARE = 0.25
-"""Checkpoints of the log that a picker remembers, as a share of those of its index."""
-LOGGED_CHECKPOINT_MEMORY = 150
-"""Bytes of memory of one of them: a dictionary entry, its places in a segment, and its integer once the index drops it."""
-SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
-"""The setting ``shedding`` as a criticality."""
-
-
-def routing_constants(settings: Settings) -> RoutingConstants:
-    """The router's share of the settings."""
-    return RoutingConstants(
-        load=LoadConstants(
-            cost=CostConstants(
-                eviction=settings.cost_eviction,
-                waiting=settings.cost_waiting,
-                running=settings.cost_running,
-                decode=settings.cost_decode,
-                balance=settings.cost_balance,
-                balance_from=settings.cost_balance_from,
-                longest=settings.cost_longest,
-                adapter=settings.cost_adapter,
-                stale=settings.cost_stale,
-            ),
-            drain_factor=settings.drain_factor,
-            queue_slack=settings.queue_slack,
-            prefill_rate=settings.prefill_rate,
-            max_num_seqs=settings.max_num_seqs,
-            cache_tokens=settings.cache_tokens,
-            staleness_threshold=settings.metrics_staleness_threshold,
-        ),
-        saturation=SaturationLimits(waiting=settings.saturation_queue_depth, kv_usage=settings.saturation_kv_usage),
-        strategy=settings.routing_strategy,
-        holdout=settings.holdout,
-        holdout_strategy=settings.holdout_strategy,
-        max_endpoints=settings.max_endpoints,
-        prefix_match_threshold=settings.prefix_match_threshold,
-        bytes_per_token=settings.bytes_per_token,
-        cache_headroom=settings.cache_headroom,
-        index_limit=settings.index_limit,
-    )
-
-
-def session_rules(settings: Settings) -> SessionRules:
-    """A session's share of the settings."""
-    return SessionRules(
-        max_body_bytes=settings.max_body_bytes,
-        max_json_values=settings.max_json_values,
-        session_header=settings.session_header.lower(),
-        observe_responses=settings.observe_responses,
-        decision_metadata=settings.decision_metadata,
-        enable_conformance_headers=settings.enable_conformance_headers,
-        disable_endpoint_subset_filter=settings.disable_endpoint_subset_filter,
-        strict_models=settings.strict_models,
-        shed_up_to=SHED_UP_TO[settings.shedding],
-    )
-
-
-def memory_bound(settings: Settings) -> int:
-    """Bytes of memory that the process takes at most. The limit in deploy/base/deployment.yaml is above it.
-
-    A message of gRPC is held twice while it is decoded, and is at most twice as long as a body may be. Short bodies are read
-    one at a time and are not counted in the budget.
-    """
-    short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values)
-    short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
-    waiting_decisions = MOST_WAITING if settings.decision_log is not None else 0
-    remembered = LOGGED_SHARE * settings.index_limit if settings.shared_state is not None else 0
-    logged = int(1.5 * LOGGED_CHECKPOINT_MEMORY * remembered)  # chains in use keep half that number more
-    return (
-        IDLE_MEMORY
-        + DECISION_MEMORY * (settings.debug_decisions + waiting_decisions)
-        + int(CHECKPOINT_MEMORY + OPEN_CHECKPOINT_MEMORY * UNCONFIRMED_SHARE) * settings.index_limit
-        + settings.body_memory
-        + 2 * settings.max_body_bytes
-        + short_body
-        + logged
-    )
-
-
-def server_options(settings: Settings) -> ServerOptions:
-    """The server's share of the settings."""
-    return ServerOptions(
-        host=settings.host,
-        grpc_port=settings.grpc_port,
-        grpc_health_port=settings.grpc_health_port,
-        secure_serving=settings.secure_serving,
-        cert_path=settings.cert_path,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
-        max_streams=settings.max_streams,
-        tracing=settings.tracing,
-    )
-
-
-def shared_state(settings: Settings, pool: Pool) -> SharedState:
-    """The shared state of the pool's pickers. Raises ConfigurationError."""
-    if settings.ha_enable_leader_election:
-        raise ConfigurationError(
-            "--ha-enable-leader-election and --shared-state exclude each other: all pickers are ready"
-        )
-    if settings.shared_state_key_path is None:
-        raise ConfigurationError("--shared-state needs --shared-state-key-path: the key that encrypts what is shared")
-    try:
-        from warmroute.shared_state.nats_log import LogOptions  # an extra
-        from warmroute.shared_state.seal import Seal
-        from warmroute.shared_state.shared_state import SharedState
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("--shared-state needs NATS's client: pip install 'warmroute[shared-state]'") from error
-    servers = tuple(url.strip() for url in (settings.shared_state or "").split(","))
-    pool_name = f"{settings.pool_namespace}.{settings.pool_name or 'file'}"
-    try:
-        seal = Seal(settings.shared_state_key_path.read_bytes().strip(), pool_name)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--shared-state-key-path {settings.shared_state_key_path}: {error}") from error
-    options = LogOptions(
-        servers=servers,
-        subject=f"{settings.shared_state_prefix}.{pool_name.replace('.', '_')}",
-        credentials=settings.shared_state_credentials,
-        tls=settings.shared_state_tls_path,
-        max_age=settings.shared_state_history,
-        max_bytes=settings.shared_state_bytes,
-        replicas=settings.shared_state_replicas,
-    )
-    return SharedState(options, seal, pool, most_checkpoints=int(LOGGED_SHARE * settings.index_limit))
 
 
 class EndpointPicker:

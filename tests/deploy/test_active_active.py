@@ -10,7 +10,7 @@ import pytest
 from tests.deploy.manifests import Manifest, pick, validate, with_components
 from tests.deploy.test_charts import picker
 from tests.deploy.test_overlays import container, settings_of
-from warmroute.picker import memory_bound
+from warmroute.memory_bound import memory_bound
 
 pytestmark = pytest.mark.integration
 

@@ -24,7 +24,7 @@ from warmroute.extproc.headers import CONTROL
 from warmroute.gateway_extension import hooks
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.kubernetes.inference_pool import VERSIONS
-from warmroute.picker import memory_bound
+from warmroute.memory_bound import memory_bound
 from warmroute.settings import Settings, go_flags
 from warmroute.standalone import bootstrap
 

@@ -15,7 +15,7 @@ from warmroute.extproc import subset
 from warmroute.extproc.ext_proc_pb2 import Metadata
 from warmroute.extproc.headers import SUBSET_KEY, SUBSET_NAMESPACE
 from warmroute.observability.recent_decisions import RecentDecisions
-from warmroute.picker import routing_constants
+from warmroute.picker_options import routing_constants
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import Chain, build

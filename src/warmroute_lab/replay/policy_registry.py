@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from warmroute.errors import ConfigurationError
-from warmroute.picker import routing_constants
+from warmroute.picker_options import routing_constants
 from warmroute.routing import strategies
 from warmroute.settings import Settings
 from warmroute_lab.replay.baselines import BASELINES

@@ -1,0 +1,42 @@
+"""The upper bound of the picker's memory, from its settings. The limits in deploy/ are tested against it."""
+
+from __future__ import annotations
+
+from warmroute.observability.log_writer import MOST_WAITING
+from warmroute.picker_options import LOGGED_SHARE
+from warmroute.prefix.index import UNCONFIRMED_SHARE
+from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
+from warmroute.settings import Settings
+
+IDLE_MEMORY = 90 << 20
+"""Bytes of memory of a picker of 100 endpoints before its first request (`warmroute bench cost`: resident memory, idle)."""
+CHECKPOINT_MEMORY = 200
+"""Bytes of memory of a checkpoint in the prefix index (`warmroute bench cost`: index, per checkpoint and endpoint)."""
+OPEN_CHECKPOINT_MEMORY = 80
+"""Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
+DECISION_MEMORY = 6_000
+"""Bytes of memory of a decision's record at 100 endpoints (tracemalloc on CPython 3.11: 5.7 KB)."""
+LOGGED_CHECKPOINT_MEMORY = 150
+"""Bytes of memory of one of them: a dictionary entry, its places in a segment, and its integer once the index drops it."""
+
+
+def memory_bound(settings: Settings) -> int:
+    """Bytes of memory that the process takes at most. The limit in deploy/base/deployment.yaml is above it.
+
+    A message of gRPC is held twice while it is decoded, and is at most twice as long as a body may be. Short bodies are read
+    one at a time and are not counted in the budget.
+    """
+    short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values)
+    short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
+    waiting_decisions = MOST_WAITING if settings.decision_log is not None else 0
+    remembered = LOGGED_SHARE * settings.index_limit if settings.shared_state is not None else 0
+    logged = int(1.5 * LOGGED_CHECKPOINT_MEMORY * remembered)  # chains in use keep half that number more
+    return (
+        IDLE_MEMORY
+        + DECISION_MEMORY * (settings.debug_decisions + waiting_decisions)
+        + int(CHECKPOINT_MEMORY + OPEN_CHECKPOINT_MEMORY * UNCONFIRMED_SHARE) * settings.index_limit
+        + settings.body_memory
+        + 2 * settings.max_body_bytes
+        + short_body
+        + logged
+    )

@@ -12,6 +12,7 @@ the same examples in every run.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -60,6 +61,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         _unit_test_runs = False
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    """Leave the process's logging as it was: a program that a test runs sets it up for itself."""
+    root, package = logging.getLogger(), logging.getLogger("warmroute")
+    handlers, levels = root.handlers[:], (root.level, package.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

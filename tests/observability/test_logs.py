@@ -24,18 +24,6 @@ from warmroute.settings import Settings
 PATH = warmroute.__file__.replace("__init__.py", "routing/router.py")
 
 
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    """Leave the process's logging as it was."""
-    root, package = logging.getLogger(), logging.getLogger("warmroute")
-    handlers, levels = root.handlers[:], (root.level, package.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    package.setLevel(levels[1])
-    logging.captureWarnings(False)
-
-
 class Log(io.StringIO):
     """What was logged so far."""
 

@@ -6,7 +6,6 @@ import io
 import logging
 import random
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -25,18 +24,6 @@ def router() -> Router:
     pool = Pool()
     pool.replace([EndpointSpec("default", "a", "10.0.0.1", 8000)], 0.0)
     return Router(pool, routing_constants(), rng=random.Random(1), now=0.0, listeners=(WarmLog(),), name="p")
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    """Leave the process's logging as it was."""
-    root, package = logging.getLogger(), logging.getLogger("warmroute")
-    handlers, levels = root.handlers[:], (root.level, package.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    package.setLevel(levels[1])
-    logging.captureWarnings(False)
 
 
 def prompt(*texts: str) -> InferenceRequest:

@@ -7,7 +7,7 @@ from typing import Any
 from warmroute import picker_options
 from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
-from warmroute.observability.metrics import EndpointReading
+from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.routing.confirmation import Confirmation

@@ -24,9 +24,10 @@ from warmroute.extproc.session import Session
 from warmroute.observability import bypass, lag, logs
 from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.decision_log import DecisionLog
+from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.forget_page import ForgetPage
 from warmroute.observability.live.feed import LiveFeed, PickerView
-from warmroute.observability.metrics import EndpointReading, Metrics
+from warmroute.observability.metrics import Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer, is_loopback
 from warmroute.observability.recent_decisions import RecentDecisions

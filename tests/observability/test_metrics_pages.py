@@ -13,7 +13,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from tests.factories import readings
 from warmroute.errors import ConfigurationError
 from warmroute.observability import page_server
-from warmroute.observability.metrics import EndpointReading, Metrics
+from warmroute.observability.endpoint_reading import EndpointReading
+from warmroute.observability.metrics import Metrics
 from warmroute.observability.metrics_pages import MetricsPages
 from warmroute.observability.page_server import PageServer
 from warmroute.observability.series import SAMPLES_AT_ONCE

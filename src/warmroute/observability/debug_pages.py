@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from warmroute.observability.metrics import EndpointReading, endpoint_state
+from warmroute.observability.endpoint_reading import EndpointReading, endpoint_state
 from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision_record import DecisionRecord

@@ -15,13 +15,14 @@ from typing import Any
 
 import orjson
 
+from warmroute.observability.endpoint_reading import EndpointReading, endpoint_state
 from warmroute.observability.instruments import SECONDS
 from warmroute.observability.live import document
 from warmroute.observability.live.engine_history import POINT_SECONDS, EngineHistory
 from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, bypassed, notices
 from warmroute.observability.live.shared_prefixes import SharedPrefix, SharedPrefixes
 from warmroute.observability.live.traffic import NO_REQUESTS, Arm, Totals, Traffic
-from warmroute.observability.metrics import EndpointReading, Metrics, endpoint_state
+from warmroute.observability.metrics import Metrics
 from warmroute.observability.page_server import Page, Request, Routes, Slices
 from warmroute.pool.endpoint import EngineState
 from warmroute.routing.decision import Decision

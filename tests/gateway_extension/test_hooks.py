@@ -10,6 +10,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager i
 from envoy_data_plane.google.protobuf import Any as PackedAny
 
 from tests.fixtures import envoy_gateway as eg
+from warmroute.extproc import envoy_policy
 from warmroute.extproc.headers import CONTROL, DESTINATION
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
@@ -84,8 +85,10 @@ def test_a_route_retries_on_other_pods_where_envoy_knows_them() -> None:
     assert with_pods is not None
     assert without.retry_policy is None
     assert with_pods.retry_policy is not None
-    assert (with_pods.retry_policy.retry_on, with_pods.retry_policy.num_retries) == (hooks.POD_RETRY_ON, 2)
-    assert [predicate.name for predicate in with_pods.retry_policy.retry_host_predicate] == [hooks.PREVIOUS_HOSTS]
+    assert (with_pods.retry_policy.retry_on, with_pods.retry_policy.num_retries) == (envoy_policy.ENGINE_RETRY_ON, 2)
+    assert [predicate.name for predicate in with_pods.retry_policy.retry_host_predicate] == [
+        envoy_policy.PREVIOUS_HOSTS
+    ]
 
 
 def test_a_routes_own_retry_policy_stays() -> None:
@@ -130,7 +133,7 @@ def test_a_cluster_obeys_the_destination_header_and_keeps_the_rest() -> None:
     assert after.eds_cluster_config is None
     assert after.circuit_breakers is not None
     (threshold,) = after.circuit_breakers.thresholds
-    assert (threshold.max_requests, threshold.max_retries) == (hooks.MAX_REQUESTS, hooks.MAX_REQUESTS)
+    assert (threshold.max_requests, threshold.max_retries) == (envoy_policy.MAX_REQUESTS, envoy_policy.MAX_REQUESTS)
     assert (after.name, after.connect_timeout) == (before.name, before.connect_timeout)
     assert after.per_connection_buffer_limit_bytes == 32768
     assert after.ignore_health_on_host_removal

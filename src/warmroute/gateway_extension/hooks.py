@@ -21,6 +21,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import UInt32Value, UInt64Value
 
+from warmroute.extproc.envoy_policy import (
+    ENGINE_RETRIES,
+    ENGINE_RETRY_ON,
+    HOST_SELECTIONS,
+    MAX_REQUESTS,
+    MESSAGE_TIMEOUT,
+    PICKER_BACK_OFF,
+    PICKER_RETRY_ON,
+    PREVIOUS_HOSTS,
+)
 from warmroute.extproc.headers import CONTROL, DESTINATION
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension.picked_pool import PickedPool
@@ -37,24 +47,8 @@ HTTP_CONNECTION_MANAGER = "envoy.extensions.filters.network.http_connection_mana
 ROUTER_FILTER = "envoy.filters.http.router"
 EARLY_HEADER_MUTATION = "envoy.http.early_header_mutation.header_mutation"
 UPSTREAM_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-MAX_REQUESTS = 40_000
-"""Circuit breakers of a cluster: Envoy's defaults are less than a busy pool has in flight (1,024) and in retry (3)."""
-MESSAGE_TIMEOUT = 5
-"""Seconds that Envoy waits for one answer of the picker; an answer takes about a millisecond."""
-RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,cancelled"
-"""Failures of a picker after which Envoy asks again. Unavailable: it does not know its pool yet; cancelled: it is ending.
-docs/envoy.md has the measurements."""
 PICKER_RETRIES = 10
 """In a rollout several pickers are away at once, so a few retries are not enough."""
-PICKER_BACK_OFF = (25, 250)
-"""Base and longest interval between two retries, in milliseconds; Envoy's default base is a second."""
-POD_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
-"""Failures of a pod after which Envoy tries another one: the pod has not begun to work on the request."""
-POD_RETRIES = 2
-PREVIOUS_HOSTS = "envoy.retry_host_predicates.previous_hosts"
-"""A retry goes to a host that has not failed this request yet: load balancing alone may choose the failed one again."""
-HOST_SELECTIONS = 20
-"""Most draws of a host for one retry. With two hosts every second draw is the other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +164,8 @@ def pools_by_gateway(routes: Iterable[pb.RouteConfiguration]) -> dict[Gateway, s
 def _pod_retries() -> pb.RouteRetryPolicy:
     predicate = pb.RouteRetryPolicy.RetryHostPredicate(name=PREVIOUS_HOSTS, typed_config=_previous_hosts())
     return pb.RouteRetryPolicy(
-        retry_on=POD_RETRY_ON,
-        num_retries=UInt32Value(value=POD_RETRIES),
+        retry_on=ENGINE_RETRY_ON,
+        num_retries=UInt32Value(value=ENGINE_RETRIES),
         retry_host_predicate=[predicate],
         host_selection_retry_max_attempts=HOST_SELECTIONS,
     )
@@ -241,7 +235,7 @@ def _picker_retries() -> pb.RetryPolicy:
     base, longest = PICKER_BACK_OFF
     predicate = pb.RetryPolicy.RetryHostPredicate(name=PREVIOUS_HOSTS, typed_config=_previous_hosts())
     return pb.RetryPolicy(
-        retry_on=RETRY_ON,
+        retry_on=PICKER_RETRY_ON,
         num_retries=UInt32Value(value=PICKER_RETRIES),
         retry_back_off=pb.BackoffStrategy(
             base_interval=Duration(nanos=base * 1_000_000), max_interval=Duration(nanos=longest * 1_000_000)

@@ -13,6 +13,13 @@ from typing import Any
 import yaml
 
 from warmroute.errors import ConfigurationError
+from warmroute.extproc.envoy_policy import (
+    HOST_SELECTIONS,
+    MAX_REQUESTS,
+    PICKER_BACK_OFF,
+    PICKER_RETRY_ON,
+    PREVIOUS_HOSTS,
+)
 from warmroute.extproc.headers import (
     CACHED_SHARE,
     CONTROL,
@@ -41,17 +48,7 @@ EPP_CLUSTER = "epp"
 ENDPOINTS_NAME = "endpoints"
 """Name of the one assignment in an endpoints file; both clusters of engines read it."""
 
-EPP_RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,cancelled"
-"""When a stream to the picker is opened again: nobody listens, the connection broke, the picker does not know its pool yet
-(UNAVAILABLE) or is ending (CANCELLED)."""
-EPP_RETRY_BACKOFF = ("0.025s", "0.25s")
-"""Base and longest interval between two attempts."""
 OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
-HOST_SELECTIONS = 20
-"""Most draws for a retry until the host is one that has not failed yet; with two hosts every second draw is."""
-MOST_REQUESTS = 40_000
-"""Connections of clients, and circuit breaker. Envoy's defaults of the latter are too low for a busy pool (1,024 requests)
-and for the retries after a picker or an engine has died (3 retries)."""
 
 ENDPOINT_HEADER = "x-warmroute-endpoint"
 """Response header with the address of the engine that answered."""
@@ -114,7 +111,7 @@ def to_yaml(tree: Mapping[str, Any], comment: str = "") -> str:
 def _connection_limit() -> Tree:
     name = "resource_monitors.global_downstream_max_connections"
     kind = "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
-    limit = {"max_active_downstream_connections": MOST_REQUESTS}
+    limit = {"max_active_downstream_connections": MAX_REQUESTS}
     return _extension(f"envoy.{name}", kind, limit)
 
 
@@ -204,9 +201,9 @@ def _ext_proc(config: ProxyConfig) -> Tree:
     duplex = BodyMode.FULL_DUPLEX_STREAMED
     grpc_service: Tree = {"envoy_grpc": {"cluster_name": EPP_CLUSTER}}
     if config.epp_retries:
-        base, longest = EPP_RETRY_BACKOFF
+        base, longest = (_seconds(one / 1000) for one in PICKER_BACK_OFF)
         grpc_service["retry_policy"] = {
-            "retry_on": EPP_RETRY_ON,
+            "retry_on": PICKER_RETRY_ON,
             "num_retries": config.epp_retries,
             "retry_back_off": {"base_interval": base, "max_interval": longest},
             **_on_another_host(),
@@ -238,10 +235,9 @@ def _shown(yes: bool) -> str:
 
 
 def _on_another_host() -> Tree:
-    """Part of a retry policy: least requests alone would often choose the host that has just failed."""
-    name = "envoy.retry_host_predicates.previous_hosts"
+    """Part of a retry policy: the retry goes to a host that has not failed this request."""
     return {
-        "retry_host_predicate": [_extension(name, "retry.host.previous_hosts.v3.PreviousHostsPredicate", {})],
+        "retry_host_predicate": [_extension(PREVIOUS_HOSTS, "retry.host.previous_hosts.v3.PreviousHostsPredicate", {})],
         "host_selection_retry_max_attempts": HOST_SELECTIONS,
     }
 
@@ -326,7 +322,7 @@ def _upstream_http(explicit: Tree) -> Tree:
 
 
 def _circuit_breakers() -> Tree:
-    limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), MOST_REQUESTS)
+    limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), MAX_REQUESTS)
     return {"thresholds": [limits]}
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
+from warmroute.extproc import envoy_policy
 from warmroute.extproc.headers import DECISION_NAMESPACE, LB_NAMESPACE, SUBSET_NAMESPACE
 
 
@@ -52,15 +53,14 @@ class ProxyConfig:
     admin_port: int = 0
 
     picking: Picking = Picking.OVERRIDE_HOST
-    retry_on: str = "connect-failure,refused-stream,reset-before-request"
+    retry_on: str = envoy_policy.ENGINE_RETRY_ON
     """When another endpoint is tried; the words of Envoy's ``x-envoy-retry-on``."""
-    retries: int = 2
+    retries: int = envoy_policy.ENGINE_RETRIES
 
     request_timeout: float = 60.0
-    """Time for a request to arrive whole, until the response begins: slow uploads get 408. Answers may
-    take any time."""
+    """Seconds for a request to arrive whole, until the response begins: slow uploads get 408. Answers may take any time."""
     request_headers_timeout: float = 10.0
-    """Time for a request's headers to arrive; the client gets 408."""
+    """Seconds for a request's headers to arrive; the client gets 408."""
     name_endpoint: bool = False
     """Name the engine's address in the response header ``x-warmroute-endpoint``, and the request in ``x-request-id``."""
     access_log: str = ""
@@ -79,8 +79,8 @@ class ProxyConfig:
     only where Envoy has no other limit: a picker that hangs in FULL_DUPLEX_STREAMED."""
     failure_mode_allow: bool = True
     """FailOpen: without an answer from the picker go on without it."""
-    message_timeout: float = 5.0
-    """Time the picker has for each answer; Envoy has no such limit in FULL_DUPLEX_STREAMED."""
+    message_timeout: float = envoy_policy.MESSAGE_TIMEOUT
+    """Seconds that the picker has for each answer; Envoy has no such limit in FULL_DUPLEX_STREAMED."""
 
     request_body_mode: BodyMode = BodyMode.BUFFERED
     request_trailers: bool = False

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
+from typer.core import TyperGroup
 
+from warmroute import cli
 from warmroute.discovery.file import EndpointEntry, EndpointsFile, ModelEntry, ModelTargetEntry, parse
 from warmroute.settings.table import markdown
 
@@ -81,3 +85,31 @@ def test_the_architecture_names_every_module() -> None:
         if not path.name.startswith("__") and not path.stem.endswith("_pb2")
     }
     assert named == modules
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_command_lines_name_commands_and_flags_that_exist(document: Path) -> None:
+    """Command lines are those in code: ``warmroute COMMAND ...``, also over several lines that end in a backslash."""
+    if document.name == "CHANGELOG.md":
+        return  # it names commands of former versions
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    code = re.findall(r"```.*?\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+    for line in (line for block in code for line in block.splitlines()):
+        match = re.match(r"(?:\S+=\S+ |\$ |(?:\.venv/bin/|uv run )?)*warmroute ([a-z][^#|]*)", line)
+        if match is not None:
+            words = match[1].split()
+            command, flags = _command(words), {word.partition("=")[0].strip("[]") for word in words}
+            known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+            assert {flag for flag in flags if flag.startswith("-")} <= known | {"--help"}, line
+
+
+def _command(words: list[str]) -> Any:
+    """The command that the words name."""
+    command: Any = typer.main.get_command(cli.app)
+    context = command.make_context("warmroute", [], resilient_parsing=True)
+    for word in words:
+        if word.startswith("-") or not isinstance(command, TyperGroup):
+            break
+        command = command.get_command(context, word)
+        assert command is not None, words
+    return command

@@ -20,6 +20,7 @@ from unittest import mock
 import grpc
 import h2.connection
 import h2.events
+import h2.settings
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,6 +46,7 @@ from warmroute.extproc.ext_proc_pb2 import (
 )
 from warmroute.extproc.server import REFUSAL_LOG_INTERVAL, Server, ServerOptions
 from warmroute.extproc.session import Session
+from warmroute.grpc_server import connection
 from warmroute.grpc_server.connection import Call
 from warmroute.grpc_server.frames import Status
 from warmroute.pool.endpoint import EndpointSpec
@@ -425,6 +427,35 @@ async def test_messages_that_do_not_end_take_no_more_than_the_memory_of_bodies()
         codes = [ProcessingResponse.FromString(reply[5:]).immediate_response.status.code for reply in replies.values()]
         assert codes == [503, 503]
         assert 6 << 20 <= picker.budget.used <= 8 << 20
+        writer.close()
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.budget.used == 0
+
+
+async def test_replies_that_envoy_does_not_take_are_within_the_memory_of_bodies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client keeps its windows closed; pings find nothing."""
+    monkeypatch.setattr(connection, "HELD_FREELY", 0)
+    async with serving(budget=100_000) as picker:
+        client = h2.connection.H2Connection()
+        client.local_settings = h2.settings.Settings(
+            client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
+        )
+        client.initiate_connection()
+        _, writer = await asyncio.open_connection("127.0.0.1", picker.server.grpc_port)
+        head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
+        head["content-type"] = "application/grpc"
+        begin, chunk = headers(STREAMED), body(b"", eos=False)
+        for message in (begin, *[chunk] * 1000):
+            for stream in (1, 3, 5):
+                if message is begin:
+                    client.send_headers(stream, list(head.items()))
+                data = message.SerializeToString()
+                client.send_data(stream, b"\0" + len(data).to_bytes(4, "big") + data)
+        writer.write(client.data_to_send())
+        await eventually(lambda: picker.recorder.closed == 2 and picker.budget.used > 70_000, "one stream goes on")
+        assert picker.budget.used <= 100_000
         writer.close()
         await eventually(lambda: picker.server.open_streams == 0)
         assert picker.budget.used == 0

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from warmroute.grpc_server import connection as connection_module
 from warmroute.grpc_server import frames
 from warmroute.grpc_server.connection import (
     CONNECTION_WINDOW,
@@ -28,6 +29,7 @@ from warmroute.grpc_server.connection import (
     Connection,
     Handler,
     Limits,
+    Usage,
 )
 from warmroute.grpc_server.frames import ErrorCode, Status, frame
 
@@ -61,6 +63,7 @@ class Echo:
         self.ends: list[str] = []
         self.times_written = 0
         self.arrived = 0
+        self.waited = 0
 
     def message(self, data: bytes) -> None:
         self.messages.append(data)
@@ -68,6 +71,9 @@ class Echo:
 
     def arriving(self, size: int) -> None:
         self.arrived = size
+
+    def waiting(self, size: int) -> None:
+        self.waited = size
 
     def half_closed(self) -> None:
         self.ends.append("half-closed")
@@ -83,10 +89,10 @@ class Echo:
 class Pair:
     """A server's connection and an h2 client, with nothing between them."""
 
-    def __init__(self, limits: Limits = LIMITS, **settings: int) -> None:
+    def __init__(self, limits: Limits = LIMITS, usage: Usage | None = None, **settings: int) -> None:
         self.handlers: list[Echo] = []
         self.wakes = 0
-        self.server = Connection(self._accept, self._wake, limits)
+        self.server = Connection(self._accept, self._wake, limits, usage or Usage())
         self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         if settings:
             self.client.local_settings = h2.settings.Settings(
@@ -168,7 +174,7 @@ def test_messages_arrive_whole_however_they_are_cut(
 @given(data=st.binary(max_size=400))
 def test_no_bytes_raise(data: bytes) -> None:
     for beginning in (b"", frames.PREFACE, frames.PREFACE + frame(frames.SETTINGS, 0, 0)):
-        connection = Connection(lambda call: IGNORE, lambda: None, LIMITS)
+        connection = Connection(lambda call: IGNORE, lambda: None, LIMITS, Usage())
         receive_all(connection, beginning + data)
         connection.output()
 
@@ -177,13 +183,15 @@ def test_no_bytes_raise(data: bytes) -> None:
     st.lists(st.tuples(st.integers(0, 11), st.integers(0, 255), st.integers(0, 5), st.binary(max_size=30)), max_size=12)
 )
 def test_no_frames_raise_and_each_call_is_closed_once(sent: list[tuple[int, int, int, bytes]]) -> None:
-    pair = Pair()
+    usage = Usage()
+    pair = Pair(usage=usage)
     pair.open()
     pair.exchange()
     for kind, flags, stream, payload in sent:
         pair.raw(frame(kind, flags, stream, payload))
     pair.server.lost()
     assert [handler.ends.count("closed") for handler in pair.handlers] == [1] * len(pair.handlers)
+    assert usage == Usage()
 
 
 def test_an_unknown_method_is_unimplemented() -> None:
@@ -205,7 +213,7 @@ def test_a_request_that_is_not_grpc_gets_415() -> None:
 
 
 def test_what_is_not_http2_is_told_so_and_ended() -> None:
-    connection = Connection(lambda call: IGNORE, lambda: None, LIMITS)
+    connection = Connection(lambda call: IGNORE, lambda: None, LIMITS, Usage())
     connection.receive(b"GET / HTTP/1.1\r\n\r\n")
     assert b"this is not HTTP/2" in connection.output()
     assert connection.closed
@@ -317,6 +325,64 @@ def test_the_handler_learns_how_much_of_a_long_message_has_come() -> None:
     assert [len(message) for message in pair.handlers[0].messages] == [LONG_MESSAGE + 30_000]
 
 
+def test_beyond_what_is_held_freely_handlers_are_asked_for_short_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that do not end, of many calls on many connections."""
+    monkeypatch.setattr(connection_module, "HELD_FREELY", 25_000)
+    usage = Usage()
+    pairs = [Pair(usage=usage) for _ in range(4)]
+    for pair in pairs:
+        pair.client.send_data(pair.open(), prefixed(bytes(20_000))[:10_000])
+        pair.exchange()
+    assert [pair.handlers[0].arrived for pair in pairs] == [0, 0, 10_000 - 5, 10_000 - 5]
+    assert usage == Usage(calls=4, held=40_000)
+    pairs[0].client.send_data(1, prefixed(bytes(20_000))[10_000:], end_stream=True)
+    pairs[1].client.reset_stream(1)
+    pairs[2].server.lost()
+    for pair in pairs:
+        pair.exchange()
+    assert usage == Usage(calls=1, held=10_000)
+    pairs[3].client.send_data(1, bytes(5000))
+    pairs[3].exchange()
+    assert pairs[3].handlers[0].arrived == 10_000 - 5, "there is room again"
+
+
+def test_long_messages_leave_what_is_held_freely_to_the_short_ones() -> None:
+    usage = Usage()
+    pair = Pair(usage=usage)
+    stream = pair.open()
+    message = prefixed(bytes(LONG_MESSAGE + 100_000))
+    for start in range(0, LONG_MESSAGE + 16_384, 16_384):
+        pair.client.send_data(stream, message[start : start + 16_384])
+        pair.exchange()
+    assert usage.held == 0
+
+
+def test_handlers_are_asked_for_answers_that_the_client_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client can keep its windows closed, read and answer pings, and so never be found out."""
+    monkeypatch.setattr(connection_module, "HELD_FREELY", 10_000)
+    usage = Usage()
+    pair = Pair(usage=usage, INITIAL_WINDOW_SIZE=100)
+    first, second = pair.open(), pair.open()
+    for _ in range(50):
+        pair.client.send_data(first, prefixed(b"x"))
+    pair.exchange()
+    cost = connection_module.WAITING_COST
+    assert usage.held == pair.handlers[0].call.unsent == 50 * (6 + cost) - 100 - 16 * cost
+    assert pair.handlers[0].waited == 0
+    pair.client.send_data(second, prefixed(bytes(9000)))
+    pair.exchange()
+    assert pair.handlers[1].waited == 9005 + cost
+    pair.handlers[1].call.abort()
+    pair.exchange()
+    resets = [event for event in pair.events if isinstance(event, h2.events.StreamReset)]
+    assert [(event.stream_id, event.error_code) for event in resets] == [(second, ErrorCode.ENHANCE_YOUR_CALM)]
+    assert pair.handlers[1].ends == ["closed"]
+    pair.client.increment_flow_control_window(10_000, first)
+    pair.exchange()
+    assert pair.data(first) == 50 * prefixed(b"x")
+    assert usage == Usage(calls=1, held=0)
+
+
 def test_compressed_messages_are_not_taken() -> None:
     pair = Pair()
     stream = pair.open()
@@ -333,6 +399,61 @@ def test_more_calls_than_allowed_are_refused_and_the_others_go_on() -> None:
     resets = {e.stream_id: e.error_code for e in pair.events if isinstance(e, h2.events.StreamReset)}
     assert resets == {streams[2]: ErrorCode.REFUSED_STREAM, streams[3]: ErrorCode.REFUSED_STREAM}
     assert pair.server.calls == 2
+
+
+def test_a_call_keeps_its_headers_only_until_it_is_accepted() -> None:
+    """They may take 16 KiB."""
+    seen: list[str] = []
+
+    def accept(call: Call) -> Handler:
+        seen.append(call.headers["x-long"])
+        return Echo(call)
+
+    server = Connection(accept, lambda: None, LIMITS, Usage())
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.send_headers(1, [*HEADERS, ("x-long", "x" * 10_000)])
+    receive_all(server, client.data_to_send())
+    assert seen == ["x" * 10_000]
+    (call,) = server._calls.values()
+    assert not call.headers
+    assert call.path == "/echo"
+
+
+def test_calls_are_counted_over_all_connections_of_a_port() -> None:
+    usage = Usage()
+    one, other = Pair(usage=usage), Pair(usage=usage)
+    for _ in range(LIMITS.calls - 1):
+        one.open()
+    other.open()
+    one.exchange()
+    other.exchange()
+    other.open()
+    other.exchange()
+    assert [type(event) for event in other.events][-1] is h2.events.StreamReset
+    one.server.lost()
+    assert usage.calls == 1
+    other.open()
+    other.exchange()
+    assert len(other.handlers) == 2
+
+
+def test_what_comes_after_a_call_is_finished_is_dropped() -> None:
+    usage = Usage()
+    pair = Pair(usage=usage, INITIAL_WINDOW_SIZE=10)
+    stream = pair.open()
+    pair.client.send_data(stream, prefixed(bytes(100)))
+    pair.exchange()
+    pair.handlers[0].call.finish()
+    held = usage.held
+    pair.client.send_data(stream, prefixed(bytes(1000)) + prefixed(bytes(1000))[:500])
+    pair.exchange()
+    assert len(pair.handlers[0].messages) == 1
+    assert usage.held == held
+    pair.client.increment_flow_control_window(10_000, stream)
+    pair.exchange()
+    assert pair.trailers(stream)["grpc-status"] == "0"
+    assert usage == Usage()
 
 
 def test_after_go_away_open_calls_go_on_and_new_ones_are_refused() -> None:
@@ -476,7 +597,7 @@ def test_the_work_for_a_long_answer_grows_with_its_length() -> None:
 
 def test_the_work_for_settings_does_not_grow_with_the_calls() -> None:
     calls = 5000
-    server = Connection(Echo, lambda: None, Limits(message_bytes=1 << 20, calls=calls))
+    server = Connection(Echo, lambda: None, Limits(message_bytes=1 << 20, calls=calls), Usage())
     server.receive(frames.PREFACE + frame(frames.SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, 0)))
     block = b"".join(b"\0" + bytes((len(k),)) + k.encode() + bytes((len(v),)) + v.encode() for k, v in HEADERS)
     for k in range(calls):

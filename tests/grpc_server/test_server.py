@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +12,10 @@ import grpc
 import pytest
 
 from tests.waiting import eventually
+from warmroute.extproc import tls
 from warmroute.grpc_server import frames
 from warmroute.grpc_server import server as server_module
-from warmroute.grpc_server.connection import IGNORE, Limits
+from warmroute.grpc_server.connection import IGNORE, MOST_AT_ONCE, Limits, Usage
 from warmroute.grpc_server.frames import PREFACE, SETTINGS, frame
 from warmroute.grpc_server.server import GrpcServer, unary
 
@@ -27,9 +29,9 @@ def reverse(message: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[GrpcServer, int]]:
+async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[tuple[GrpcServer, int]]:
     server = GrpcServer({METHOD: unary(reverse, long_messages=True)}, Limits(message_bytes=10 << 20, calls=100))
-    port = await server.start("127.0.0.1", 0, "--port")
+    port = await server.start("127.0.0.1", 0, "--port", context)
     try:
         yield server, port
     finally:
@@ -132,6 +134,48 @@ async def test_one_connection_more_ends_one_without_calls(monkeypatch: pytest.Mo
             writer.close()
 
 
+async def test_connections_count_before_tls_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 3)
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    async with serving(tls.self_signed()) as (server, port):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        await eventually(lambda: len(server._beginning) == 3)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0))
+        await eventually(lambda: any(each._connection.established for each in server._connections))
+        await eventually(lambda: (len(server._beginning), len(server._connections)) == (2, 1))
+        for ended, _ in silent[:3]:
+            async with asyncio.timeout(60):
+                assert not await ended.read()
+        silent[3][1].write(b"GET / HTTP/1.1\r\n\r\n")
+        await eventually(lambda: len(server._beginning) == 1, "it speaks no TLS")
+        for _, each in (*silent, (reader, writer)):
+            each.close()
+        await eventually(lambda: not server._beginning and not server._connections)
+
+
+async def test_a_client_that_does_not_begin_tls_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "HANDSHAKE_TIMEOUT", 0.1)
+    async with serving(tls.self_signed()) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await eventually(lambda: server._beginning)
+        async with asyncio.timeout(60):
+            assert not await reader.read()
+        await eventually(lambda: not server._beginning)
+        writer.close()
+
+
+async def test_a_server_stops_while_tls_begins() -> None:
+    async with serving(tls.self_signed()) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await eventually(lambda: server._beginning)
+        async with asyncio.timeout(60):
+            await server.stop(0.1)
+        assert not server._beginning
+        writer.close()
+
+
 async def test_while_all_connections_have_calls_no_more_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 1)
     async with serving() as (server, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -148,11 +192,14 @@ async def test_while_all_connections_have_calls_no_more_are_taken(monkeypatch: p
         call.cancel()
 
 
-async def test_a_client_that_pings_and_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MOST_FRAMES", 100)
+async def test_from_a_client_that_does_not_read_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers take no more memory than those to a few frames, until it is ended because it does not answer a ping."""
+    monkeypatch.setattr(server_module, "KEEPALIVE_INTERVAL", 0.3)
     async with serving() as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
         writer.write(PREFACE + frame(SETTINGS, 0, 0))
+        await eventually(lambda: server._connections)
+        (connection,) = server._connections
         pings = frame(frames.PING, 0, 0, bytes(8)) * 1000
 
         async def flood() -> None:
@@ -165,6 +212,22 @@ async def test_a_client_that_pings_and_does_not_read_is_ended(monkeypatch: pytes
             async with asyncio.timeout(60):
                 await flooding
         await eventually(lambda: not server._connections)
+        assert len(connection._connection._output) <= 2 * MOST_AT_ONCE
+
+
+async def test_a_client_that_reads_late_gets_all_answers() -> None:
+    async with serving() as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0))
+        writer.write(frame(frames.PING, 0, 0, bytes(8)) * 1_000_000)
+        await eventually(lambda: any(each._connection.paused for each in server._connections))
+        answer, answers, rest = frame(frames.PING, frames.ACK, 0, bytes(8)), 0, b""
+        async with asyncio.timeout(60):
+            while answers < 1_000_000:
+                rest += await reader.read(1 << 20)
+                answers += rest.count(answer)
+                rest = rest[-len(answer) + 1 :] if rest[-len(answer) :] != answer else b""
+        writer.close()
 
 
 async def test_stop_lets_open_calls_end_and_gives_the_others_up() -> None:
@@ -202,7 +265,7 @@ class Transport:
 
 async def test_a_server_that_stops_sends_what_was_written() -> None:
     transport: Any = Transport()
-    connection = server_module._Socket(lambda call: IGNORE, Limits(100, 100), {}, asyncio.Event())
+    connection = server_module._Socket(lambda call: IGNORE, Limits(100, 100), Usage(), {}, asyncio.Event())
     connection.connection_made(transport)
     connection.close()
     assert transport.done == ["write", "close"], "abort would drop it"

@@ -42,8 +42,8 @@ WATCH_INTERVAL = 1.0
 """Seconds between two searches for overdue requests."""
 REFUSAL_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about refused streams."""
-OTHER_CALLS = 100
-"""Calls of one connection beside the streams: health checks, and streams that are refused."""
+OTHER_CALLS = 1000
+"""Open calls of a port beside the streams: health checks, and streams that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +285,11 @@ class Stream:
                 self._call.finish(Status.RESOURCE_EXHAUSTED, "there is no memory for the message")
             else:
                 self._send([session.overloaded()])
+
+    def waiting(self, size: int) -> None:
+        """Take memory for replies that Envoy does not take. Without it the stream ends."""
+        if not self.session.hold_replies(size):
+            self._call.abort()
 
     def half_closed(self) -> None:
         """Envoy sends no more."""

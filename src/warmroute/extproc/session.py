@@ -360,6 +360,13 @@ class Session:
         """Take memory for ``size`` bytes of a message that is not complete. False if the budget has too little."""
         return self._hold(self.body_bytes + size)
 
+    def hold_replies(self, size: int) -> bool:
+        """Take memory for ``size`` bytes of replies that wait; a returned body has it already. False if there is too little.
+
+        :meth:`release_reply` gives it back.
+        """
+        return self._hold(size)
+
     def overloaded(self) -> bytes:
         """The reply to a message for which there is no memory."""
         return self._reject(_OVERLOADED)

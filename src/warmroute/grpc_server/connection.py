@@ -5,7 +5,8 @@ what is to be sent. The client's errors end the call or, where the protocol says
 
 Everything that a client can make grow has a bound: header blocks (:data:`MAX_HEADERS`), open calls and the length of a
 message (:class:`Limits`), bytes of a call that is not read (:data:`STREAM_WINDOW`). Messages to the client wait in their
-calls while its window is closed or while it does not read; the owner of the socket bounds the other frames.
+calls while its window is closed or while it does not read; the owner of the socket reads nothing from it meanwhile. From
+:data:`HELD_FREELY` bytes on that all connections of a port hold (:class:`Usage`), handlers are asked for more.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ MAX_OUTPUT = 256 << 10
 """Bytes of messages that :meth:`Connection.output` gives at once."""
 LONG_MESSAGE = 512 << 10
 """Bytes of a message that is not complete from which on its handler is asked whether it may go on."""
+HELD_FREELY = 32 << 20
+"""Bytes that the connections of a port hold, all together, from which on handlers are asked for shorter messages too, and
+for messages that the client does not take."""
+WAITING_COST = 64
+"""Bytes of memory of a message that waits, beside its text: an object and its place in a queue (``sys.getsizeof``)."""
 MOST_AT_ONCE = 64
 """Frames and messages that :meth:`Connection.receive` takes before other connections get their turn: about 20 requests, or
 more bytes of long bodies than a socket gives at once."""
@@ -79,7 +85,11 @@ class Handler(Protocol):
         """A message from the client, serialised."""
 
     def arriving(self, size: int) -> None:
-        """``size`` bytes of a message have come, and it goes on. Called for messages from :data:`LONG_MESSAGE` on."""
+        """``size`` bytes of a message have come, and it goes on. Called for messages from :data:`LONG_MESSAGE` on, and for
+        all while the port holds more than :data:`HELD_FREELY`."""
+
+    def waiting(self, size: int) -> None:
+        """``size`` bytes of messages wait for the client. Called while the port holds more than :data:`HELD_FREELY`."""
 
     def half_closed(self) -> None:
         """The client sends no more messages."""
@@ -100,6 +110,9 @@ class Ignore:
     def arriving(self, size: int) -> None:
         """Nothing."""
 
+    def waiting(self, size: int) -> None:
+        """Nothing."""
+
     def half_closed(self) -> None:
         """Nothing."""
 
@@ -115,12 +128,22 @@ IGNORE = Ignore()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may take."""
+    """What clients may take."""
 
     message_bytes: int
     """Longest message; a longer one ends its call with RESOURCE_EXHAUSTED."""
     calls: int
-    """Open calls on one connection; more are refused and may be tried elsewhere."""
+    """Open calls on all connections of a port; more are refused and may be tried elsewhere."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What all connections of a port take now."""
+
+    calls: int = 0
+    """Open calls."""
+    held: int = 0
+    """Bytes of messages that are not complete, below :data:`LONG_MESSAGE` each, and of messages that wait for clients."""
 
 
 class _ConnectionFaultError(Exception):
@@ -146,13 +169,19 @@ class Call:
         "_received",
         "_stream",
         "_trailers",
+        "_unfinished",
         "_unsent",
         "headers",
+        "path",
+        "unsent",
     )
 
     def __init__(self, connection: Connection, stream: int, headers: Mapping[str, str]) -> None:
         self.headers = headers
-        """The client's headers, of duplicates the last; in Latin-1, since HTTP gives them no encoding."""
+        """The client's headers, of duplicates the last; in Latin-1, since HTTP gives them no encoding. Empty once the call
+        is accepted: they may take 16 KiB."""
+        self.path = headers.get(":path", "")
+        """``/package.Service/Method``."""
         self._connection = connection
         self._stream = stream
         self._handler: Handler = IGNORE
@@ -165,20 +194,14 @@ class Call:
         """Bytes of window updates less bytes sent. With the connection's initial window it is the call's send window."""
         self._received = bytearray()
         """The beginning of a message."""
+        self._unfinished = 0
+        """Its bytes as far as they count in :attr:`Usage.held`."""
         self._unsent: deque[bytes | memoryview] = deque()
         """Messages with their prefixes that wait for the client; the rest of one that is cut is a view, not a copy."""
+        self.unsent = 0
+        """Bytes of memory of the messages that wait for the client."""
         self._trailers = b""
         """Set when the service has finished the call."""
-
-    @property
-    def path(self) -> str:
-        """``/package.Service/Method``."""
-        return self.headers.get(":path", "")
-
-    @property
-    def unsent(self) -> bool:
-        """Messages wait for the client."""
-        return bool(self._unsent)
 
     def send(self, message: bytes) -> None:
         """Send a message, now or when the client takes it."""
@@ -191,6 +214,12 @@ class Call:
             block = trailers(status, details[:1024])
             self._trailers = block if self._headers_sent else RESPONSE_HEADERS + block
             self._connection._finish(self)
+
+    def abort(self) -> None:
+        """End the call at once; messages that wait are dropped."""
+        if self._open:
+            self._connection._reset(self, ErrorCode.ENHANCE_YOUR_CALM)
+            self._connection._wake_owner()
 
     def pause(self) -> None:
         """Take no more than a window from the client until :meth:`resume`."""
@@ -206,13 +235,16 @@ class Call:
 class Connection:
     """The protocol's state. ``accept`` is called with each new call and returns its handler.
 
-    ``wake`` is called when there is output that :meth:`receive` did not cause.
+    ``wake`` is called when there is output that :meth:`receive` did not cause. All connections of a port share ``usage``.
     """
 
-    def __init__(self, accept: Callable[[Call], Handler], wake: Callable[[], None], limits: Limits) -> None:
+    def __init__(
+        self, accept: Callable[[Call], Handler], wake: Callable[[], None], limits: Limits, usage: Usage
+    ) -> None:
         self._accept = accept
         self._wake = wake
         self._limits = limits
+        self._usage = usage
         self._decoder = Decoder(max_header_list_size=MAX_HEADERS)
         self._calls: dict[int, Call] = {}
         self._waiting: dict[Call, None] = {}
@@ -269,11 +301,6 @@ class Connection:
     def used(self) -> bool:
         """A call has been opened."""
         return self._last_stream > 0
-
-    @property
-    def frames(self) -> int:
-        """Frames that wait for :meth:`output`; the owner bounds them while the client does not read."""
-        return len(self._output)
 
     # ---------------------------------------------------------------- the owner's side
 
@@ -398,6 +425,8 @@ class Connection:
 
     def _take_messages(self, call: Call, payload: bytes) -> None:
         """Give the handler the messages that are whole with these bytes of the call."""
+        if call._trailers:
+            return  # it is finished, and its answers wait
         received = call._received
         size = len(payload) - PREFIX
         if (
@@ -409,7 +438,7 @@ class Connection:
             call._handler.message(payload[PREFIX:])
             return
         received += payload
-        while len(received) >= PREFIX and call._open:
+        while len(received) >= PREFIX and call._open and not call._trailers:
             if received[0]:
                 call.finish(Status.UNIMPLEMENTED, "compressed messages are not supported")
                 return
@@ -418,9 +447,7 @@ class Connection:
                 call.finish(Status.RESOURCE_EXHAUSTED, f"a message is longer than {self._limits.message_bytes} bytes")
                 return
             if len(received) < end:
-                if len(received) >= LONG_MESSAGE:
-                    call._handler.arriving(len(received) - PREFIX)
-                return
+                break
             message = bytes(memoryview(received)[PREFIX:end])
             if len(received) == end:
                 received = call._received = bytearray()  # frees the memory of a long message
@@ -428,6 +455,18 @@ class Connection:
                 del received[:end]
             self._taken += 1
             call._handler.message(message)
+        if call._open:
+            self._count_unfinished(call)
+
+    def _count_unfinished(self, call: Call) -> None:
+        """Count the beginning of a message, and ask the handler whether it may go on."""
+        size = len(call._received)
+        long = size >= LONG_MESSAGE
+        unfinished = 0 if long else size
+        self._usage.held += unfinished - call._unfinished
+        call._unfinished = unfinished
+        if size and (long or self._usage.held > HELD_FREELY):
+            call._handler.arriving(max(size - PREFIX, 0))
 
     def _half_close(self, call: Call) -> None:
         call._half_closed = True
@@ -475,7 +514,7 @@ class Connection:
         self._last_stream = stream
         if headers is None:
             self._send_reset(stream, ErrorCode.PROTOCOL_ERROR)
-        elif len(self._calls) >= self._limits.calls or self._going_away:
+        elif self._usage.calls >= self._limits.calls or self._going_away:
             self._send_reset(stream, ErrorCode.REFUSED_STREAM)
         elif headers.get(":method") != "POST" or not headers.get("content-type", "").startswith("application/grpc"):
             self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, NOT_GRPC))
@@ -505,8 +544,10 @@ class Connection:
 
     def _open_call(self, stream: int, headers: Mapping[str, str], *, ends_stream: bool) -> None:
         call = self._calls[stream] = Call(self, stream, headers)
+        self._usage.calls += 1
         call._half_closed = ends_stream
         handler = self._accept(call)
+        call.headers = _NONE
         if call._open:
             call._handler = handler
             if ends_stream:
@@ -630,7 +671,14 @@ class Connection:
             call._unsent.append(data)
             if call not in self._blocked:
                 self._waiting[call] = None
+            self._count_unsent(call, size + WAITING_COST)
+            if self._usage.held > HELD_FREELY:
+                call._handler.waiting(call.unsent)
         self._wake_owner()
+
+    def _count_unsent(self, call: Call, more: int) -> None:
+        call.unsent += more
+        self._usage.held += more
 
     def _write(self, call: Call, data: bytes | memoryview) -> None:
         call._credit -= len(data)
@@ -652,8 +700,10 @@ class Connection:
             left -= room
             if len(data) > room:
                 call._unsent[0] = memoryview(data)[room:]
+                self._count_unsent(call, -room)
             else:
                 call._unsent.popleft()
+                self._count_unsent(call, -len(data) - WAITING_COST)
             if call._unsent:
                 self._waiting[call] = None
             else:
@@ -667,6 +717,7 @@ class Connection:
         call._handler.written()
 
     def _finish(self, call: Call) -> None:
+        call._received = bytearray()
         if not call._unsent:
             self._end(call)
             self._wake_owner()
@@ -690,6 +741,9 @@ class Connection:
         """The call is over."""
         handler, call._handler = call._handler, IGNORE  # handlers refer to their calls: no cycle must stay
         call._open = False
+        self._usage.calls -= 1
+        self._usage.held -= call.unsent + call._unfinished
+        call.unsent = call._unfinished = 0
         call._unsent.clear()
         call._received = bytearray()
         handler.closed()
@@ -722,6 +776,8 @@ def _without_padding(payload: bytes) -> bytes:
         raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
 
+
+_NONE: Mapping[str, str] = {}
 
 _ON_FRAME: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     HEADERS: Connection._take_headers,

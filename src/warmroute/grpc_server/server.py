@@ -11,22 +11,22 @@ from contextlib import suppress
 from typing import cast
 
 from warmroute.errors import ConfigurationError
-from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits
+from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Usage
 from warmroute.grpc_server.frames import Status
-from warmroute.tasks import cancel
+from warmroute.tasks import BackgroundTask, cancel
 
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_INTERVAL = 20.0
 """Seconds between two pings. A client that has not answered one at the next is gone; so is one that has said nothing."""
-MOST_FRAMES = 10_000
-"""Frames without messages that wait for a client that does not read, at most: answers to its pings, settings and calls."""
 MOST_CONNECTIONS = 512
 """Connections of one port. Envoy opens one for each of its worker threads. One more ends one without calls, or is ended."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that TLS may take to begin."""
 CLOSE_TIMEOUT = 0.5
 """Seconds that the last answers have to be written when the server ends a connection."""
+ACCEPT_DELAY = 0.1
+"""Seconds until connections are accepted again after an error."""
 BACKLOG = 1024
 """Connections that the kernel accepts before the event loop does."""
 
@@ -40,8 +40,13 @@ class GrpcServer:
     def __init__(self, methods: Mapping[str, Method], limits: Limits) -> None:
         self._methods = methods
         self._limits = limits
-        self._server: asyncio.Server | None = None
-        self._keepalive: asyncio.Task[None] | None = None
+        self._usage = Usage()
+        self._listener: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._accepting = BackgroundTask(self._accept_clients, "grpc accept")
+        self._keepalive = BackgroundTask(self._find_dead_connections, "grpc keepalive")
+        self._beginning: dict[asyncio.Task[None], None] = {}
+        """Connections that begin: with TLS its handshake is under way. The oldest first."""
         self._connections: dict[_Socket, None] = {}
         """The oldest first."""
         self._changed = asyncio.Event()
@@ -51,28 +56,25 @@ class GrpcServer:
 
         Raises ConfigurationError, which names ``flag``, if the port is unavailable.
         """
-        listener = _listen(host, port)
+        listener = self._listener = _listen(host, port)
         if listener is None:
             raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Socket(self._accept, self._limits, self._connections, self._changed),
-            sock=listener,
-            ssl=tls,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT if tls is not None else None,
-        )
-        self._keepalive = asyncio.create_task(self._find_dead_connections(), name="grpc keepalive")
+        listener.setblocking(False)
+        self._tls = tls
+        self._accepting.start()
+        self._keepalive.start()
         bound: int = listener.getsockname()[1]
         return bound
 
     async def stop(self, grace: float) -> None:
         """Stop listening; open calls have ``grace`` seconds to end. Safe to call before ``start`` and again."""
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
-        self._server = None
-        if self._keepalive is not None:
-            await cancel(self._keepalive)
+        await self._accepting.stop()
+        await self._keepalive.stop()
+        await cancel(*self._beginning)
+        self._listener.close()
+        self._listener = None
         for connection in list(self._connections):
             connection.go_away()
         await self._until(lambda: not any(connection.calls for connection in self._connections), grace)
@@ -98,6 +100,43 @@ class GrpcServer:
             return IGNORE
         return method(call)
 
+    async def _accept_clients(self) -> None:
+        loop, listener = asyncio.get_running_loop(), self._listener
+        assert listener is not None
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError:  # the client has gone, or there are no file descriptors
+                await asyncio.sleep(ACCEPT_DELAY)
+                continue
+            if len(self._beginning) + len(self._connections) >= MOST_CONNECTIONS and not self._make_room():
+                client.close()
+                continue
+            beginning = asyncio.create_task(self._begin(client), name="grpc connection")
+            self._beginning[beginning] = None
+            beginning.add_done_callback(lambda task: self._beginning.pop(task, None))
+
+    async def _begin(self, client: socket.socket) -> None:
+        with suppress(OSError):  # it speaks no TLS, is slow, or has gone
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: _Socket(self._accept, self._limits, self._usage, self._connections, self._changed),
+                client,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self._tls is not None else None,
+            )
+
+    def _make_room(self) -> bool:
+        """End the oldest connection that only begins, has had no calls, or has none now. False: all have calls."""
+        if self._beginning:
+            beginning = next(iter(self._beginning))
+            del self._beginning[beginning]
+            beginning.cancel()
+            return True
+        idle = [each for each in self._connections if not each.calls]
+        if idle:
+            min(idle, key=lambda each: each.used).make_way()
+        return bool(idle)
+
     async def _find_dead_connections(self) -> None:
         while True:
             await asyncio.sleep(KEEPALIVE_INTERVAL)
@@ -109,15 +148,22 @@ class _Socket(asyncio.Protocol):
     """A connection and its socket."""
 
     def __init__(
-        self, accept: Method, limits: Limits, connections: dict[_Socket, None], changed: asyncio.Event
+        self,
+        accept: Method,
+        limits: Limits,
+        usage: Usage,
+        connections: dict[_Socket, None],
+        changed: asyncio.Event,
     ) -> None:
-        self._connection = Connection(accept, self._flush, limits)
+        self._connection = Connection(accept, self._flush, limits, usage)
         self._connections = connections
         self._changed = changed
         self._transport: asyncio.Transport | None = None
         self._old = False
+        self._reading = True
+        """The socket is read."""
         self._catching_up = False
-        """Frames wait that were read from the socket."""
+        """:meth:`_catch_up` is going to be called."""
 
     @property
     def calls(self) -> int:
@@ -132,54 +178,53 @@ class _Socket(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but for its class
-        if len(self._connections) >= MOST_CONNECTIONS and not self._make_room():
-            self.abort()
-            return
         self._connections[self] = None
         self._flush()
 
-    def _make_room(self) -> bool:
-        """End the oldest connection without calls, preferably one that never had any. False: all have calls."""
-        idle = [each for each in self._connections if not each.calls]
-        if not idle:
-            return False
-        ended = min(idle, key=lambda each: each.used)
-        del self._connections[ended]
-        ended.go_away()
-        ended.close()
-        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, ended.abort)  # if its client does not read the end
-        return True
+    def make_way(self) -> None:
+        """End a connection without calls, in favour of another one."""
+        del self._connections[self]
+        self.go_away()
+        self.close()
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)  # if its client does not read the end
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come. If they are many small frames, other connections get their turn before all are read."""
         self._connection.receive(data)
         self._flush()
-        transport = self._transport
-        if self._connection.behind and not self._catching_up and transport is not None and not transport.is_closing():
-            self._catching_up = True
-            transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._catch_up, transport)
-
-    def _catch_up(self, transport: asyncio.Transport) -> None:
-        """Read more of the frames that wait, and from the socket when there are none."""
-        self._connection.receive(b"")
-        self._flush()
-        if transport.is_closing():
-            return
-        if self._connection.behind:
-            asyncio.get_running_loop().call_soon(self._catch_up, transport)
-        else:
-            self._catching_up = False
-            transport.resume_reading()
+        self._choose_reading()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """The client does not read. Nothing is read from it either, so that its answers take no more memory."""
         self._connection.paused = True
+        self._choose_reading()
 
     def resume_writing(self) -> None:
         """The client has read."""
         self._connection.paused = False
-        self._flush()
+        self.data_received(b"")
+
+    def _choose_reading(self) -> None:
+        """Read from the socket unless frames wait that were read from it, or the client does not read."""
+        transport, connection = self._transport, self._connection
+        if transport is None or transport.is_closing():
+            return
+        reading = not connection.behind and not connection.paused
+        if reading is not self._reading:
+            self._reading = reading
+            if reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+        if connection.behind and not self._catching_up:
+            self._catching_up = True
+            asyncio.get_running_loop().call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Read more of the frames that wait."""
+        self._catching_up = False
+        if not self._connection.paused:
+            self.data_received(b"")
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
@@ -220,9 +265,7 @@ class _Socket(asyncio.Protocol):
             return
         while not connection.paused and (data := connection.output()):
             transport.write(data)
-        if connection.frames > MOST_FRAMES:
-            self.abort()
-        elif connection.closed:
+        if connection.closed:
             transport.close()
         if not connection.calls:
             self._changed.set()
@@ -254,6 +297,9 @@ class Unary:
         """End the call if the message is too long for the method."""
         if not self._long_messages:
             self._call.finish(Status.RESOURCE_EXHAUSTED, "the message is too long for this method")
+
+    def waiting(self, size: int) -> None:
+        """Nothing: a call has one answer."""
 
     def half_closed(self) -> None:
         """No message came."""

@@ -103,7 +103,7 @@ class Router(PoolListener):
         self._strategy = strategies.find(constants.strategy, rng=rng)
         self._holdout_strategy = strategies.find(constants.holdout_strategy, rng=rng)
         self._strategy_failures = LogThrottle(FAILURE_LOG_INTERVAL)
-        self._listeners = listeners
+        self.listeners = listeners
         self._name = name
         self._table: CandidateTable | None = None
         pool.subscribe(self, now)
@@ -245,7 +245,7 @@ class Router(PoolListener):
             return choice
         decision, context, values = choice
         record = None
-        if self._listeners:  # before it is booked: the record shows the load that the decision saw
+        if self.listeners:  # before it is booked: the record shows the load that the decision saw
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
             decision.request_id = request_id
@@ -256,7 +256,7 @@ class Router(PoolListener):
         decision.load.assign(_work(decision), rate, now, requests=decision.requests)
         self._book(decision, now)
         if record is not None:
-            for listener in self._listeners:
+            for listener in self.listeners:
                 listener.decided(decision, record)
         return decision
 
@@ -488,7 +488,7 @@ class Router(PoolListener):
         self._update(decision.load, now)
         if decision.measurement is not None:
             decision.measurement.seconds = now - decision.at
-            for listener in self._listeners:
+            for listener in self.listeners:
                 listener.measured(decision)
 
     def responded(self, decision: Decision, status: int, now: float) -> None:

@@ -24,6 +24,7 @@ from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.program import program
+from warmroute.tasks import cancel
 from warmroute_lab import terminal
 from warmroute_lab.demo.options import HOST, DemoOptions
 from warmroute_lab.demo.rounds import MODEL, ROUND1, ROUND2
@@ -133,8 +134,7 @@ class Demo:
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for end in ends:
-                end.cancel()
+            await cancel(*ends)
         for child in children:
             child.require_running()
 
@@ -280,9 +280,7 @@ async def _show(demo: Demo, *, once: bool, load: bool, json_file: Path | None) -
                 death.result()
             show.result()
         finally:
-            for task in (death, show):
-                task.cancel()
-            await asyncio.gather(death, show, return_exceptions=True)
+            await cancel(death, show)
 
 
 async def _show_running(demo: Demo, *, once: bool, load: bool, json_file: Path | None) -> None:

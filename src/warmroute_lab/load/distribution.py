@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,7 @@ class Distribution:
         """The distribution of ``values``."""
         if not values:
             return cls(0.0, 0.0, 0.0, 0.0)
-        ordered = sorted(values)
-
-        def percentile(fraction: float) -> float:
-            position = fraction * (len(ordered) - 1)
-            low = int(position)
-            high = min(low + 1, len(ordered) - 1)
-            return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-        return cls(sum(ordered) / len(ordered), percentile(0.5), percentile(0.9), percentile(0.99))
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], values[0])
+        percentiles = quantiles(values, n=100, method="inclusive")
+        return cls(fmean(values), percentiles[49], percentiles[89], percentiles[98])

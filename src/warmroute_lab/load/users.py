@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
+from warmroute.tasks import cancel
 from warmroute_lab.load.chat_client import Answer, ChatClient
 from warmroute_lab.load.workload import Visit, Workload
 
@@ -58,9 +59,7 @@ async def run(
             limit = None if workload.seconds is None else workload.seconds + DRAIN
             await asyncio.wait(users, timeout=limit)
         finally:
-            for user in users:
-                user.cancel()
-            await asyncio.gather(*users, return_exceptions=True)
+            await cancel(*users)
     for user in users:
         if not user.cancelled() and (error := user.exception()):
             raise error

@@ -55,17 +55,17 @@ def match_and_insert(rounds: int) -> Figure:
     """Hash a 400 KB prompt, match it while a hundred endpoints hold parts of it, insert it at one of them. Floor: hash."""
     chats = Chats(LARGE)
     index = PrefixIndex()
-    slots = [index.open(10**7) for _ in range(MANY)]
-    candidates = sum(1 << slot for slot in slots)
-    for slot in slots:
+    holders = [index.open(10**7) for _ in range(MANY)]
+    candidates = sum(1 << holder for holder in holders)
+    for holder in holders:
         request = _parsed(chats)
-        index.insert(slot, build(request.seed, request.parts))
+        index.insert(holder, build(request.seed, request.parts))
     turns = count()
 
     def everything(request: InferenceRequest) -> None:
         chain = build(request.seed, request.parts)
         index.match(chain, candidates)
-        index.insert(slots[next(turns) % MANY], chain)
+        index.insert(holders[next(turns) % MANY], chain)
 
     hashing, complete = [], []
     for _ in range(rounds):
@@ -139,20 +139,20 @@ def index_memory(checkpoints: int, *, shared: bool) -> Figure:
     tracemalloc.start()
     try:
         index = PrefixIndex(limit=10 * checkpoints)
-        slots = [index.open(10**12) for _ in range(MANY)]
+        holders = [index.open(10**12) for _ in range(MANY)]
         before, _ = tracemalloc.get_traced_memory()
         if shared:
             for _ in range(chains // MANY):
                 one = chain()
-                for slot in slots:
-                    index.insert(slot, one)
+                for holder in holders:
+                    index.insert(holder, one)
         else:
             for k in range(chains):
-                index.insert(slots[k % MANY], chain())
+                index.insert(holders[k % MANY], chain())
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    held = sum(index.held(slot)[0] for slot in slots)
+    held = sum(index.held(holder)[0] for holder in holders)
     size = (after - before) / held
     return Figure(
         what=f"index, per checkpoint and endpoint, held by {f'all {MANY}' if shared else 'one each'}",

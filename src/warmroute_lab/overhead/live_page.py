@@ -51,7 +51,7 @@ class _World:
     def decisions(self) -> list[tuple[Decision, DecisionRecord]]:
         """Make a second's decisions. The live page has not counted them yet."""
         made: list[tuple[Decision, DecisionRecord]] = []
-        self.picker.router._listeners = (self.picker.decisions, _Collector(made))
+        self.picker.router.listeners = (self.picker.decisions, _Collector(made))
         now = monotonic()
         for endpoint in self.picker.pool.endpoints.values():
             state = EngineState(now, running=5, waiting=0, kv_usage=0.5, first_tokens_total=float(self._serial))

@@ -6,7 +6,6 @@ hashes mean equal prefixes. Blocks without a user stay cached until they are evi
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -24,13 +23,8 @@ def chain_seed(*, adapter: str | None = None, cache_salt: str | None = None) -> 
     return xxh3_64_intdigest(f"{adapter or ''}\0{cache_salt or ''}".encode())
 
 
-def hash_tokens(token_ids: Iterable[int], block_size: int, seed: int = 0) -> list[int]:
-    """Hashes of the full blocks of a sequence of token ids, each below 2**32."""
-    return hash_packed(array("I", token_ids).tobytes(), block_size, seed)
-
-
 def hash_packed(packed: bytes, block_size: int, seed: int = 0) -> list[int]:
-    """Hashes of the full blocks of packed tokens, four bytes each."""
+    """Hashes of the full blocks of token ids, packed in four bytes each."""
     width = 4 * block_size
     hashes, parent = [], seed
     for start in range(0, len(packed) - width + 1, width):

@@ -41,8 +41,8 @@ DEFAULT_ANSWER_TOKENS = 128
 """Length of an answer whose request sets no limit."""
 MAX_BODY_BYTES = 256 << 20
 _UNCOUNTED = frozenset(("/metrics", "/metrics/", "/health", "/ping", "/version", "/simulator/faults"))
-_SLEEP_LEVELS = {"1": 1, "2": 2}
 """Paths that ``http_requests_total`` leaves out; vLLM leaves out its own of these."""
+_SLEEP_LEVELS = {"1": 1, "2": 2}
 
 
 class SimulatorServer:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute_lab.simulator.blocks import BlockPool, chain_seed, hash_segments, hash_tokens
+from warmroute_lab.simulator.blocks import BlockPool, chain_seed, hash_packed, hash_segments
 
 BLOCKS = 9
 
@@ -139,15 +141,19 @@ def test_reuse_without_eviction_does_not_grow() -> None:
     assert pool.match(range(20), 20) == blocks
 
 
+def hashes(token_ids: list[int], seed: int = 0) -> list[int]:
+    return hash_packed(array("I", token_ids).tobytes(), 16, seed)
+
+
 def test_hashes_chain() -> None:
     one, other = list(range(64)), [*range(16), 99, *range(17, 64)]
-    a, b = hash_tokens(one, 16), hash_tokens(other, 16)
+    a, b = hashes(one), hashes(other)
     assert len(a) == 4
     assert a[0] == b[0]
     assert not set(a[1:]) & set(b)
-    assert hash_tokens(one[:63], 16) == a[:3]
-    assert not set(a) & set(hash_tokens(one, 16, chain_seed(adapter="lora")))
-    assert not set(a) & set(hash_tokens(one, 16, chain_seed(cache_salt="salt")))
+    assert hashes(one[:63]) == a[:3]
+    assert not set(a) & set(hashes(one, chain_seed(adapter="lora")))
+    assert not set(a) & set(hashes(one, chain_seed(cache_salt="salt")))
     assert chain_seed(adapter="x") != chain_seed(cache_salt="x")
 
 

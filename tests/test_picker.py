@@ -159,9 +159,7 @@ async def test_what_is_reloaded_is_counted(tmp_path: Path) -> None:
     try:
         for text, result in (("nonsense", "error"), ("endpoints: [{name: a, address: 10.0.0.1, port: 1}]", "ok")):
             file.write_text(text)
-            async with asyncio.timeout(60):
-                while not counted("endpoints-file", result):
-                    await asyncio.sleep(0.02)
+            await eventually(lambda result=result: counted("endpoints-file", result))  # type: ignore[misc]
     finally:
         await app.discovery.stop()
     app.metrics.reloaded("certificate", ok=False)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import eventually
 from warmroute.discovery.file import EndpointsFile, FileDiscovery, parse
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EndpointSpec
@@ -165,11 +165,6 @@ class Watched:
     def targets(self) -> dict[str, str]:
         return {endpoint.spec.name: endpoint.target for endpoint in self.pool.endpoints.values() if endpoint.ready}
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
-            while not condition():
-                await asyncio.sleep(0.002)
-
     async def looks(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Wait until the file was looked at ``count`` times more."""
         read, seen = self.discovery._read, 0
@@ -180,7 +175,7 @@ class Watched:
             return read()
 
         monkeypatch.setattr(self.discovery, "_read", counted)
-        await self.until(lambda: seen >= count)
+        await eventually(lambda: seen >= count)
 
 
 @asynccontextmanager
@@ -233,11 +228,11 @@ def test_a_file_that_cannot_be_used_at_the_start_is_an_error(
 async def test_a_change_in_place_is_followed(watched: Watched) -> None:
     kept = watched.pool.endpoints["default/vllm-0"]
     watched.path.write_text(TWO + "models: [{name: m}]")
-    await watched.until(lambda: len(watched.targets()) == 2)
+    await eventually(lambda: len(watched.targets()) == 2)
     assert watched.pool.endpoints["default/vllm-0"] is kept
     assert watched.pool.models.get("m") is not None
     watched.path.write_text("endpoints: []")
-    await watched.until(lambda: not watched.targets())
+    await eventually(lambda: not watched.targets())
     assert watched.pool.models.get("m") is None
 
 
@@ -246,9 +241,9 @@ async def test_the_log_counts_the_endpoints_that_the_file_has(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="warmroute"):
         watched.path.write_text(TWO)
-        await watched.until(lambda: len(caplog.records) == 1)
+        await eventually(lambda: len(caplog.records) == 1)
         watched.path.write_text(ONE)
-        await watched.until(lambda: len(caplog.records) == 2)
+        await eventually(lambda: len(caplog.records) == 2)
     assert [vars(record)["fields"]["endpoints"] for record in caplog.records] == [2, 1]
 
 
@@ -256,7 +251,7 @@ async def test_a_file_renamed_over_it_is_followed(watched: Watched) -> None:
     new = watched.path.with_suffix(".new")
     new.write_text(ONE.replace("8000", "8001"))  # the same size, and maybe within one tick of the file system's clock
     new.replace(watched.path)
-    await watched.until(lambda: watched.targets() == {"vllm-0": "10.0.0.1:8001"})
+    await eventually(lambda: watched.targets() == {"vllm-0": "10.0.0.1:8001"})
 
 
 async def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
@@ -268,23 +263,23 @@ async def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
     async with watching(tmp_path / "endpoints.yaml") as watched:
         (tmp_path / "data.new").symlink_to("v2")
         (tmp_path / "data.new").replace(tmp_path / "data")
-        await watched.until(lambda: watched.targets() == {"vllm-0": "10.0.0.2:8000"})
+        await eventually(lambda: watched.targets() == {"vllm-0": "10.0.0.2:8000"})
 
 
 async def test_a_bad_file_keeps_the_pool_and_is_reported_once(
     watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched.path.write_text("endpoints: [{name: x}]")
-    await watched.until(lambda: len(caplog.records) == 1)
+    await eventually(lambda: len(caplog.records) == 1)
     await watched.looks(5, monkeypatch)
     assert watched.targets() == {"vllm-0": "10.0.0.1:8000"}
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert "endpoints[0].address" in record.fields["error"]  # type: ignore[attr-defined]
     watched.path.unlink()
-    await watched.until(lambda: len(caplog.records) == 2)
+    await eventually(lambda: len(caplog.records) == 2)
     watched.path.write_text(ONE.replace("8000", "8001"))
-    await watched.until(lambda: watched.targets() == {"vllm-0": "10.0.0.1:8001"})
+    await eventually(lambda: watched.targets() == {"vllm-0": "10.0.0.1:8001"})
     assert watched.reloads == [False, False, True]
 
 
@@ -297,13 +292,13 @@ async def test_a_bad_file_is_parsed_once(watched: Watched, monkeypatch: pytest.M
 
     monkeypatch.setattr("warmroute.discovery.file.parse", counted)
     watched.path.write_text("nonsense")
-    await watched.until(lambda: bool(texts))
+    await eventually(lambda: bool(texts))
     await watched.looks(5, monkeypatch)
     assert texts == ["nonsense"]
     watched.path.unlink()
-    await watched.until(lambda: watched.reloads == [False, False])
+    await eventually(lambda: watched.reloads == [False, False])
     watched.path.write_text("nonsense")
-    await watched.until(lambda: watched.reloads == [False, False, False])
+    await eventually(lambda: watched.reloads == [False, False, False])
     assert texts == ["nonsense", "nonsense"]
 
 
@@ -319,9 +314,9 @@ async def test_the_event_loop_goes_on_while_a_changed_file_is_parsed(
 
     monkeypatch.setattr("warmroute.discovery.file.parse", slow)
     watched.path.write_text(TWO)
-    await watched.until(begun.is_set)
+    await eventually(begun.is_set)
     go_on.set()
-    await watched.until(lambda: len(watched.targets()) == 2)
+    await eventually(lambda: len(watched.targets()) == 2)
     assert waited == [True], "the event loop stood still"
 
 
@@ -330,9 +325,9 @@ async def test_a_file_put_back_as_it_was_is_told_to_be_good_again(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="warmroute"):
         watched.path.write_text("nonsense")
-        await watched.until(lambda: watched.reloads == [False])
+        await eventually(lambda: watched.reloads == [False])
         watched.path.write_text(ONE)
-        await watched.until(lambda: watched.reloads == [False, True])
+        await eventually(lambda: watched.reloads == [False, True])
         await watched.looks(3, monkeypatch)
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.INFO]
     assert watched.reloads == [False, True]
@@ -341,9 +336,9 @@ async def test_a_file_put_back_as_it_was_is_told_to_be_good_again(
 async def test_a_file_put_back_as_it_was_can_fail_again(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     for expected in (1, 2):
         watched.path.write_text("nonsense")
-        await watched.until(lambda expected=expected: len(caplog.records) == expected)  # type: ignore[misc]
+        await eventually(lambda expected=expected: len(caplog.records) == expected)  # type: ignore[misc]
         watched.path.write_text(ONE)
-        await watched.until(lambda: watched.discovery._problem is None)
+        await eventually(lambda: watched.discovery._problem is None)
 
 
 async def test_a_half_written_file_is_not_used(tmp_path: Path) -> None:

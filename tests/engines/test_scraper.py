@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.factories import engine_state
+from tests.waiting import eventually
 from warmroute.engines import scraper as scraper_module
 from warmroute.engines.fetch import NoConnectionError
 from warmroute.engines.probe import Probe
@@ -635,9 +636,7 @@ async def test_port_path_and_scheme_can_be_set() -> None:
     await scraper.start()
     pool.upsert(EndpointSpec("default", "a", "10.0.0.1", 8000), 0.0)
     try:
-        async with asyncio.timeout(60):
-            while not engines.asked:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: engines.asked)
     finally:
         await scraper.stop()
     assert engines.asked[0].startswith("https://10.0.0.1:9400/m/?name[]=")

@@ -457,7 +457,7 @@ async def test_without_the_right_to_read_pods_it_is_not_ready(tmp_path: Path, ca
 
 async def test_wrong_credentials_are_read_again(tmp_path: Path) -> None:
     async with cluster_of() as server, picking(server, tmp_path, synced=False, token="expired") as picker:
-        await asyncio.sleep(0.1)
+        await eventually(lambda: server.unauthorized)
         assert not picker.pool.synced
         server.write_kubeconfig(tmp_path / "kubeconfig")
         await eventually(lambda: picker.pool.synced)

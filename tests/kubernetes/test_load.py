@@ -13,6 +13,7 @@ import pytest
 
 from tests.factories import routing_constants
 from tests.fixtures.kubernetes.traffic import changing_pods, restless_pod
+from tests.waiting import eventually
 from warmroute.kubernetes.api import Cluster
 from warmroute.kubernetes.discovery import KubernetesDiscovery
 from warmroute.pool.endpoint import Endpoint
@@ -49,9 +50,7 @@ async def test_following_a_thousand_pods_costs_little_more_than_reading_what_cha
     busy = multiprocessing.get_context("spawn").Process(target=changing_pods, args=(kubeconfig, 1000, 50.0))
     busy.start()
     try:
-        async with asyncio.timeout(60):
-            while not kubeconfig.exists():
-                await asyncio.sleep(0.05)
+        await eventually(kubeconfig.exists)
         pool, changes, cluster = Pool(), Changes(), Cluster()
         Router(pool, routing_constants(), rng=random.Random(1), now=time.monotonic())
         pool.subscribe(changes, 0.0)
@@ -60,9 +59,7 @@ async def test_following_a_thousand_pods_costs_little_more_than_reading_what_cha
         discovery = KubernetesDiscovery(cluster, settings, pool, apply=lambda _: None, reloaded=lambda _: None)
         await discovery.start()
         try:
-            async with asyncio.timeout(60):
-                while not pool.synced:
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: pool.synced)
             await asyncio.sleep(0.5)
             before, begun, decoding, decoded = changes.count, time.process_time(), 0.0, 0
             for _ in range(round(SECONDS / PAUSE)):

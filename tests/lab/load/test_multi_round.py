@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute_lab.load import multi_round, users
 from warmroute_lab.load.chat_client import Answer
@@ -318,8 +319,7 @@ async def test_what_was_answered_before_an_interrupt_is_shown_and_written(tmp_pa
     engine = FakeEngine()
     async with engine as url:
         bench = asyncio.create_task(multi_round.bench(slow, url, console, output=output))
-        while len(engine.requests) < 5:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: len(engine.requests) >= 5)
         bench.cancel()
         with pytest.raises(asyncio.CancelledError):
             await bench

@@ -38,14 +38,6 @@ SLOWEST_RATE = 5.0
 SECONDS = float(os.environ.get("WARMROUTE_SHARED_STATE_SECONDS", "15"))
 CONVERSATIONS = 60
 TURNS = 12
-AFFINITY = (
-    "--routing-strategy=PREFIX_CACHE",
-    "--cost-balance=0",
-    "--cost-waiting=0",
-    "--cost-running=0",
-    "--cost-decode=0",
-)
-"""With these a prompt goes where it is cached, whatever the load: how fast the machine is changes the hit ratio little."""
 FORGOTTEN = 0.05
 """Least loss of hit ratio that counts: runs with nothing lost differ by 0.02, and three pickers that share nothing lose 0.1
 (0.63 in place of 0.72 to 0.73)."""

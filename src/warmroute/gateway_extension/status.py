@@ -20,7 +20,7 @@ from warmroute.gateway_extension.hooks import Gateway
 from warmroute.gateway_extension.picked_pool import PickedPool
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.inference_pool import GA_GROUP
-from warmroute.kubernetes.objects import Object, Resource
+from warmroute.kubernetes.objects import Object, Resource, timestamp
 from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def _conditions(
             "reason": reason,
             "message": f"{MESSAGE}: {message}",
             "observedGeneration": generation,
-            "lastTransitionTime": since.get((kind, str(holds)), now.strftime("%Y-%m-%dT%H:%M:%SZ")),
+            "lastTransitionTime": since.get((kind, str(holds)), timestamp(now)),
         }
         for kind, holds, reason, message in wanted
     ]

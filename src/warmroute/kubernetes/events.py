@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.inference_pool import InferencePool
-from warmroute.kubernetes.objects import Object, Resource
+from warmroute.kubernetes.objects import Object, Resource, timestamp
 from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class EventReporter:
 
 def warning(pool: InferencePool, reason: str, message: str, now: datetime) -> Object:
     """The Event object."""
-    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    time = timestamp(now)
     return {
         "apiVersion": "v1",
         "kind": "Event",

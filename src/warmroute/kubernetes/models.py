@@ -15,64 +15,64 @@ from warmroute.pool.models import Criticality, Model, ModelTarget
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """An object about a pool's models. ``age`` sorts claims, the oldest first: creation time, namespace, name."""
+class _OfPool:
+    """An object that names its pool. ``age`` sorts objects, the oldest first: creation time, namespace, name."""
 
     age: tuple[str, str, str]
     pool: str
     """Name of the pool; empty while the object is being deleted."""
 
 
-C = TypeVar("C", bound=Claim)
+T = TypeVar("T", bound=_OfPool)
 
 
 @dataclass(frozen=True, slots=True)
-class ModelClaim(Claim):
+class InferenceModel(_OfPool):
     """An InferenceModel."""
 
     model: Model
 
 
 @dataclass(frozen=True, slots=True)
-class RewriteClaim(Claim):
+class InferenceModelRewrite(_OfPool):
     """An InferenceModelRewrite. Each rule: the models that it matches (none: all models), and the targets."""
 
     rules: tuple[tuple[tuple[str, ...], tuple[ModelTarget, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectiveClaim(Claim):
+class InferenceObjective(_OfPool):
     """An InferenceObjective."""
 
     name: str
     priority: int
 
 
-def read_model(item: Object) -> ModelClaim:
+def read_model(item: Object) -> InferenceModel:
     """An InferenceModel. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     spec = item["spec"]
     targets = _targets(spec.get("targetModels") or (), "name")
     criticality = Criticality.named(spec.get("criticality") or "Standard")
-    return ModelClaim(*_claim(item), model=Model(spec["modelName"], targets, criticality))
+    return InferenceModel(*_age_and_pool(item), model=Model(spec["modelName"], targets, criticality))
 
 
-def read_rewrite(item: Object) -> RewriteClaim:
+def read_rewrite(item: Object) -> InferenceModelRewrite:
     """An InferenceModelRewrite. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     rules = []
     for rule in item["spec"]["rules"]:
         names = tuple(match["model"]["value"] for match in rule.get("matches") or ())
         rules.append((names, _targets(rule["targets"], "modelRewrite")))
-    return RewriteClaim(*_claim(item), rules=tuple(rules))
+    return InferenceModelRewrite(*_age_and_pool(item), rules=tuple(rules))
 
 
-def read_objective(item: Object) -> ObjectiveClaim:
+def read_objective(item: Object) -> InferenceObjective:
     """An InferenceObjective. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     priority = int(item["spec"].get("priority") or 0)
-    return ObjectiveClaim(*_claim(item), name=item["metadata"]["name"], priority=priority)
+    return InferenceObjective(*_age_and_pool(item), name=item["metadata"]["name"], priority=priority)
 
 
 def models_of(
-    pool: str, models: Iterable[ModelClaim], rewrites: Iterable[RewriteClaim]
+    pool: str, models: Iterable[InferenceModel], rewrites: Iterable[InferenceModelRewrite]
 ) -> tuple[list[Model], Model | None]:
     """The pool's models, and the model for all other names (from a rewrite rule without matches), if there is one.
 
@@ -80,8 +80,8 @@ def models_of(
     Criticality comes from the InferenceModel alone.
     """
     table: dict[str, Model] = {}
-    for claim in _oldest_first(pool, models):
-        table.setdefault(claim.model.name, claim.model)
+    for item in _oldest_first(pool, models):
+        table.setdefault(item.model.name, item.model)
     any_model: Model | None = None
     rewritten = set()
     for rewrite in _oldest_first(pool, rewrites):
@@ -95,15 +95,15 @@ def models_of(
     return list(table.values()), any_model
 
 
-def priorities_of(pool: str, objectives: Iterable[ObjectiveClaim]) -> dict[str, int]:
+def priorities_of(pool: str, objectives: Iterable[InferenceObjective]) -> dict[str, int]:
     """Priority of the pool's objectives by name. If two API groups have an objective of one name, the older wins."""
     priorities: dict[str, int] = {}
-    for claim in _oldest_first(pool, objectives):
-        priorities.setdefault(claim.name, claim.priority)
+    for item in _oldest_first(pool, objectives):
+        priorities.setdefault(item.name, item.priority)
     return priorities
 
 
-def _claim(item: Object) -> tuple[tuple[str, str, str], str]:
+def _age_and_pool(item: Object) -> tuple[tuple[str, str, str], str]:
     metadata = item["metadata"]
     # RFC 3339 in UTC with whole seconds: sorts as text.
     age = (metadata.get("creationTimestamp") or "", metadata["namespace"], metadata["name"])
@@ -118,5 +118,5 @@ def _targets(items: Sequence[Object], key: str) -> tuple[ModelTarget, ...]:
     return tuple(ModelTarget(item[key], weight) for item, weight in zip(items, weights, strict=True))
 
 
-def _oldest_first(pool: str, claims: Iterable[C]) -> list[C]:
-    return sorted((claim for claim in claims if claim.pool == pool), key=lambda claim: claim.age)
+def _oldest_first(pool: str, objects: Iterable[T]) -> list[T]:
+    return sorted((item for item in objects if item.pool == pool), key=lambda item: item.age)

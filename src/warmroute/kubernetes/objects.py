@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 Object = dict[str, Any]
@@ -31,3 +32,8 @@ class Resource:
     def __str__(self) -> str:
         """The name that ``kubectl`` gives it: ``plural.group``."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+def timestamp(at: datetime) -> str:
+    """A time in UTC as the API's ``Time`` has it: RFC 3339 with whole seconds."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,8 +1,8 @@
 """The data of the live page: figures once a second, and one JSON document of them for all viewers.
 
 Security: figures that depend on what others' prompts have in common stay coarse. The sums of cached tokens count each
-decision rounded to a multiple of :data:`CACHED_STEP`, up or down at random so that they are right on average: from their
-differences nobody learns more of one prompt than the step tells.
+decision rounded to a multiple of :data:`CACHED_STEP`, up or down at random, so they are right on average. A reader who takes
+the difference of two sums learns no more of one prompt than that multiple.
 """
 
 from __future__ import annotations
@@ -143,6 +143,28 @@ class LiveFeed(DecisionListener):
     async def sample(self) -> None:
         """Read every endpoint, in short slices."""
         slices = Slices()
+        readings = await self._read_endpoints(slices)
+        picks = sum(history.recent_picks for history in self._histories.values())
+        now = self._clock()
+        rows = []
+        for reading in readings:
+            rows.append(self._row(reading, self._histories[reading.endpoint.id], picks, now))
+            await slices.pause()
+        self._rows = rows
+        self._states = Counter(endpoint_state(reading.endpoint) for reading in readings)
+        self._stale = sum(
+            reading.endpoint.ready and reading.endpoint.state is not None and _age(reading, now) > STALE_SECONDS
+            for reading in readings
+        )
+        self._computing += sum(history.computing for history in self._histories.values())
+        self._traffic.add(self._totals(now))
+        if self._samples % DECAY_EVERY == 0:
+            self._prefixes.decay(now)
+        self._samples += 1
+        self._document = None
+
+    async def _read_endpoints(self, slices: Slices) -> list[EndpointReading]:
+        """Add a point to the history of every endpoint; drop the histories of those that have left."""
         histories: dict[str, EngineHistory] = {}
         readings: list[EndpointReading] = []
         for reading in self._view.readings():
@@ -156,40 +178,25 @@ class LiveFeed(DecisionListener):
             readings.append(reading)
             await slices.pause()
         self._histories = histories
-        picks = sum(history.recent_picks for history in histories.values())
-        now = self._clock()
-        rows = []
-        for reading in readings:
-            rows.append(self._row(reading, histories[reading.endpoint.id], picks, now))
-            await slices.pause()
-        self._rows = rows
-        self._states = Counter(endpoint_state(reading.endpoint) for reading in readings)
-        self._stale = sum(
-            reading.endpoint.ready and reading.endpoint.state is not None and _age(reading, now) > STALE_SECONDS
-            for reading in readings
-        )
-        self._computing += sum(history.computing for history in histories.values())
+        return readings
+
+    def _totals(self, now: float) -> Totals:
+        """Counts since the start."""
         traffic = self._metrics.traffic()
-        self._traffic.add(
-            Totals(
-                now,
-                requests=traffic.requests,
-                booked=self._view.booked(),
-                errors=traffic.errors,
-                prompts=self._prompts,
-                prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens,
-                random_cached_tokens=self._random_cached_tokens,
-                chosen_arm=self._arms[False],
-                held_out_arm=self._arms[True],
-                picks=traffic.picks,
-                computing=self._computing,
-            )
+        return Totals(
+            now,
+            requests=traffic.requests,
+            booked=self._view.booked(),
+            errors=traffic.errors,
+            prompts=self._prompts,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            random_cached_tokens=self._random_cached_tokens,
+            chosen_arm=self._arms[False],
+            held_out_arm=self._arms[True],
+            picks=traffic.picks,
+            computing=self._computing,
         )
-        if self._samples % DECAY_EVERY == 0:
-            self._prefixes.decay(now)
-        self._samples += 1
-        self._document = None
 
     def _row(self, reading: EndpointReading, history: EngineHistory, picks: int, now: float) -> tuple[Any, ...]:
         endpoint, state, window = reading.endpoint, reading.endpoint.state, reading.confirmation.last_window

@@ -177,9 +177,9 @@ def up(
 ) -> None:
     """Put Warmroute in front of engines that run already: Envoy and the endpoint picker, until Ctrl-C.
 
-    Needs nothing but `pip install 'warmroute[standalone]'`. Engines that do not answer yet get requests once they do; their
-    type (vLLM, SGLang, TensorRT-LLM) is seen on their metrics pages. Other settings of the picker are environment variables:
-    WARMROUTE_STRICT_MODELS=true (see `warmroute serve --help`).
+    Needs `pip install 'warmroute[standalone]'`, which has Envoy. Engines that do not answer yet get requests once they do.
+    Their type (vLLM, SGLang, TensorRT-LLM) is read from their metrics pages. Other settings of the picker are environment
+    variables: WARMROUTE_STRICT_MODELS=true (see `warmroute serve --help`).
     """
     from warmroute.standalone import up as running
     from warmroute.standalone.child import ChildError

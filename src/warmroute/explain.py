@@ -24,7 +24,7 @@ class UnknownDecisionError(WarmrouteError):
 
 
 def remembered(request_id: str, debug_urls: Sequence[str], *, as_json: bool = False) -> str:
-    """Why the request went where it went, by the memory of the pickers with these debug ports.
+    """Why the request went where it went, as the pickers with these debug ports remember it.
 
     Raises UnknownDecisionError, and DebugPortError if a picker cannot be asked and no other one remembers the request.
     """

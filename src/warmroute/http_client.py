@@ -28,10 +28,10 @@ def exchange(
     seconds: float = 30.0,
     most_bytes: int = MOST_BYTES,
 ) -> Answer:
-    """The answer to one request. ``seconds`` is the longest time without a byte of it.
+    """The answer to one request. ``seconds`` is the longest time between two reads of it.
 
-    Raises OSError without an answer (:func:`reason` puts it into words), and ValueError if
-    ``url`` is not an ``http://`` URL. A proxy of the environment is not used: it does not know this machine's ports.
+    Raises OSError without an answer (:func:`reason` puts it into words), and ValueError if ``url`` is not an ``http://``
+    URL. A proxy of the environment is not used: it does not know this machine's ports.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:

@@ -279,7 +279,7 @@ class EndpointPicker:
         if strategies.is_file(settings.holdout_strategy):
             raise ConfigurationError("--holdout-strategy cannot be a file")
         if strategies.is_file(strategy) and strategy != self._given_strategy:
-            # Else whoever may annotate the InferencePool could run any file of the container.
+            # Else a user who may annotate the InferencePool could run any file of the container.
             raise ConfigurationError(
                 f"the routing strategy {strategy!r} is a file: only --routing-strategy may name one"
             )

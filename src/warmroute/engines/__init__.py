@@ -1,1 +1,1 @@
-"""What the inference engines tell of themselves on their metrics pages."""
+"""Scrapes of the inference engines: their metrics pages and lists of models, and the state that follows from them."""

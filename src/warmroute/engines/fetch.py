@@ -69,8 +69,8 @@ class PageFetcher:
         """Status and body of ``url``; redirects are not followed. The caller sets the deadline of the whole exchange.
 
         Raises OSError if the peer cannot be reached or hangs up before its answer, NoConnectionError if it does not answer
-        the attempt to connect. Raises ScrapeError if its answer is not
-        HTTP, its certificate is not trusted or its page is larger than ``--max-metrics-bytes``.
+        the attempt to connect. Raises ScrapeError if its answer is not HTTP, its certificate is not trusted or its page is
+        larger than ``--max-metrics-bytes``.
         """
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,1 +1,1 @@
-"""What Envoy says and hears: the ext_proc session, its replies, the gRPC server."""
+"""The ext_proc protocol: the session of one stream, its replies, and the service on the gRPC server."""

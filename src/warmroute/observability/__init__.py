@@ -1,1 +1,1 @@
-"""What operators see: logs, Prometheus metrics, debug pages."""
+"""Logs, Prometheus metrics, traces, debug pages and the live page."""

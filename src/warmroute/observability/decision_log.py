@@ -1,6 +1,6 @@
 """The decision log: a JSON line for each decision, and one for what was measured where responses are observed.
 
-Its figures are exact, unlike those of the debug pages: whoever reads it can tell which prompts are cached. It has no prompt
+Its figures are exact, unlike those of the debug pages: a reader can tell which prompts are cached. It has no prompt
 text.
 """
 

@@ -1,7 +1,7 @@
 """``POST /debug/forget``: an operator says that engines have lost their KV cache.
 
-For what no metrics page shows at once: new weights in a living engine (``/reset_prefix_cache`` after a step of reinforcement
-learning), or a cache that was deleted by hand. The picker then believes nothing cached there. Whoever may do that can make
+For what no metrics page shows at once: new weights in a running engine (``/reset_prefix_cache`` after a step of
+reinforcement learning), or a cache that was deleted by hand. The picker then counts nothing as cached there. That can make
 requests slower, so the page needs a bearer token.
 """
 

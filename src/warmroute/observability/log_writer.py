@@ -1,6 +1,6 @@
-"""A thread that formats and writes the lines of a log, so that a slow or unread one stops nobody who logs.
+"""A thread that formats and writes the lines of a log: a slow or unread log does not block the threads that log.
 
-A pipe holds 64 KiB (pipe(7)); when nobody reads it, a write blocks for ever. Here only the writer's thread blocks. The
+A pipe holds 64 KiB (pipe(7)); when it is full and not read, a write blocks. Here only the writer's thread blocks. The
 records that wait are bounded; what comes beyond the bound is dropped and counted.
 
 The process's log and the decision log each have one.
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 BATCH_SECONDS = 0.02
-"""Time that an ordinary record waits for others: to write ten lines together takes little longer than to write one."""
+"""Seconds that an ordinary record waits for others: to write ten lines together takes little longer than to write one."""
 MOST_WAITING = 2000
 """Records that wait; further ones are dropped."""
 FLUSH_SECONDS = 1.0
-"""Longest time that a flush waits, also at exit."""
+"""Longest time in seconds that a flush waits, also at exit."""
 
 Record = TypeVar("Record")
 
@@ -135,5 +135,5 @@ class LogWriter(Generic[Record]):
         while rest:
             try:
                 rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:  # somebody made the descriptor non-blocking
+            except BlockingIOError:  # another process made the descriptor non-blocking
                 select.select((), (descriptor,), ())

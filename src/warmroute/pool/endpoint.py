@@ -72,9 +72,9 @@ class EndpointSpec:
 
     ``address`` is an IPv4 or IPv6 address (no brackets), made canonical here; ``incarnation`` changes when the engine
     behind the name is another process (Kubernetes: pod uid and container id) and is empty if that is unknown. Any change of
-    ``cache_generation`` says that the engine has lost its KV cache and lives on. ``rank`` is the number of a data-parallel
-    engine behind the port, which requests choose by the header ``X-data-parallel-rank``; None: the server chooses, or has
-    one.
+    ``cache_generation`` says that the engine has lost its KV cache and keeps running. ``rank`` is the number of a
+    data-parallel engine behind the port, which requests choose by the header ``X-data-parallel-rank``; None: the server
+    chooses, or has one.
     """
 
     namespace: str

@@ -28,10 +28,10 @@ class PoolListener:
         """``endpoint.state`` is new."""
 
     def endpoint_cache_emptied(self, endpoint: Endpoint, now: float) -> None:
-        """The engine behind it lost its KV cache and lives on."""
+        """The engine behind it lost its KV cache and kept its queue."""
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
-        """The engine behind it lost its KV cache and queue."""
+        """The engine behind it lost its KV cache and its queue: its process ended."""
 
 
 class Pool:
@@ -77,7 +77,7 @@ class Pool:
         return self._upsert(spec if ranks == 1 else spec.of_rank(0), now)
 
     def set_ranks(self, endpoint: Endpoint, ranks: int, now: float) -> tuple[Endpoint, ...]:
-        """So many data-parallel engines, at most MOST_RANKS, are behind the endpoint's port: one member for each.
+        """Make one member for each of the ``ranks`` data-parallel engines behind the endpoint's port; at most MOST_RANKS.
 
         ``endpoint`` is the first of them. Returns all in order.
         """
@@ -198,7 +198,7 @@ class Pool:
             self._changed(endpoint, now)
 
     def cache_emptied(self, endpoint: Endpoint, now: float) -> None:
-        """Somebody says that the engine has lost its KV cache: its weights have changed, or its cache was reset."""
+        """Report that the engine has lost its KV cache: its weights have changed, or its cache was reset."""
         if self._has(endpoint):
             for listener in self._listeners:
                 listener.endpoint_cache_emptied(endpoint, now)

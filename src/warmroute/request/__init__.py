@@ -1,1 +1,1 @@
-"""What clients say: HTTP bodies to inference requests, and errors in OpenAI's shape."""
+"""Requests of clients: HTTP bodies to inference requests, and errors in OpenAI's shape."""

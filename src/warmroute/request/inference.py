@@ -35,12 +35,12 @@ class InferenceRequest(NamedTuple):
     head: int = 0
     """Of several prompts, the number of parts that each begins with; further prompts do not repeat them in ``parts``."""
     starts: tuple[int, ...] = ()
-    """Indices in ``parts`` at which the second prompt and each further one go on after the head."""
+    """Indices in ``parts`` at which the second prompt and each further one continue after the head."""
     samples: int = 1
     """Answers that the client wants to each prompt (``n``). Engines queue each as a request of its own."""
     reads_cache: bool = True
     """Whether the engine may take a beginning of the prompt from its cache. Not if log probabilities of the prompt are
-    asked for; the prompt is cached all the same."""
+    asked for; the prompt is still cached then."""
     prompt_bytes: int = 0
     """Length of all prompts in bytes: the sum of their parts' bytes; of a body that was cut off, as estimated."""
     tokens: int | None = None

@@ -198,8 +198,8 @@ class CacheModel:
     def observe(self, load: EndpointLoad, state: EngineState, capacity: int) -> bool:
         """A scrape of the endpoint's engine: its counters confirm prompts and measure hits, within ``capacity``.
 
-        Returns whether the engine's cache has been emptied though the engine lives on: it sleeps, it keeps no prompts, or it
-        finds nothing of what it found before. Then the caller gives the endpoint a new holder.
+        Returns whether the engine's cache has been emptied while the engine keeps running: it sleeps, it keeps no prompts,
+        or it finds nothing of what it found before. Then the caller gives the endpoint a new holder.
         """
         holder, confirmation = load.holder, load.confirmation
         self._index.resize(holder, capacity)

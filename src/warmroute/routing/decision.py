@@ -58,7 +58,7 @@ class Decision:
     held_out: bool = False
     """``--holdout-strategy`` chose."""
     id: str = ""
-    """Unique among the decisions of all pickers; empty if nobody listens."""
+    """Unique among the decisions of all pickers; empty without listeners."""
     request_id: str = ""
     """The gateway's ``x-request-id``; clients may choose it and it may be empty."""
     measurement: Measurement | None = None
@@ -98,8 +98,8 @@ def reason_of(cached_tokens: float, *, best: float, threshold: float, has_prompt
     """Why an endpoint was chosen that holds ``cached_tokens`` of the prompt.
 
     ``warm``: it holds more than ``threshold`` tokens; ``partial``: it holds some; ``spread``: another one holds more
-    (``best``), but this one is cheaper; ``cold``: nobody holds any; ``no-prompt``: there was nothing to match; ``state``: it
-    keeps what the request goes on with (:mod:`warmroute.routing.stored_states`).
+    (``best``), but this one is cheaper; ``cold``: no endpoint holds any; ``no-prompt``: there was nothing to match;
+    ``state``: it stores the state that the request continues (:mod:`warmroute.routing.stored_states`).
     """
     if has_state:
         return "state"

@@ -554,12 +554,12 @@ class Router(PoolListener):
         return load.speed(self._constants.load)
 
     def held(self, load: EndpointLoad) -> tuple[int, float]:
-        """Checkpoints and tokens that the prefix index believes the endpoint to hold."""
+        """Checkpoints and tokens that the endpoint holds, by the prefix index."""
         checkpoints, prompt_bytes = self._caches.held(load.holder)
         return checkpoints, prompt_bytes / self._bytes_per_token.estimate
 
     def holders(self, checkpoint: int) -> list[str]:
-        """Ids of the endpoints that the prefix index believes to hold a prompt up to the checkpoint."""
+        """Ids of the endpoints that hold a prompt up to the checkpoint, by the prefix index."""
         holders = set(self._caches.holders(checkpoint))
         return [load.endpoint.id for load in self._loads.values() if load.holder in holders]
 

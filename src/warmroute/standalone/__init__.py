@@ -1,1 +1,1 @@
-"""A real Envoy, simulated engines and the endpoint picker, started together on one machine."""
+"""Envoy and its configuration, and the processes of ``warmroute up``: pickers, NATS and Envoy on one machine."""

@@ -13,7 +13,7 @@ FIRST_PORT, LAST_PORT = 12_000, 32_767
 ATTEMPTS = 1000
 
 _next_port = random.randrange(FIRST_PORT, LAST_PORT)
-"""Where this process goes on."""
+"""The port that this process tries next."""
 
 
 def reachable(host: str) -> str:

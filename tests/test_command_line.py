@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -144,6 +145,34 @@ def test_every_help_has_an_example_that_parses(command: list[str]) -> None:
     assert words[0] == (command or ["serve"])[0]
     flags = [word.split("=")[0] for word in words if word.startswith("--")]
     assert set(flags) <= {"--" + name.replace("_", "-") for name in Settings.model_fields}
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "warmroute.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+if "ignored" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["version"]
+from warmroute.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_during_the_imports_ends_the_command_without_a_traceback() -> None:
+    interrupted, ignoring = (
+        subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, *words], capture_output=True, text=True, timeout=60, check=False
+        )
+        for words in ([], ["ignored"])
+    )
+    assert (interrupted.returncode, interrupted.stdout, interrupted.stderr) == (-signal.SIGINT, "", "")
+    assert (ignoring.returncode, ignoring.stdout) == (0, f"{warmroute.__version__}\n")
 
 
 def test_the_help_of_serve_lists_the_flags_by_group() -> None:

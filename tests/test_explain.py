@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from warmroute import explain
+from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute.observability import explanation
 from warmroute.observability.debug_client import DebugPortError, ask
@@ -111,6 +113,24 @@ def test_a_decision_is_found_in_a_log(tmp_path: Path) -> None:
         explain.logged("r9", tmp_path / "log")
     with pytest.raises(ConfigurationError, match="cannot read"):
         explain.logged("r9", tmp_path / "missing")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_dry_run_that_is_rejected_is_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    answer: dict[str, Any] = {"rejected": {"status": 400, "reason": "malformed", "message": "The body is no JSON."}}
+    monkeypatch.setattr(explain, "ask", lambda *_, **__: answer)
+    (tmp_path / "body").write_text("{")
+    arguments = ["explain", "--body", str(tmp_path / "body"), *flags]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "malformed" in done.stdout
+    assert "The body is no JSON." in done.stdout
+    answer = DECISION
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert "ns/vllm-1" in done.stdout
 
 
 @pytest.mark.integration

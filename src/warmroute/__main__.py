@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C during its imports ends the process without a traceback, with exit code 130."""
-    try:
-        from warmroute.cli import main as run
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Run the command line.
+
+    Ctrl-C during its imports ends the process by the signal, as it does a program that handles none: no traceback, exit code
+    130 in a shell.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # not where SIGINT is ignored, as in a shell's background job
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from warmroute.cli import main as run
+
+    signal.signal(signal.SIGINT, handler)
     run()
 
 

@@ -241,7 +241,8 @@ def explain(
     """Say why a request went where it went, or where one would go: each endpoint's share of the prompt, wait and cost.
 
     Needs a running picker, except with --decision-log. The picker remembers its last --debug-decisions requests. Cached
-    tokens are rounded down to a multiple of 1,024, but not in the decision log.
+    tokens are rounded down to a multiple of 1,024, but not in the decision log. Exit code 1: the request of a dry run would
+    be rejected.
     """
     from warmroute import explain as explaining
     from warmroute.observability.debug_client import DEFAULT_URL
@@ -250,8 +251,10 @@ def explain(
         raise ConfigurationError("give either a request id or --body FILE")
     urls = debug_url or [DEFAULT_URL]
     if body is not None:
-        text = explaining.dry_run(body, path, urls[0], as_json=as_json)
-    elif decision_log is not None:
+        text, routed = explaining.dry_run(body, path, urls[0], as_json=as_json)
+        typer.echo(text)
+        raise typer.Exit(0 if routed else 1)
+    if decision_log is not None:
         text = explaining.logged(request_id, decision_log, as_json=as_json)
     else:
         text = explaining.remembered(request_id, urls, as_json=as_json)

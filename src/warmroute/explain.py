@@ -46,20 +46,25 @@ def remembered(request_id: str, debug_urls: Sequence[str], *, as_json: bool = Fa
     return _text(found, as_json=as_json)
 
 
-def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> str:
-    """Where a request with the body in a file would go. Raises ConfigurationError, DebugPortError."""
+def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> tuple[str, bool]:
+    """Where a request with the body in a file would go, and whether it would be routed at all: it may be rejected.
+
+    Raises ConfigurationError, DebugPortError.
+    """
     try:
         content = body.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"cannot read {body}: {error.strerror}") from error
     query: dict[str, str | int] = {"path": path, "candidates": MOST_CANDIDATES}
     explained = ask(debug_url, "/debug/explain", query, body=content)
+    rejected = explained.get("rejected")
     if as_json:
-        return _json(explained)
-    if "rejected" in explained:
-        rejected = explained["rejected"]
-        return f"It would be rejected: {rejected['status']} {rejected['reason']}: {rejected['message']}"
-    return explanation.text(explained, decided=False)
+        text = _json(explained)
+    elif rejected:
+        text = f"It would be rejected: {rejected['status']} {rejected['reason']}: {rejected['message']}"
+    else:
+        text = explanation.text(explained, decided=False)
+    return text, not rejected
 
 
 def logged(request_id: str, decision_log: Path, *, as_json: bool = False) -> str:

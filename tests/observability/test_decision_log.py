@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.factories import routing_constants
+from warmroute import explain
 from warmroute.observability import log_writer
 from warmroute.observability.decision_log import MOST_CANDIDATES, STDOUT, DecisionLog
 from warmroute.pool.endpoint import EndpointSpec
@@ -114,6 +115,32 @@ def test_a_log_that_is_not_written_blocks_nobody_and_the_lost_lines_are_counted(
     written = lines(tmp_path / "log")
     assert len(written) == log_writer.MOST_WAITING + 2
     assert written[-1] == {"dropped": 7}
+
+
+def test_after_a_line_that_was_cut_the_next_begins_on_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes a part of a line. The others stay readable."""
+    log = DecisionLog(str(tmp_path / "log"), 1 << 20, clock=lambda: 2.0)
+    file = log._file
+    assert file is not None
+    write = file.write
+
+    def cut(text: str) -> None:
+        write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    routing = router(log)
+    for request, how in (("before", write), ("cut", cut), ("lost", cut), ("after", write), ("last", write)):
+        monkeypatch.setattr(file, "write", how)
+        routing.pick(PROMPT, 0.0, request_id=request)
+        assert log._writer.flush()
+    log.close()
+    assert log.dropped >= 2
+    for request in ("before", "after", "last"):
+        assert f"Request {request} went to" in explain.logged(request, tmp_path / "log")
+    with pytest.raises(explain.UnknownDecisionError):
+        explain.logged("cut", tmp_path / "log")
 
 
 def test_the_log_may_be_standard_output(capfd: pytest.CaptureFixture[str]) -> None:

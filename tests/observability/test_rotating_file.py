@@ -41,6 +41,17 @@ def test_a_file_is_appended_to_and_filled(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_that_ends_within_a_line_goes_on_with_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("whole\nhal")
+    file = RotatingFile(tmp_path / "log", 100)
+    file.write("next\n")
+    file.close()
+    file = RotatingFile(tmp_path / "log", 100)
+    file.write("last\n")
+    file.close()
+    assert contents(tmp_path) == {"log": "whole\nhal\nnext\nlast\n"}
+
+
 def test_a_file_that_was_moved_is_begun_anew_when_it_is_full(tmp_path: Path) -> None:
     file = RotatingFile(tmp_path / "log", 10)
     file.write("1234567\n")

@@ -51,6 +51,8 @@ class LogWriter(Generic[Record]):
         self._thread: threading.Thread | None = None
         self._closed = False
         self._reported = 0
+        self._broken = False
+        """The last write failed, perhaps within a line."""
         self.dropped = 0
         """Records that were lost: beyond the bound, or refused by the stream."""
 
@@ -107,10 +109,14 @@ class LogWriter(Generic[Record]):
                 lines.append(self._line(item))
         if dropped > self._reported:
             lines.append(self._line_of_loss(dropped - self._reported) + "\n")
+        if self._broken and lines:
+            lines.insert(0, "\n")
         try:
             self._write("".join(lines))
             self._reported = dropped
+            self._broken = False
         except Exception:  # a closed or broken stream; there is nowhere else to report it
+            self._broken = True
             self.dropped += len(lines)
             self._reported = self.dropped
         for flush in flushes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
@@ -13,7 +14,8 @@ KEPT = 3
 class RotatingFile:
     """Appends to ``path``; before that would make it longer than ``most_bytes``, the file becomes ``path.1``.
 
-    A text longer than that has a file of its own. Not thread-safe. Raises ConfigurationError if the file cannot be opened;
+    A text longer than that has a file of its own. A file that ends within a line, as a full disk leaves it, gets a line
+    break when it is opened. Not thread-safe. Raises ConfigurationError if the file cannot be opened;
     afterwards its methods raise OSError.
     """
 
@@ -22,6 +24,8 @@ class RotatingFile:
         self._most_bytes = most_bytes
         try:
             self._file = path.open("ab", buffering=0)
+            if _ends_within_a_line(path):
+                self._file.write(b"\n")
         except OSError as error:
             raise ConfigurationError(f"cannot write to {path}: {error.strerror}") from error
 
@@ -52,3 +56,11 @@ class RotatingFile:
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"

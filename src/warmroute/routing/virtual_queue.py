@@ -2,7 +2,7 @@
 
 A scraped gauge is up to one scrape interval old: every request of the next milliseconds would go to the endpoint that was
 idle then. So each decision enters the queue at once: a prompt is computed at ``max(now, busy_until) + work / rate``, first
-come, first served. Entries leave when their time has passed, so none can stay for ever. Each scrape corrects the queue:
+come, first served. Entries leave when their time has passed, so every entry leaves. Each scrape corrects the queue:
 
 ========================  ================================================  ==============================================
 the engine exports        entries kept                                      bounds on the number of entries

@@ -1,4 +1,4 @@
-"""Serialised messages that are read without decoding them, against protobuf's own encoder."""
+"""Serialised messages that are read and written without objects of their fields, against protobuf's own encoder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,31 @@ def test_a_chunk_of_a_response_is_found_and_wrapped_as_protobuf_does_it(
         message.metadata_context.filter_metadata["envoy.lb"].fields["key"].string_value = "x" * size
     chunk = response_chunk(message.SerializeToString())
     assert chunk == message.response_body.SerializeToString()
-    assert replies.response_chunk(chunk) == replies.streamed_response_body(body, end_of_stream=end_of_stream)
+    assert pb.ProcessingResponse.FromString(replies.response_chunk(chunk)) == pb.ProcessingResponse(
+        response_body=_returned(body, end_of_stream=end_of_stream)
+    )
+
+
+def _returned(body: bytes, *, end_of_stream: bool) -> pb.BodyResponse:
+    streamed = pb.StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
+    return pb.BodyResponse(response=pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=streamed)))
+
+
+@given(
+    size=st.sampled_from([0, 1, 119, 120, 127, 128, 2_400, 16_370, 16_384, replies.CHUNK_BYTES]),
+    end_of_stream=st.booleans(),
+)
+def test_returned_bodies_are_what_protobuf_makes_of_them(size: int, end_of_stream: bool) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    expected = _returned(body, end_of_stream=end_of_stream)
+    in_request = pb.ProcessingResponse(request_body=expected)
+    in_response = pb.ProcessingResponse(response_body=expected)
+    for replied, answer in (
+        ([replies.returned_chunk(body, end_of_stream=end_of_stream)], in_request),
+        (replies.streamed_request_body(body, end_of_stream=end_of_stream), in_request),
+        ([replies.streamed_response_body(body, end_of_stream=end_of_stream)], in_response),
+    ):
+        assert [pb.ProcessingResponse.FromString(reply) for reply in replied] == [answer]
 
 
 CHUNK = pb.ProcessingRequest(response_body=pb.HttpBody(body=b"x"))

@@ -18,9 +18,9 @@ from warmroute.extproc.ext_proc_pb2 import (
     HttpStatus,
     ImmediateResponse,
     ProcessingResponse,
-    StreamedBodyResponse,
     TrailersResponse,
 )
+from warmroute.extproc.wire import field_tag, http_body, nested
 from warmroute.request.rejections import Rejection, rejection_body
 
 CHUNK_BYTES = 62_000
@@ -32,16 +32,14 @@ CONTINUE_REQUEST_TRAILERS = ProcessingResponse(request_trailers=TrailersResponse
 CONTINUE_RESPONSE_HEADERS = ProcessingResponse(response_headers=HeadersResponse()).SerializeToString()
 CONTINUE_RESPONSE_BODY = ProcessingResponse(response_body=BodyResponse()).SerializeToString()
 CONTINUE_RESPONSE_TRAILERS = ProcessingResponse(response_trailers=TrailersResponse()).SerializeToString()
-_HEADS_OF_CHUNK = [
-    bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | 2,))
-    for message, field in (
-        (BodyMutation, "streamed_response"),
-        (CommonResponse, "body_mutation"),
-        (BodyResponse, "response"),
-        (ProcessingResponse, "response_body"),
-    )
-]
-"""Tags of the messages around a chunk of a response, the innermost first."""
+_AROUND_BODY = (
+    field_tag(BodyMutation, "streamed_response"),
+    field_tag(CommonResponse, "body_mutation"),
+    field_tag(BodyResponse, "response"),
+)
+_IN_REQUEST = (*_AROUND_BODY, field_tag(ProcessingResponse, "request_body"))
+"""Tags of the messages around a StreamedBodyResponse, the innermost first."""
+_IN_RESPONSE = (*_AROUND_BODY, field_tag(ProcessingResponse, "response_body"))
 
 
 def _set(name: str, value: str) -> HeaderValueOption:
@@ -127,42 +125,23 @@ def streamed_request_body(body: bytes, *, end_of_stream: bool) -> Iterator[bytes
     """The whole body, returned to Envoy in FULL_DUPLEX_STREAMED. The last message carries ``end_of_stream``."""
     size = len(body)
     for start in range(0, size or 1, CHUNK_BYTES):
-        chunk = StreamedBodyResponse(
-            body=body[start : start + CHUNK_BYTES], end_of_stream=end_of_stream and start + CHUNK_BYTES >= size
-        )
-        common = CommonResponse(body_mutation=BodyMutation(streamed_response=chunk))
-        yield ProcessingResponse(request_body=BodyResponse(response=common)).SerializeToString()
+        last = start + CHUNK_BYTES >= size
+        yield returned_chunk(body[start : start + CHUNK_BYTES], end_of_stream=end_of_stream and last)
 
 
 def returned_chunk(body: bytes, *, end_of_stream: bool) -> bytes:
     """A chunk of a request, returned unchanged in FULL_DUPLEX_STREAMED."""
-    chunk = StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
-    common = CommonResponse(body_mutation=BodyMutation(streamed_response=chunk))
-    return ProcessingResponse(request_body=BodyResponse(response=common)).SerializeToString()
+    return nested(_IN_REQUEST, http_body(body, end_of_stream=end_of_stream))
 
 
 def streamed_response_body(body: bytes, *, end_of_stream: bool) -> bytes:
     """A response chunk, returned unchanged in FULL_DUPLEX_STREAMED."""
-    chunk = StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
-    common = CommonResponse(body_mutation=BodyMutation(streamed_response=chunk))
-    return ProcessingResponse(response_body=BodyResponse(response=common)).SerializeToString()
+    return nested(_IN_RESPONSE, http_body(body, end_of_stream=end_of_stream))
 
 
 def response_chunk(chunk: bytes) -> bytes:
-    """The reply that :func:`streamed_response_body` makes, of a serialised HttpBody.
-
-    A StreamedBodyResponse has the fields of an HttpBody by number, so a chunk of a response is neither decoded nor
-    serialised: heads are put before it.
-    """
-    for tag in _HEADS_OF_CHUNK:
-        size = len(chunk)
-        length = bytearray()
-        while size > 0x7F:
-            length.append(size & 0x7F | 0x80)
-            size >>= 7
-        length.append(size)
-        chunk = b"".join((tag, length, chunk))
-    return chunk
+    """The reply that :func:`streamed_response_body` makes, of a serialised HttpBody."""
+    return nested(_IN_RESPONSE, chunk)
 
 
 def served_in_headers(served: str) -> bytes:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tests.request.test_routes import BODIES
 from warmroute.request.content_encoding import MAX_RATIO
-from warmroute.request.prompt import MAX_ARGUMENTS, MAX_ITEMS, MEDIA_BYTES, NOT_RENDERED, SEED_FIELDS
+from warmroute.request.prompt import MAX_ARGUMENTS, MAX_ITEMS, MEDIA_BYTES, NOT_RENDERED
 from warmroute.request.routes import ROUTES
+from warmroute.request.seed import SEED_FIELDS
 from warmroute.routing.router import MOST_MATCHED_PROMPTS
 from warmroute.routing.stored_states import MOST_STATES
 

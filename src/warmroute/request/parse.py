@@ -12,9 +12,10 @@ import orjson
 
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.limits import LENIENT_BODY, MAX_JSON_VALUES, count_values
-from warmroute.request.prompt import Prompt, media_options, seed
+from warmroute.request.prompt import Prompt, media_options
 from warmroute.request.rejections import Rejection, malformed, too_many_values
 from warmroute.request.routes import MEDIA_FIELDS, Document, Form, Route, find_route, model_in_path
+from warmroute.request.seed import seed
 from warmroute.request.stored_state import state_in
 from warmroute.request.truncated import decode_beginning, ends_in_media
 

@@ -52,41 +52,6 @@ the rest is written as text."""
 TOKEN_BYTES = 4
 """Bytes of prompt of each token id."""
 
-SEED_FIELDS = frozenset(
-    {
-        # part of the engine's block hashes: the tenant's salt, the adapter
-        "cache_salt",
-        "extra_key",
-        "lora_path",
-        # rendered by the chat template before the first message
-        "chat_template",
-        "chat_template_kwargs",
-        "add_special_tokens",
-        "reasoning_effort",
-        "reasoning",
-        "thinking",
-        "output_config",
-        # where the prompt is cut
-        "truncate_prompt_tokens",
-        "truncation_side",
-        # a history that is stored in the engine
-        "previous_response_id",
-        "conversation",
-        "session_params",
-    }
-)
-"""Fields of a request that may change its prompt from the first token on.
-
-``tool_choice`` and grammars (``response_format``, ``structured_outputs``) affect the decoding, ``add_generation_prompt`` and
-``continue_final_message`` the end of the prompt. Agents change them from turn to turn, and the cached prefix stays valid.
-"""
-_RENDERED_MEMBERS = {
-    "thinking": ("type",),  # not its budget
-    "reasoning": ("effort", "enabled"),  # not what is shown of it
-    "output_config": ("effort",),  # not its format, which is a grammar
-}
-"""Of these seed fields, the members that a template can render."""
-
 MEDIA_OPTIONS = frozenset({"mm_processor_kwargs", "media_io_kwargs"})
 """Fields of a request that say how its media are processed; they change nothing else."""
 
@@ -113,24 +78,6 @@ _RENAMED = {"reasoning_content": "reasoning"}  # two names of one field; engines
 NOTHING: tuple[object, ...] = (None, "", [], {})
 # The text of this block changes with every request, and engines drop it.
 _BILLING_BLOCK = "x-anthropic-billing-header"
-
-
-def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
-    """What two prompts must have in common to share a prefix: ``family`` (how they are rendered), SEED_FIELDS, model."""
-    if not SEED_FIELDS.isdisjoint(document):
-        for name in sorted(SEED_FIELDS.intersection(document)):
-            value = _rendered(name, document[name])
-            if value not in NOTHING:
-                family += _field(name, value)
-    return family + END + encode(model)
-
-
-def _rendered(name: str, value: object) -> object:
-    """The part of a seed field that a template can render."""
-    members = _RENDERED_MEMBERS.get(name)
-    if members is None or type(value) is not dict:
-        return value
-    return {member: value[member] for member in members if value.get(member) not in NOTHING}
 
 
 def media_options(document: dict[str, Any]) -> bytes:
@@ -180,7 +127,7 @@ class Prompt:
     def field(self, name: str, value: object) -> None:
         """A field that templates render before the messages, or with the first: documents."""
         if value not in NOTHING:
-            self._add(_field(name, value) + END)
+            self._add(encoded_field(name, value) + END)
 
     def tools(self, tools: object) -> None:
         """The tools, which templates render before the messages, or with the first."""
@@ -386,7 +333,7 @@ class Prompt:
         if name == "arguments" and type(value) is str:
             self._arguments(value)
         else:
-            self._pending.append(_field(name, value))
+            self._pending.append(encoded_field(name, value))
 
     def _arguments(self, arguments: str) -> None:
         """The arguments of a tool call as an object, as engines parse and render them; as a text if they are none."""
@@ -447,7 +394,8 @@ class Prompt:
             self._pending.clear()
 
 
-def _field(name: str, value: object) -> bytes:
+def encoded_field(name: str, value: object) -> bytes:
+    """A field of a request or a message with its name; a text is not written as JSON."""
     if type(value) is str:
         return b"".join((FIELD, encode(name), STRING, encode(value)))
     return b"".join((FIELD, encode(name), JSON, canonical_json(value)))

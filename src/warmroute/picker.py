@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from warmroute import __version__, runtime
 from warmroute.discovery.file import FileDiscovery
 from warmroute.end_signals import on_end_signal
-from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.engines.scrape_target import ScrapeOutcome
+from warmroute.engines.scraper import Scraper
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.server import Server

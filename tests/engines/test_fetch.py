@@ -14,7 +14,8 @@ import pytest
 
 from warmroute.engines import fetch as fetch_module
 from warmroute.engines.fetch import MOST_CHUNKS, MOST_HEAD_BYTES, MOST_INTERIM, PageFetcher
-from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.engines.scrape_target import ScrapeOutcome
+from warmroute.engines.scraper import Scraper
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.engines.scrape_target import ScrapeOutcome
+from warmroute.engines.scraper import Scraper
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.settings import Settings

@@ -17,7 +17,8 @@ from tests.waiting import eventually
 from warmroute.engines import scraper as scraper_module
 from warmroute.engines.fetch import NoConnectionError
 from warmroute.engines.probe import Probe
-from warmroute.engines.scraper import LONGEST_SILENCE, ScrapeOutcome, Scraper, busy_interval
+from warmroute.engines.scrape_target import LONGEST_SILENCE, ScrapeOutcome
+from warmroute.engines.scraper import Scraper, busy_interval
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, ServedModels
 from warmroute.pool.pool import Pool, PoolListener

@@ -19,8 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from warmroute.engines import scrape_target
 from warmroute.engines import scraper as scraper_module
-from warmroute.engines.scraper import ScrapeOutcome, Scraper
+from warmroute.engines.scrape_target import ScrapeOutcome
+from warmroute.engines.scraper import Scraper
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
@@ -121,7 +123,7 @@ class Scene(PoolListener):
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scraper_module, "TICK", 0.005)
-    monkeypatch.setattr(scraper_module, "BACKOFF", (0.02, 0.04))
+    monkeypatch.setattr(scrape_target, "BACKOFF", (0.02, 0.04))
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ async def test_an_engine_without_metrics_stays_reachable(scene: Scene) -> None:
 async def test_an_engine_that_hangs_is_left_out_and_comes_back_by_itself(
     quick_retries: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scraper_module, "LONGEST_SILENCE", 3.0)
+    monkeypatch.setattr(scrape_target, "LONGEST_SILENCE", 3.0)
     hung, well = FakeVllm(), FakeVllm()
     async with serving(hung) as port, serving(well) as other_port, scraping(metrics_timeout=1.0) as scene:
         endpoint, other = scene.add(port), scene.add(other_port, "b")

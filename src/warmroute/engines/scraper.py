@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from http import HTTPStatus
 from time import monotonic
 
@@ -14,6 +13,7 @@ from warmroute.engines.dialects import DIALECTS, Dialect
 from warmroute.engines.fetch import NoConnectionError, PageFetcher, reason
 from warmroute.engines.models import read_models
 from warmroute.engines.probe import Again, Probe, StatusError
+from warmroute.engines.scrape_target import ScrapeOutcome, ScrapeTarget
 from warmroute.errors import ConfigurationError, ScrapeError
 from warmroute.pool.endpoint import Endpoint, EngineState
 from warmroute.pool.pool import Pool, PoolListener
@@ -29,17 +29,6 @@ CONCURRENCY = 128
 SILENT_CONCURRENCY = 32
 """Places of :data:`CONCURRENCY` that endpoints may hold whose last scrape got no answer. The others stay free for those that
 answer, however many hang."""
-BACKOFF = (0.5, 1.0, 2.0)
-"""Seconds until an engine that does not answer is tried again; the last value repeats."""
-TIMEOUTS_ALLOWED = 1
-"""Consecutive attempts to connect without an answer after which an engine still counts as reachable, and consecutive
-timeouts of an engine that has never answered. A long step of the engine may cause one."""
-LONGEST_SILENCE = 30.0
-"""Seconds without an answer, on connections that are accepted, after which an engine that answered before counts as
-unreachable. Its page may be slow while it serves: the API server answers between other work (tokenizing long prompts,
-loading an adapter), and collecting the metrics of many processes takes seconds. Meanwhile its figures age and cost more."""
-LONGEST_PATIENCE = 10.0
-"""Upper bound of the factor on ``--metrics-timeout`` for a slow page. It doubles with each timeout."""
 JITTER = 0.1
 """Share by which an interval varies, so that the scrapes of several engines do not synchronize."""
 READING_SHARE = 0.05
@@ -50,69 +39,6 @@ LARGEST_EXCHANGE = 4
 
 Fetch = Callable[[str], Awaitable[tuple[int, bytes]]]
 """URL to status and body; see :class:`~warmroute.engines.fetch.PageFetcher` for the errors."""
-
-
-class ScrapeOutcome(StrEnum):
-    """How a scrape ended: a label of the metrics."""
-
-    OK = "ok"
-    UNREACHABLE = "unreachable"
-    """The connection was refused or broken."""
-    NO_CONNECTION = "no-connection"
-    """The attempt to connect got no answer."""
-    TIMEOUT = "timeout"
-    """The engine accepted the connection and did not answer in time."""
-    STATUS = "status"
-    """The engine answered with another status than 200."""
-    PAGE = "page"
-    """The engine answered with a page that cannot be used."""
-    INTERNAL = "internal"
-    """A bug in the picker."""
-
-
-class _Target:
-    """One endpoint as the scraper sees it."""
-
-    __slots__ = (
-        "answered_at",
-        "due",
-        "endpoint",
-        "engine",
-        "models_due",
-        "models_url",
-        "outcome",
-        "patience",
-        "phased",
-        "probe",
-        "reading",
-        "silent",
-        "taken_over",
-        "task",
-        "url",
-    )
-
-    def __init__(self, endpoint: Endpoint, due: float) -> None:
-        self.endpoint = endpoint
-        self.engine = endpoint.engine
-        self.url = ""
-        self.probe: Probe
-        self.due = due
-        self.task: asyncio.Task[None] | None = None
-        self.outcome = ScrapeOutcome.OK
-        self.silent = 0
-        """Consecutive scrapes without an answer."""
-        self.answered_at: float | None = None
-        """When the engine answered last, with whatever status."""
-        self.patience = 1.0
-        """Factor on the timeout: above 1 for a page that took longer before."""
-        self.models_url: str | None = None
-        self.models_due = 0.0
-        self.reading = 0.0
-        """Seconds that reading the latest pages took."""
-        self.taken_over = False
-        """Whether another picker scraped it until now."""
-        self.phased = False
-        """Whether its scrapes were moved apart from those of endpoints added at the same time."""
 
 
 class Scraper(PoolListener):
@@ -145,7 +71,7 @@ class Scraper(PoolListener):
         self._fetcher: PageFetcher | None = None
         self._rng = rng or random.Random()
         self._owns = owns
-        self._targets: dict[str, _Target] = {}
+        self._targets: dict[str, ScrapeTarget] = {}
         self._owner = BackgroundTask(self._run, "scraper")
         self._in_flight: set[asyncio.Task[None]] = set()
         pool.subscribe(self, clock())
@@ -177,7 +103,7 @@ class Scraper(PoolListener):
         if self._dialect is not before:
             for target in self._targets.values():
                 if target.engine not in DIALECTS:  # read with the default dialect
-                    self._abandon(target)
+                    target.abandon()
                     self._reset(target)
 
     # ---------------------------------------------------------------- the pool's changes
@@ -186,19 +112,19 @@ class Scraper(PoolListener):
         """Scrape it, beginning now. Ranks behind one port have one page."""
         if endpoint.spec.rank:
             return
-        target = self._targets[endpoint.id] = _Target(endpoint, now)
+        target = self._targets[endpoint.id] = ScrapeTarget(endpoint, now)
         self._reset(target)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Scrape it no longer."""
         if (target := self._targets.pop(endpoint.id, None)) is not None:
-            self._abandon(target)
+            target.abandon()
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
         """If its engine type has changed, read its page in the other dialect."""
         target = self._targets.get(endpoint.id)
         if target is not None and target.engine != endpoint.engine:
-            self._abandon(target)
+            target.abandon()
             self._reset(target)
             target.due = now
 
@@ -207,11 +133,11 @@ class Scraper(PoolListener):
         target = self._targets.get(endpoint.id)
         if target is None or (target.task is not None and target.task is asyncio.current_task()):
             return  # the scrape in flight found the restart and goes on
-        self._abandon(target)
+        target.abandon()
         self._reset(target)
         target.due = now
 
-    def _reset(self, target: _Target) -> None:
+    def _reset(self, target: ScrapeTarget) -> None:
         """Start again with the endpoint's present address and engine."""
         endpoint, settings = target.endpoint, self._settings
         dialect = self._dialect_of(endpoint)
@@ -220,18 +146,16 @@ class Scraper(PoolListener):
         address, port = endpoint.spec.address, settings.model_server_metrics_port or endpoint.spec.port
         host = f"[{address}]" if ":" in address else address
         scheme = settings.model_server_metrics_scheme
-        target.engine = endpoint.engine
-        target.url = f"{scheme}://{host}:{port}"
-        target.probe = Probe(
+        url, models_url = f"{scheme}://{host}:{port}", None
+        if dialect.models_path is not None:
+            models_scheme = scheme if port == endpoint.spec.port else "http"
+            models_url = f"{models_scheme}://{host}:{endpoint.spec.port}{dialect.models_path}"
+        probe = Probe(
             dialect,
             settings.model_server_metrics_path or dialect.path,
             split_ranks=settings.data_parallel_ranks and settings.shared_state is None,
         )
-        target.silent, target.answered_at, target.patience = 0, None, 1.0
-        target.models_due, target.models_url = 0.0, None
-        if dialect.models_path is not None:
-            scheme = scheme if port == endpoint.spec.port else "http"
-            target.models_url = f"{scheme}://{host}:{endpoint.spec.port}{dialect.models_path}"
+        target.begin(url, models_url, probe)
 
     def _dialect_of(self, endpoint: Endpoint) -> Dialect:
         dialect = DIALECTS.get(endpoint.engine)
@@ -245,12 +169,6 @@ class Scraper(PoolListener):
         }
         logger.warning("unknown engine; reading its metrics as the default engine's", extra={"fields": fields})
         return self._dialect
-
-    def _abandon(self, target: _Target) -> None:
-        """Cancel the scrape in flight: its answer would be of the endpoint before the change."""
-        if target.task is not None:
-            target.task.cancel()
-            target.task = None
 
     # ---------------------------------------------------------------- scraping
 
@@ -274,7 +192,7 @@ class Scraper(PoolListener):
         due, silent_places = [], SILENT_CONCURRENCY
         for target in self._targets.values():
             if target.task is not None:
-                silent_places -= target.patience > 1 or target.silent > 0
+                silent_places -= target.hangs
             elif target.due <= now and target.endpoint.ready:
                 if self._owns(target.endpoint):
                     due.append(target)
@@ -283,7 +201,7 @@ class Scraper(PoolListener):
         for target in sorted(due, key=lambda target: target.due):
             if places <= 0:
                 return
-            if target.patience > 1 or target.silent:
+            if target.hangs:
                 if silent_places <= 0:
                     continue
                 silent_places -= 1
@@ -292,7 +210,7 @@ class Scraper(PoolListener):
             self._in_flight.add(target.task)
             target.task.add_done_callback(self._in_flight.discard)
 
-    async def _scrape(self, target: _Target) -> None:
+    async def _scrape(self, target: ScrapeTarget) -> None:
         asked_at = self._clock()
         target.reading = 0.0
         outcome, message = await self._outcome(target)
@@ -308,7 +226,7 @@ class Scraper(PoolListener):
             target.outcome = outcome
         self._on_result(target.endpoint, outcome)
 
-    async def _outcome(self, target: _Target) -> tuple[ScrapeOutcome, str]:
+    async def _outcome(self, target: ScrapeTarget) -> tuple[ScrapeOutcome, str]:
         """Scrape the endpoint within one deadline. Returns how it ended, and why if it failed."""
         seconds = self._settings.metrics_timeout * target.patience
         try:
@@ -329,7 +247,7 @@ class Scraper(PoolListener):
             return ScrapeOutcome.INTERNAL, "a bug; see the traceback before"
         return ScrapeOutcome.OK, ""
 
-    async def _exchange(self, target: _Target) -> None:
+    async def _exchange(self, target: ScrapeTarget) -> None:
         assert self._fetch is not None
         if target.taken_over:
             target.probe.forget()  # its figures are old
@@ -355,11 +273,11 @@ class Scraper(PoolListener):
                 return
         raise ScrapeError("the engine's pages contradict each other")
 
-    def _restarted(self, target: _Target) -> None:
+    def _restarted(self, target: ScrapeTarget) -> None:
         for endpoint in self._pool.ranks_of(target.endpoint):
             self._pool.restarted(endpoint, self._clock())
 
-    async def _list_models(self, target: _Target) -> None:
+    async def _list_models(self, target: ScrapeTarget) -> None:
         """Read the list of models that the engine serves, if it is time to. Without an answer the list is unknown."""
         settings, url = self._settings, target.models_url
         if url is None or not settings.model_list_interval or target.models_due > self._clock():
@@ -377,42 +295,30 @@ class Scraper(PoolListener):
         for endpoint in self._pool.ranks_of(target.endpoint):
             self._pool.serves(endpoint, models, self._clock())
 
-    def _settle(self, target: _Target, outcome: ScrapeOutcome) -> float:
+    def _settle(self, target: ScrapeTarget, outcome: ScrapeOutcome) -> float:
         """Update the endpoint's reachability in the pool. Returns the seconds until the next scrape."""
         settings, ranks = self._settings, self._pool.ranks_of(target.endpoint)
         if outcome in (ScrapeOutcome.UNREACHABLE, ScrapeOutcome.NO_CONNECTION, ScrapeOutcome.TIMEOUT):
-            target.silent += 1
-            if self._is_lost(target, outcome):
+            if target.unanswered(outcome, self._clock()):
                 target.probe.lost()
                 for endpoint in ranks:
                     self._pool.unreachable(endpoint, self._clock())
-            if outcome is ScrapeOutcome.TIMEOUT:
-                target.patience = min(2 * target.patience, LONGEST_PATIENCE)
-            return self._varied(BACKOFF[min(target.silent, len(BACKOFF)) - 1])
+            return self._varied(target.backoff)
         target.silent = 0
         if outcome is not ScrapeOutcome.OK:
             for endpoint in ranks:
                 self._pool.reachable(endpoint, self._clock())
             return self._varied(settings.idle_metrics_interval)
-        busy = any(state.running + state.waiting > 0 for state in target.probe.states)
-        interval = busy_interval(settings, len(self._targets)) if busy else settings.idle_metrics_interval
+        interval = busy_interval(settings, len(self._targets)) if target.busy else settings.idle_metrics_interval
         if not target.phased:
             target.phased = True
             return interval * self._rng.random()
         return self._varied(interval)
 
-    def _is_lost(self, target: _Target, outcome: ScrapeOutcome) -> bool:
-        """Whether the engine is gone, rather than slow to answer."""
-        if outcome is ScrapeOutcome.UNREACHABLE:
-            return True
-        if outcome is ScrapeOutcome.TIMEOUT and target.answered_at is not None:
-            return self._clock() - target.answered_at > LONGEST_SILENCE
-        return target.silent > TIMEOUTS_ALLOWED
-
     def _varied(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
-    def _log_change(self, target: _Target, outcome: ScrapeOutcome, message: str) -> None:
+    def _log_change(self, target: ScrapeTarget, outcome: ScrapeOutcome, message: str) -> None:
         fields = {"endpoint": target.endpoint.id, "url": target.url + target.probe.path}
         if outcome is ScrapeOutcome.OK:
             logger.info("metrics are back", extra={"fields": fields})

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, field
 from math import ceil
 
-from warmroute.engines.scraper import BACKOFF, JITTER
+from warmroute.engines.scrape_target import BACKOFF
+from warmroute.engines.scraper import JITTER
 from warmroute.engines.state_builder import StateBuilder
 from warmroute.pool.endpoint import EngineState
 from warmroute_lab.replay.pods import Pod, figures_of

@@ -81,21 +81,7 @@ class EndpointPicker:
             decision_lines_dropped=lambda: 0 if self.decision_log is None else self.decision_log.dropped,
         )
         self.decisions = RecentDecisions(settings.debug_decisions)
-        self.live = LiveFeed(
-            PickerView(
-                readings=self._readings,
-                holders=self._holders,
-                decisions=self.decisions.newest_first,
-                booked=lambda: self.router.booked,
-                holdout=lambda: self.settings.holdout,
-                bytes_per_token=lambda: self.router.bytes_per_token,
-                about=self._about,
-            ),
-            self.metrics,
-            key=secrets.token_bytes(16),
-            chance=random.random,
-            clock=monotonic,
-        )
+        self.live = self._live_feed()
         self.shared_state = None if settings.shared_state is None else shared_state(settings, self.pool)
         self.metrics.shared_state = None if self.shared_state is None else self._shared_state_reading
         self.router = Router(
@@ -117,21 +103,7 @@ class EndpointPicker:
             ready=self._ready,
             clock=monotonic,
         )
-        self.metrics_pages = PageServer(
-            settings.host,
-            settings.metrics_port,
-            MetricsPages(self.metrics, ready=lambda: self.server.ready).routes(),
-            port_flag="--metrics-port",
-        )
-        pages = self._debug_pages()
-        self.debug_pages = PageServer(
-            settings.debug_host,
-            settings.debug_port,
-            {**pages.routes(), **self.live.routes()},
-            port_flag="--debug-port",
-            posts={**pages.posts(), **self._forget_page().posts()},
-            only_local=is_loopback(settings.debug_host),
-        )
+        self.metrics_pages, self.debug_pages = self._metrics_server(), self._debug_server()
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
         self._tasks: list[asyncio.Task[None]] = []
@@ -146,6 +118,37 @@ class EndpointPicker:
         if self.pick_spans is not None:
             listeners.append(self.pick_spans)
         return tuple(listeners)
+
+    def _live_feed(self) -> LiveFeed:
+        view = PickerView(
+            readings=self._readings,
+            holders=self._holders,
+            decisions=self.decisions.newest_first,
+            booked=lambda: self.router.booked,
+            holdout=lambda: self.settings.holdout,
+            bytes_per_token=lambda: self.router.bytes_per_token,
+            about=self._about,
+        )
+        return LiveFeed(view, self.metrics, key=secrets.token_bytes(16), chance=random.random, clock=monotonic)
+
+    def _metrics_server(self) -> PageServer:
+        return PageServer(
+            self.settings.host,
+            self.settings.metrics_port,
+            MetricsPages(self.metrics, ready=lambda: self.server.ready).routes(),
+            port_flag="--metrics-port",
+        )
+
+    def _debug_server(self) -> PageServer:
+        pages = self._debug_pages()
+        return PageServer(
+            self.settings.debug_host,
+            self.settings.debug_port,
+            {**pages.routes(), **self.live.routes()},
+            port_flag="--debug-port",
+            posts={**pages.posts(), **self._forget_page().posts()},
+            only_local=is_loopback(self.settings.debug_host),
+        )
 
     def _discovery(self, settings: Settings) -> FileDiscovery | KubernetesDiscovery:
         if settings.endpoints_file is not None and settings.pool_name is not None:

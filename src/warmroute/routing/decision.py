@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.work import prefill_work
 from warmroute.prefix.chain import Chain
+from warmroute.routing.bytes_per_token import UNKNOWN
 from warmroute.routing.confirmation import SentPrompt
 from warmroute.routing.endpoint_load import EndpointLoad
 
@@ -73,6 +75,18 @@ class Decision:
     def chains(self) -> tuple[Chain, ...]:
         """The chains of all prompts that are matched."""
         return (self.chain, *self.further)
+
+    @property
+    def known_lengths(self) -> list[int]:
+        """Bytes of each prompt; one UNKNOWN where they are not known one by one."""
+        if self.further:
+            return [chain.prompt_bytes for chain in self.chains]
+        return [UNKNOWN if self.partial or self.requests > self.samples else self.prompt_bytes]
+
+    @property
+    def uncached_work(self) -> float:
+        """Tokens of work that the endpoint must compute."""
+        return prefill_work(self.prompt_tokens, self.prompts) - prefill_work(self.cached_tokens, self.prompts)
 
     @property
     def match_ratio(self) -> float:

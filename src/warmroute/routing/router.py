@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -16,12 +15,11 @@ from heapq import nsmallest
 from warmroute.log_throttle import LogThrottle
 from warmroute.pool.endpoint import Endpoint, Health
 from warmroute.pool.pool import Pool, PoolListener
-from warmroute.pool.work import prefill_work
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build, build_each
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
-from warmroute.routing.bytes_per_token import RANGE, UNKNOWN, BytesPerToken
+from warmroute.routing.bytes_per_token import RANGE, BytesPerToken
 from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
@@ -31,6 +29,7 @@ from warmroute.routing.decision import Decision, Measurement, reason_of
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
+from warmroute.routing.known_models import KnownModels
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.saturation import SaturationLimits, saturated
@@ -42,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 WARM_MESSAGE = "Do prefix-aware routing!"
 """The log line of decisions whose reason is ``warm``; :mod:`warmroute.observability.warm_log` writes it."""
-MAX_KNOWN_ADAPTERS = 1000
-"""LoRA adapter names that are remembered as such."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about failures of the strategy."""
 MOST_MATCHED_PROMPTS = 256
@@ -94,9 +91,7 @@ class Router(PoolListener):
         self._caches = CacheModel(limit=constants.index_limit, headroom=constants.cache_headroom)
         self._states = StoredStates()
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
-        self._aliases: dict[str, str] = {}
-        """Other names of a model that its engines serve under several, with the name that stands for all."""
-        self._known_adapters: OrderedDict[str, None] = OrderedDict()
+        self._models = KnownModels()
         self._choices = 0
         self._slowness_due = now
         self._constants = constants
@@ -150,9 +145,10 @@ class Router(PoolListener):
         """It may have become available, or no longer be available, or serve other models."""
         self._table = None
         if endpoint.models is not None:
-            self._know_adapters(endpoint.models.adapters)
-            lists = [load.endpoint.models for load in self._loads.values() if load.endpoint.models is not None]
-            self._aliases = {name: one for models in lists for name, one in models.aliases.items()}
+            self._models.add_adapters(endpoint.models.adapters)
+            self._models.replace_aliases(
+                load.endpoint.models for load in self._loads.values() if load.endpoint.models is not None
+            )
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         """Its KV cache and its queue are empty."""
@@ -178,7 +174,7 @@ class Router(PoolListener):
         if self._caches.observe(load, state, self._capacity(endpoint, load.cache_extent.factor)):
             logger.info("forgetting an endpoint's cached prompts", extra={"fields": {"endpoint": endpoint.id}})
             self._forget_cache(load)
-        self._know_adapters(state.loaded_adapters)
+        self._models.add_adapters(state.loaded_adapters)
         if now >= self._slowness_due:
             self._slowness_due = now + SLOWNESS_INTERVAL
             update_slowness(self._loads.values())
@@ -186,12 +182,6 @@ class Router(PoolListener):
                 self._table.update_all(now)
         else:
             self._update(load, now)
-
-    def _know_adapters(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._known_adapters[name] = None
-            if len(self._known_adapters) > MAX_KNOWN_ADAPTERS:
-                self._known_adapters.popitem(last=False)
 
     def _health_changed(self, endpoint: Endpoint, health: Health, evidence: Evidence | None, now: float) -> None:
         self._pool.set_health(endpoint, health, now)
@@ -253,7 +243,7 @@ class Router(PoolListener):
         factors = candidates.factors[candidates.members.position[decision.load.holder]]
         predicted = time_to_first_token(factors, context.factors, cached_tokens=decision.cached_tokens)
         decision.load.prediction.expect(predicted)
-        decision.load.assign(_work(decision), rate, now, requests=decision.requests)
+        decision.load.assign(decision.uncached_work, rate, now, requests=decision.requests)
         self._book(decision, now)
         if record is not None:
             for listener in self.listeners:
@@ -374,8 +364,7 @@ class Router(PoolListener):
         if not prompt_bytes or not self._strategy.uses_prefix:
             return _NO_CHAINS, prompt_tokens, NOTHING_CACHED, 0.0
         tokens_per_byte = prompt_tokens / prompt_bytes
-        if request.model in self._aliases:
-            request = request.with_model(self._aliases[request.model])
+        request = self._models.canonical(request)
         if request.starts:
             chains = build_each(
                 request.seed, request.parts, head=request.head, starts=request.starts, most=MOST_MATCHED_PROMPTS
@@ -435,7 +424,7 @@ class Router(PoolListener):
                 self._caches.expect(decision, exact=decision.exact, now=at)
             return
         rate = load.drain_rate(self._constants.load)
-        load.assign_remote(_work(decision), rate, at, requests=remote.requests)
+        load.assign_remote(decision.uncached_work, rate, at, requests=remote.requests)
         self._book(decision, now)
 
     def learn_ejected(self, endpoint: Endpoint, now: float) -> None:
@@ -454,7 +443,7 @@ class Router(PoolListener):
         load.last_chosen = self._choices
         if decision.prompt_bytes:  # else engines do not count it among the prompts
             self._outliers.sent(load.endpoint, at)
-            lengths = _known_lengths(decision)
+            lengths = decision.known_lengths
             for length in lengths:
                 for _ in range(min(decision.samples, MOST_REQUESTS // len(lengths))):
                     self._bytes_per_token.sent(load, length)
@@ -466,7 +455,7 @@ class Router(PoolListener):
 
     def _adapter_costs(self, candidates: Candidates, model: str) -> Sequence[float] | None:
         """The cost of loading the adapter on each candidate; None if ``model`` is not known to be an adapter."""
-        if model not in self._known_adapters:
+        if not self._models.is_adapter(model):
             return None
         price = self._constants.load.cost.adapter
         return [0.0 if model in load.adapters else price for load in candidates.loads]
@@ -578,20 +567,6 @@ def _equal_prompts(lengths: Sequence[int]) -> float:
     """The number of prompts of equal length that have the length and the attention of these."""
     squares = sum([length * length for length in lengths])
     return sum(lengths) ** 2 / squares if squares else 1.0
-
-
-def _known_lengths(decision: Decision) -> list[int]:
-    """Bytes of the prompts of a decision, as far as they are known one by one."""
-    if decision.further:
-        return [chain.prompt_bytes for chain in decision.chains]
-    return [UNKNOWN if decision.partial or decision.requests > decision.samples else decision.prompt_bytes]
-
-
-def _work(decision: Decision) -> float:
-    """Tokens of work that the endpoint must compute."""
-    return prefill_work(decision.prompt_tokens, decision.prompts) - prefill_work(
-        decision.cached_tokens, decision.prompts
-    )
 
 
 def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:

@@ -14,14 +14,14 @@ REQUESTS = 1000
 def test_nothing_is_known_of_an_engine_that_never_queued() -> None:
     rate = PrefillRate()
     for i in range(100):
-        rate.observe(i * 0.5, i * 10_000.0, i * REQUESTS, waiting=0)
+        rate.observe(i * 0.5, i * 10_000.0, 0.0, i * REQUESTS, waiting=0)
     assert rate.tokens_per_second is None
 
 
 def test_a_busy_engine_is_measured() -> None:
     rate = PrefillRate()
     for i in range(20):
-        rate.observe(i * 0.5, i * 10_000.0, i * REQUESTS, waiting=3)
+        rate.observe(i * 0.5, i * 10_000.0, 0.0, i * REQUESTS, waiting=3)
     assert rate.tokens_per_second == pytest.approx(20_000, rel=0.001)
 
 
@@ -30,7 +30,7 @@ def test_idle_time_between_busy_windows_does_not_count() -> None:
     tokens = 0.0
     for i in range(100):
         busy = i % 10 < 5
-        rate.observe(i * 0.5, tokens, i * REQUESTS, waiting=2 if busy else 0)
+        rate.observe(i * 0.5, tokens, 0.0, i * REQUESTS, waiting=2 if busy else 0)
         tokens += 10_000.0 if busy else 0.0
     assert rate.tokens_per_second == pytest.approx(20_000, rel=0.001)
 
@@ -39,7 +39,7 @@ def test_windows_held_up_by_decoding_do_not_lower_the_speed_much() -> None:
     rate = PrefillRate()
     tokens = 0.0
     for i in range(60):
-        rate.observe(float(i), tokens, i * REQUESTS, waiting=5)
+        rate.observe(float(i), tokens, 0.0, i * REQUESTS, waiting=5)
         tokens += 20_000.0 if i % 4 == 0 else 1_000.0
     assert rate.tokens_per_second == pytest.approx(20_000, rel=0.1)
 
@@ -47,7 +47,7 @@ def test_windows_held_up_by_decoding_do_not_lower_the_speed_much() -> None:
 def test_a_stuck_engine_tells_no_speed() -> None:
     rate = PrefillRate()
     for i in range(10):
-        rate.observe(float(i), 5_000.0, i * REQUESTS, waiting=5)
+        rate.observe(float(i), 5_000.0, 0.0, i * REQUESTS, waiting=5)
     assert rate.tokens_per_second is None
 
 
@@ -55,48 +55,48 @@ def test_the_speed_follows_the_engine() -> None:
     rate = PrefillRate()
     tokens = 0.0
     for i in range(200):
-        rate.observe(float(i), tokens, i * REQUESTS, waiting=5)
+        rate.observe(float(i), tokens, 0.0, i * REQUESTS, waiting=5)
         tokens += 40_000.0 if i < 60 else 10_000.0
     assert rate.tokens_per_second == pytest.approx(10_000, rel=0.05)
 
 
 def test_a_gap_or_a_restart_begins_a_new_window() -> None:
     rate = PrefillRate()
-    rate.observe(0.0, 0.0, REQUESTS * 0.0, waiting=1)
-    rate.observe(100.0, 1e9, REQUESTS * 100.0, waiting=1)
+    rate.observe(0.0, 0.0, 0.0, REQUESTS * 0.0, waiting=1)
+    rate.observe(100.0, 1e9, 0.0, REQUESTS * 100.0, waiting=1)
     assert rate.tokens_per_second is None
     rate.interrupt()
-    rate.observe(101.0, 0.0, REQUESTS * 101.0, waiting=1)
-    rate.observe(102.0, 7_000.0, REQUESTS * 102.0, waiting=1)
+    rate.observe(101.0, 0.0, 0.0, REQUESTS * 101.0, waiting=1)
+    rate.observe(102.0, 7_000.0, 0.0, REQUESTS * 102.0, waiting=1)
     assert rate.tokens_per_second == pytest.approx(7_000, rel=0.001)
 
 
 def test_an_engine_that_never_queues_is_measured_by_its_requests() -> None:
     rate = PrefillRate()
     for i in range(10):
-        rate.observe(i * 0.5, i * 5_000.0, i * REQUESTS, waiting=0)
-        rate.observe_requests(i * 5_000.0, i * REQUESTS, i * 0.25)
+        rate.observe(i * 0.5, i * 5_000.0, 0.0, i * REQUESTS, waiting=0)
+        rate.observe_requests(i * 5_000.0, 0.0, i * REQUESTS, i * 0.25)
     assert rate.tokens_per_second == pytest.approx(20_000, rel=0.001)
 
 
 def test_many_short_requests_are_measured_together_and_a_restart_begins_anew() -> None:
     rate = PrefillRate()
-    rate.observe_requests(0.0, 0, 0.0)
-    rate.observe_requests(4_000.0, 400, 1.0)
+    rate.observe_requests(0.0, 0.0, 0, 0.0)
+    rate.observe_requests(4_000.0, 0.0, 400, 1.0)
     assert rate.tokens_per_second is None
-    rate.observe_requests(8_000.0, 800, 2.0)
+    rate.observe_requests(8_000.0, 0.0, 800, 2.0)
     assert rate.tokens_per_second == pytest.approx(4_000, rel=0.001)
     rate.interrupt()
-    rate.observe_requests(1_000_000.0, 400, 1.0)
-    rate.observe_requests(100.0, 1, 0.1)
+    rate.observe_requests(1_000_000.0, 0.0, 400, 1.0)
+    rate.observe_requests(100.0, 0.0, 1, 0.1)
     assert rate.tokens_per_second == pytest.approx(4_000, rel=0.001)
 
 
 def test_the_faster_measurement_counts() -> None:
     rate = PrefillRate()
     for i in range(10):
-        rate.observe(i * 0.5, i * 10_000.0, i * REQUESTS, waiting=3)
-        rate.observe_requests(i * 10_000.0, i * REQUESTS, i * 2.0)
+        rate.observe(i * 0.5, i * 10_000.0, 0.0, i * REQUESTS, waiting=3)
+        rate.observe_requests(i * 10_000.0, 0.0, i * REQUESTS, i * 2.0)
     assert rate.tokens_per_second == pytest.approx(20_000, rel=0.001)
 
 
@@ -105,7 +105,7 @@ def test_long_prompts_do_not_look_faster_by_the_window_that_they_end_in() -> Non
     rate = PrefillRate()
     for i in range(1000):
         done = int(i * 0.5 / 2.7)
-        rate.observe(i * 0.5, done * 40_000.0, done, waiting=5)
+        rate.observe(i * 0.5, done * 40_000.0, 0.0, done, waiting=5)
     assert rate.tokens_per_second == pytest.approx(prefill_work(40_000) / 2.7, rel=0.1)
 
 
@@ -114,6 +114,21 @@ def test_an_engine_with_long_prompts_is_as_fast_as_one_with_short_ones() -> None
     for tokens, seconds in ((1_000, prefill_work(1_000) / 20_000), (50_000, prefill_work(50_000) / 20_000)):
         rate = PrefillRate()
         for i in range(100):
-            rate.observe_requests(i * 10.0 * tokens, i * 10, i * 10 * seconds)
+            rate.observe_requests(i * 10.0 * tokens, 0.0, i * 10, i * 10 * seconds)
         speeds.append(rate.tokens_per_second)
     assert speeds == [pytest.approx(20_000, rel=0.001), pytest.approx(20_000, rel=0.001)]
+
+
+def test_the_next_turns_of_long_conversations_do_not_make_an_engine_look_slow() -> None:
+    """Each prompt has 80,000 tokens, of which the engine computes 1,000: they attend to all the others."""
+    rate = PrefillRate()
+    seconds = (prefill_work(80_000) - prefill_work(79_000)) / 20_000
+    for i in range(100):
+        n = 10.0 * i
+        rate.observe_requests(1_000 * n, 79_000 * n, n, n * seconds)
+    assert rate.tokens_per_second == pytest.approx(20_000, rel=0.001)
+    busy = PrefillRate()
+    for i in range(100):
+        n = 10.0 * i
+        busy.observe(n * seconds, 1_000 * n, 79_000 * n, n, waiting=3)
+    assert busy.tokens_per_second == pytest.approx(20_000, rel=0.001)

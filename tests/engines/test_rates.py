@@ -34,19 +34,19 @@ def test_tokens_in_no_time_give_no_decode_rate() -> None:
 
 def test_prompts_in_no_time_give_no_prefill_rate() -> None:
     rate = PrefillRate()
-    rate.observe_requests(0.0, 0.0, 0.0)
-    rate.observe_requests(1e9, 10.0, 1e-300)
+    rate.observe_requests(0.0, 0.0, 0.0, 0.0)
+    rate.observe_requests(1e9, 0.0, 10.0, 1e-300)
     assert rate.tokens_per_second is None
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 6.0]), COUNTERS, COUNTERS, COUNTERS), max_size=12))
-def test_any_counters_give_rates_within_bounds_or_none(looks: list[tuple[float, float, float, float]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 6.0]), COUNTERS, COUNTERS, COUNTERS, COUNTERS), max_size=12))
+def test_any_counters_give_rates_within_bounds_or_none(looks: list[tuple[float, float, float, float, float]]) -> None:
     prefill, decode, counts = PrefillRate(), DecodeRate(), FirstTokens()
     at = 0.0
-    for pause, tokens, requests, seconds in looks:
+    for pause, tokens, cached, requests, seconds in looks:
         at += pause
-        prefill.observe(at, tokens, requests, waiting=1)
-        prefill.observe_requests(tokens, requests, seconds)
+        prefill.observe(at, tokens, cached, requests, waiting=1)
+        prefill.observe_requests(tokens, cached, requests, seconds)
         decode.observe(at, tokens, seconds)
         assert 0 <= counts.awaiting(tokens, requests, MOST_REQUESTS, 0) <= MOST_REQUESTS
         for rate in (prefill.tokens_per_second, decode.tokens_per_second):

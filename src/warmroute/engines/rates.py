@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from statistics import quantiles
+from typing import NamedTuple
 
 from warmroute.pool.endpoint import RATES
 from warmroute.pool.work import prefill_work
@@ -56,6 +57,22 @@ class RateEstimate:
             self.rate = high if self.rate is None else self.rate + SMOOTHING * (high - self.rate)
 
 
+class _Prompts(NamedTuple):
+    """Counters of prompts: their tokens and their number."""
+
+    computed: float
+    cached: float
+    requests: float
+
+    def work_since(self, before: _Prompts) -> float:
+        """The prefill work of the prompts since then, as if all were equal. Computed tokens attend to cached ones, too: the
+        next turn of a long conversation takes several times the work of its tokens."""
+        requests = self.requests - before.requests
+        computed = (self.computed - before.computed) / requests
+        cached = max(0.0, self.cached - before.cached) / requests
+        return requests * (prefill_work(cached + computed) - prefill_work(cached))
+
+
 class PrefillRate:
     """Prefill work per second of one engine: the higher of two estimates.
 
@@ -67,42 +84,44 @@ class PrefillRate:
     def __init__(self) -> None:
         self._busy = RateEstimate()
         self._requests = RateEstimate()
-        self._start: tuple[float, float, float] | None = None
+        self._start: tuple[float, _Prompts] | None = None
         self._last = 0.0
-        self._finished: tuple[float, float, float] | None = None
+        self._finished: tuple[_Prompts, float] | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
         """The estimate; None before the first measurement."""
         return max((each.rate for each in (self._busy, self._requests) if each.rate is not None), default=None)
 
-    def observe(self, at: float, computed: float, requests: float, waiting: int) -> None:
-        """Counters at time ``at``: prompt tokens ``computed`` for ``requests`` requests; ``waiting`` requests are queued."""
+    def observe(self, at: float, computed: float, cached: float, requests: float, waiting: int) -> None:
+        """Counters at time ``at``: prompt tokens ``computed`` and ``cached`` for ``requests`` requests; ``waiting`` requests
+        are queued."""
         interrupted = waiting == 0 or at - self._last > LONGEST_GAP
         self._last = at
+        prompts = _Prompts(computed, cached, requests)
         if waiting == 0:
             self._start = None
             return
         if self._start is None or interrupted:
-            self._start = (at, computed, requests)
+            self._start = (at, prompts)
             return
-        began, computed_before, requests_before = self._start
-        if at - began < PREFILL_WINDOW or requests - requests_before < PREFILL_WINDOW_REQUESTS:
+        began, before = self._start
+        if at - began < PREFILL_WINDOW or requests - before.requests < PREFILL_WINDOW_REQUESTS:
             return
-        self._start = (at, computed, requests)
-        self._busy.add(_work(computed - computed_before, requests - requests_before) / (at - began))
+        self._start = (at, prompts)
+        self._busy.add(prompts.work_since(before) / (at - began))
 
-    def observe_requests(self, computed: float, requests: float, seconds: float) -> None:
-        """Counters of finished requests: prompt tokens ``computed`` for ``requests`` requests, which spent ``seconds`` in
-        prefill."""
-        if self._finished is None or computed < self._finished[0]:
-            self._finished = (computed, requests, seconds)
+    def observe_requests(self, computed: float, cached: float, requests: float, seconds: float) -> None:
+        """Counters of finished requests: prompt tokens ``computed`` and ``cached`` for ``requests`` requests, which spent
+        ``seconds`` in prefill."""
+        prompts = _Prompts(computed, cached, requests)
+        if self._finished is None or computed < self._finished[0].computed:
+            self._finished = (prompts, seconds)
             return
-        computed_before, requests_before, seconds_before = self._finished
-        if computed - computed_before >= REQUEST_TOKENS and seconds > seconds_before and requests > requests_before:
-            self._finished = (computed, requests, seconds)
-            work = _work(computed - computed_before, requests - requests_before)
-            self._requests.add(work / (seconds - seconds_before))
+        before, seconds_before = self._finished
+        if computed - before.computed >= REQUEST_TOKENS and seconds > seconds_before and requests > before.requests:
+            self._finished = (prompts, seconds)
+            self._requests.add(prompts.work_since(before) / (seconds - seconds_before))
 
     def interrupt(self) -> None:
         """The counters begin again at 0; the estimate stays."""
@@ -171,8 +190,3 @@ class FirstTokens:
     def interrupt(self) -> None:
         """The counters begin again at 0."""
         self._vanished = 0.0
-
-
-def _work(computed: float, requests: float) -> float:
-    """The least prefill work of that many computed tokens: equal prompts, none of their tokens cached."""
-    return requests * prefill_work(computed / requests)

@@ -29,8 +29,8 @@ class StateBuilder:
     def build(self, figures: Figures, constants: Constants, at: float) -> EngineState:
         """The state at monotonic time ``at``. Updates the estimators; figures are within their bounds, so nothing fails."""
         counters = figures.counters
-        self._measure(figures, at)
         lookups, hits = _prefix_cache(counters)
+        self._measure(figures, hits or 0.0, at)
         adapters = self._adapters.observe(figures.adapter_sets) | figures.loaded_adapters
         return EngineState(
             observed_at=at,
@@ -63,15 +63,17 @@ class StateBuilder:
             sleeping=figures.sleeping,
         )
 
-    def _measure(self, figures: Figures, at: float) -> None:
+    def _measure(self, figures: Figures, hits: float, at: float) -> None:
+        """Update the speeds. ``hits``: prompt tokens found in the prefix cache."""
         counters = figures.counters
         finished = counters.get("prompt_requests")
         computed = counters.get("computed_tokens")
         if finished is not None and computed is not None:
-            self._prefill.observe(at, computed, counters.get("first_tokens", finished), figures.waiting)
+            self._prefill.observe(at, computed, hits, counters.get("first_tokens", finished), figures.waiting)
         computed, seconds = counters.get("request_computed_tokens"), counters.get("request_prefill_seconds")
         if finished is not None and computed is not None and seconds is not None:
-            self._prefill.observe_requests(computed, finished, seconds)
+            cached = counters.get("prompt_tokens", computed) - computed
+            self._prefill.observe_requests(computed, cached, finished, seconds)
         tokens, seconds = counters.get("later_tokens"), counters.get("later_token_seconds")
         if tokens is not None and seconds is not None:
             self._decode.observe(at, tokens, seconds)

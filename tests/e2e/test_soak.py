@@ -18,8 +18,8 @@ import pytest
 
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.pickers import warmroute_serve
+from tests.fixtures.ext_proc import METHOD, ask, destination
 from warmroute.extproc.ext_proc_pb2 import (
-    BUFFERED,
     BodySendMode,
     HttpBody,
     HttpHeaders,
@@ -28,7 +28,6 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProtocolConfiguration,
 )
 
-METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SECONDS = float(os.environ.get("WARMROUTE_SOAK_SECONDS", "15"))
 CLIENTS = 16
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/generate", "/nonsense", "", "/v1/embeddings?x=1"]
@@ -106,25 +105,6 @@ async def misbehave(address: str, rng: random.Random, until: float) -> int:
     return streams
 
 
-async def picked(address: str) -> str:
-    """The endpoint named for an honest request."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        stream: Any = channel.stream_stream
-        call = stream(METHOD, request_serializer=ProcessingRequest.SerializeToString)()
-        mode: BodySendMode = BUFFERED
-        start = ProcessingRequest(
-            request_headers=HttpHeaders(), protocol_config=ProtocolConfiguration(request_body_mode=mode)
-        )
-        start.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
-        await call.write(start)
-        await call.read()
-        await call.write(
-            ProcessingRequest(request_body=HttpBody(body=b'{"model":"m","prompt":"hi"}', end_of_stream=True))
-        )
-        reply = await call.read()
-        return str(reply)
-
-
 async def value(page: str, name: str) -> float:
     async with aiohttp.ClientSession() as session, session.get(page) as response:
         text = await response.text()
@@ -156,7 +136,8 @@ async def test_nonsense_leaves_the_picker_as_it_was(tmp_path: Path) -> None:
         streams = sum(await asyncio.gather(*(misbehave(epp, random.Random(seed + k), until) for k in range(CLIENTS))))
         print(f"{streams} streams, {before:.1f} MB before, {resident_megabytes(child.pid):.1f} MB after")
         assert streams > 5 * CLIENTS
-        assert "127.0.0.1" in await picked(epp)
+        async with grpc.aio.insecure_channel(epp) as channel:
+            assert "127.0.0.1" in destination(await ask(channel, "/v1/completions", b'{"model":"m","prompt":"hi"}'))
         async with asyncio.timeout(60):
             while await value(page, "warmroute_streams_in_flight"):
                 await asyncio.sleep(0.1)

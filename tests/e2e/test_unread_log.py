@@ -14,41 +14,12 @@ import aiohttp
 import grpc
 import pytest
 
-from warmroute.extproc.ext_proc_pb2 import (
-    BUFFERED,
-    HttpBody,
-    HttpHeaders,
-    ProcessingRequest,
-    ProcessingResponse,
-    ProtocolConfiguration,
-)
+from tests.fixtures.ext_proc import ask
 
-METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 PIPE_BYTES = 4096
 """The smallest pipe of Linux; its default is 64 KiB."""
 REQUESTS = 300
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "warm " * 400}]}).encode()
-
-
-async def ask(channel: grpc.aio.Channel) -> ProcessingResponse:
-    """Send one chat request; the answer to its body."""
-    stream: Any = channel.stream_stream
-    call = stream(
-        METHOD,
-        request_serializer=ProcessingRequest.SerializeToString,
-        response_deserializer=ProcessingResponse.FromString,
-    )(timeout=60)
-    headers = HttpHeaders()
-    headers.headers.headers.add(key=":path", raw_value=b"/v1/chat/completions")
-    headers.headers.headers.add(key="x-request-id", raw_value=b"i" * 128)
-    mode = ProtocolConfiguration(request_body_mode=BUFFERED)
-    await call.write(ProcessingRequest(request_headers=headers, protocol_config=mode))
-    await call.read()
-    await call.write(ProcessingRequest(request_body=HttpBody(body=BODY, end_of_stream=True)))
-    answer = await call.read()
-    assert isinstance(answer, ProcessingResponse), answer
-    await call.done_writing()
-    return answer
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the size of a pipe")
@@ -70,12 +41,13 @@ async def test_a_log_pipe_that_nobody_reads_stops_nothing(tmp_path: Path) -> Non
             serving = await asyncio.to_thread(line_with_ports, reader)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{serving['grpc-port']}") as channel:
                 for _ in range(REQUESTS):  # each but the first logs a line of 250 bytes
-                    assert (await ask(channel)).HasField("request_body")
+                    answer = await ask(channel, "/v1/chat/completions", BODY, {"x-request-id": "i" * 128})
+                    assert answer.HasField("request_body")
             async with (
                 aiohttp.ClientSession() as session,
-                session.get(f"http://127.0.0.1:{serving['metrics-port']}/metrics") as answer,
+                session.get(f"http://127.0.0.1:{serving['metrics-port']}/metrics") as metrics,
             ):
-                page = await answer.text()
+                page = await metrics.text()
             assert f'warmroute_decisions_total{{reason="warm",strategy="PREFIX_CACHE"}} {REQUESTS - 1}.0' in page
             process.terminate()
             assert await process.wait() == 0

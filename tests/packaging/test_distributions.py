@@ -14,26 +14,17 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
+from tests.fixtures.ext_proc import ask, destination
 from warmroute import __version__
-from warmroute.extproc.ext_proc_pb2 import (
-    BUFFERED,
-    HttpBody,
-    HttpHeaders,
-    ProcessingRequest,
-    ProcessingResponse,
-    ProtocolConfiguration,
-)
 from warmroute.standalone.child import Child
 from warmroute.standalone.picker_process import PickerPorts, start_picker
 from warmroute.standalone.ports import free_range
 
 ROOT = Path(__file__).parents[2]
-METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -138,35 +129,10 @@ async def test_the_product_alone_serves_a_pool(
     serve = Child("warmroute serve", [str(installed.bin / "warmroute"), "serve", *flags], tmp_path / "log")
     try:
         await start_picker(serve, ports, patience=60)
-        assert await picked(ports.grpc) == "127.0.0.1:9"
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
+            assert destination(await ask(channel, "/v1/chat/completions", BODY)) == "127.0.0.1:9"
     finally:
         await serve.stop()
-
-
-async def picked(port: int) -> str:
-    """Where a picker sends a chat request."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stream: Any = channel.stream_stream
-        call = stream(
-            METHOD,
-            request_serializer=ProcessingRequest.SerializeToString,
-            response_deserializer=ProcessingResponse.FromString,
-        )(timeout=60)
-        headers = HttpHeaders()
-        for key, value in {":method": "POST", ":path": "/v1/chat/completions"}.items():
-            headers.headers.headers.add(key=key, raw_value=value.encode())
-        mode = ProtocolConfiguration(request_body_mode=BUFFERED)
-        await call.write(ProcessingRequest(request_headers=headers, protocol_config=mode))
-        await call.read()
-        await call.write(ProcessingRequest(request_body=HttpBody(body=BODY, end_of_stream=True)))
-        answer = await call.read()
-        assert isinstance(answer, ProcessingResponse), answer
-        set_headers = answer.request_body.response.header_mutation.set_headers
-        return next(
-            option.header.raw_value.decode()
-            for option in set_headers
-            if option.header.key == "x-gateway-destination-endpoint"
-        )
 
 
 @pytest.mark.parametrize("command", ["demo", "simulate", "bench"])

@@ -6,24 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories import engine_state, idle_load, routing_constants
+from tests.factories import engine_state, idle_load
+from tests.routing.loads import CONSTANTS, assign, make
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
-from warmroute.routing.endpoint_load import EndpointLoad
-
-ROUTING = routing_constants(prefill_rate=1000.0)
-CONSTANTS = ROUTING.load
-
-
-def make(now: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
-    load = idle_load("a", 3, now)
-    return load, CandidateTable([load], CONSTANTS, now)
-
-
-def assign(load: EndpointLoad, *works: float, at: float = 0.0) -> None:
-    """Requests of that much work go to the endpoint."""
-    for work in works:
-        load.assign(work, load.drain_rate(CONSTANTS), at)
 
 
 def stale(table: CandidateTable) -> list[float]:

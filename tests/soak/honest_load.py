@@ -11,6 +11,7 @@ import aiohttp
 import grpc
 import orjson
 
+from tests.fixtures.ext_proc import METHOD
 from warmroute.extproc.ext_proc_pb2 import BUFFERED, HttpBody, HttpHeaders, ProcessingRequest, ProtocolConfiguration
 
 RATE = 100.0
@@ -20,7 +21,6 @@ PROBE_RATE = 20.0
 MODEL = "/model/qwen"
 LONG_EVERY = 100
 """One request in so many has 100 KB; the others have 2.4 KB."""
-METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 CHAT = "/v1/chat/completions"
 
 

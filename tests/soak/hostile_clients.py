@@ -18,6 +18,7 @@ import aiohttp
 import grpc
 
 from tests.fixtures.envoy.http1 import connect, encode, encode_chunk, encode_fields, read_message
+from tests.fixtures.ext_proc import METHOD
 from warmroute.extproc.ext_proc_pb2 import (
     FULL_DUPLEX_STREAMED,
     HttpBody,
@@ -36,7 +37,6 @@ NAMES = 200
 SIZES = (64 << 20, 31 << 20, 4 << 20)
 """Bytes of a body: more and just less than what gateway and picker take, and a small one. Each is a client of its own."""
 DEPTH = 900
-METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 CHAT = "/v1/chat/completions"
 
 

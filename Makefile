@@ -52,8 +52,8 @@ demo: $(VENV)/.demo  ## a real Envoy, five simulated engines and the picker: see
 test: $(VENV)/.dev lint  ## everything: style, types, imports, all tests
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n 2
 
-test-unit: $(VENV)/.dev  ## tests in one process without sockets: under ten seconds
-	$(BIN)/pytest -n 2 -m unit
+test-unit: $(VENV)/.dev  ## tests in one process without sockets: 20 seconds on two cores
+	$(BIN)/pytest -n 2 -m unit --ignore=tests/e2e --ignore=tests/browser
 
 test-fast: $(VENV)/.dev  ## unit and integration tests that take seconds
 	$(BIN)/pytest -n 2 -m "not e2e and not slow"

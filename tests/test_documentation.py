@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,14 @@ def test_command_lines_name_commands_and_flags_that_exist(document: Path) -> Non
             assert {flag for flag in flags if flag.startswith("-")} <= known | {"--help"}, line
 
 
+@cache
+def _commands() -> Any:
+    return typer.main.get_command(cli.app)
+
+
 def _command(words: list[str]) -> Any:
     """The command that the words name."""
-    command: Any = typer.main.get_command(cli.app)
+    command = _commands()
     context = command.make_context("warmroute", [], resilient_parsing=True)
     for word in words:
         if word.startswith("-") or not isinstance(command, TyperGroup):

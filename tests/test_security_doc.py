@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,15 @@ def test_every_input_names_a_test() -> None:
         assert re.search(r"`tests/[\w/]+\.py::test_\w+` *\|$|`tests/[\w/]+\.py::test_\w+`", row), row
 
 
+@cache
+def functions_of(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[f"{file}::{name}" for file, name in NAMED])
 def test_the_tests_that_hold_it_exist(file: str, name: str) -> None:
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    assert name in {node.name for node in ast.walk(tree) if isinstance(node, functions)}
+    assert name in functions_of(file)
 
 
 def test_the_headers_are_those_that_are_removed() -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.recordings import engine_recording
@@ -322,7 +322,6 @@ def within_bounds(state: EngineState) -> None:
         assert state.waiting <= state.awaiting_first_token
 
 
-@settings(max_examples=100)
 @given(st.data(), st.sampled_from([*DIALECTS]))
 def test_any_sequence_of_pages_gives_states_within_bounds_or_scrape_errors(data: st.DataObject, engine: str) -> None:
     dialect = DIALECTS[engine]

@@ -50,6 +50,7 @@ def test_results_are_compared_on_equal_fleets() -> None:
     assert [next(iter(column.cells)) for column in shown.columns][4] == "", "the mean doubles"
 
 
+@pytest.mark.integration
 def test_the_command(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = [

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import warmroute
+from warmroute import cli
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
+from warmroute.gateway_extension import hooks
 from warmroute.settings import Settings, extra_of, go_flags
 from warmroute.settings.sources import mistyped_variables
+from warmroute.standalone.up_options import UpOptions
+from warmroute_lab.cli.demo import demo
+from warmroute_lab.demo.options import DemoOptions
 
 pytestmark = pytest.mark.integration
 
 NO_FIXED_PORTS = [f"--{name}port=0" for name in ("", "plain-", "admin-", "epp-", "epp-health-", "metrics-", "debug-")]
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [(cli.up, UpOptions), (cli.gateway_extension, hooks.Options), (demo, DemoOptions)],
+    ids=lambda value: value.__name__,
+)
+def test_flags_and_the_options_that_they_fill_have_equal_defaults(
+    command: Callable[..., None], options: type[UpOptions | hooks.Options | DemoOptions]
+) -> None:
+    """The command line cannot take them from the options: their modules would make ``--help`` slow."""
+    flags = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    defaults = {field.name: field.default for field in fields(options)}
+    shared = flags.keys() & defaults.keys()
+    assert len(shared) >= len(defaults) - 1  # --routing-strategy fills `strategy`
+    assert {name: flags[name] for name in shared} == {name: defaults[name] for name in shared}
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ class Router(PoolListener):
                 return no_endpoint("No endpoint of the given subset is ready.", reason="empty-subset")
             return no_endpoint("No endpoint is ready.")
         if request.sheddable and saturated(candidates, self._constants.saturation):
-            return shed("Every endpoint is busy and the request may be refused.")
+            return shed("Every endpoint is saturated, and requests of this criticality or priority are refused then.")
         return None
 
     def _match(

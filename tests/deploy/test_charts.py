@@ -105,6 +105,28 @@ def test_everything_that_can_be_turned_on_validates() -> None:
         validate(document)
 
 
+@both_charts
+@pytest.mark.parametrize("own_volume", [False, True])
+def test_files_that_flags_name_are_mounted(chart: str, own_volume: bool) -> None:
+    volume = {"name": "tokens", "secret": {"secretName": "engine-token"}}
+    mount = {"name": "tokens", "mountPath": "/etc/warmroute/tokens", "readOnly": True}
+    variable = {"name": "WARMROUTE_LOG_LEVEL", "value": "debug"}
+    values: Manifest = {"extraVolumes": [volume], "extraVolumeMounts": [mount], "extraEnv": [variable]}
+    if own_volume:
+        values |= {"activeActive": {"enabled": True}} if chart == "warmroute" else {"tls": {"secret": "certificate"}}
+    (deployment,) = [
+        document
+        for document in (picker(**values) if chart == "warmroute" else extension(**values))
+        if document["kind"] == "Deployment" and not document["metadata"]["name"].endswith("nats")
+    ]
+    validate(deployment)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["env"] == [variable]
+    assert container["volumeMounts"][own_volume:] == [mount]
+    assert pod["volumes"][own_volume:] == [volume]
+
+
 def test_the_notes_configure_envoy_gateway_as_the_values_file_does() -> None:
     values = yaml.safe_load((DEPLOY / "gateway-extension" / "envoy-gateway-values.yaml").read_text())
     theirs, ours = values["config"]["envoyGateway"]["extensionManager"], extension_manager({})
@@ -163,6 +185,7 @@ def test_a_second_pool_is_a_second_release_in_the_same_namespace() -> None:
         {"pool": POOL, "replicas": 3},
         {"pool": POOL, "extraFlags": ["max-endpoints=2"]},
         {"pool": POOL, "podMonitor": {"interval": "soon"}},
+        {"pool": POOL, "extraVolumeMounts": [{"name": "tokens"}]},
     ],
 )
 def test_wrong_values_are_refused(values: Manifest) -> None:

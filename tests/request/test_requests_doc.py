@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tests.request.test_routes import BODIES
-from warmroute.request.content_encoding import MAX_RATIO
+from warmroute.request.content_encoding import MAX_RATIO, SMALL
 from warmroute.request.prompt import MAX_ARGUMENTS, MAX_ITEMS, MEDIA_BYTES, NOT_RENDERED
 from warmroute.request.routes import ROUTES
 from warmroute.request.seed import SEED_FIELDS
@@ -45,7 +45,7 @@ def test_the_lists_of_fields_are_those_of_the_code() -> None:
 
 
 def test_the_bounds_are_those_of_the_code() -> None:
-    assert f"{MAX_RATIO} times" in TEXT
+    assert f"up to {SMALL >> 10} KiB and {MAX_RATIO} times" in TEXT
     assert f"({MOST_MATCHED_PROMPTS} of one request" in TEXT
     assert f"last {MOST_STATES:,}" in TEXT
     assert f"{MEDIA_BYTES:,} bytes" in TEXT

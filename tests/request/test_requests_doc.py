@@ -11,7 +11,7 @@ from warmroute.request.prompt import MAX_ARGUMENTS, MAX_ITEMS, MEDIA_BYTES, NOT_
 from warmroute.request.routes import ROUTES
 from warmroute.request.seed import SEED_FIELDS
 from warmroute.routing.router import MOST_MATCHED_PROMPTS
-from warmroute.routing.stored_states import MOST_STATES
+from warmroute.routing.state_keepers import MOST_STATES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "requests.md").read_text(encoding="utf-8")
 

@@ -65,7 +65,7 @@ from warmroute.request.rejections import (
     unknown_model,
 )
 from warmroute.request.rewrite import replace_model
-from warmroute.request.stored_state import creates_response, response_id, state_in_path
+from warmroute.request.state_ids import creates_response, response_id, state_in_path
 from warmroute.request.truncated import is_whole
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord

@@ -16,7 +16,7 @@ from warmroute.request.prompt import Prompt, media_options
 from warmroute.request.rejections import Rejection, malformed, too_many_values
 from warmroute.request.routes import MEDIA_FIELDS, Document, Form, Route, find_route, model_in_path
 from warmroute.request.seed import seed
-from warmroute.request.stored_state import state_in
+from warmroute.request.state_ids import state_in
 from warmroute.request.truncated import decode_beginning, ends_in_media
 
 MAX_MODEL_LENGTH = 1024

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from warmroute.request.prompt import Prompt
 from warmroute.request.rejections import Rejection, malformed
-from warmroute.request.stored_state import STATE_FIELDS
+from warmroute.request.state_ids import STATE_FIELDS
 from warmroute.request.truncated import shorten_content, shorten_input, shorten_messages, shorten_plain
 
 Document = dict[str, Any]

@@ -25,7 +25,8 @@ LENGTH_ERROR = 1.5
 
 USUAL_BLOCK = 16
 """Tokens of a block of the KV cache up to which cached tokens are not rounded down to whole blocks: the number of a prompt's
-tokens is an estimate that errs by more. vLLM's default."""
+tokens is an estimate that errs by more. vLLM's default. A prompt of which 98 of 181 tokens are held would show 0.53 in place
+of 0.54 (tests/routing/test_router.py)."""
 
 
 class CacheModel:

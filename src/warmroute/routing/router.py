@@ -34,7 +34,7 @@ from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.saturation import SaturationLimits, saturated
 from warmroute.routing.slowness import update_slowness
-from warmroute.routing.stored_states import StoredStates
+from warmroute.routing.state_keepers import StateKeepers
 from warmroute.routing.virtual_queue import ASSUMED_DURATION
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Router(PoolListener):
         self._outliers = OutlierDetection(self._health_changed)
         self._loads: dict[str, EndpointLoad] = {}
         self._caches = CacheModel(limit=constants.index_limit, headroom=constants.cache_headroom)
-        self._states = StoredStates()
+        self._states = StateKeepers()
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
         self._models = KnownModels()
         self._choices = 0

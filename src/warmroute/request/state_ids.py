@@ -1,6 +1,6 @@
-"""What an engine keeps for a client between requests: responses, conversations, sessions.
+"""Ids of what an engine keeps for a client (responses, conversations, sessions), read from paths and bodies.
 
-Only the engine that keeps it can serve a request that names it.
+Only the engine that keeps it can serve a request that names it: :mod:`warmroute.routing.state_keepers`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ MOST_STATES = 20_000
 """Ids that are remembered, about 5 MB; the least recently used are forgotten."""
 
 
-class StoredStates:
+class StateKeepers:
     """The endpoints of the ids that were seen in responses."""
 
     def __init__(self) -> None:

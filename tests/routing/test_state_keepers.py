@@ -11,10 +11,10 @@ import pytest
 from tests.routing.test_router import Fixture, only
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse
-from warmroute.request.stored_state import creates_response, response_id, state_in_path
-from warmroute.routing import stored_states
+from warmroute.request.state_ids import creates_response, response_id, state_in_path
+from warmroute.routing import state_keepers
 from warmroute.routing.decision import Decision
-from warmroute.routing.stored_states import StoredStates
+from warmroute.routing.state_keepers import StateKeepers
 
 
 def state_of(path: str, **body: Any) -> str:
@@ -104,10 +104,10 @@ def test_an_endpoint_that_leaves_moves_its_own_sessions_only() -> None:
 
 
 def test_the_least_recently_used_id_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_states, "MOST_STATES", 3)
+    monkeypatch.setattr(state_keepers, "MOST_STATES", 3)
     fixture = Fixture(50)
     (members,) = {fixture.router._current_table(0.0).all.members}
-    states = StoredStates()
+    states = StateKeepers()
     names = members.names
     for k in range(3):
         states.remember(f"r{k}", names[k])

@@ -383,8 +383,9 @@ class Settings(BaseModel):
         500_000, "Assumed KV cache size in tokens, if the engine does not report one.", group="Prefix index", ge=1
     )
     cache_headroom: float = setting(
-        1.25,
-        "Factor on the KV cache size for the index. Keep it above 1: too small an index costs more than too large a one.",
+        1.05,
+        "Factor on the KV cache size for the index. Above it, prompts are expected that the engine has evicted; below it, "
+        "prompts are forgotten that it holds.",
         group="Prefix index",
         gt=0,
     )

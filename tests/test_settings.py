@@ -120,8 +120,8 @@ def test_retired_settings_are_ignored_wherever_they_are_given(tmp_path: Path, ca
     assert flags == ["--port", "9"]
     assert warnings == [f"--{name} has no meaning any more and is ignored" for name in ("cost-kv", "cost-slots")]
     file = tmp_path / "settings.yaml"
-    file.write_text("cost-kv: 20\ncost_decode: 7\n")
-    assert load({}, environ={"WARMROUTE_COST_SLOTS": "2"}, settings_file=file).cost_decode == 7
+    file.write_text("cost-kv: 20\ncost_waiting: 7\n")
+    assert load({}, environ={"WARMROUTE_COST_SLOTS": "2"}, settings_file=file).cost_waiting == 7
     assert "cost_kv has no meaning any more" in caplog.text
     (warning,) = mistyped_variables({"WARMROUTE_COST_SLOTS": "2"})
     assert "WARMROUTE_COST_SLOTS has no meaning any more" in warning

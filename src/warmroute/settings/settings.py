@@ -60,7 +60,7 @@ def setting(
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
-RETIRED = frozenset(("cost_slots", "cost_kv"))
+RETIRED = frozenset(("cost_slots", "cost_kv", "cost_decode"))
 """Settings of earlier versions: accepted with a warning, wherever they are given."""
 
 
@@ -314,7 +314,6 @@ class Settings(BaseModel):
         hot=True,
         ge=0,
     )
-    cost_decode: float = setting(20.0, "Cost of each running request, in prefill tokens.", group="Cost", hot=True, ge=0)
     cost_balance: float = setting(
         1.0,
         "Weight of load balancing: an endpoint with the mean number of running requests costs up to this many times the "

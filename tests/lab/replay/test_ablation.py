@@ -45,8 +45,8 @@ def test_results_are_compared_on_equal_fleets() -> None:
     before = [EXAMPLE, replace(EXAMPLE, pods=16, ttft_mean=1.0)]
     after = [replace(EXAMPLE, ttft_mean=0.4), replace(EXAMPLE, pods=16, ttft_mean=2.0)]
     assert effect(after, before, "ttft_mean").typical == pytest.approx(2.0)
-    shown = table({UNCHANGED: before, Variation("cost_decode", "removed"): after})
-    assert [next(iter(column.cells)) for column in shown.columns][:2] == ["--cost-decode", "removed"]
+    shown = table({UNCHANGED: before, Variation("cost_running", "removed"): after})
+    assert [next(iter(column.cells)) for column in shown.columns][:2] == ["--cost-running", "removed"]
     assert [next(iter(column.cells)) for column in shown.columns][4] == "", "the mean doubles"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
+import uvloop
 
 from tests.waiting import eventually
 from warmroute.extproc import tls
@@ -269,3 +270,21 @@ async def test_a_server_that_stops_sends_what_was_written() -> None:
     connection.connection_made(transport)
     connection.close()
     assert transport.done == ["write", "close"], "abort would drop it"
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_silent_connections_and_those_that_do_not_answer_a_ping_are_ended,
+        test_one_connection_more_ends_one_without_calls,
+        test_connections_count_before_tls_has_begun,
+        test_a_client_that_does_not_begin_tls_is_ended,
+        test_from_a_client_that_does_not_read_nothing_is_read,
+    ],
+)
+def test_on_the_event_loop_of_the_picker(
+    scenario: Callable[[pytest.MonkeyPatch], Coroutine[None, None, None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop's transports begin to read and lose connections at other moments than asyncio's."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario(monkeypatch))

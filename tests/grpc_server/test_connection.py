@@ -627,6 +627,16 @@ def test_many_small_frames_are_read_in_parts_and_in_order() -> None:
     assert pair.server.output() == b"".join(answers[MOST_AT_ONCE:])
 
 
+def test_requests_that_come_together_are_answered_a_few_at_a_time() -> None:
+    """Else the client waits for all of them before it can go on with the first."""
+    pair = Pair()
+    for _ in range(LIMITS.calls):
+        pair.client.send_data(pair.open(), prefixed(b"question"), end_stream=True)
+    pair.server.receive(pair.client.data_to_send())
+    assert 0 < pair.server.output().count(prefixed(b"question")) <= 4
+    assert pair.server.behind
+
+
 def test_messages_count_as_frames_do() -> None:
     pair = Pair()
     stream = pair.open()

@@ -71,9 +71,10 @@ HELD_FREELY = 32 << 20
 for messages that the client does not take."""
 WAITING_COST = 64
 """Bytes of memory of a message that waits, beside its text: an object and its place in a queue (``sys.getsizeof``)."""
-MOST_AT_ONCE = 64
-"""Frames and messages that :meth:`Connection.receive` takes before other connections get their turn: about 20 requests, or
-more bytes of long bodies than a socket gives at once."""
+MOST_AT_ONCE = 8
+"""Frames and messages that :meth:`Connection.receive` takes before the answers to them are written and other connections get
+their turn: those of two or three small requests. With 64, Envoy waited meanwhile: with eight requests in flight 1,400 a
+second came through in place of 1,900 (docs/benchmarks.md)."""
 PREFIX = 5
 """Bytes before each gRPC message: a flag and the length."""
 

@@ -34,7 +34,7 @@ SERVICE = "envoygateway.extension.EnvoyGatewayExtension"
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest message either way: the whole configuration of a gateway. Envoy Gateway's ``maxMessageSize`` must allow it."""
 MOST_CALLS = 100
-"""Calls at once on one connection."""
+"""Calls at once on one port."""
 GRACE = 5.0
 """Seconds that calls in progress have to end after SIGTERM."""
 

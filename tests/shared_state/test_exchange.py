@@ -21,9 +21,10 @@ from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state_pb2 as pb
+from warmroute.shared_state.decision_columns import COLUMNS, MOST_DECISIONS
 from warmroute.shared_state.inbox import MOST_ROWS, Inbox
 from warmroute.shared_state.logged_chains import LoggedChains
-from warmroute.shared_state.outbox import COLUMNS, MOST_DECISIONS, MOST_KEPT, Outbox
+from warmroute.shared_state.outbox import MOST_WAITING, Outbox
 
 LONG = "a long prompt " * 200
 
@@ -279,6 +280,8 @@ def test_a_batch_with_more_rows_than_pickers_write_is_not_applied() -> None:
         column = getattr(batch.decisions, name)
         if name == "base":
             column[:] = [batch.decisions.hashes[-1]]
+        if name == "known":
+            column[:] = [len(batch.decisions.hashes)]
         if name == "added":
             column[:] = [0]
         column.extend(list(column) * MOST_ROWS)
@@ -288,12 +291,12 @@ def test_a_batch_with_more_rows_than_pickers_write_is_not_applied() -> None:
     assert other.inbox.applied.decisions == 1
 
 
-@pytest.mark.parametrize("column", ["endpoint", "base", "added", "hashes", "distances"])
+@pytest.mark.parametrize("column", ["endpoint", "base", "known", "added", "hashes", "distances", "flags"])
 def test_columns_of_different_lengths_are_not_applied(column: str) -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.pick(LONG, 1.0)
     batch = one.outbox.take(1.02)
-    getattr(batch.decisions, column).append(1)
+    getattr(batch.decisions, column).extend([1, 1])
     other.inbox.apply(batch, 1.02, 1.03)
     assert other.inbox.applied.unreadable == 1
     assert not other.load("a").sent
@@ -312,22 +315,32 @@ def test_a_log_that_is_away_for_long_costs_the_oldest_decisions() -> None:
     record = one.router.preview(NO_PROMPT, 1.0)
     assert isinstance(record, DecisionRecord)
     decision = one.pick("prompt", 1.0)
-    for _ in range(MOST_KEPT):
+    for _ in range(MOST_WAITING * MOST_DECISIONS):
         one.outbox.decided(decision, record)
-    assert one.outbox.dropped == 1
-    assert len(one.outbox) == MOST_KEPT
+    assert one.outbox.dropped == MOST_DECISIONS
+    assert len(one.outbox) == (MOST_WAITING - 1) * MOST_DECISIONS + 1
+
+
+def test_chains_whose_beginning_was_dropped_are_published_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_WAITING", 1)
+    monkeypatch.setattr("warmroute.shared_state.decision_columns.MOST_DECISIONS", 2)
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for _ in range(3):
+        one.pick(LONG, 1.0)
+    assert one.outbox.dropped == 2
+    send(one, other, 1.02)
+    assert other.inbox.applied.unknown_chains == 0
+    assert other.pick(LONG, 1.03).match_ratio > 0.9
 
 
 def test_long_prompts_cost_them_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_KEPT_CHECKPOINTS", 100)
+    monkeypatch.setattr("warmroute.shared_state.decision_columns.MOST_CHECKPOINTS", 50)
     one = Picker(names=("a",))
-    for k in range(20):
+    for k in range(20 * MOST_WAITING):
         one.pick(f"{k} {LONG}", 1.0)
     assert one.outbox.dropped > 0
-    taken = one.outbox.take(1.0)
-    assert 0 < len(taken.decisions.hashes) <= 100
-    one.pick(LONG, 1.0)
-    assert one.outbox.dropped + len(taken.decisions.endpoint) == 20
+    taken = one.outbox.take(1.0).decisions
+    assert 0 < len(taken.hashes) - taken.added[-1] <= 50
 
 
 def test_every_prompt_of_a_batch_comes_through() -> None:
@@ -400,6 +413,7 @@ def remote_decisions(draw: st.DrawFn) -> pb.Decisions:
         flags=column(figures),
         adapter=column(positions),
         base=column(st.sampled_from([0, 1, 2, 2**64 - 1])),
+        known=column(figures),
         added=added,
         requests=column(figures),
         samples=column(figures),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +26,8 @@ def test_the_second_turn_adds_what_is_new() -> None:
     log = chains()
     first, second = chain_of("system" * 100, "question"), chain_of("system" * 100, "question", "answer" * 50)
     assert log.add(first, 0.0).base == NO_BASE
-    base, hashes, distances = log.add(second, 1.0)
-    assert base == first.hashes[-1]
+    base, known, hashes, distances = log.add(second, 1.0)
+    assert (base, known) == (first.hashes[-1], len(first.hashes))
     assert [*first.hashes, *hashes] == second.hashes
     assert sum(distances) == second.ends[-1] - first.ends[-1]
 
@@ -34,7 +35,7 @@ def test_the_second_turn_adds_what_is_new() -> None:
 def test_a_prompt_that_the_log_has_adds_nothing() -> None:
     log = chains()
     log.add(chain_of("hello"), 0.0)
-    assert log.add(chain_of("hello"), 1.0) == Addition(chain_of("hello").hashes[-1], [], [])
+    assert log.add(chain_of("hello"), 1.0) == Addition(chain_of("hello").hashes[-1], 1, (), ())
 
 
 def test_a_prompt_without_checkpoints_stays_one() -> None:
@@ -43,18 +44,51 @@ def test_a_prompt_without_checkpoints_stays_one() -> None:
 
 
 def test_an_unknown_base_is_none() -> None:
-    assert chains().join(Addition(1, [2], [3]), 3, 0.0) is None
+    assert chains().join(Addition(1, 1, [2], [3]), 3, 0.0) is None
+
+
+@pytest.mark.parametrize("known", [0, 2, 2**32 - 1])
+def test_more_than_a_base_has_is_none(known: int) -> None:
+    log = chains()
+    hello = log.add(chain_of("hello"), 0.0).hashes[-1]
+    assert log.join(Addition(hello, known, [2], [3]), 3, 0.0) is None
+
+
+def test_prompts_that_part_inside_what_one_decision_added() -> None:
+    one, other = chains(), chains()
+    first, second = (chain_of("system" * 100, question) for question in ("who" * 100, "when" * 100))
+    other.join(one.add(first, 0.0), first.prompt_bytes, 0.0)
+    base, known, hashes, _ = addition = one.add(second, 1.0)
+    assert base == first.hashes[-1]
+    assert first.hashes[:known] == second.hashes[:known] != first.hashes
+    assert list(hashes) == second.hashes[known:]
+    assert other.join(addition, second.prompt_bytes, 1.0) == second
+
+
+def test_pickers_that_append_one_prompt_at_one_time_in_different_pieces() -> None:
+    """Each knows its own pieces first, and the other's as the latest."""
+    one, other = chains(), chains()
+    system, prompt = chain_of("system" * 100), chain_of("system" * 100, "question" * 100)
+    beginning = other.add(system, 0.0)
+    whole, rest = one.add(prompt, 0.0), other.add(prompt, 0.0)
+    assert len(whole.hashes) > len(rest.hashes)
+    one.join(beginning, system.prompt_bytes, 0.0)
+    assert one.join(rest, prompt.prompt_bytes, 0.0) == prompt
+    assert other.join(whole, prompt.prompt_bytes, 0.0) == prompt
+    turn = chain_of("system" * 100, "question" * 100, "answer" * 100)
+    for sender, reader in ((one, other), (other, one)):
+        assert reader.join(sender.add(turn, 1.0), turn.prompt_bytes, 1.0) == turn
 
 
 def test_lists_of_different_lengths_are_none() -> None:
-    assert chains().join(Addition(NO_BASE, [2, 3], [3]), 3, 0.0) is None
+    assert chains().join(Addition(NO_BASE, 0, [2, 3], [3]), 3, 0.0) is None
 
 
 def test_a_chain_is_appended_anew_after_half_the_retention() -> None:
     log = chains()
     prompt = chain_of("system" * 100)
     log.add(prompt, 0.0)
-    assert log.add(prompt, RETENTION / 2 - 1).hashes == []
+    assert log.add(prompt, RETENTION / 2 - 1).hashes == ()
     assert log.add(prompt, RETENTION / 2).base == NO_BASE
 
 

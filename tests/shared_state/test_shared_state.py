@@ -20,7 +20,7 @@ from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state as module
 from warmroute.shared_state.membership import SILENCE
 from warmroute.shared_state.nats_log import Entry, LogOptions, NatsLog
-from warmroute.shared_state.seal import Seal
+from warmroute.shared_state.seal import VERSION, Seal
 from warmroute.shared_state.shared_state import SharedState
 from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute.standalone.nats import NatsProcess
@@ -267,7 +267,7 @@ async def test_a_batch_from_the_future_keeps_no_picker_alive() -> None:
 async def test_unknown_versions_are_skipped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     one = start()
     await eventually(lambda: one.shared.replayed)
-    monkeypatch.setattr("warmroute.shared_state.seal.VERSION", 2)
+    monkeypatch.setattr("warmroute.shared_state.seal.VERSION", VERSION + 1)
     newer = start()
     await eventually(lambda: newer.shared.replayed)
     newer.pick(LONG)

@@ -13,6 +13,7 @@ from warmroute.routing.candidates import Members
 from warmroute.routing.confirmation import UNPROVEN_SHARE, SentPrompt, Verdict
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.sent_request import SentRequest
 
 LONG_TAIL = 16_384
 """Bytes of a prompt beyond what the endpoint holds (about 4,000 tokens) from which they are unconfirmed until the engine has
@@ -126,7 +127,7 @@ class CacheModel:
             _, default = overrides.popitem()
         return CachedTokens(default, overrides), max([default, *overrides.values()])
 
-    def expect(self, decision: Decision, *, exact: bool, now: float) -> None:
+    def expect(self, decision: SentRequest, *, exact: bool, now: float) -> None:
         """The decision's prompts were sent to the engine. ``exact``: their length is known, not estimated.
 
         Nothing is expected of an engine that keeps no prompts.
@@ -150,7 +151,14 @@ class CacheModel:
         decision.held, decision.sent = held, sent
 
     def _expect_prompt(
-        self, decision: Decision, chain: Chain, tokens: float, cached_tokens: float, *, exact: bool, now: float
+        self,
+        decision: SentRequest,
+        chain: Chain,
+        tokens: float,
+        cached_tokens: float,
+        *,
+        exact: bool,
+        now: float,
     ) -> tuple[tuple[int], tuple[SentPrompt, ...]]:
         """One prompt of the decision was sent. Returns how many of its checkpoints the endpoint had before, and the prompt
         if it waits for the engine's counters.

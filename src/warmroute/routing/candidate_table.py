@@ -101,6 +101,12 @@ class CandidateTable:
         if k is not None:
             self._update(k, now)
 
+    def outdated(self, load: EndpointLoad) -> None:
+        """The endpoint's load has changed: :meth:`refresh` recomputes its figures, once for any number of changes."""
+        k = self.all.members.position.get(load.holder)
+        if k is not None:
+            self._next_change[k] = self._soonest = -inf
+
     def update_all(self, now: float) -> None:
         """Recompute the figures of every endpoint: the pool's speed may have changed."""
         for k in range(len(self.all)):

@@ -186,8 +186,12 @@ class EndpointLoad:
         if self.observed_at is not None and at <= self.observed_at - TRANSIT:
             self.mean_work.assigned(work / requests)
             return
-        latest = max(self.sent[-1] if self.sent else at, self.queue.latest)
-        self.assign(work, rate, max(at, latest), requests=requests)  # both are kept in order of time
+        sent, assigned = self.sent, self.queue.assigned
+        if sent and sent[-1] > at:  # both are kept in order of time
+            at = sent[-1]
+        if assigned and assigned[-1].at > at:
+            at = assigned[-1].at
+        self.assign(work, rate, at, requests=requests)
 
     def response_ended(self, now: float) -> None:
         """A request whose response is observed has ended, well or not."""

@@ -31,8 +31,8 @@ from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.known_models import KnownModels
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
-from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.saturation import SaturationLimits, saturated
+from warmroute.routing.sent_request import SentRequest
 from warmroute.routing.slowness import update_slowness
 from warmroute.routing.state_keepers import StateKeepers
 from warmroute.routing.virtual_queue import ASSUMED_DURATION
@@ -245,6 +245,7 @@ class Router(PoolListener):
         decision.load.prediction.expect(predicted)
         decision.load.assign(decision.uncached_work, rate, now, requests=decision.requests)
         self._book(decision, now)
+        self._update(decision.load, now)
         if record is not None:
             for listener in self.listeners:
                 listener.decided(decision, record)
@@ -390,42 +391,25 @@ class Router(PoolListener):
             }
             logger.error("routing strategy failed; PREFIX_CACHE chose", extra={"fields": fields}, exc_info=error)
 
-    def learn(self, remote: RemoteDecision, now: float) -> None:
+    def load(self, endpoint: Endpoint) -> EndpointLoad | None:
+        """The load of a member of the pool; None if it is none."""
+        return self._loads.get(endpoint.id)
+
+    def learn(self, remote: SentRequest, now: float) -> None:
         """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.
 
-        One of long ago only says what the endpoint holds. Ignored if the pool does not have the endpoint.
+        One of long ago only says what the endpoint holds.
         """
-        load = self._loads.get(remote.endpoint)
-        if load is None:
-            return
-        at = min(remote.at, now)
-        decision = Decision(
-            at=at,
-            load=load,
-            targets=load.endpoint.target,
-            strategy=self._constants.strategy,
-            reason="remote",
-            prompt_tokens=remote.prompt_tokens,
-            cached_tokens=remote.cached_tokens,
-            random_cached_tokens=0.0,
-            prompt_bytes=remote.prompt_bytes,
-            exact=remote.exact,
-            partial=remote.partial,
-            chain=remote.chain,
-            adapter=remote.adapter,
-            further=remote.further,
-            prompts=remote.prompts,
-            requests=remote.requests,
-            samples=remote.samples,
-            reads_cache=remote.reads_cache,
-        )
-        if at <= now - ASSUMED_DURATION:
-            if decision.chain.hashes:
-                self._caches.expect(decision, exact=decision.exact, now=at)
+        load = remote.load
+        if remote.at <= now - ASSUMED_DURATION:
+            if remote.chain.hashes:
+                self._caches.expect(remote, exact=remote.exact, now=remote.at)
             return
         rate = load.drain_rate(self._constants.load)
-        load.assign_remote(decision.uncached_work, rate, at, requests=remote.requests)
-        self._book(decision, now)
+        load.assign_remote(remote.uncached_work, rate, remote.at, requests=remote.requests)
+        self._book(remote, now)
+        if self._table is not None:
+            self._table.outdated(load)
 
     def learn_ejected(self, endpoint: Endpoint, now: float) -> None:
         """Another picker has ejected the endpoint because its responses failed."""
@@ -436,8 +420,9 @@ class Router(PoolListener):
         if RANGE[0] <= estimate <= RANGE[1]:
             self._bytes_per_token.begin_with(estimate)
 
-    def _book(self, decision: Decision, now: float) -> None:
-        """Count the prompt on the chosen endpoint, so that the next decision sees it."""
+    def _book(self, decision: SentRequest, now: float) -> None:
+        """Count the prompt on the chosen endpoint. The caller updates the endpoint's figures, so that the next decision sees
+        it."""
         load, at = decision.load, decision.at
         self._choices += 1
         load.last_chosen = self._choices
@@ -451,7 +436,6 @@ class Router(PoolListener):
             load.adapters.use(decision.adapter, now)
         if decision.chain.hashes:
             self._caches.expect(decision, exact=decision.exact, now=at)
-        self._update(load, now)
 
     def _adapter_costs(self, candidates: Candidates, model: str) -> Sequence[float] | None:
         """The cost of loading the adapter on each candidate; None if ``model`` is not known to be an adapter."""

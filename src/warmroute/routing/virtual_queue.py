@@ -107,11 +107,6 @@ class VirtualQueue:
     def __len__(self) -> int:
         return len(self._finish_times) + (self._untracked.left if self._untracked is not None else 0)
 
-    @property
-    def latest(self) -> float:
-        """When the latest request was assigned that may be without a token; minus infinity if none is."""
-        return self.assigned[-1].at if self.assigned else -inf
-
     def assign(self, work: float, rate: float, now: float) -> None:
         """A request of ``work`` tokens goes to the endpoint, which computes ``rate`` tokens per second."""
         self._append(work, work / rate, now)

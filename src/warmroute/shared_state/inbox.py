@@ -21,22 +21,22 @@ from warmroute.pool.endpoint import (
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
-from warmroute.routing.remote_decision import RemoteDecision
 from warmroute.routing.router import Router
+from warmroute.routing.sent_request import SentRequest
 from warmroute.shared_state import shared_state_pb2 as pb
-from warmroute.shared_state.logged_chains import Addition, LoggedChains
-from warmroute.shared_state.outbox import (
+from warmroute.shared_state.decision_columns import (
     COLUMNS,
-    EQUAL_FIGURES,
     EXACT,
     FURTHER,
     MOST_DECISIONS,
     PARTIAL,
+    RARE_COLUMNS,
     READS_NO_CACHE,
     THOUSANDTHS,
-    Outbox,
     incarnation_of,
 )
+from warmroute.shared_state.logged_chains import Addition, LoggedChains
+from warmroute.shared_state.outbox import EQUAL_FIGURES, Outbox
 
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
@@ -55,7 +55,7 @@ class Applied:
     unreadable: int = 0
     """Batches whose columns of decisions have different lengths, or are longer than any picker's."""
     unknown_chains: int = 0
-    """Decisions whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
+    """Prompts whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
 
 
 _ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
@@ -76,23 +76,6 @@ class _Reading(NamedTuple):
     endpoints: list[Endpoint | None]
     """Its table of endpoints; None: not a member of the pool."""
     adapters: Sequence[str]
-
-
-class _Row(NamedTuple):
-    """One number of each column of decisions, in the order of COLUMNS."""
-
-    endpoint: int
-    age: int
-    prompt_tokens: int
-    cached_tokens: int
-    prompt_bytes: int
-    flags: int
-    adapter: int
-    base: int
-    added: int
-    requests: int
-    samples: int
-    prompts: int
 
 
 class Inbox:
@@ -162,60 +145,44 @@ class Inbox:
 
     def _apply_decisions(self, decisions: pb.Decisions, reading: _Reading) -> None:
         """Apply all, or none if the columns contradict each other."""
-        hashes, distances = list(decisions.hashes), list(decisions.distances)
+        added, hashes, distances = list(decisions.added), list(decisions.hashes), list(decisions.distances)
+        rows = len(added)
         columns = [getattr(decisions, name) for name in COLUMNS]
-        if (
-            len(decisions.added) > MOST_ROWS
-            or len({len(column) for column in columns}) != 1
-            or not sum(decisions.added) == len(hashes) == len(distances)
-        ):
+        rare_columns = [getattr(decisions, name) or (0,) * rows for name in RARE_COLUMNS]
+        lengths = {len(column) for column in (*columns, *rare_columns)}
+        if rows > MOST_ROWS or lengths != {rows} or not sum(added) == len(hashes) == len(distances):
             self.applied.unreadable += 1
             return
+        loads = [None if endpoint is None else self._router.load(endpoint) for endpoint in reading.endpoints]
         start = 0
-        chains: list[Chain | None] = []
-        decision: _Row | None = None
-        for row in map(_Row._make, zip(*columns, strict=True)):
-            addition = Addition(row.base, hashes[start : start + row.added], distances[start : start + row.added])
-            start += row.added
-            chain = self._chains.join(addition, row.prompt_bytes, reading.published_at)
-            if row.flags & FURTHER and decision is not None:
-                chains.append(chain)
+        decision: SentRequest | None = None
+        for row, (ordinary, rare) in enumerate(
+            zip(zip(*columns, strict=True), zip(*rare_columns, strict=True), strict=True)
+        ):
+            place, age, prompt_tokens, cached_tokens, prompt_bytes, base, known, count = ordinary
+            addition = Addition(base, known, hashes[start : start + count], distances[start : start + count])
+            start += count
+            chain = self._chains.join(addition, prompt_bytes, reading.published_at)
+            self.applied.unknown_chains += chain is None
+            if row and rare[0] & FURTHER:
+                if decision is not None and chain is not None and prompt_bytes and decision.prompt_bytes:
+                    _add_chain(decision, chain)
                 continue
             if decision is not None:
-                self._apply_decision(decision, chains, reading)
-            decision, chains = row, [chain]
+                self._router.learn(decision, reading.now)
+                decision = None
+            load = loads[place] if place < len(loads) else None
+            if load is None:
+                self.applied.unknown_endpoints += 1
+                continue
+            self.applied.decisions += 1
+            at, prompt_tokens = min(reading.published_at - age / 1e6, reading.now), prompt_tokens or 1
+            cached_tokens, chain = min(cached_tokens, prompt_tokens), chain or EMPTY_CHAIN
+            decision = SentRequest(load, at, prompt_tokens, cached_tokens, prompt_bytes, chain)
+            if any(rare):
+                _add_rare(decision, rare, reading.adapters)
         if decision is not None:
-            self._apply_decision(decision, chains, reading)
-
-    def _apply_decision(self, row: _Row, chains: list[Chain | None], reading: _Reading) -> None:
-        """``chains`` are those of its prompts; None: not known."""
-        endpoint = self._found(row.endpoint, reading)
-        if endpoint is None:
-            return
-        self.applied.decisions += 1
-        known = [chain for chain in chains if chain is not None]
-        if len(known) < len(chains):
-            self.applied.unknown_chains += 1
-        adapters, prompt_tokens = reading.adapters, max(1.0, row.prompt_tokens)
-        self._router.learn(
-            RemoteDecision(
-                endpoint=endpoint.id,
-                at=reading.published_at - row.age / 1e6,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=min(row.cached_tokens, prompt_tokens),
-                prompt_bytes=row.prompt_bytes,
-                exact=row.flags & EXACT != 0,
-                partial=row.flags & PARTIAL != 0,
-                adapter=adapters[row.adapter - 1] if 0 < row.adapter <= len(adapters) else "",
-                chain=known[0] if known else EMPTY_CHAIN,
-                further=tuple(known[1:]),
-                requests=min(max(row.requests, 1), MOST_REQUESTS),
-                samples=min(max(row.samples, 1), MOST_REQUESTS),
-                prompts=max(row.prompts / THOUSANDTHS, 1.0),
-                reads_cache=not row.flags & READS_NO_CACHE,
-            ),
-            reading.now,
-        )
+            self._router.learn(decision, reading.now)
 
     def _apply_models(self, served: pb.Served, reading: _Reading) -> None:
         endpoint = self._found(served.endpoint, reading)
@@ -230,6 +197,24 @@ class Inbox:
         if endpoint is None:
             self.applied.unknown_endpoints += 1
         return endpoint
+
+
+def _add_chain(decision: SentRequest, chain: Chain) -> None:
+    """A further prompt of the decision, or its first one that is known here."""
+    if decision.chain.hashes:
+        decision.further += (chain,)
+    else:
+        decision.chain = chain
+
+
+def _add_rare(decision: SentRequest, rare: tuple[int, ...], adapters: Sequence[str]) -> None:
+    """What ordinary requests do not have: the numbers of :data:`RARE_COLUMNS`."""
+    flags, adapter, requests, samples, prompts = rare
+    decision.exact, decision.partial = flags & EXACT != 0, flags & PARTIAL != 0
+    decision.reads_cache = not flags & READS_NO_CACHE
+    decision.adapter = adapters[adapter - 1] if 0 < adapter <= len(adapters) else ""
+    decision.requests, decision.samples = (min(max(count, 1), MOST_REQUESTS) for count in (requests, samples))
+    decision.prompts = max(prompts / THOUSANDTHS, 1.0)
 
 
 def _state(report: pb.Report, adapters: Sequence[str], observed_at: float) -> EngineState:

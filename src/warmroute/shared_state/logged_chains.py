@@ -1,8 +1,11 @@
-"""Which checkpoints the log has, so that a decision names those that are new and the last one that is not. WITHOUT IO.
+"""Which checkpoints the log has, so that a decision names those that are new and where they go on. WITHOUT IO.
 
 Every picker keeps the same record from what it appends and what it reads. A chain is stored as segments: each has the
-checkpoints that one decision added, and the segment that they follow. Checkpoints do not depend on the endpoint: a system
-prompt that ten endpoints hold is in the log once.
+checkpoints that one decision added, and the segment that they go on from. Checkpoints do not depend on the endpoint: a
+system prompt that ten endpoints hold is in the log once.
+
+Checkpoints are hashes of the prompt from its beginning. So the first one of a segment identifies all that comes before
+it, and the last one the whole chain: a segment is found by these two, and those between them need no entry.
 
 A picker that starts reads the log from ``retention`` seconds ago. A chain is therefore appended again, from its first
 checkpoint on, once its oldest segment is half that old: every chain that was in use within the last half of the log can
@@ -13,13 +16,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from operator import sub
 from typing import NamedTuple
 
 from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, Chain
 
 NO_BASE = 0
-"""In place of a checkpoint: the chain begins here."""
+"""In place of a segment: the chain begins here."""
 DEEPEST = 1024
 """Segments of one chain. Each turn of a conversation adds one; a longer chain is appended again."""
 
@@ -28,37 +32,29 @@ class Addition(NamedTuple):
     """What the log lacks of a chain."""
 
     base: int
-    """The last checkpoint that the log has, or :data:`NO_BASE`."""
+    """The last checkpoint of a chain that the log has, or :data:`NO_BASE`."""
+    known: int
+    """How many checkpoints it shares with that chain."""
     hashes: Sequence[int]
     distances: Sequence[int]
     """Bytes of prompt from each of ``hashes`` to the checkpoint before it."""
 
 
-class _Segment:
-    """Consecutive checkpoints that follow the first ``base_length`` checkpoints of ``base``."""
+class _Segment(NamedTuple):
+    """Consecutive checkpoints of a chain."""
 
-    __slots__ = ("at", "base", "base_length", "depth", "ends", "first", "hashes", "since")
-
-    def __init__(
-        self,
-        hashes: Sequence[int],
-        ends: Sequence[int],
-        base: _Segment | None,
-        base_length: int,
-        *,
-        at: float,
-        number: int,
-    ) -> None:
-        self.hashes = tuple(hashes)
-        self.ends = tuple(ends)
-        self.base = base
-        self.base_length = base_length
-        self.at = at
-        self.since: float = at if base is None else min(base.since, at)
-        """When the oldest segment of the chain was appended."""
-        self.first: int = number if base is None else min(base.first, number)
-        """Checkpoints that were appended before that segment."""
-        self.depth: int = 1 if base is None else base.depth + 1
+    hashes: Sequence[int]
+    ends: Sequence[int]
+    base: _Segment | None
+    """Where the chain's checkpoints before them end, or go on otherwise; None: there are none before them."""
+    start: int
+    """The number of these checkpoints."""
+    at: float
+    since: float
+    """When the oldest segment of the chain was appended."""
+    first: int
+    """Checkpoints that were appended before that segment."""
+    depth: int
 
 
 class LoggedChains:
@@ -68,8 +64,10 @@ class LoggedChains:
         self.retention = retention
         """Seconds that the log goes back."""
         self._limit = limit
-        self._segments: dict[int, _Segment] = {}
-        """By checkpoint."""
+        self._by_first: dict[int, _Segment] = {}
+        """Segments by their first checkpoint; of several the latest."""
+        self._by_last: dict[int, _Segment] = {}
+        """By their last one."""
         self._order: deque[_Segment] = deque()
         """Oldest first."""
         self._checkpoints = 0
@@ -80,22 +78,34 @@ class LoggedChains:
         """Checkpoints that are remembered, those that were appended again counted twice."""
         return self._checkpoints
 
+    def clear(self) -> None:
+        """Remember nothing: every chain is appended again."""
+        self._by_first.clear()
+        self._by_last.clear()
+        self._order.clear()
+        self._checkpoints = 0
+
     def add(self, chain: Chain, now: float) -> Addition:
         """An own decision: what must be appended of its chain, which the log has from now on."""
         hashes, ends = chain.hashes, chain.ends
-        known = len(hashes)
-        segments = self._segments
-        while known and hashes[known - 1] not in segments:
-            known -= 1
-        base = segments[hashes[known - 1]] if known else None
+        base, known = self._find(hashes)
         if base is not None and self._is_old(base, now):
             base, known = None, 0
-        if known < len(hashes):
-            length = 0 if base is None else base.hashes.index(hashes[known - 1]) + 1
-            self._append(hashes[known:], ends[known:], base, length, now)
-        first = [ends[0]] if not known and ends else []
-        distances = first + [end - before for before, end in pairwise(ends[max(known - 1, 0) :])]
-        return Addition(hashes[known - 1] if known else NO_BASE, hashes[known:], distances)
+        name = NO_BASE if base is None else base.hashes[-1]
+        if known == len(hashes):
+            return Addition(name, known, (), ())
+        new, new_ends = hashes[known:], ends[known:]
+        self._append(new, new_ends, base, known, now)
+        before = ends[known - 1 : -1] if known else (0, *ends[:-1])
+        return Addition(name, known, new, list(map(sub, new_ends, before)))
+
+    def _find(self, hashes: Sequence[int]) -> tuple[_Segment | None, int]:
+        """How many of a chain's checkpoints are known, and the segment that has the last of them."""
+        segment, known = None, 0
+        while known < len(hashes) and (following := self._by_first.get(hashes[known])) is not None:
+            segment = following
+            known += _common(segment.hashes, hashes, known)
+        return segment, known
 
     def _is_old(self, base: _Segment, now: float) -> bool:
         """Whether the chain must be appended again rather than extended."""
@@ -104,58 +114,69 @@ class LoggedChains:
 
     def join(self, addition: Addition, prompt_bytes: int, at: float) -> Chain | None:
         """Another picker's decision, appended at ``at``: its whole chain. None if the log's part of it is not known here."""
-        base_hash, new, distances = addition
+        name, known, new, distances = addition
         base: _Segment | None = None
-        length = 0
         hashes: list[int] = []
         ends: list[int] = []
-        if base_hash != NO_BASE:
-            base = self._segments.get(base_hash)
-            if base is None or base.depth >= 2 * DEEPEST:
+        if name != NO_BASE:
+            base = self._by_last.get(name)
+            if base is None or not 0 < known <= base.start + len(base.hashes) or base.depth >= 2 * DEEPEST:
                 return None
-            length = base.hashes.index(base_hash) + 1
-            hashes, ends = _checkpoints_to(base, length)
-        if not new:
-            return Chain(hashes, ends, prompt_bytes) if hashes else EMPTY_CHAIN
-        if len(new) != len(distances) or len(hashes) + len(new) > MAX_CHECKPOINTS:
-            return None
-        new_ends = list(accumulate(distances, initial=ends[-1] if ends else 0))[1:]
-        self._append(new, new_ends, base, length, at)
-        hashes += new
-        ends += new_ends
-        return Chain(hashes, ends, prompt_bytes)
+            while base.base is not None and known <= base.start:
+                base = base.base
+            hashes, ends = _checkpoints(base, known)
+        if new:
+            if len(new) != len(distances) or len(hashes) + len(new) > MAX_CHECKPOINTS:
+                return None
+            new_ends = list(accumulate(distances, initial=ends[-1] if ends else 0))[1:]
+            self._append(new, new_ends, base, len(hashes), at)
+            hashes += new
+            ends += new_ends
+        return Chain(hashes, ends, prompt_bytes) if hashes else EMPTY_CHAIN
 
-    def _append(
-        self, hashes: Sequence[int], ends: Sequence[int], base: _Segment | None, base_length: int, at: float
-    ) -> None:
-        segment = _Segment(hashes, ends, base, base_length, at=at, number=self._appended)
-        segments = self._segments
-        for key in segment.hashes:
-            segments[key] = segment
-        self._order.append(segment)
+    def _append(self, hashes: Sequence[int], ends: Sequence[int], base: _Segment | None, start: int, at: float) -> None:
+        since, first, depth = at, self._appended, 1
+        if base is not None:
+            since, first, depth = min(base.since, at), min(base.first, first), base.depth + 1
+        segment = _Segment(tuple(hashes), tuple(ends), base, start, at, since, first, depth)
+        self._by_first[hashes[0]] = self._by_last[hashes[-1]] = segment
+        order = self._order
+        order.append(segment)
         self._checkpoints += len(hashes)
         self._appended += len(hashes)
-        order = self._order
         while order and (self._checkpoints > self._limit or order[0].at <= at - self.retention):
             self._forget(order.popleft())
 
     def _forget(self, segment: _Segment) -> None:
         self._checkpoints -= len(segment.hashes)
-        for key in segment.hashes:
-            if self._segments.get(key) is segment:  # else appended again since
-                del self._segments[key]
+        for segments, key in ((self._by_first, segment.hashes[0]), (self._by_last, segment.hashes[-1])):
+            if segments.get(key) is segment:  # else appended again since
+                del segments[key]
 
 
-def _checkpoints_to(segment: _Segment, length: int) -> tuple[list[int], list[int]]:
-    """Hashes and ends from the chain's beginning to the first ``length`` checkpoints of ``segment``."""
-    pieces: list[tuple[_Segment, int]] = []
+def _common(segment: Sequence[int], hashes: Sequence[int], start: int) -> int:
+    """How many checkpoints of the segment the chain has from ``start`` on. If it has one, it has all before that."""
+    low, high = 0, min(len(segment), len(hashes) - start)
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if segment[middle - 1] == hashes[start + middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _checkpoints(segment: _Segment, known: int) -> tuple[list[int], list[int]]:
+    """Hashes and ends of the first ``known`` checkpoints of the chain that the segment is the last piece of."""
+    pieces: list[_Segment] = []
     at: _Segment | None = segment
     while at is not None:
-        pieces.append((at, length))
-        length, at = at.base_length, at.base
+        pieces.append(at)
+        at = at.base
     hashes: list[int] = []
     ends: list[int] = []
-    for piece, length in reversed(pieces):
-        hashes += piece.hashes[:length]
-        ends += piece.ends[:length]
-    return hashes, ends
+    for piece in reversed(pieces):
+        del hashes[piece.start :], ends[piece.start :]
+        hashes += piece.hashes
+        ends += piece.ends
+    return hashes[:known], ends[:known]

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-VERSION = 1
+VERSION = 2
 """Of the batches that this program writes and reads; see protos/shared_state.proto."""
 SHORTEST_KEY = 16
 """Fewest bytes of a key file, white space at both ends not counted."""

@@ -36,16 +36,17 @@ class Endpoint(_message.Message):
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Decisions(_message.Message):
-    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "flags", "adapter", "base", "added", "requests", "samples", "prompts", "hashes", "distances")
+    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "base", "known", "added", "flags", "adapter", "requests", "samples", "prompts", "hashes", "distances")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
-    BASE_FIELD_NUMBER: _ClassVar[int]
-    ADDED_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
@@ -56,16 +57,17 @@ class Decisions(_message.Message):
     prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
     cached_tokens: _containers.RepeatedScalarFieldContainer[int]
     prompt_bytes: _containers.RepeatedScalarFieldContainer[int]
+    base: _containers.RepeatedScalarFieldContainer[int]
+    known: _containers.RepeatedScalarFieldContainer[int]
+    added: _containers.RepeatedScalarFieldContainer[int]
     flags: _containers.RepeatedScalarFieldContainer[int]
     adapter: _containers.RepeatedScalarFieldContainer[int]
-    base: _containers.RepeatedScalarFieldContainer[int]
-    added: _containers.RepeatedScalarFieldContainer[int]
     requests: _containers.RepeatedScalarFieldContainer[int]
     samples: _containers.RepeatedScalarFieldContainer[int]
     prompts: _containers.RepeatedScalarFieldContainer[int]
     hashes: _containers.RepeatedScalarFieldContainer[int]
     distances: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., requests: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., prompts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., known: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., requests: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., prompts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("endpoint", "kind")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from itertools import count
 from time import perf_counter
 from typing import Any, Self
@@ -133,7 +134,7 @@ class ExtProcLoad(Load):
         """One stream. Raises LoadError or grpc.aio.AioRpcError."""
         process: Any = self._channels[connection % self._connections].stream_stream(METHOD, None, None)
         call = process()
-        await call.write(_headers(len(body)))
+        await call.write(request_headers(len(body)))
         await call.read()
         await call.write(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
         answer = await call.read()
@@ -143,7 +144,9 @@ class ExtProcLoad(Load):
             raise LoadError(f"the picker at {self._target} did not end the stream")
 
 
-def _headers(length: int) -> bytes:
+@lru_cache(maxsize=64)
+def request_headers(length: int) -> bytes:
+    """ext_proc's message with the headers of a request whose body has that length."""
     message = ProcessingRequest(
         request_headers=HttpHeaders(), protocol_config=ProtocolConfiguration(request_body_mode=BUFFERED)
     )

@@ -1,0 +1,72 @@
+"""A request that was sent to an endpoint, as load and prefix index count it. WITHOUT IO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.work import prefill_work
+from warmroute.prefix.chain import Chain
+from warmroute.routing.bytes_per_token import UNKNOWN
+from warmroute.routing.confirmation import SentPrompt
+from warmroute.routing.endpoint_load import EndpointLoad
+
+
+@dataclass(slots=True)
+class SentRequest:
+    """A request that this picker or another one of the pool has sent to an endpoint."""
+
+    load: EndpointLoad
+    """The load of the endpoint that the request is booked on."""
+    at: float
+    """When it was decided, in monotonic seconds of this process."""
+    prompt_tokens: float
+    """At least 1."""
+    cached_tokens: float
+    """Tokens of the prompt that the endpoint probably holds."""
+    prompt_bytes: int
+    """Length of the prompt, estimated if ``partial``; 0: the request has none."""
+    chain: Chain
+    """Without checkpoints if it has no prompt, or, of another picker's request, if the chain is not known here."""
+    further: tuple[Chain, ...] = ()
+    """The chains of the second and further prompts of a batch, as many as are matched."""
+    exact: bool = False
+    """The client sent token ids: ``prompt_tokens`` is not estimated."""
+    partial: bool = False
+    """The body was cut off."""
+    reads_cache: bool = True
+    """The engine may take a beginning of the prompt from its cache."""
+    adapter: str = ""
+    """The LoRA adapter that the request asks for; empty if none."""
+    requests: int = 1
+    """Requests that the engine queues: one for each prompt and sample."""
+    samples: int = 1
+    """Answers that the client wants to each prompt."""
+    prompts: float = 1.0
+    """Prompts of equal length that have the work of those of the batch; 1 for a single prompt."""
+    held: tuple[int, ...] = ()
+    """Checkpoints that the endpoint had before, of each chain."""
+    sent: tuple[SentPrompt, ...] = ()
+    """The prompts as they wait for the engine's counters."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The chosen endpoint."""
+        return self.load.endpoint
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The chains of all prompts that are matched."""
+        return (self.chain, *self.further)
+
+    @property
+    def known_lengths(self) -> list[int]:
+        """Bytes of each prompt; one UNKNOWN where they are not known one by one."""
+        if self.further:
+            return [chain.prompt_bytes for chain in self.chains]
+        return [UNKNOWN if self.partial or self.requests > self.samples else self.prompt_bytes]
+
+    @property
+    def uncached_work(self) -> float:
+        """Tokens of work that the endpoint must compute."""
+        return prefill_work(self.prompt_tokens, self.prompts) - prefill_work(self.cached_tokens, self.prompts)

@@ -176,6 +176,38 @@ def bench_cost(
         json_file.write(output, bench.plain(figures, budgets=budgets))
 
 
+@app.command("sharing", epilog="Example: warmroute bench sharing --json sharing.json")
+def bench_sharing(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each set of pickers is measured once per round.")] = 9,
+    requests: Annotated[int, typer.Option(min=1, help="Requests for each picker and round.")] = 4_000,
+    warm_up: Annotated[
+        int, typer.Option(min=1, help="Requests before the first round, until the prefix indexes are full.")
+    ] = 60_000,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+) -> None:
+    """Measure the CPU that two pickers need for a request that share their state, beside one that does not.
+
+    Under full load: each picker gets as many requests as it can take. Exit code 1: it could not be measured.
+    """
+    import asyncio
+
+    from rich.console import Console
+
+    from warmroute_lab import json_file
+    from warmroute_lab.overhead import sharing
+
+    json_file.require_place(output)
+    options = sharing.SharingOptions(rounds=rounds, requests=requests, warm_up=warm_up)
+    try:
+        figures = asyncio.run(sharing.run(options, Console()))
+    except (WarmrouteError, OSError) as error:
+        typer.echo(f"warmroute: {error}", err=True)
+        raise typer.Exit(1) from error
+    if output is not None:
+        json_file.write(output, sharing.plain(figures))
+
+
 @app.command(
     cls=ListsPolicies, epilog="Example: warmroute bench replay shared-prompts --strategy all --json figures.json"
 )

@@ -43,6 +43,8 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, load: SaturatingLoad) -> None:
         self._load = load
+        self.lost = False
+        """The picker is gone."""
         self._stream = -1
         self._rest = b""
         self._bodies: dict[int, bytes] = {}
@@ -65,6 +67,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The picker is gone."""
+        self.lost = True
         self._load.failed("the connection ended")
 
     def open(self, body: bytes) -> bytes:
@@ -142,6 +145,8 @@ class SaturatingLoad:
         self._chats = chats
         self._done = asyncio.get_running_loop().create_future()
         self._unsent = self._left = requests
+        if any(connection.lost for connection in self._connections):
+            raise self._error("the connection ended")
         for connection in self._connections:
             count = min(self._streams, self._unsent)
             self._unsent -= count
@@ -163,7 +168,10 @@ class SaturatingLoad:
     def failed(self, why: str) -> None:
         """No more requests can be sent, or one was not answered as it should be."""
         if self._done is not None and not self._done.done():
-            self._done.set_exception(LoadError(f"the picker at {self._host}:{self._port}: {why}"))
+            self._done.set_exception(self._error(why))
+
+    def _error(self, why: str) -> LoadError:
+        return LoadError(f"the picker at {self._host}:{self._port}: {why}")
 
 
 def _message(data: bytes) -> bytes:

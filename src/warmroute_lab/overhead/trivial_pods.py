@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+from time import monotonic
 from typing import cast
 
 import uvloop
@@ -19,10 +20,11 @@ _SERIES = {
     "vllm:request_prompt_tokens_sum": "100000.0",
     "vllm:request_prompt_tokens_count": "100.0",
     "vllm:prompt_tokens_by_source_total": "50000.0",
-    "vllm:prefix_cache_queries_total": "100000.0",
-    "vllm:prefix_cache_hits_total": "50000.0",
     "vllm:cache_config_info": "1.0",
 }
+_LOOKED_UP = 1_000_000
+"""Prompt tokens that each pod looks up in its cache, a second; it finds half of them. More than any load sends, so that the
+picker takes every prompt as accepted."""
 _LABELS = '{engine="0",model_name="model",source="local_compute",block_size="16",num_gpu_blocks="31250"}'
 
 
@@ -30,13 +32,20 @@ def _answer(content_type: str, body: str) -> bytes:
     return (f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n{body}").encode()
 
 
-_PAGE = _answer(
-    "text/plain; version=0.0.4",
-    "".join(
-        f"# HELP {name} A help text of the usual length.\n# TYPE {name} gauge\n{name}{_LABELS} {value}\n"
-        for name, value in _SERIES.items()
-    ),
-)
+def _series(name: str, value: str) -> str:
+    return f"# HELP {name} A help text of the usual length.\n# TYPE {name} gauge\n{name}{_LABELS} {value}\n"
+
+
+_CONSTANT = "".join(_series(name, value) for name, value in _SERIES.items())
+
+
+def _page() -> bytes:
+    tokens = monotonic() * _LOOKED_UP
+    queries, hits = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+    page = _CONSTANT + _series(queries, f"{tokens:.0f}.0") + _series(hits, f"{tokens / 2:.0f}.0")
+    return _answer("text/plain; version=0.0.4", page)
+
+
 _COMPLETION = _answer("application/json", '{"object":"chat.completion","choices":[]}')
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"transfer-encoding: *chunked", re.IGNORECASE)
@@ -63,7 +72,7 @@ class Pod(asyncio.Protocol):
         else:
             complete = received.endswith(_LAST_CHUNK) or not _CHUNKED.search(received, 0, head)
         if complete:
-            self._transport.write(_PAGE if received.startswith(b"GET") else _COMPLETION)
+            self._transport.write(_page() if received.startswith(b"GET") else _COMPLETION)
             received.clear()
 
 

@@ -22,10 +22,13 @@ from warmroute import cli
 from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection
 from warmroute.standalone.child import Child
+from warmroute.standalone.picker_process import start_picker
 from warmroute.standalone.ports import free_port
 from warmroute_lab.overhead import bench, in_process, machine, options
+from warmroute_lab.overhead.contenders import Contenders
 from warmroute_lab.overhead.figure import Against, Figure, of_rounds, table
 from warmroute_lab.overhead.picker_load import PATH, Chats, ExtProcLoad, Load, LoadError
+from warmroute_lab.overhead.saturating_load import SaturatingLoad
 
 pytestmark = pytest.mark.integration
 
@@ -186,6 +189,33 @@ def test_a_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum("CPU per request" in what for what in figures) == 8
     for figure in figures.values():
         assert figure["within"] == (figure["result"] <= figure["budget"])
+
+
+@pytest.mark.slow
+def test_what_sharing_costs_in_miniature(tmp_path: Path) -> None:
+    file = tmp_path / "sharing.json"
+    argv = ["bench", "sharing", "--rounds", "1", "--requests", "100", "--warm-up", "100", "--json", str(file)]
+    result = CliRunner().invoke(cli.app, argv)
+    assert result.exit_code == 0, result.output
+    assert "times the requests of one" in result.output
+    figures = orjson.loads(file.read_bytes())["figures"]
+    assert len(figures) == 4
+    assert all(figure["picker"] > 0 for figure in figures)
+
+
+async def test_load_on_a_picker_that_is_gone_fails(tmp_path: Path) -> None:
+    contenders = Contenders(tmp_path, gateway=False)
+    child, ports = contenders.new_picker(0, ())
+    await start_picker(child, ports)
+    load = SaturatingLoad("127.0.0.1", ports.grpc, connections=1, streams=2)
+    try:
+        await load.open()
+        with pytest.raises(LoadError, match="no endpoint"):
+            await load.run(Chats(options.SMALL), 5)
+    finally:
+        await child.stop()
+    with pytest.raises(LoadError, match="ended"):
+        await load.run(Chats(options.SMALL), 5)
 
 
 def test_a_run_that_cannot_be_made_fails(monkeypatch: pytest.MonkeyPatch) -> None:

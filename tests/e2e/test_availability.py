@@ -23,7 +23,7 @@ import yaml
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import exchange
 from tests.fixtures.envoy.picker_endpoints import Pickers, epp_cluster, follow_pickers
-from tests.fixtures.envoy.pickers import scripted_picker, warmroute_serve
+from tests.fixtures.envoy.pickers import dying_picker, scripted_picker, warmroute_serve
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
@@ -259,6 +259,27 @@ async def test_a_picker_that_does_not_know_its_pool_yet_fails_no_request(tmp_pat
         await load.enough()
         assert asked > 10
         it.pickers.healthy.remove(starting)
+        await it.pickers.tell()
+        assert load.failed == []
+
+
+@both_forms
+async def test_a_picker_that_dies_before_it_has_answered_the_headers_fails_no_request(
+    tmp_path: Path, overlay: bool
+) -> None:
+    """Envoy has sent the first message already: it repeats the stream at another picker."""
+    deaths = 0
+
+    def died() -> None:
+        nonlocal deaths
+        deaths += 1
+
+    async with site(tmp_path, 2, overlay=overlay) as (it, _, load), dying_picker(died) as dying:
+        it.pickers.healthy.append(dying)
+        await it.pickers.tell()
+        await load.enough()
+        assert deaths > 10
+        it.pickers.healthy.remove(dying)
         await it.pickers.tell()
         assert load.failed == []
 

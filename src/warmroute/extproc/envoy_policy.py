@@ -8,9 +8,9 @@ from __future__ import annotations
 
 MESSAGE_TIMEOUT = 5
 """Seconds that Envoy waits for one answer of the picker; an answer takes about a millisecond."""
-PICKER_RETRY_ON = "connect-failure,refused-stream,reset-before-request,unavailable,cancelled"
-"""When a stream to the picker is opened again: nobody listens, the connection broke, the picker does not know its pool yet
-(UNAVAILABLE) or is ending (CANCELLED)."""
+PICKER_RETRY_ON = "connect-failure,refused-stream,reset,unavailable,cancelled"
+"""When a stream to the picker is opened again: nobody listens, the connection broke before the picker answered anything, the
+picker does not know its pool yet (UNAVAILABLE) or is ending (CANCELLED). A stream with an answer cannot be repeated."""
 PICKER_BACK_OFF = (25, 250)
 """Base and longest interval between two attempts, in milliseconds; Envoy's default base is a second."""
 ENGINE_RETRY_ON = "connect-failure,refused-stream,reset-before-request"

@@ -34,8 +34,9 @@ from warmroute.routing.confirmation import MOST_OPEN
 from warmroute.routing.known_models import MOST_ADAPTERS
 from warmroute.routing.router import MOST_MATCHED_PROMPTS
 from warmroute.settings import Settings
+from warmroute.shared_state.decision_columns import MOST_DECISIONS as DECISIONS_OF_A_BATCH
 from warmroute.shared_state.nats_log import LARGEST_BATCH
-from warmroute.shared_state.outbox import MOST_KEPT
+from warmroute.shared_state.outbox import MOST_WAITING
 from warmroute.token_file import MOST_TOKEN_BYTES
 from warmroute.yaml_file import LARGEST_FILE
 
@@ -81,7 +82,7 @@ BOUNDS = {
     "Live page: prompts": f"{2 * SIZE:,} beginnings",
     "Live page: viewers": f"{MOST_DECISIONS} decisions",
     "Shared state: batches": f"{LARGEST_BATCH >> 20} MiB",
-    "Shared state: NATS": f"{MOST_KEPT:,} decisions",
+    "Shared state: NATS": f"{MOST_WAITING * DECISIONS_OF_A_BATCH:,} decisions",
 }
 """What the row that begins so says, as a pattern."""
 

@@ -83,10 +83,13 @@ def _restore_logging() -> Iterator[None]:
 
 @pytest.fixture
 def a_terminal() -> Iterator[None]:
-    """SIGHUP is not ignored, by this process and its children, even if the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """SIGHUP and SIGINT are not ignored, by this process and its children, even if the tests run under nohup or in the
+    background of a shell."""
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -334,6 +334,7 @@ class EndpointPicker:
             applied={"decision": applied.decisions, "report": applied.reports, "event": applied.events},
             skipped={
                 "duplicate": traffic.duplicates,
+                "outdated": traffic.outdated,
                 "unreadable": traffic.unreadable + applied.unreadable,
                 "unknown-version": traffic.unknown_versions,
                 "unknown-endpoint": applied.unknown_endpoints,

@@ -361,9 +361,20 @@ def test_every_prompt_of_a_batch_comes_through() -> None:
     assert len(other.load("a").sent) == len(one.load("a").sent)
 
 
+def test_a_model_of_several_names_has_one_cache_everywhere() -> None:
+    """Only the picker that scrapes an engine sees which names are of one model."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m", "n"}), aliases={"n": "m"}), 1.0)
+    send(one, other, 1.01)
+    one.pick(LONG, 1.02, model="n", seed=b"n")
+    send(one, other, 1.04)
+    assert other.pick(LONG, 1.06, model="m", seed=b"m").match_ratio > 0.9
+    assert other.pick(LONG, 1.06, model="n", seed=b"n").match_ratio > 0.9
+
+
 def test_models_that_an_engine_lists_are_known_everywhere_and_said_again() -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
-    models = ServedModels(frozenset({"base", "lora"}), frozenset({"lora"}))
+    models = ServedModels(frozenset({"base", "lora", "other"}), frozenset({"lora"}), {"other": "base"})
     one.pool.serves(one.pool.endpoints["ns/a"], models, 1.0)
     send(one, other, 1.02)
     assert other.pool.endpoints["ns/a"].models == models

@@ -256,7 +256,7 @@ async def test_a_batch_from_the_future_keeps_no_picker_alive() -> None:
     picker.shared.start(picker.router)
     now = picker.now
     picker.shared._offset.add(sent_at=now, stamped_at=now, received_at=now)
-    batch = Seal(b"0123456789abcdef", "test").close(Batch().SerializeToString(), 1, 1)
+    batch = Seal(b"0123456789abcdef", "test").close(Batch(log_time=now + 3600).SerializeToString(), 1, 1)
     await picker.shared._received(Entry(batch, 1, now + 3600))
     assert picker.shared.pickers == 2
     picker.shared._membership.expire(picker.now + 2 * SILENCE)
@@ -273,6 +273,35 @@ async def test_unknown_versions_are_skipped(start: Start, monkeypatch: pytest.Mo
     newer.pick(LONG)
     await eventually(lambda: one.shared.traffic.unknown_versions > 0)
     assert one.shared.applied.decisions == 0
+
+
+async def test_an_old_batch_that_somebody_stores_again_is_not_applied(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write to NATS needs no key for that; a picker that started since does not know it as a duplicate."""
+    one, other = start(), start()
+    await together(one, other)
+    monkeypatch.setattr(module, "LATEST", -1.0)
+    one.pick(LONG)
+    await eventually(lambda: other.shared.traffic.outdated > 0)
+    assert other.shared.applied.decisions == 0
+
+
+async def test_batches_that_cannot_be_applied_are_logged_once_in_a_while(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = start(), start()
+    await together(one, other)
+    seen = 0
+
+    def broken(*_: object, **__: object) -> None:
+        nonlocal seen
+        seen += 1
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("warmroute.shared_state.inbox.Inbox.apply", broken)
+    await eventually(lambda: seen >= 4)
+    assert len([record for record in caplog.records if "could not be applied" in record.message]) <= 2
 
 
 async def test_a_batch_that_comes_twice_counts_once(start: Start, nats: NatsProcess) -> None:

@@ -408,8 +408,9 @@ SHARED_STATE_SKIPPED = _series(
     "warmroute_shared_state_skipped_total",
     "counter",
     "items",
-    "What was not applied. Batches: duplicate, unreadable (another key), unknown-version. Of batches: unknown-endpoint, "
-    "unknown-chain (counted as load only). Own decisions that were never published because the log was away: dropped.",
+    "What was not applied. Batches: duplicate, outdated (stored a minute after they were published), unreadable (another "
+    "key), unknown-version. Of batches: unknown-endpoint, unknown-chain (counted as load only). "
+    "Own decisions that were never published because the log was away: dropped.",
     ("reason",),
 )
 

@@ -49,3 +49,7 @@ class ClockOffset:
         if self.offset is None:
             raise ValueError("the clock offset is not known yet")
         return stamped_at + self.offset
+
+    def log_time(self, own: float) -> float:
+        """A time of one's own in the log's clock; 0 before the first sample."""
+        return 0.0 if self.offset is None else own - self.offset

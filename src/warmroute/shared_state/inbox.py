@@ -189,7 +189,8 @@ class Inbox:
         if endpoint is None or len(served.names) > MOST_SERVED_MODELS:
             return
         names = frozenset(name for name in served.names if len(name) <= LONGEST_MODEL_NAME)
-        models = ServedModels(names, frozenset(served.adapters) & names) if served.listed else None
+        aliases = {name: one for name, one in served.aliases.items() if name in names and one in names}
+        models = ServedModels(names, frozenset(served.adapters) & names, aliases) if served.listed else None
         self._pool.serves(endpoint, models, reading.now)
 
     def _found(self, place: int, reading: _Reading) -> Endpoint | None:

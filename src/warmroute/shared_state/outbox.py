@@ -161,7 +161,8 @@ def _add_models(batch: pb.Batch, place: int, models: ServedModels | None) -> Non
     if models is None:
         batch.served.add(endpoint=place, listed=False)
     else:
-        batch.served.add(endpoint=place, listed=True, names=sorted(models.names), adapters=sorted(models.adapters))
+        names, adapters = sorted(models.names), sorted(models.adapters)
+        batch.served.add(endpoint=place, listed=True, names=names, adapters=adapters, aliases=models.aliases)
 
 
 def _add_report(batch: pb.Batch, names: Names, endpoint: Endpoint, state: EngineState, now: float) -> None:

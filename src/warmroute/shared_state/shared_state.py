@@ -13,10 +13,12 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 from google.protobuf.message import DecodeError
 
+from warmroute.log_throttle import LogThrottle
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.pool import Pool
 from warmroute.routing.router import Router
@@ -46,6 +48,11 @@ JITTER = 0.2
 """Share by which the backoff varies, so that pickers do not come back at one time."""
 SLICE = 0.01
 """Seconds of applying batches after which requests get their turn."""
+LATEST = 60.0
+"""Seconds between publishing and storing a batch after which it is not applied. Batches that were not read back come again
+when NATS is back; the limit bounds what somebody can store again who may write to NATS and does not have the key."""
+FAILURE_LOG_INTERVAL = 10.0
+"""Least seconds between two log lines about batches that could not be applied."""
 MOST_UNREAD = 500
 """Batches of one's own that are kept until they are read back, to be sent again; fewer than duplicates.WINDOW."""
 MOST_UNREAD_BYTES = 8 << 20
@@ -64,6 +71,8 @@ class Traffic:
     unknown_versions: int = 0
     unreadable: int = 0
     """Written with another key, or not a batch."""
+    outdated: int = 0
+    """Stored more than :data:`LATEST` after they were published."""
 
 
 class SharedState:
@@ -103,6 +112,7 @@ class SharedState:
         self._caught_up_at: int | None = None
         """Place in the log from which on it was written after this picker came."""
         self._began_slice = 0.0
+        self._failures = LogThrottle(FAILURE_LOG_INTERVAL)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._started_at = 0.0
@@ -199,6 +209,7 @@ class SharedState:
             hello, before, after = await log.begin(self._next_batch(Batch()))
             self._offset.add(sent_at=before, stamped_at=hello.stamped_at, received_at=after)
             self._read_back(self._sequence)
+            self._published_at = -inf  # the others do not count the first one
             self._caught_up_at = hello.number
             self._read_at = self._began_slice = self._clock()
             await log.read(self._position)
@@ -262,6 +273,7 @@ class SharedState:
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
         self._sequence += 1
+        batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
         self._unread[self._sequence] = self._published_at, sealed
@@ -282,7 +294,10 @@ class SharedState:
         except (UnreadableError, DecodeError):
             self.traffic.unreadable += 1
         except Exception:
-            logger.exception("a batch of shared state could not be applied")
+            failures = self._failures.add(self._read_at)
+            if failures:
+                fields = {"batches": failures}
+                logger.exception("a batch of shared state could not be applied", extra={"fields": fields})
         if self._position is not None:
             self._position = self._position._replace(number=entry.number)
         if not self.replayed and self._caught_up_at is not None and entry.number >= self._caught_up_at:
@@ -307,6 +322,9 @@ class SharedState:
         batch = Batch.FromString(self._seal.open(entry.data))
         if not self._duplicates.is_new(head.picker, head.sequence):
             traffic.duplicates += 1
+            return
+        if not abs(entry.stamped_at - batch.log_time) <= LATEST:  # NaN is not, either
+            traffic.outdated += batch.log_time != 0
             return
         published_at = min(self._offset.own_time(entry.stamped_at), now)  # later if the log's clock was set forward
         if batch.leaving:

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Batch(_message.Message):
-    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving")
+    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving", "log_time")
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Batch(_message.Message):
     SERVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    LOG_TIME_FIELD_NUMBER: _ClassVar[int]
     endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
     adapters: _containers.RepeatedScalarFieldContainer[str]
     events: _containers.RepeatedCompositeFieldContainer[Event]
@@ -25,7 +26,8 @@ class Batch(_message.Message):
     served: _containers.RepeatedCompositeFieldContainer[Served]
     bytes_per_token: float
     leaving: bool
-    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    log_time: float
+    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ..., log_time: _Optional[float] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("id", "incarnation")
@@ -92,16 +94,25 @@ class Event(_message.Message):
     def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ...) -> None: ...
 
 class Served(_message.Message):
-    __slots__ = ("endpoint", "listed", "names", "adapters")
+    __slots__ = ("endpoint", "listed", "names", "adapters", "aliases")
+    class AliasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     LISTED_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
     endpoint: int
     listed: bool
     names: _containers.RepeatedScalarFieldContainer[str]
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, endpoint: _Optional[int] = ..., listed: _Optional[bool] = ..., names: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    aliases: _containers.ScalarMap[str, str]
+    def __init__(self, endpoint: _Optional[int] = ..., listed: _Optional[bool] = ..., names: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("endpoint", "age", "loaded_adapters", "max_adapters", "running", "waiting", "kv_usage", "sleeping", "capacity_tokens", "max_num_seqs", "max_model_len", "block_size", "prefix_caching", "tier_tokens", "awaiting_first_token", "prefill_rate", "decode_rate", "first_tokens_total", "prompt_tokens_total", "prompt_requests_total", "computed_tokens_total", "prefix_queries_total", "prefix_hits_total", "tier_queries_total", "tier_hits_total", "responses_total", "rejected_responses_total", "failed_responses_total", "first_token_seconds_total")

@@ -133,6 +133,16 @@ class Site:
             warmroute_serve(self._targets, directory, "--drain-quiet=1s", *flags)
         )
 
+    async def add(self, address: str) -> None:
+        """Envoy learns of a picker."""
+        self.pickers.healthy.append(address)
+        await self.pickers.tell()
+
+    async def remove(self, address: str) -> None:
+        """Envoy learns that the picker is gone."""
+        self.pickers.healthy.remove(address)
+        await self.pickers.tell()
+
     async def start_envoy(self, *, overlay: bool) -> EnvoyProcess:
         """The Envoy, which follows the file of pickers, with the overlay's settings or with those of standalone/."""
         await self.pickers.tell()
@@ -189,8 +199,7 @@ async def test_a_rolling_restart_fails_no_request(tmp_path: Path, overlay: bool)
     async with site(tmp_path, 2, overlay=overlay) as (it, started, load):
         for address, child in started:
             successor, _ = await it.start_picker()
-            it.pickers.healthy.append(successor)
-            await it.pickers.tell()
+            await it.add(successor)
             await end(it, address, child, load)
         await load.enough()
         assert load.failed == []
@@ -201,8 +210,7 @@ async def test_a_scale_up_fails_no_request(tmp_path: Path, overlay: bool) -> Non
     async with site(tmp_path, 1, overlay=overlay) as (it, _, load):
         for _ in range(2):
             address, _ = await it.start_picker()
-            it.pickers.healthy.append(address)
-            await it.pickers.tell()
+            await it.add(address)
             await load.more(50)
         await load.enough()
         assert load.failed == []
@@ -220,8 +228,7 @@ async def test_a_rollout_of_a_single_picker_fails_no_request(tmp_path: Path) -> 
     """maxSurge 1, maxUnavailable 0: the new one is ready before the old one ends."""
     async with site(tmp_path, 1) as (it, started, load):
         successor, _ = await it.start_picker()
-        it.pickers.healthy.append(successor)
-        await it.pickers.tell()
+        await it.add(successor)
         await end(it, *started[0], load)
         await load.enough()
         assert load.failed == []
@@ -234,8 +241,7 @@ async def test_a_picker_that_ends_under_load_before_envoy_learns_of_it_fails_no_
     """Nothing is DRAINING: requests come until the picker's --drain-timeout is over and it stops listening."""
     async with site(tmp_path, 1, overlay=overlay) as (it, _, load):
         address, child = await it.start_picker("--drain-timeout=1s")
-        it.pickers.healthy.append(address)
-        await it.pickers.tell()
+        await it.add(address)
         await load.more(50)
         os.kill(child.pid, signal.SIGTERM)
         async with asyncio.timeout(60):
@@ -254,12 +260,10 @@ async def test_a_picker_that_does_not_know_its_pool_yet_fails_no_request(tmp_pat
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the pool is not known yet")
 
     async with site(tmp_path, 2) as (it, _, load), scripted_picker(not_yet) as starting:
-        it.pickers.healthy.append(starting)
-        await it.pickers.tell()
+        await it.add(starting)
         await load.enough()
         assert asked > 10
-        it.pickers.healthy.remove(starting)
-        await it.pickers.tell()
+        await it.remove(starting)
         assert load.failed == []
 
 
@@ -275,19 +279,16 @@ async def test_a_picker_that_dies_before_it_has_answered_the_headers_fails_no_re
         deaths += 1
 
     async with site(tmp_path, 2, overlay=overlay) as (it, _, load), dying_picker(died) as dying:
-        it.pickers.healthy.append(dying)
-        await it.pickers.tell()
+        await it.add(dying)
         await load.enough()
         assert deaths > 10
-        it.pickers.healthy.remove(dying)
-        await it.pickers.tell()
+        await it.remove(dying)
         assert load.failed == []
 
 
 async def test_an_address_where_nobody_listens_yet_fails_no_request(tmp_path: Path) -> None:
     async with site(tmp_path, 2) as (it, _, load):
-        it.pickers.healthy.append("127.0.0.1:1")
-        await it.pickers.tell()
+        await it.add("127.0.0.1:1")
         await load.enough()
         assert load.failed == []
 

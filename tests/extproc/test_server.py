@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.factories import routing_constants, server_options, session_rules
+from tests.fixtures.ext_proc import METHOD
 from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import ext_proc_pb2 as pb
@@ -56,8 +57,6 @@ from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 
 pytestmark = pytest.mark.integration
-
-METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 
 class Recorder:

@@ -98,10 +98,10 @@ class PrefillRate:
         are queued."""
         interrupted = waiting == 0 or at - self._last > LONGEST_GAP
         self._last = at
-        prompts = _Prompts(computed, cached, requests)
         if waiting == 0:
             self._start = None
             return
+        prompts = _Prompts(computed, cached, requests)
         if self._start is None or interrupted:
             self._start = (at, prompts)
             return

@@ -51,6 +51,7 @@ from warmroute.grpc_server.frames import (
     ErrorCode,
     Status,
     frame,
+    prefixed,
     setting,
     trailers,
 )
@@ -207,7 +208,7 @@ class Call:
     def send(self, message: bytes) -> None:
         """Send a message, now or when the client takes it."""
         if self._open and not self._trailers:
-            self._connection._send(self, b"\x00" + len(message).to_bytes(4, "big") + message)
+            self._connection._send(self, prefixed(message))
 
     def finish(self, status: Status = Status.OK, details: str = "") -> None:
         """End the call after its messages."""

@@ -74,6 +74,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"")
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
+def prefixed(message: bytes) -> bytes:
+    """A gRPC message with its prefix: not compressed, and its length."""
+    return b"\x00" + len(message).to_bytes(4, "big") + message
+
+
 def setting(name: int, value: int) -> bytes:
     """One entry of a SETTINGS frame."""
     return name.to_bytes(2, "big") + value.to_bytes(4, "big")

@@ -13,7 +13,7 @@ from xxhash import xxh32_intdigest
 from warmroute.pool.endpoint import Endpoint
 from warmroute.routing.decision import Decision
 from warmroute.shared_state import shared_state_pb2 as pb
-from warmroute.shared_state.logged_chains import LoggedChains
+from warmroute.shared_state.logged_chains import Addition, LoggedChains
 
 MOST_DECISIONS = 1000
 """Decisions in one batch."""
@@ -81,29 +81,20 @@ class DecisionColumns:
 
     def add(self, decision: Decision, chains: LoggedChains) -> None:
         """A decision. ``chains`` are what the log has before it."""
-        at = decision.at
-        base, known, new, steps = chains.add(decision.chain, at)
-        self._hashes += new
-        self._distances += steps
-        self._rows.append(
-            (
-                self.names.endpoint(decision.load.endpoint),
-                at,
-                whole(decision.prompt_tokens),
-                whole(decision.cached_tokens),
-                whole(decision.prompt_bytes),
-                base,
-                known,
-                len(new),
-            )
-        )
+        endpoint, at = self.names.endpoint(decision.load.endpoint), decision.at
+        tokens = whole(decision.prompt_tokens), whole(decision.cached_tokens)
+        self._add_prompt((endpoint, at, *tokens, whole(decision.prompt_bytes)), chains.add(decision.chain, at))
         self._rare.append(self._rare_row(decision))
         for chain in decision.further:
-            base, known, new, steps = chains.add(chain, at)
-            self._hashes += new
-            self._distances += steps
-            self._rows.append((0, at, 0, 0, whole(chain.prompt_bytes), base, known, len(new)))
+            self._add_prompt((0, at, 0, 0, whole(chain.prompt_bytes)), chains.add(chain, at))
             self._rare.append((FURTHER, 0, 0, 0, 0))
+
+    def _add_prompt(self, numbers: tuple[int, float, int, int, int], addition: Addition) -> None:
+        """A row: the first five numbers of it, then what the log lacks of the prompt's chain."""
+        base, known, new, distances = addition
+        self._hashes += new
+        self._distances += distances
+        self._rows.append((*numbers, base, known, len(new)))
 
     def _rare_row(self, decision: Decision) -> tuple[int, ...]:
         ordinary = decision.requests == 1 and decision.reads_cache

@@ -15,6 +15,7 @@ import orjson
 
 from warmroute.errors import WarmrouteError
 from warmroute.extproc.ext_proc_pb2 import BUFFERED, HttpBody, HttpHeaders, ProcessingRequest, ProtocolConfiguration
+from warmroute.extproc.headers import DESTINATION
 from warmroute_lab.overhead.bare_server import METHOD
 
 SHARED = 0.3
@@ -138,7 +139,7 @@ class ExtProcLoad(Load):
         await call.read()
         await call.write(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
         answer = await call.read()
-        if answer is grpc.aio.EOF or b"x-gateway-destination-endpoint" not in answer:  # type: ignore[attr-defined]
+        if answer is grpc.aio.EOF or DESTINATION.encode() not in answer:  # type: ignore[attr-defined]
             raise LoadError(f"the picker at {self._target} chose no endpoint")
         if await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
             raise LoadError(f"the picker at {self._target} did not end the stream")

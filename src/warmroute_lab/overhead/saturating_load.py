@@ -13,6 +13,7 @@ from typing import cast
 from hpack import Encoder
 
 from warmroute.extproc.ext_proc_pb2 import HttpBody, ProcessingRequest
+from warmroute.extproc.headers import DESTINATION
 from warmroute.grpc_server.frames import (
     ACK,
     DATA,
@@ -29,13 +30,13 @@ from warmroute.grpc_server.frames import (
     SETTINGS,
     WINDOW_UPDATE,
     frame,
+    prefixed,
     setting,
 )
 from warmroute_lab.overhead.bare_server import METHOD
 from warmroute_lab.overhead.picker_load import Chats, LoadError, request_headers
 
 _WINDOW = (MAX_WINDOW - 65_535).to_bytes(4, "big")
-_DESTINATION = b"x-gateway-destination-endpoint"
 
 
 class _Connection(asyncio.Protocol):
@@ -75,7 +76,7 @@ class _Connection(asyncio.Protocol):
         self._stream += 2
         block = self._block if self._stream > 1 else self._first_block
         self._bodies[self._stream] = body
-        message = _message(request_headers(len(body)))
+        message = prefixed(request_headers(len(body)))
         return frame(HEADERS, END_HEADERS, self._stream, block) + frame(DATA, 0, self._stream, message)
 
     def start(self, bodies: list[bytes]) -> None:
@@ -155,7 +156,7 @@ class SaturatingLoad:
 
     def ended(self, answer: bytes) -> bytes | None:
         """A request has ended; the body of the next one, if there is one."""
-        if _DESTINATION not in answer:
+        if DESTINATION.encode() not in answer:
             self.failed("the picker chose no endpoint")
         self._left -= 1
         if not self._left and self._done is not None and not self._done.done():
@@ -174,12 +175,8 @@ class SaturatingLoad:
         return LoadError(f"the picker at {self._host}:{self._port}: {why}")
 
 
-def _message(data: bytes) -> bytes:
-    return b"\x00" + len(data).to_bytes(4, "big") + data
-
-
 def _body_message(body: bytes) -> bytes:
-    message = _message(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
+    message = prefixed(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
     if len(message) > MAX_FRAME:
         raise LoadError(f"a body of {len(body)} bytes is too long for one frame")
     return message

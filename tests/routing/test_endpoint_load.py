@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.factories import engine_state
 from tests.routing.loads import CONSTANTS, ROUTING, assign, make
 from warmroute.routing.candidate_table import CandidateTable
+from warmroute.routing.departures import SHORTEST
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
 from warmroute.routing.saturation import saturated
@@ -246,6 +247,31 @@ def test_requests_leave_between_scrapes_as_they_did_before() -> None:
     assert table.all.total[0] == pytest.approx(10 * exp(-0.2), rel=0.03)
     table.refresh(24.0)
     assert table.all.total[0] == pytest.approx(10 * exp(-0.8), rel=0.1)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.2, 2.0])
+def test_requests_run_as_long_as_they_last_however_seldom_scrapes_come(seconds: float) -> None:
+    load, table = make()
+    times = [number / 40 for number in range(4000)]
+    for number, now in enumerate(times):
+        if number % 40 == 0:
+            running = sum(now - at < seconds for at in times[:number])
+            load.observe(engine_state(now, running=running), CONSTANTS)
+        load.assign(1.0, 1e6, now)
+    table.update(load, now + 0.01)
+    assert table.all.total[0] == pytest.approx(40 * seconds, rel=0.4, abs=0.5)
+
+
+def test_of_requests_that_no_scrape_shows_none_are_left_soon() -> None:
+    load, table = make()
+    for second in range(3):
+        load.observe(engine_state(float(second)), CONSTANTS)
+        for _ in range(10):
+            load.assign(1.0, 1e6, second + 0.1)
+    table.update(load, 2.11)
+    assert table.all.total[0] == pytest.approx(10 * exp(-0.01 / SHORTEST), rel=0.1)
+    table.refresh(2.2)
+    assert table.all.total[0] < 0.01
 
 
 def test_observed_responses_are_not_guessed_away() -> None:

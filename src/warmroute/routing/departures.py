@@ -1,9 +1,15 @@
-"""How fast requests leave one endpoint, from the counts of consecutive scrapes."""
+"""How fast requests leave one endpoint, by the counts of consecutive scrapes, and how many of those sent since are left."""
 
 from __future__ import annotations
 
+from collections import deque
+from math import exp
+
 KEPT = 0.9
 """EWMA weight that earlier scrapes keep at each new one: about the last ten scrapes count."""
+SHORTEST = 0.01
+"""Seconds that a request is taken to last at least. Of requests that begin and end between two scrapes, no count shows
+how long they last."""
 
 
 class DepartureRate:
@@ -20,4 +26,43 @@ class DepartureRate:
         """Two scrapes ``seconds`` apart counted ``before`` and ``after`` requests; ``sent`` were sent between them."""
         self._finished = KEPT * self._finished + max(0, before + sent - after)
         self._request_seconds = KEPT * self._request_seconds + seconds * (before + after) / 2
-        self.per_second = self._finished / self._request_seconds if self._request_seconds else 0.0
+        least = SHORTEST * self._finished
+        self.per_second = self._finished / max(self._request_seconds, least) if least else 0.0
+
+
+class SentSinceScrape:
+    """Requests sent to one endpoint since its last scrape. Each is left after ``t`` seconds with probability
+    ``exp(-t * per_second)``. Times are monotonic seconds."""
+
+    __slots__ = ("_left", "_left_at", "times")
+
+    def __init__(self) -> None:
+        self.times: deque[float] = deque()
+        """When each was sent, in order."""
+        self._left = 0.0
+        self._left_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def add(self, at: float, per_second: float) -> None:
+        """One more is sent at ``at``, not before the latest."""
+        self._left = self.left(at, per_second) + 1
+        self._left_at = at
+        self.times.append(at)
+
+    def left(self, now: float, per_second: float) -> float:
+        """Expected requests of these that are still there at ``now``."""
+        return self._left * exp(-per_second * max(0.0, now - self._left_at)) if self.times else 0.0
+
+    def count_again(self, per_second: float) -> None:
+        """The departure rate is another one."""
+        times, self.times = self.times, deque()
+        for at in times:
+            self.add(at, per_second)
+
+    def forget_until(self, past: float, per_second: float) -> None:
+        """Drop those sent by ``past``."""
+        times = self.times
+        while times and times[0] <= past:
+            self._left = max(0.0, self._left - exp(-per_second * (self._left_at - times.popleft())))

@@ -12,7 +12,7 @@ from warmroute.routing.adapters import LoadedAdapters
 from warmroute.routing.cache_extent import CacheExtent
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.cost import CostConstants
-from warmroute.routing.departures import DepartureRate
+from warmroute.routing.departures import DepartureRate, SentSinceScrape
 from warmroute.routing.mean_work import MeanWork
 from warmroute.routing.prediction import Prediction
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, TRANSIT, VirtualQueue
@@ -136,8 +136,7 @@ class EndpointLoad:
         self.prediction.reset()
         self.adapters.clear()
         self.departures = DepartureRate()
-        self.sent: deque[float] = deque()
-        """Times of own requests sent since the last scrape."""
+        self.sent = SentSinceScrape()
         self.ended: deque[float] = deque()
         """Times of observed ends of own requests since the last scrape."""
         self.observed_at: float | None = None
@@ -177,7 +176,7 @@ class EndpointLoad:
         each = work / requests
         for _ in range(requests):
             self.queue.assign(each, rate, now)
-            self.sent.append(now)
+            self.sent.add(now, self.departures.per_second)
             self.mean_work.assigned(each)
 
     def assign_remote(self, work: float, rate: float, at: float, *, requests: int = 1) -> None:
@@ -186,7 +185,7 @@ class EndpointLoad:
         if self.observed_at is not None and at <= self.observed_at - TRANSIT:
             self.mean_work.assigned(work / requests)
             return
-        sent, assigned = self.sent, self.queue.assigned
+        sent, assigned = self.sent.times, self.queue.assigned
         if sent and sent[-1] > at:  # both are kept in order of time
             at = sent[-1]
         if assigned and assigned[-1].at > at:
@@ -210,6 +209,7 @@ class EndpointLoad:
                 after=state.running + state.waiting,
                 seconds=at - self.observed_at,
             )
+            self.sent.count_again(self.departures.per_second)
         self.observed_at = at
         self.reported_running, self.reported_waiting = state.running, state.waiting
         self.most_running = max(self.most_running, state.running)
@@ -244,9 +244,10 @@ class EndpointLoad:
 
     def _forget_until(self, at: float) -> None:
         """Drop requests that were sent or ended by ``at``: they are in what was reported, or too old to count."""
-        for times in (self.sent, self.ended):
-            while times and times[0] <= at:
-                times.popleft()
+        self.sent.forget_until(at, self.departures.per_second)
+        ended = self.ended
+        while ended and ended[0] <= at:
+            ended.popleft()
 
     # ---------------------------------------------------------------- the estimate
 
@@ -267,10 +268,11 @@ class EndpointLoad:
         total: float = reported + sent
         gone: float = len(self.ended)
         if sent:
-            until = min(until, self.sent[0] + ASSUMED_DURATION)
+            until = min(until, self.sent.times[0] + ASSUMED_DURATION)
         leaving = self.departures.per_second
         if leaving * total:
-            gone = max(gone, (total - sent / 2) * (1 - exp(-leaving * age)))
+            left = reported * exp(-leaving * age) + self.sent.left(now, leaving)
+            gone = max(gone, total - left)
             until = min(until, now + max(LEAST_UPDATE, 0.5 / (leaving * total)))
         if self.ended and waiting > (still := max(total - len(self.ended), 0.0)):  # no more can wait than are left
             share = still / waiting
@@ -293,7 +295,7 @@ class EndpointLoad:
         """Computed prompts wait no longer; without a report, each request ends after :data:`ASSUMED_DURATION`."""
         self.queue.expire(now)
         past = now - ASSUMED_DURATION
-        sent, ended = self.sent, self.ended
+        sent, ended = self.sent.times, self.ended
         if (sent and sent[0] <= past) or (ended and ended[0] <= past):
             self._forget_until(past)
         if (self.began_at if self.observed_at is None else self.observed_at) <= past:

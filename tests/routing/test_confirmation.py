@@ -130,17 +130,45 @@ def test_accepted_prompts_prove_more_than_their_own_tokens_and_rejected_ones_not
     assert confirmation.unproven == 100
 
 
+def test_a_prompt_that_becomes_known_after_its_lookup_is_accepted_once() -> None:
+    confirmation = begun()
+    send(confirmation, 1000, chain(1), at=0.1)
+    list(confirmation.observe(page(0.5, 3000)))
+    assert not confirmation.settle_late(3000, 0, at=0.2)  # no lookups of that many are left
+    assert confirmation.settle_late(2000, 0, at=0.2)
+    assert not confirmation.settle_late(2000, 0, at=0.2)
+    assert confirmation.settle_late(2000, 0, at=0.5 - SETTLING)  # nobody knows
+
+
+def test_a_prompt_that_becomes_known_before_its_lookup_waits_for_it() -> None:
+    confirmation = begun()
+    list(confirmation.observe(page(0.5, 3000)))
+    assert not confirmation.settle_late(2000, 0, at=0.6)
+    assert not Confirmation().settle_late(2000, 0, at=0.6)
+
+
+def test_lookups_that_no_prompt_explains_are_kept_for_a_second() -> None:
+    confirmation = begun()
+    list(confirmation.observe(page(0.5, 3000)))
+    list(confirmation.observe(page(0.5 + SETTLING, 3000)))
+    assert not confirmation.settle_late(2000, 0, at=0.6)
+
+
 @given(
-    st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 1e6), st.booleans(), st.integers(0, 2)), min_size=1, max_size=60)
+    st.lists(
+        st.tuples(st.floats(1, 1e6), st.floats(0, 1e6), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60
+    )
 )
-def test_no_more_tokens_are_accepted_than_were_looked_up(steps: list[tuple[float, float, bool, int]]) -> None:
+def test_no_more_tokens_are_accepted_than_were_looked_up(steps: list[tuple[float, float, int, int]]) -> None:
     confirmation = begun()
     lookups = accepted = 0.0
     tokens_of: dict[int, float] = {}
     for number, (tokens, looked_up, sending, running) in enumerate(steps):
-        if sending:
+        if sending == 1:
             tokens_of[number] = tokens
             send(confirmation, tokens, chain(number), at=float(number))
+        elif sending == 2 and confirmation.settle_late(tokens, 0.0, at=number - 0.5):
+            accepted += tokens
         lookups += looked_up
         for verdict in confirmation.observe(page(number + 0.5, lookups, running=running)):
             if verdict.accepted:

@@ -105,6 +105,22 @@ def test_a_decision_that_a_scrape_includes_is_not_counted_again() -> None:
     assert waiting + running == 1
 
 
+def test_prompts_that_become_known_after_the_scrape_that_counts_them_are_confirmed() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    long = "a very long prompt " * 2000
+    lookups = 0.0
+    for turn in range(20):
+        now = float(turn)
+        other.observe("a", now, prefix_queries_total=lookups, running=1)
+        other.pick(f"{turn} own {long}", now + 0.1)
+        decision = one.pick(f"{turn} {long}", now + 0.2)
+        lookups += 2 * decision.prompt_tokens
+        other.observe("a", now + 0.3, prefix_queries_total=lookups, running=1)
+        send(one, other, now + 0.31)
+    other.observe("a", now + 3.0, prefix_queries_total=lookups)  # idle: what it has not looked up, it has rejected
+    assert other.router.holders(decision.chain.hashes[-1]) == ["ns/a"]
+
+
 def test_another_incarnation_is_ignored() -> None:
     one, other = Picker(incarnation="old"), Picker(incarnation="new")
     one.pick(LONG, 1.0)

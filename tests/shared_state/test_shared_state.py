@@ -178,6 +178,7 @@ async def test_without_nats_it_is_ready_after_a_while(
     picker = Picker(NatsProcess(tmp_path).url)
     picker.shared.start(picker.router)
     assert not picker.shared.ready
+    assert not picker.shared.owns(picker.pool.endpoints["ns/pod-0"])  # figures come from the log first
     await eventually(lambda: picker.shared.ready, "it is ready")
     await eventually(lambda: "not connected yet" not in picker.shared.why_away, "the failure is known")
     assert picker.shared.owns(picker.pool.endpoints["ns/pod-0"])

@@ -178,6 +178,11 @@ class CacheModel:
             known = self._index.known(load.holder, chain)[1]
             self._index.insert_unconfirmed(load.holder, chain)
             return (known,), ()
+        # Each sample looks up the whole prompt, and all but the first one find it.
+        again = (decision.samples - 1) * tokens
+        looked_up, expected = tokens + again, cached_tokens / confirmation.factor + again
+        if confirmation.settle_late(looked_up, expected, now):
+            return (self._insert(load, chain),), ()
         unconfirmed = None
         unproven_bytes = confirmation.unproven * chain.prompt_bytes / tokens
         proven = unproven_bytes <= UNPROVEN_SHARE * self._index.capacity(load.holder)
@@ -191,15 +196,7 @@ class CacheModel:
             else:
                 self._index.insert_unconfirmed(load.holder, chain)
                 unconfirmed = chain
-        # Each sample looks up the whole prompt, and all but the first one find it.
-        again = (decision.samples - 1) * tokens
-        sent = confirmation.sent(
-            tokens + again,
-            cached_tokens / confirmation.factor + again,
-            unconfirmed,
-            now,
-            most_checkpoints=self._index.most_unconfirmed,
-        )
+        sent = confirmation.sent(looked_up, expected, unconfirmed, now, most_checkpoints=self._index.most_unconfirmed)
         return (held,), (sent,)
 
     # ---------------------------------------------------------------- evidence

@@ -18,6 +18,9 @@ lower than 1           the engine evicts more than expected, or finds only some 
 =====================  ==========================================================================================
 
 A window in which the engine rejected requests teaches nothing: those prompts were expected and never looked up.
+
+Pickers that share their state learn of a prompt 10 to 100 ms after it was sent, perhaps after a scrape that counts its
+lookup. So lookups that no known prompt explains are kept for :data:`SETTLING`, for prompts that become known late.
 """
 
 from __future__ import annotations
@@ -110,6 +113,7 @@ class Confirmation:
         "_settled",
         "_settled_tokens",
         "_tier",
+        "_unexplained",
         "emptied",
         "full",
         "last_window",
@@ -143,6 +147,8 @@ class Confirmation:
         """The state of the last scrape."""
         self._credit = 0.0
         """Tokens looked up that no prompt has used yet."""
+        self._unexplained: deque[tuple[float, float]] = deque()
+        """Tokens looked up that no prompt had used when none was left, with the time of the scrape."""
         self.forget()
 
     def forget(self) -> None:
@@ -178,6 +184,31 @@ class Confirmation:
             self._next()
         return prompt
 
+    def settle_late(self, tokens: float, cached_tokens: float, at: float) -> bool:
+        """Whether the engine's last scrape counts another picker's prompt, sent at ``at``. Then it is accepted; else it
+        waits like others (:meth:`sent`).
+
+        After more than :data:`SETTLING` nothing shows it any more: it is accepted, and no window counts it.
+        """
+        if self._before is None or at > self._before.observed_at:
+            return False
+        if at <= self._before.observed_at - SETTLING:
+            return True
+        if sum(lookups for _, lookups in self._unexplained) < NEARLY * tokens:
+            return False
+        self._settle(tokens, cached_tokens)
+        while tokens > 0 and self._unexplained:
+            scraped_at, lookups = self._unexplained.popleft()
+            if lookups > tokens:
+                self._unexplained.appendleft((scraped_at, lookups - tokens))
+            tokens -= lookups
+        return True
+
+    def _settle(self, tokens: float, cached_tokens: float) -> None:
+        self._settled += 1
+        self._settled_tokens += tokens
+        self._expected += cached_tokens
+
     def withdraw(self, prompt: SentPrompt) -> None:
         """The engine did not serve the prompt: no lookups are to be expected."""
         if prompt in self._open:
@@ -206,8 +237,13 @@ class Confirmation:
         yield from self._accept()
         if state.running + state.waiting == 0:
             yield from self._reject(state.observed_at - SETTLING)
+        unexplained = self._unexplained
+        while unexplained and unexplained[0][0] <= state.observed_at - SETTLING:
+            unexplained.popleft()
         if not self._open:
             self.unproven = max(0.0, self.unproven - self._credit)
+            if self._credit:
+                unexplained.append((state.observed_at, self._credit))
             self._credit = 0.0
         if state.prefix_hits_total is not None:
             self._compare()
@@ -218,9 +254,7 @@ class Confirmation:
             prompt = self._next()
             self._credit = max(0.0, self._credit - prompt.tokens)
             self.unproven = max(0.0, self.unproven - FORGIVENESS * prompt.tokens)
-            self._settled += 1
-            self._settled_tokens += prompt.tokens
-            self._expected += prompt.cached_tokens
+            self._settle(prompt.tokens, prompt.cached_tokens)
             if prompt.chain is not None:
                 yield Verdict(prompt.chain, accepted=True)
 

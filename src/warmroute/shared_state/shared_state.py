@@ -158,8 +158,9 @@ class SharedState:
     # ---------------------------------------------------------------- scrapes
 
     def owns(self, endpoint: Endpoint) -> bool:
-        """Whether this picker scrapes the endpoint."""
-        return self._membership.owns(endpoint.id)
+        """Whether this picker scrapes the endpoint. It scrapes none before it has read the log, whose figures are older and
+        belong to the decisions beside them."""
+        return self.ready and self._membership.owns(endpoint.id)
 
     @property
     def pickers(self) -> int:

@@ -148,9 +148,9 @@ def test_an_equally_busy_pool_balances_nothing() -> None:
 
 def test_beyond_the_longest_a_prompt_delays_and_balances_no_more() -> None:
     endpoint = factors(waiting=3.0, running=5.0, kv_usage=0.5)
-    long, longer = (cost_terms(CONSTANTS, endpoint, request(tokens), cached_tokens=0) for tokens in (20_000, 100_000))
+    long, longer = (cost_terms(CONSTANTS, endpoint, request(tokens), cached_tokens=0) for tokens in (30_000, 200_000))
     assert (long.delay, long.balance) == (longer.delay, longer.balance)
-    assert long.delay == pytest.approx(8192 / 5000 * (3 + 0.15 * 5 * 0.5))
+    assert long.delay == pytest.approx(24_576 / 5000 * (3 + 0.15 * 5 * 0.5))
     assert longer.prefill > 5 * long.prefill
 
 

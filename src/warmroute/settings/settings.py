@@ -330,7 +330,7 @@ class Settings(BaseModel):
         gt=0,
     )
     cost_longest: float = setting(
-        8192.0,
+        24_576.0,
         "Most tokens of a prompt that count in the delay of other requests and in load balancing.",
         group="Cost",
         hot=True,

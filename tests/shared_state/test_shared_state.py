@@ -153,6 +153,22 @@ async def test_each_endpoint_is_scraped_by_one(start: Start) -> None:
     assert sum(picker.shared.scrape_share for picker in pickers) == pytest.approx(1)
 
 
+async def test_one_that_still_reads_the_log_leaves_the_scrapes_to_the_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = start()
+    await together(one)
+    reading = {"ready": False}
+    monkeypatch.setattr(SharedState, "ready", property(lambda shared: shared is one.shared or reading["ready"]))
+    starter = start()
+    await eventually(lambda: starter.shared.pickers == 2, "the starter has heard of the other one")
+    heard = one.shared.traffic.batches_in
+    await eventually(lambda: one.shared.traffic.batches_in > heard + 1, "it is heard itself")
+    assert one.shared.scrape_share == 1
+    reading["ready"] = True
+    await eventually(lambda: one.shared.pickers == 2, "it takes its share")
+
+
 async def test_a_picker_that_leaves_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warmroute.shared_state.membership.SILENCE", 1000.0)
     one, other = start(), start()

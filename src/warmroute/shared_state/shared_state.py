@@ -252,7 +252,8 @@ class SharedState:
         if not self.outbox and not heartbeat:
             return
         estimate = self._router.bytes_per_token if heartbeat and self._router is not None else 0.0
-        await self._send(log, self.outbox.take(now, bytes_per_token=estimate))
+        # Nobody leaves it an engine to scrape before it is ready.
+        await self._send(log, self.outbox.take(now, bytes_per_token=estimate, leaving=not self.ready))
         while self.outbox:
             await self._send(log, self.outbox.take(self._clock()))
 
@@ -303,6 +304,7 @@ class SharedState:
             self._position = self._position._replace(number=entry.number)
         if not self.replayed and self._caught_up_at is not None and entry.number >= self._caught_up_at:
             self.replayed = True
+            self._published_at = -inf  # the others learn at once that it scrapes
             fields = {"batches": self.traffic.batches_in, "decisions": self.applied.decisions, "pickers": self.pickers}
             logger.info("shared state read", extra={"fields": fields})
         if self._clock() >= self._began_slice + SLICE:

@@ -131,7 +131,7 @@ class Site:
     async def start_engines(self) -> None:
         port = self.engines[0].rpartition(":")[2]
         argv = [sys.executable, "-m", "warmroute", "simulate", "--count", str(ENGINES), "--port", port]
-        argv += ["--model", MODEL, "--time-scale", "1"]
+        argv += ["--model", MODEL]
         engines = await self._stack.enter_async_context(
             Child("warmroute simulate", argv, self._directory / "engines.log")
         )

@@ -26,8 +26,8 @@ class DepartureRate:
         """Two scrapes ``seconds`` apart counted ``before`` and ``after`` requests; ``sent`` were sent between them."""
         self._finished = KEPT * self._finished + max(0, before + sent - after)
         self._request_seconds = KEPT * self._request_seconds + seconds * (before + after) / 2
-        least = SHORTEST * self._finished
-        self.per_second = self._finished / max(self._request_seconds, least) if least else 0.0
+        request_seconds = max(self._request_seconds, SHORTEST * self._finished)
+        self.per_second = self._finished / request_seconds if request_seconds else 0.0
 
 
 class SentSinceScrape:

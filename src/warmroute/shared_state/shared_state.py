@@ -170,8 +170,8 @@ class SharedState:
     @property
     def scrape_share(self) -> float:
         """Share of the pool's endpoints that this picker scrapes."""
-        endpoints = self._pool.endpoints
-        return sum(self._membership.owns(name) for name in endpoints) / len(endpoints) if endpoints else 0.0
+        endpoints = self._pool.endpoints.values()
+        return sum(map(self.owns, endpoints)) / len(endpoints) if endpoints else 0.0
 
     @property
     def applied(self) -> Applied:
@@ -252,8 +252,7 @@ class SharedState:
         if not self.outbox and not heartbeat:
             return
         estimate = self._router.bytes_per_token if heartbeat and self._router is not None else 0.0
-        # Nobody leaves it an engine to scrape before it is ready.
-        await self._send(log, self.outbox.take(now, bytes_per_token=estimate, leaving=not self.ready))
+        await self._send(log, self.outbox.take(now, bytes_per_token=estimate))
         while self.outbox:
             await self._send(log, self.outbox.take(self._clock()))
 
@@ -275,6 +274,7 @@ class SharedState:
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
         self._sequence += 1
+        batch.leaving = batch.leaving or not self.ready  # nobody leaves it an engine to scrape before it is ready
         batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()

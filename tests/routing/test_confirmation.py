@@ -140,6 +140,26 @@ def test_a_prompt_that_becomes_known_after_its_lookup_is_accepted_once() -> None
     assert confirmation.settle_late(2000, 0, at=0.5 - SETTLING)  # nobody knows
 
 
+def test_each_lookup_explains_one_late_prompt() -> None:
+    confirmation = begun()
+    list(confirmation.observe(page(0.5, 1000)))
+    list(confirmation.observe(page(0.6, 3000)))
+    assert confirmation.settle_late(1500, 0, at=0.2)  # the first scrape's, and 500 of the second one's
+    assert not confirmation.settle_late(2100, 0, at=0.2)
+    assert confirmation.settle_late(1500, 0, at=0.2)
+    assert not confirmation.settle_late(100, 0, at=0.2)
+
+
+def test_late_prompts_count_in_the_window() -> None:
+    confirmation = begun()
+    tokens = WINDOW_TOKENS / WINDOW_PROMPTS
+    for number in range(1, WINDOW_PROMPTS + 1):
+        list(confirmation.observe(page(float(number), number * tokens, 0.4 * number * tokens)))
+        assert confirmation.settle_late(tokens, 0.8 * tokens, at=number - 0.1)
+    list(confirmation.observe(page(number + 0.1, number * tokens, 0.4 * number * tokens)))
+    assert confirmation.last_window == pytest.approx((0.8, 0.4, 0.0))
+
+
 def test_a_prompt_that_becomes_known_before_its_lookup_waits_for_it() -> None:
     confirmation = begun()
     list(confirmation.observe(page(0.5, 3000)))

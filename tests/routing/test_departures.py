@@ -5,20 +5,21 @@ from __future__ import annotations
 from math import exp
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from warmroute.routing.departures import SentSinceScrape
 
-RATES = st.floats(0, 100)
+RATES = st.sampled_from([0.0, 0.1, 1.0, 100.0]) | st.floats(0, 100)
 STEPS = st.one_of(
-    st.tuples(st.just("send"), st.floats(0, 5)),
-    st.tuples(st.just("forget"), st.floats(0, 10)),
+    st.tuples(st.just("send"), st.floats(0, 1)),
+    st.tuples(st.just("forget"), st.floats(0, 2)),
     st.tuples(st.just("rate"), RATES),
 )
 
 
-@given(RATES, st.lists(STEPS, max_size=40), st.floats(0, 10))
+@example(1.0, [("send", 0.0), ("send", 1.0), ("forget", 0.5)], 0.25)
+@given(RATES, st.lists(STEPS, max_size=40), st.floats(0, 2))
 def test_each_is_left_with_the_probability_of_its_age(
     rate: float, steps: list[tuple[str, float]], after: float
 ) -> None:

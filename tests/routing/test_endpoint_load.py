@@ -262,6 +262,19 @@ def test_requests_run_as_long_as_they_last_however_seldom_scrapes_come(seconds: 
     assert table.all.total[0] == pytest.approx(40 * seconds, rel=0.4, abs=0.5)
 
 
+def test_a_page_that_shows_requests_leave_says_so_of_those_sent_since_too() -> None:
+    load, table = make()
+    load.observe(engine_state(0.0), CONSTANTS)
+    assign(load, *[1] * 10, at=0.1)
+    assign(load, *[1] * 10, at=1.1)
+    assign(load, *[1] * 10, at=1.6)
+    load.observe(engine_state(1.0, running=5), CONSTANTS)  # of ten, five have left
+    table.update(load, 1.6)
+    rate = load.departures.per_second
+    assert rate == pytest.approx(5 / 2.5)
+    assert table.all.total[0] == pytest.approx(5 * exp(-0.6 * rate) + 10 * exp(-0.5 * rate) + 10, rel=0.01)
+
+
 def test_of_requests_that_no_scrape_shows_none_are_left_soon() -> None:
     load, table = make()
     for second in range(3):

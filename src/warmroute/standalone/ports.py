@@ -36,6 +36,15 @@ def require_free(host: str, port: int, purpose: str) -> None:
             raise ConfigurationError(f"port {port} for {purpose} is unavailable on {host}: {why}") from error
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether nothing listens on the port."""
+    try:
+        require_free(host, port, "a listener")
+    except ConfigurationError:
+        return False
+    return True
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that was free just now, for a process that does not report the port it chose."""
     return free_range(1, host)
@@ -49,12 +58,8 @@ def free_range(count: int, host: str = "127.0.0.1") -> int:
     """
     for _ in range(ATTEMPTS):
         first = _next_first(count)
-        try:
-            for port in range(first, first + count):
-                require_free(host, port, "a range of ports")
-        except ConfigurationError:
-            continue
-        return first
+        if all(is_free(host, port) for port in range(first, first + count)):
+            return first
     raise ConfigurationError(f"no {count} consecutive free ports found on {host}")
 
 

@@ -15,6 +15,7 @@ app = command_line()
 
 @app.command(cls=ListsProfiles, epilog="Example: warmroute demo --once --json figures.json")
 def demo(
+    context: typer.Context,
     *,
     once: Annotated[bool, typer.Option("--once", help="Exit after the figures.")] = False,
     load: Annotated[
@@ -40,7 +41,10 @@ def demo(
     profile: Annotated[str, typer.Option(help="Engine, model and GPU: a profile listed below.")] = DEFAULT_PROFILE,
     time_scale: Annotated[float, typer.Option(help="Speed relative to real engines; 2.0: twice as fast.")] = 1.0,
 ) -> None:
-    """Run a real Envoy, simulated engines and the picker on this machine, and show prefix-aware routing."""
+    """Run a real Envoy, simulated engines and the picker on this machine, and show prefix-aware routing.
+
+    A port that you do not name is replaced by a free one where it is in use.
+    """
     import asyncio
 
     from rich.console import Console
@@ -48,8 +52,9 @@ def demo(
     from warmroute.standalone.child import ChildError
     from warmroute.standalone.up_options import listening_address
     from warmroute_lab.demo import demo as running
-    from warmroute_lab.demo.options import DemoOptions
+    from warmroute_lab.demo.options import PORT_FLAGS, DemoOptions
 
+    ports = (*PORT_FLAGS, "pod_port")
     options = DemoOptions(
         host=listening_address(host, "--host"),
         port=port,
@@ -63,6 +68,7 @@ def demo(
         pod_port=pod_port,
         profile=profile,
         time_scale=time_scale,
+        movable=frozenset(name for name in ports if _is_default(context, name)),
     )
     try:
         status = asyncio.run(running.run(options, Console(), once=once, load=load, json_file=json_file))
@@ -70,3 +76,9 @@ def demo(
         typer.echo(f"warmroute: {error}", err=True)
         raise typer.Exit(1) from error
     raise typer.Exit(status)
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    """Whether the user did not give the option."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"

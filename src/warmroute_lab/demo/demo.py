@@ -246,9 +246,11 @@ async def run(
 ) -> int:
     """Run the demo, without the load if not ``load``; returns the exit status.
 
-    SIGINT, SIGTERM and SIGHUP stop all parts. Raises ConfigurationError if a port is taken, ChildError if a process fails.
+    SIGINT, SIGTERM and SIGHUP stop all parts. Raises ConfigurationError if a port that the user chose is taken, ChildError
+    if a process fails.
     """
-    options = options.settled()
+    wanted, options = options, options.settled()
+    _say_what_moved(wanted, options, console)
     require_place(json_file)
     stopped = asyncio.Event()
     on_end_signal(stopped.set)
@@ -265,6 +267,14 @@ async def run(
         show.result()  # raises if it failed; then the logs are kept
     shutil.rmtree(directory, ignore_errors=True)
     return 130 if once and show.cancelled() else 0
+
+
+def _say_what_moved(wanted: DemoOptions, settled: DemoOptions, console: Console) -> None:
+    for name in sorted(wanted.movable):
+        before, port = getattr(wanted, name), getattr(settled, name)
+        if port != before:
+            flag = f"--{name.replace('_', '-')}"
+            console.print(f"port {before} is in use: {port} in its place ({flag} takes another)", highlight=False)
 
 
 async def _show(demo: Demo, *, once: bool, load: bool, json_file: Path | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from warmroute.errors import ConfigurationError
-from warmroute.standalone.ports import free_range, require_free
+from warmroute.standalone.ports import free_range, is_free, require_free
 from warmroute.standalone.proxy_config import ProxyConfig
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE, profile_named
 
@@ -48,6 +48,8 @@ class DemoOptions:
     profile: str = DEFAULT_PROFILE
     time_scale: float = 1.0
     """Speed of the simulated engines relative to real ones."""
+    movable: frozenset[str] = frozenset()
+    """Fields of ports that the user has not chosen: where one is taken, a free one replaces it."""
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
@@ -57,12 +59,15 @@ class DemoOptions:
             raise ConfigurationError("--time-scale must be more than 0")
 
     def settled(self) -> DemoOptions:
-        """The options with a free port in place of every 0.
+        """The options with a free port in place of every 0, and of every movable port that is taken.
 
-        Raises ConfigurationError if a port is taken or given twice.
+        Raises ConfigurationError if another port is taken, or one is given twice.
         """
+        taken: dict[str, Any] = {name: 0 for name in self.movable if self._is_taken(name)}
+        if taken:
+            return replace(self, movable=frozenset(), **taken).settled()
         for name, flag in PORT_FLAGS.items():
-            require_free(self.host if name in ("port", "plain_port") else HOST, getattr(self, name), flag)
+            require_free(self._host(name), getattr(self, name), flag)
         missing = [name for name in PORT_FLAGS if getattr(self, name) == 0]
         free = free_range(len(missing) + self.pods)
         first = self.pod_port or free + len(missing)
@@ -74,6 +79,16 @@ class DemoOptions:
         if twice := [port for port in ports if ports.count(port) > 1]:
             raise ConfigurationError(f"port {twice[0]} is given twice")
         return settled
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether the field's port, or one of the engines', is in use or chosen for something else."""
+        first = getattr(self, name)
+        chosen = {getattr(self, other) for other in (*PORT_FLAGS, "pod_port") if other not in self.movable}
+        ports = range(first, first + (self.pods if name == "pod_port" else 1))
+        return any(port in chosen or not is_free(self._host(name), port) for port in ports)
+
+    def _host(self, name: str) -> str:
+        return self.host if name in ("port", "plain_port") else HOST
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,22 @@ def test_a_taken_port_is_named_with_its_flag(name: str) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} .*--{name.replace('_', '-')}"):
             DemoOptions(**{**ANY_PORTS, name: port}).settled()
+
+
+@pytest.mark.parametrize("name", ["port", "epp_health_port", "pod_port"])
+def test_a_taken_port_that_nobody_chose_is_replaced(name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = DemoOptions(**{**ANY_PORTS, name: port}, movable=frozenset((name,))).settled()
+    assert getattr(options, name) not in (0, port)
+    assert port not in [int(target.rpartition(":")[2]) for target in options.targets]
+
+
+def test_a_port_that_nobody_chose_gives_way_to_one_that_somebody_did() -> None:
+    port = free_port()
+    options = DemoOptions(**{**ANY_PORTS, "port": port, "epp_port": port}, movable=frozenset(("epp_port",))).settled()
+    assert options.port == port
+    assert options.epp_port not in (0, port)
 
 
 def test_a_port_wanted_twice_is_refused() -> None:
@@ -138,6 +155,18 @@ def test_without_its_load_the_engines_saw_the_conversation_only(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "A load" not in done.stdout
     assert json.loads(figures_file.read_text()).keys() == {"round1_pod", "round2_pod", "log"}
+
+
+def test_a_default_port_in_use_is_replaced_and_named() -> None:
+    flags = [flag for flag in any_ports_flags() if not flag.startswith("--metrics-port")]
+    argv = [*(sys.executable, "-m", "warmroute", "demo", "--once", "--no-load", "--pods=1"), *flags]
+    with ExitStack() as stack:
+        with suppress(OSError):  # in use already
+            stack.enter_context(socket.create_server(("127.0.0.1", 9090)))
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "port 9090 is in use: " in done.stdout
+    assert "--metrics-port" in done.stdout
 
 
 @pytest.mark.slow

@@ -176,9 +176,15 @@ def bench_cost(
         json_file.write(output, bench.plain(figures, budgets=budgets))
 
 
-@app.command("sharing", epilog="Example: warmroute bench sharing --json sharing.json")
+@app.command(
+    "sharing",
+    epilog="Example: warmroute bench sharing --body-bytes 48000 --requests 1000 --warm-up 15000 --json sharing.json",
+)
 def bench_sharing(
     *,
+    body_bytes: Annotated[
+        int, typer.Option(min=500, max=200_000, help="Length of each request's body; half of the requests are warm.")
+    ] = 2_400,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each set of pickers is measured once per round.")] = 9,
     requests: Annotated[int, typer.Option(min=1, help="Requests for each picker and round.")] = 4_000,
     warm_up: Annotated[
@@ -198,7 +204,7 @@ def bench_sharing(
     from warmroute_lab.overhead import sharing
 
     json_file.require_place(output)
-    options = sharing.SharingOptions(rounds=rounds, requests=requests, warm_up=warm_up)
+    options = sharing.SharingOptions(body_bytes=body_bytes, rounds=rounds, requests=requests, warm_up=warm_up)
     try:
         figures = asyncio.run(sharing.run(options, Console()))
     except (WarmrouteError, OSError) as error:

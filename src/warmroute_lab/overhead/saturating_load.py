@@ -2,7 +2,7 @@
 several pickers busy.
 
 It speaks HTTP/2 by hand, and only as far as the picker's own server needs it: the picker lets a client have 16 MiB under
-way, so windows are not counted, and requests must be small.
+way and 256 KiB in each stream, so windows are not counted, and bodies have :data:`LONGEST_BODY` at most.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from warmroute.grpc_server.frames import (
 from warmroute_lab.overhead.bare_server import METHOD
 from warmroute_lab.overhead.picker_load import Chats, LoadError, request_headers
 
+LONGEST_BODY = 200_000
+"""Bytes of a request's body, at most."""
 _WINDOW = (MAX_WINDOW - 65_535).to_bytes(4, "big")
 
 
@@ -97,7 +99,7 @@ class _Connection(asyncio.Protocol):
                 if body is None:
                     self._answers[stream] = data[position:end]
                 else:
-                    out.append(frame(DATA, 0, stream, _body_message(body)))
+                    out.append(_body_frames(stream, body))
             elif kind == HEADERS and flags & END_STREAM:
                 following = self._load.ended(self._answers.pop(stream, b""))
                 if following is not None:
@@ -175,8 +177,7 @@ class SaturatingLoad:
         return LoadError(f"the picker at {self._host}:{self._port}: {why}")
 
 
-def _body_message(body: bytes) -> bytes:
+def _body_frames(stream: int, body: bytes) -> bytes:
     message = prefixed(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
-    if len(message) > MAX_FRAME:
-        raise LoadError(f"a body of {len(body)} bytes is too long for one frame")
-    return message
+    pieces = [message[start : start + MAX_FRAME] for start in range(0, len(message), MAX_FRAME)]
+    return b"".join([frame(DATA, 0, stream, piece) for piece in pieces])

@@ -47,6 +47,7 @@ _FLAGS = ("--log-level=warning",)
 class SharingOptions:
     """Size of one run."""
 
+    body_bytes: int = SMALL
     rounds: int = 9
     requests: int = 4_000
     """Requests for each picker and round."""
@@ -71,7 +72,7 @@ async def run(options: SharingOptions, console: Console, *, budgets: bool = Fals
         async with AsyncExitStack() as stack:
             pairs, nats = await _start(stack, Path(directory))
             alone, blind, sharing = (pairs[0][:1], *pairs)
-            chats = Chats(SMALL)
+            chats = Chats(options.body_bytes)
             progress.update(task, description="fill the indexes")
             for pickers in (alone, blind[1:], sharing):
                 await _load(pickers, chats, options.warm_up // len(pickers))
@@ -103,9 +104,8 @@ async def run(options: SharingOptions, console: Console, *, budgets: bool = Fals
             against=Against.VALUE,
         )
     )
-    terminal.show(
-        table(figures, "Cost of sharing state; the floor is one picker that does not", budgets=budgets), console
-    )
+    title = f"Cost of sharing state, bodies of {options.body_bytes} bytes; the floor is one picker that does not"
+    terminal.show(table(figures, title, budgets=budgets), console)
     console.print(f"two pickers that share carry {2 / figures[2].result:.2f} times the requests of one that does not")
     return figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from warmroute.grpc_server.connection import HELD_FREELY
+from warmroute.observability.live.shared_prefixes import MOST_CHECKPOINTS, SIZE
 from warmroute.observability.log_writer import MOST_WAITING
 from warmroute.picker_options import LOGGED_SHARE
 from warmroute.prefix.index import UNCONFIRMED_SHARE
@@ -12,8 +13,11 @@ from warmroute.settings import Settings
 IDLE_MEMORY = 96 << 20
 """Bytes of memory of a picker of 100 endpoints before its first request: 92 MiB with TLS and the Kubernetes client, 70 MiB
 with TLS and a file of endpoints, 59 MiB without TLS (VmRSS 15 s after each of three starts, CPython 3.11)."""
-CHECKPOINT_MEMORY = 200
-"""Bytes of memory of a checkpoint in the prefix index (`warmroute bench cost`: index, per checkpoint and endpoint)."""
+CHECKPOINT_MEMORY = 130
+"""Bytes of memory, at most, of what counts as one checkpoint in the prefix index: 86 in long runs of checkpoints, 99 where
+each is alone (tracemalloc; `warmroute bench cost`: index, per checkpoint and endpoint)."""
+BEGINNING_CHECKPOINT_MEMORY = 44
+"""Bytes of memory of a checkpoint of a beginning that the live page counts: an integer and its place in a list."""
 OPEN_CHECKPOINT_MEMORY = 80
 """Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
 DECISION_MEMORY = 6_000
@@ -37,6 +41,7 @@ def memory_bound(settings: Settings) -> int:
         IDLE_MEMORY
         + DECISION_MEMORY * (settings.debug_decisions + waiting_decisions)
         + int(CHECKPOINT_MEMORY + OPEN_CHECKPOINT_MEMORY * UNCONFIRMED_SHARE) * settings.index_limit
+        + BEGINNING_CHECKPOINT_MEMORY * 2 * SIZE * MOST_CHECKPOINTS
         + settings.body_memory
         + HELD_FREELY
         + 2 * settings.max_body_bytes

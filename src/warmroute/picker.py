@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -354,8 +354,8 @@ class EndpointPicker:
             if reading is not None:
                 yield reading
 
-    def _holders(self, checkpoint: int) -> list[str]:
-        return self.router.holders(checkpoint)
+    def _holders(self, hashes: Sequence[int]) -> list[str]:
+        return self.router.holders(hashes)
 
     def _about(self) -> dict[str, str]:
         return {

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from warmroute.prefix import chain as chains
 from warmroute.prefix.chain import Chain
-from warmroute.prefix.index import PrefixIndex, holders_of
+from warmroute.prefix.index import SEGMENT_SIZE, UNCONFIRMED_SHARE, PrefixIndex, holders_of
 from warmroute.request.inference import PromptPart
 
 
@@ -95,8 +95,141 @@ TestIndex = IndexMachine.TestCase
 TestIndex.settings = settings(stateful_step_count=40)
 
 
+class Checkpoints:
+    """One holder, checkpoint by checkpoint: each with its distance from the one before it, least recently used first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.confirmed: dict[int, int] = {}
+        self.unconfirmed: dict[int, int] = {}
+
+    def has(self, key: int) -> bool:
+        return key in self.confirmed or key in self.unconfirmed
+
+    def insert(self, chain: Chain) -> int:
+        confirmed_before = [k for k, key in enumerate(chain.hashes, 1) if key in self.confirmed]
+        for key, distance in reversed(distances(chain)):
+            self.unconfirmed.pop(key, None)
+            self.confirmed.pop(key, None)
+            self.confirmed[key] = distance
+        evict(self.confirmed, self.capacity)
+        return max(confirmed_before, default=0)
+
+    def insert_unconfirmed(self, chain: Chain) -> None:
+        accepted = False
+        for key, distance in reversed(distances(chain)):
+            accepted = accepted or key in self.confirmed
+            among = self.confirmed if accepted else self.unconfirmed
+            self.unconfirmed.pop(key, None)
+            among.pop(key, None)
+            among[key] = distance
+        evict(self.unconfirmed, int(UNCONFIRMED_SHARE * self.capacity))
+
+    def known(self, chain: Chain) -> tuple[int, int]:
+        held = 0
+        while held < len(chain.hashes) and self.has(chain.hashes[held]):
+            held += 1
+        return max(k for k in range(held + 1) if not k or chain.hashes[k - 1] in self.confirmed), held
+
+    def held(self) -> tuple[int, int]:
+        both = [*self.confirmed.values(), *self.unconfirmed.values()]
+        return len(both), sum(both)
+
+
+def distances(chain: Chain) -> list[tuple[int, int]]:
+    return [(key, end - before) for key, end, before in zip(chain.hashes, chain.ends, (0, *chain.ends), strict=False)]
+
+
+def evict(checkpoints: dict[int, int], most: int) -> None:
+    while sum(checkpoints.values()) > most:
+        del checkpoints[next(iter(checkpoints))]
+
+
+class CheckpointsMachine(RuleBasedStateMachine):
+    """Several holders, all operations in any order, against :class:`Checkpoints`."""
+
+    @initialize(capacities=st.lists(st.integers(8, 400), min_size=2, max_size=3))
+    def start(self, capacities: list[int]) -> None:
+        self.index = PrefixIndex()
+        self.models = {self.index.open(capacity): Checkpoints(capacity) for capacity in capacities}
+
+    def one(self, holder: int) -> tuple[int, Checkpoints]:
+        holder = sorted(self.models)[holder % len(self.models)]
+        return holder, self.models[holder]
+
+    @rule(holder=st.integers(0, 2), capacity=st.integers(8, 400))
+    def restart(self, holder: int, capacity: int) -> None:
+        holder, _ = self.one(holder)
+        self.index.close(holder)
+        del self.models[holder]
+        self.models[self.index.open(capacity)] = Checkpoints(capacity)
+
+    @rule(budget=st.integers(1, 3))
+    def sweep(self, budget: int) -> None:
+        self.index.sweep(budget)
+
+    @rule(holder=st.integers(0, 2), words=prompts)
+    def insert(self, holder: int, words: tuple[int, ...]) -> None:
+        holder, model = self.one(holder)
+        assert self.index.insert(holder, chain_of(words)) == model.insert(chain_of(words))
+
+    @rule(holder=st.integers(0, 2), words=prompts)
+    def insert_unconfirmed(self, holder: int, words: tuple[int, ...]) -> None:
+        holder, model = self.one(holder)
+        self.index.insert_unconfirmed(holder, chain_of(words))
+        model.insert_unconfirmed(chain_of(words))
+
+    @rule(holder=st.integers(0, 2), words=prompts)
+    def discard(self, holder: int, words: tuple[int, ...]) -> None:
+        holder, model = self.one(holder)
+        self.index.discard(holder, chain_of(words))
+        for key in chain_of(words).hashes:
+            model.unconfirmed.pop(key, None)
+
+    @rule(holder=st.integers(0, 2), words=prompts, depth=st.integers(0, 4))
+    def remove(self, holder: int, words: tuple[int, ...], depth: int) -> None:
+        holder, model = self.one(holder)
+        self.index.remove(holder, chain_of(words), depth)
+        for key in chain_of(words).hashes[depth:]:
+            model.confirmed.pop(key, None)
+            model.unconfirmed.pop(key, None)
+
+    @rule(words=prompts)
+    def match(self, words: tuple[int, ...]) -> None:
+        chain = chain_of(words)
+        groups = self.index.match(chain, sum(1 << holder for holder in self.models))
+        found = {holder: depth for mask, depth in groups for holder in holders_of(mask)}
+        assert found == {holder: depth for holder, model in self.models.items() if (depth := model.known(chain)[1])}
+        for holder, model in self.models.items():
+            assert self.index.known(holder, chain) == model.known(chain)
+
+    @invariant()
+    def holds_what_the_models_hold(self) -> None:
+        for holder, model in getattr(self, "models", {}).items():
+            assert self.index.held(holder) == model.held()
+
+    def teardown(self) -> None:
+        for holder in getattr(self, "models", {}):
+            self.index.close(holder)
+        while hasattr(self, "index") and self.index.sweep():
+            pass
+        assert not hasattr(self, "index") or len(self.index) == 0
+
+
+TestCheckpoints = CheckpointsMachine.TestCase
+TestCheckpoints.settings = settings(stateful_step_count=40)
+
+
+def test_a_conversation_of_one_holder_is_one_segment() -> None:
+    index = PrefixIndex()
+    holder = index.open(1 << 30)
+    for turns in range(1, 50):
+        index.insert(holder, chain_of((0, 1) * turns))
+    assert index.size(holder) == 98 + SEGMENT_SIZE
+
+
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 300)), max_size=12))
-def test_gallop_finds_every_depth(held: list[tuple[int, int]]) -> None:
+def test_match_finds_every_depth(held: list[tuple[int, int]]) -> None:
     chain = chain_of(tuple(k % 3 for k in range(300)))
     index = PrefixIndex()
     holders = [index.open(1 << 30) for _ in range(8)]
@@ -258,7 +391,7 @@ class AnyOrderMachine(RuleBasedStateMachine):
         if hasattr(self, "index"):
             checkpoints, prompt_bytes = self.index.held(self.holder)
             assert checkpoints == len(self.index)
-            assert checkpoints <= 60 + 4
+            assert checkpoints <= self.index.size(self.holder) <= 60 + 4 * (4 + SEGMENT_SIZE)
             assert 8 * checkpoints <= prompt_bytes <= 10 * checkpoints
 
 

@@ -68,7 +68,7 @@ def test_the_other_picker_matches_what_this_one_sent() -> None:
     one, other = Picker(), Picker()
     decision = one.pick(LONG, 1.0)
     send(one, other, 1.02)
-    assert all(other.router.holders(key) == [decision.endpoint.id] for key in decision.chain.hashes)
+    assert other.router.holders(decision.chain.hashes) == [decision.endpoint.id]
 
 
 def test_the_other_picker_counts_the_load() -> None:
@@ -118,7 +118,7 @@ def test_prompts_that_become_known_after_the_scrape_that_counts_them_are_confirm
         other.observe("a", now + 0.3, prefix_queries_total=lookups, running=1)
         send(one, other, now + 0.31)
     other.observe("a", now + 3.0, prefix_queries_total=lookups)  # idle: what it has not looked up, it has rejected
-    assert other.router.holders(decision.chain.hashes[-1]) == ["ns/a"]
+    assert other.router.holders(decision.chain.hashes) == ["ns/a"]
 
 
 def test_another_incarnation_is_ignored() -> None:
@@ -372,7 +372,7 @@ def test_every_prompt_of_a_batch_comes_through() -> None:
     send(one, other, 1.02)
     assert other.inbox.applied.decisions == 2
     for chain in decision.chains:
-        assert other.router.holders(chain.hashes[-1]) == ["ns/a"]
+        assert other.router.holders(chain.hashes) == ["ns/a"]
     assert list(other.load("a").sent.times) == pytest.approx([1.0] * (decision.requests + 1), abs=0.01)
     assert len(other.load("a").sent) == len(one.load("a").sent)
 

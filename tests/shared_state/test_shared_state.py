@@ -71,7 +71,7 @@ class Picker:
 
     def holds(self, decision: Decision) -> bool:
         """Whether the index has the whole prompt on the endpoint that another picker chose."""
-        return decision.endpoint.id in self.router.holders(decision.chain.hashes[-1])
+        return decision.endpoint.id in self.router.holders(decision.chain.hashes)
 
 
 Start = Callable[..., Picker]

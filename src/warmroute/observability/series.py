@@ -335,7 +335,11 @@ MEASURED_TTFT = _series(
 
 # Prefix index
 INDEX_CHECKPOINTS = _series(
-    "warmroute_index_checkpoints", "gauge", "checkpoints", "Checkpoints in the index for the endpoint.", ("endpoint",)
+    "warmroute_index_checkpoints",
+    "gauge",
+    "checkpoints",
+    "Checkpoints in the index, as they count against --index-limit.",
+    ("endpoint",),
 )
 INDEX_TOKENS = _series(
     "warmroute_index_tokens",

@@ -1,62 +1,153 @@
 """The prefix index: which engine holds which chain in its KV cache.
 
-One dictionary maps a checkpoint to a bit mask of the *holders* that have it, and each holder has its checkpoints in
-order of last use. A holder is one incarnation of one engine, by a small number: when the engine restarts, its holder is
-closed in O(1) and a new one opened; the closed holder's checkpoints are swept out bit by bit afterwards.
+The checkpoints of all chains are a radix tree (https://en.wikipedia.org/wiki/Radix_tree): a :class:`_Segment` is a run of
+consecutive checkpoints with the bit mask of the *holders* that have all of them. Where a chain leaves a segment, or a holder
+loses a part of it, the segment is split; those in a row that one holder alone has become one. So matching and inserting a
+conversation take a few steps, however long it is. A checkpoint is a hash of the prompt from its beginning: the first one of
+a segment finds it, and the last one shows whether a chain has all of it.
+
+A holder is one incarnation of one engine, by a small number: when the engine restarts, its holder is closed in O(1) and a
+new one opened; the closed holder's segments are swept out one by one afterwards.
 
 A prompt is inserted when it is sent, before its engine has accepted it. A long new tail is held as *unconfirmed*: it is
 matched, but it evicts nothing until :meth:`PrefixIndex.insert` confirms it, so that prompts that the engine rejects do not
 make the index forget what the engine holds.
 
-The invariant that makes matching cheap: who holds a checkpoint holds all those before it on the chain. Insertion and
-eviction keep it, because a chain is inserted (and touched) tail first, so that an ancestor is always used more recently
-than its descendants. vLLM evicts in that order too, the tail of a chain before its head
+Who holds a checkpoint holds all those before it on the chain. Insertion and eviction keep it so, because a chain is inserted
+(and touched) tail first, so that an ancestor is always used more recently than its descendants, and a segment loses its last
+checkpoints first. vLLM evicts in that order too, the tail of a chain before its head
 (https://docs.vllm.ai/en/latest/design/prefix_caching.html).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from warmroute.prefix.chain import MAX_STEP, Chain
+from warmroute.prefix.chain import Chain
 
 UNCONFIRMED_SHARE = 0.25
 """Unconfirmed bytes of a holder as a share of its capacity, and checkpoints as a share of those that it may have, at most;
 beyond it the oldest are dropped."""
+SEGMENT_SIZE = 4
+"""Checkpoints that a segment and its place at one holder count as beside its own: their memory is about 410 bytes, that of a
+checkpoint 86 (tracemalloc, CPython 3.11, segments of 1 to 250 checkpoints)."""
 
-# Distances between checkpoints as shared objects: one int object each would cost as much as the checkpoint itself.
-_DISTANCES = tuple(range(MAX_STEP + 1))
+
+class _Segment:
+    """Consecutive checkpoints of chains, never none."""
+
+    __slots__ = ("before", "ends", "hashes", "mask")
+
+    def __init__(self, hashes: tuple[int, ...], ends: tuple[int, ...], before: int) -> None:
+        self.hashes = hashes
+        self.ends = ends
+        """Positions in bytes of prompt."""
+        self.before = before
+        """Position at which the first of them begins."""
+        self.mask = 0
+        """Holders that have all of them, confirmed or not."""
+
+    @property
+    def prompt_bytes(self) -> int:
+        return self.ends[-1] - self.before
+
+
+class _Uses:
+    """Segments of one holder in the order of their last use, and the bytes and checkpoints of all together."""
+
+    __slots__ = ("_order", "checkpoints", "last", "prompt_bytes")
+
+    def __init__(self) -> None:
+        self.last: dict[_Segment, int] = {}
+        """The number of each segment's last use."""
+        self._order: OrderedDict[int, list[_Segment]] = OrderedDict()
+        """By that number: the segment, or the parts into which it was split since, in the order of the chain."""
+        self.checkpoints = 0
+        self.prompt_bytes = 0
+
+    def add(self, segment: _Segment, number: int) -> None:
+        """The segment is here from its use ``number`` on."""
+        self.checkpoints += len(segment.hashes)
+        self.prompt_bytes += segment.prompt_bytes
+        self.last[segment] = number
+        self._order[number] = [segment]
+
+    def touch(self, segment: _Segment, number: int) -> None:
+        """The segment is used."""
+        parts = self._order[self.last[segment]]
+        if len(parts) == 1:
+            del self._order[self.last[segment]]
+        else:
+            parts.remove(segment)
+            parts = [segment]
+        self.last[segment] = number
+        self._order[number] = parts
+
+    def drop(self, segment: _Segment) -> None:
+        """The segment is no longer here."""
+        number = self.last.pop(segment)
+        parts = self._order[number]
+        parts.remove(segment)
+        if not parts:
+            del self._order[number]
+        self.checkpoints -= len(segment.hashes)
+        self.prompt_bytes -= segment.prompt_bytes
+
+    def merge(self, segment: _Segment) -> None:
+        """The segment, which was used by itself last, has become a part of another one that is here."""
+        del self._order[self.last.pop(segment)]
+
+    def split(self, segment: _Segment, rest: _Segment) -> None:
+        """The segment was split: ``rest`` are its last checkpoints."""
+        number = self.last.get(segment)
+        if number is not None:
+            self.last[rest] = number
+            parts = self._order[number]
+            parts.insert(parts.index(segment) + 1, rest)
+
+    @property
+    def size(self) -> int:
+        """What counts against the limit: the checkpoints, and :data:`SEGMENT_SIZE` for each segment."""
+        return self.checkpoints + SEGMENT_SIZE * len(self.last)
+
+    def oldest(self) -> _Segment:
+        """The segment that was used longest ago; of those used at once, the last one on the chain."""
+        return next(iter(self._order.values()))[-1]
 
 
 class _Holding:
-    """The checkpoints of one holder, each with its distance from the one before it, least recently used first."""
+    """The segments of one holder."""
 
-    __slots__ = ("bit", "capacity", "checkpoints", "prompt_bytes", "unconfirmed", "unconfirmed_bytes")
+    __slots__ = ("bit", "capacity", "confirmed", "unconfirmed")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.capacity = capacity
-        self.checkpoints: OrderedDict[int, int] = OrderedDict()
-        self.prompt_bytes = 0
-        """Bytes of prompt that the ``checkpoints`` cover."""
-        self.unconfirmed: OrderedDict[int, int] = OrderedDict()
-        self.unconfirmed_bytes = 0
+        self.confirmed = _Uses()
+        self.unconfirmed = _Uses()
 
 
 class PrefixIndex:
     """The index. Capacities are in bytes of prompt.
 
-    ``limit`` bounds the checkpoints of all holders together; it is shared out evenly.
+    ``limit`` bounds the checkpoints of all holders together, those of a segment counted as :data:`SEGMENT_SIZE` more; it is
+    shared out evenly.
     """
 
     def __init__(self, *, limit: int = 2_000_000) -> None:
         self._limit = limit
-        self._masks: dict[int, int] = {}
+        self._segments: dict[int, _Segment] = {}
+        """By their first checkpoint."""
+        self._checkpoints = 0
         self._open: dict[int, _Holding] = {}
-        self._closed: list[_Holding] = []
+        self._closed: dict[int, _Holding] = {}
         self._free: list[int] = []
         self._next_holder = 0
+        self._uses = 0
+
+    # ---------------------------------------------------------------- holders
 
     def open(self, capacity: int) -> int:
         """A new, empty holder for an engine whose cache holds ``capacity`` bytes of prompt."""
@@ -70,7 +161,7 @@ class PrefixIndex:
 
     def close(self, holder: int) -> None:
         """Forget all that the holder has. O(1): its number is used again only after :meth:`sweep` has passed."""
-        self._closed.append(self._open.pop(holder))
+        self._closed[holder] = self._open.pop(holder)
 
     def resize(self, holder: int, capacity: int) -> None:
         """The engine's cache holds ``capacity`` bytes of prompt. A smaller one takes effect at the next insertion."""
@@ -85,51 +176,86 @@ class PrefixIndex:
         """Unconfirmed checkpoints of one holder, at most."""
         return int(UNCONFIRMED_SHARE * self._limit / len(self._open))
 
+    def sweep(self, budget: int = 1000) -> bool:
+        """Take closed holders off up to ``budget`` segments. True while some are left."""
+        while self._closed and budget > 0:
+            holder, holding = next(iter(self._closed.items()))
+            for uses in (holding.confirmed, holding.unconfirmed):
+                while uses.last and budget > 0:
+                    segment, _ = uses.last.popitem()
+                    self._take_off(segment, holding.bit)
+                    budget -= 1
+            if not holding.confirmed.last and not holding.unconfirmed.last:
+                del self._closed[holder]
+                self._free.append(holder)
+        return bool(self._closed)
+
+    # ---------------------------------------------------------------- matching
+
     def match(self, chain: Chain, candidates: int) -> list[tuple[int, int]]:
         """How far each candidate holds the chain.
 
         ``candidates`` is a mask of open holders. Returns disjoint groups ``(mask, depth)``, shallowest first: the
         holders in ``mask`` have exactly the first ``depth`` checkpoints. Holders that have none are in no group.
 
-        The cost grows with the number of different depths and the logarithm of the chain's length, not with the number
-        of holders: from one depth at which holders drop out to the next, the search gallops and then bisects.
+        The cost grows with the number of segments, not with the number of checkpoints or holders.
         """
         hashes = chain.hashes
-        if not hashes:
-            return []
-        held = self._masks.get
-        live = held(hashes[0], 0) & candidates
-        depth = 1
+        size = len(hashes)
+        find = self._segments.get
+        live, depth = candidates, 0
         groups: list[tuple[int, int]] = []
-        while live:
-            depth = self._common_depth(hashes, live, depth)
-            rest = held(hashes[depth], 0) & live if depth < len(hashes) else 0
-            groups.append((live & ~rest, depth))
-            live = rest
-            depth += 1
+        while depth < size and (segment := find(hashes[depth])) is not None:
+            holders = segment.mask & live
+            if holders != live:
+                if depth:
+                    groups.append((live & ~holders, depth))
+                live = holders
+                if not live:
+                    return groups
+            depth += _common(segment.hashes, hashes, depth)
+        if depth and live:
+            groups.append((live, depth))
         return groups
 
-    def _common_depth(self, hashes: Sequence[int], holders: int, depth: int) -> int:
-        """How many checkpoints every one of ``holders`` has, if they all have ``depth``: gallop, then bisect."""
-        held = self._masks.get
-        size = len(hashes)
-        low, high, stride = depth, size, 1
-        while low + stride <= size:
-            if held(hashes[low + stride - 1], 0) & holders != holders:
-                high = low + stride
-                break
-            low += stride
-            stride <<= 1
-        else:
-            if low < size and held(hashes[size - 1], 0) & holders == holders:
-                return size
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if held(hashes[middle - 1], 0) & holders == holders:
-                low = middle
-            else:
-                high = middle
-        return low
+    def known(self, holder: int, chain: Chain) -> tuple[int, int]:
+        """How many of the chain's first checkpoints the holder has confirmed, and has at all."""
+        holding = self._open[holder]
+        hashes, find = chain.hashes, self._segments.get
+        accepted, depth, size = 0, 0, len(chain.hashes)
+        while depth < size and (segment := find(hashes[depth])) is not None and segment.mask & holding.bit:
+            depth += _common(segment.hashes, hashes, depth)
+            if segment in holding.confirmed.last:
+                accepted = depth
+        return accepted, depth
+
+    def holders(self, hashes: Sequence[int]) -> int:
+        """The mask of the open holders that have all of a chain's first checkpoints."""
+        candidates = sum(holding.bit for holding in self._open.values())
+        groups = self.match(Chain(hashes, (), 0), candidates)
+        return groups[-1][0] if groups and groups[-1][1] == len(hashes) else 0
+
+    def held(self, holder: int) -> tuple[int, int]:
+        """Checkpoints and bytes of prompt that the holder has, unconfirmed ones included."""
+        holding = self._open[holder]
+        confirmed, unconfirmed = holding.confirmed, holding.unconfirmed
+        return confirmed.checkpoints + unconfirmed.checkpoints, confirmed.prompt_bytes + unconfirmed.prompt_bytes
+
+    def size(self, holder: int) -> int:
+        """What the holder has, as it counts against the limit: checkpoints, and :data:`SEGMENT_SIZE` for each segment."""
+        holding = self._open[holder]
+        return holding.confirmed.size + holding.unconfirmed.size
+
+    def fill(self, holder: int) -> float:
+        """Share of the holder's capacity that is used."""
+        holding = self._open[holder]
+        return holding.confirmed.prompt_bytes / holding.capacity
+
+    def __len__(self) -> int:
+        """Distinct checkpoints in the index, including those of closed holders that are not swept yet."""
+        return self._checkpoints
+
+    # ---------------------------------------------------------------- changes
 
     def insert(self, holder: int, chain: Chain) -> int:
         """The holder's engine will have the whole chain: add what is new, touch the rest, evict what no longer fits.
@@ -137,69 +263,54 @@ class PrefixIndex:
         Returns how many of its checkpoints were confirmed before.
         """
         holding = self._open[holder]
-        checkpoints = holding.checkpoints
-        hashes, ends = chain.hashes, chain.ends
-        masks = self._masks
-        bit = holding.bit
-        known = len(hashes)
-        unconfirmed = holding.unconfirmed
-        while known and hashes[known - 1] not in checkpoints:
-            known -= 1
-            key = hashes[known]
-            if unconfirmed and key in unconfirmed:
-                holding.unconfirmed_bytes -= unconfirmed.pop(key)
-            distance = ends[known] - ends[known - 1] if known else ends[0]
-            checkpoints[key] = _DISTANCES[distance] if distance <= MAX_STEP else distance
-            holding.prompt_bytes += distance
-            mask = masks.get(key)
-            masks[key] = bit if mask is None else mask | bit
-        self._touch(holding, chain, known)
-        most = self._limit // len(self._open)
-        if holding.prompt_bytes > holding.capacity or len(checkpoints) + len(unconfirmed) > most:
-            self._evict(holding, most)
+        confirmed, unconfirmed, bit = holding.confirmed, holding.unconfirmed, holding.bit
+        number, depth, known = self._uses, len(chain.hashes), 0
+        path = self._grow(chain)
+        for segment in reversed(path):
+            number += 1
+            if segment in confirmed.last:
+                confirmed.touch(segment, number)
+                known = known or depth
+            else:
+                if segment in unconfirmed.last:
+                    unconfirmed.drop(segment)
+                segment.mask |= bit
+                confirmed.add(segment, number)
+            depth -= len(segment.hashes)
+        self._uses = number
+        self._merge(confirmed, path, bit)
+        most = self._limit // len(self._open) - unconfirmed.size
+        if confirmed.prompt_bytes > holding.capacity or confirmed.size > most:
+            self._evict(holding, confirmed, holding.capacity, most)
         return known
-
-    def known(self, holder: int, chain: Chain) -> tuple[int, int]:
-        """How many of the chain's checkpoints the holder has confirmed, and has at all."""
-        holding = self._open[holder]
-        checkpoints, unconfirmed, hashes = holding.checkpoints, holding.unconfirmed, chain.hashes
-        confirmed = len(hashes)
-        held = 0
-        while confirmed and (key := hashes[confirmed - 1]) not in checkpoints:
-            if not held and key in unconfirmed:
-                held = confirmed
-            confirmed -= 1
-        return confirmed, max(confirmed, held)
 
     def insert_unconfirmed(self, holder: int, chain: Chain) -> None:
         """The holder's engine may accept the chain: match its new tail from now on, but evict nothing for it."""
         holding = self._open[holder]
-        checkpoints, unconfirmed = holding.checkpoints, holding.unconfirmed
-        hashes, ends = chain.hashes, chain.ends
-        depth = len(hashes)
-        while depth and hashes[depth - 1] not in checkpoints:
-            depth -= 1
-            key = hashes[depth]
-            if key in unconfirmed:
-                unconfirmed.move_to_end(key)
-                continue
-            unconfirmed[key] = distance = ends[depth] - ends[depth - 1] if depth else ends[0]
-            holding.unconfirmed_bytes += distance
-            self._masks[key] = self._masks.get(key, 0) | holding.bit
-        self._touch(holding, chain, depth)
-        most = self.most_unconfirmed
-        while holding.unconfirmed_bytes > UNCONFIRMED_SHARE * holding.capacity or len(unconfirmed) > most:
-            key, distance = unconfirmed.popitem(last=False)
-            holding.unconfirmed_bytes -= distance
-            self._clear(key, holding.bit)
+        confirmed, unconfirmed, bit = holding.confirmed, holding.unconfirmed, holding.bit
+        number, accepted = self._uses, False
+        for segment in reversed(self._grow(chain)):
+            number += 1
+            if segment in confirmed.last:
+                accepted = True  # and so is all before it
+                confirmed.touch(segment, number)
+            elif accepted:
+                if segment in unconfirmed.last:
+                    unconfirmed.drop(segment)
+                segment.mask |= bit
+                confirmed.add(segment, number)
+            elif segment in unconfirmed.last:
+                unconfirmed.touch(segment, number)
+            else:
+                segment.mask |= bit
+                unconfirmed.add(segment, number)
+        self._uses = number
+        self._evict(holding, unconfirmed, int(UNCONFIRMED_SHARE * holding.capacity), self.most_unconfirmed)
 
     def discard(self, holder: int, chain: Chain) -> None:
         """The holder's engine rejected the chain: forget its unconfirmed checkpoints."""
         holding = self._open[holder]
-        for key in chain.hashes:
-            if (distance := holding.unconfirmed.pop(key, None)) is not None:
-                holding.unconfirmed_bytes -= distance
-                self._clear(key, holding.bit)
+        self._forget_part(holding, chain, 0, (holding.unconfirmed,))
 
     def remove(self, holder: int, chain: Chain, depth: int) -> None:
         """The holder's engine did not serve the chain: forget its checkpoints after the first ``depth``.
@@ -207,91 +318,133 @@ class PrefixIndex:
         Nothing to do once the holder is closed.
         """
         holding = self._open.get(holder)
-        if holding is None:
-            return
-        for key in chain.hashes[depth:]:
-            if (distance := holding.unconfirmed.pop(key, None)) is not None:
-                holding.unconfirmed_bytes -= distance
-            elif (distance := holding.checkpoints.pop(key, None)) is not None:
-                holding.prompt_bytes -= distance
-            else:
+        if holding is not None:
+            self._forget_part(holding, chain, depth, (holding.confirmed, holding.unconfirmed))
+
+    def _forget_part(self, holding: _Holding, chain: Chain, depth: int, among: Sequence[_Uses]) -> None:
+        """Forget the chain's checkpoints after the first ``depth``, as far as they are among these."""
+        for segment, start, end in self._path(chain.hashes):
+            if end <= depth:
                 continue
-            self._clear(key, holding.bit)
+            for uses in among:
+                if segment in uses.last:
+                    if end - start < len(segment.hashes):
+                        self._split(segment, end - start)
+                    part = self._split(segment, depth - start) if start < depth else segment
+                    self._forget(holding, uses, part)
 
-    def _touch(self, holding: _Holding, chain: Chain, depth: int) -> None:
-        """The first ``depth`` checkpoints are used, of which the holder has the last: so the engine accepted them all.
+    def _evict(self, holding: _Holding, uses: _Uses, most_bytes: int, most: int) -> None:
+        """Forget the checkpoints that were used longest ago, until no more bytes and no greater size than that are left."""
+        while uses.last and (uses.prompt_bytes > most_bytes or uses.size > most):
+            segment = uses.oldest()
+            stays = bisect_right(segment.ends, segment.ends[-1] - (uses.prompt_bytes - most_bytes))
+            stays = min(stays, len(segment.hashes) - (uses.size - most))
+            if stays > 0:
+                segment = self._split(segment, stays)
+            self._forget(holding, uses, segment)
 
-        Some may be missing: :meth:`remove` takes the beginning of a chain that was not served from longer ones that were.
-        """
-        checkpoints, ends = holding.checkpoints, chain.ends
-        touch = checkpoints.move_to_end
-        try:
-            for key in reversed(chain.hashes[:depth]):
-                touch(key)
-        except KeyError:
-            for place in range(depth - 1, -1, -1):
-                key = chain.hashes[place]
-                if key not in checkpoints:
-                    self._add(holding, key, ends[place] - (ends[place - 1] if place else 0))
-                touch(key)
+    def _forget(self, holding: _Holding, uses: _Uses, segment: _Segment) -> None:
+        uses.drop(segment)
+        self._take_off(segment, holding.bit)
 
-    def _add(self, holding: _Holding, key: int, distance: int) -> None:
-        if holding.unconfirmed.pop(key, None) is not None:
-            holding.unconfirmed_bytes -= distance
-        holding.checkpoints[key] = distance
-        holding.prompt_bytes += distance
-        self._masks[key] = self._masks.get(key, 0) | holding.bit
+    def _take_off(self, segment: _Segment, bit: int) -> None:
+        """The holder does not have the segment any more; one that nobody has is dropped."""
+        segment.mask &= ~bit
+        if not segment.mask:
+            del self._segments[segment.hashes[0]]
+            self._checkpoints -= len(segment.hashes)
 
-    def _evict(self, holding: _Holding, most: int) -> None:
-        checkpoints = holding.checkpoints
-        most -= len(holding.unconfirmed)
-        while checkpoints and (holding.prompt_bytes > holding.capacity or len(checkpoints) > most):
-            key, distance = checkpoints.popitem(last=False)
-            holding.prompt_bytes -= distance
-            self._clear(key, holding.bit)
+    # ---------------------------------------------------------------- segments
 
-    def _clear(self, key: int, bit: int) -> None:
-        mask = self._masks[key] & ~bit
-        if mask:
-            self._masks[key] = mask
+    def _path(self, hashes: Sequence[int]) -> list[tuple[_Segment, int, int]]:
+        """The segments of the chain's checkpoints, each with the depths from which and to which the chain goes in it."""
+        path: list[tuple[_Segment, int, int]] = []
+        depth, size = 0, len(hashes)
+        while depth < size:
+            segment = self._segments.get(hashes[depth])
+            if segment is None:
+                depth = self._next_known(hashes, depth + 1)
+                continue
+            start = depth
+            depth += _common(segment.hashes, hashes, start)
+            path.append((segment, start, depth))
+        return path
+
+    def _grow(self, chain: Chain) -> list[_Segment]:
+        """The segments of exactly the chain's checkpoints, made or split where there are none."""
+        hashes, ends = chain.hashes, chain.ends
+        path: list[_Segment] = []
+        depth, size = 0, len(hashes)
+        while depth < size:
+            segment = self._segments.get(hashes[depth])
+            if segment is None:
+                end = self._next_known(hashes, depth + 1)
+                segment = _Segment(tuple(hashes[depth:end]), tuple(ends[depth:end]), ends[depth - 1] if depth else 0)
+                self._segments[hashes[depth]] = segment
+                self._checkpoints += end - depth
+            else:
+                common = _common(segment.hashes, hashes, depth)
+                if common < len(segment.hashes):
+                    self._split(segment, common)
+            depth += len(segment.hashes)
+            path.append(segment)
+        return path
+
+    def _next_known(self, hashes: Sequence[int], start: int) -> int:
+        """The first place from ``start`` on at which a segment begins: after a gap that :meth:`remove` left."""
+        following = hashes[start:]
+        if self._segments.keys().isdisjoint(following):
+            return len(hashes)
+        return next(place for place, key in enumerate(following, start) if key in self._segments)
+
+    def _merge(self, confirmed: _Uses, path: Sequence[_Segment], bit: int) -> None:
+        """Make one segment of those in a row that nobody but this holder has, which has just used them all."""
+        run: list[_Segment] = []
+        for segment in (*path, None):
+            if segment is not None and segment.mask == bit:
+                run.append(segment)
+                continue
+            if len(run) > 1:
+                first, *others = run
+                first.hashes = sum([one.hashes for one in others], first.hashes)
+                first.ends = sum([one.ends for one in others], first.ends)
+                for one in others:
+                    confirmed.merge(one)
+                    del self._segments[one.hashes[0]]
+            run = []
+
+    def _split(self, segment: _Segment, size: int) -> _Segment:
+        """Leave the first ``size`` checkpoints in the segment; returns a new one with the others, which has its holders."""
+        hashes, ends = segment.hashes, segment.ends
+        rest = _Segment(hashes[size:], ends[size:], ends[size - 1])
+        rest.mask = segment.mask
+        self._segments[rest.hashes[0]] = rest
+        segment.hashes, segment.ends = hashes[:size], ends[:size]
+        for holder in holders_of(segment.mask):
+            holding = self._open.get(holder) or self._closed[holder]
+            holding.confirmed.split(segment, rest)
+            holding.unconfirmed.split(segment, rest)
+        return rest
+
+
+def _common(segment: Sequence[int], hashes: Sequence[int], start: int) -> int:
+    """How many checkpoints of the segment the chain has from ``start`` on. If it has one, it has all before that."""
+    size = len(segment)
+    end = start + size
+    if end <= len(hashes):
+        if hashes[end - 1] == segment[-1]:
+            return size
+        high = size - 1
+    else:
+        high = len(hashes) - start
+    low = 1
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if segment[middle - 1] == hashes[start + middle - 1]:
+            low = middle
         else:
-            del self._masks[key]
-
-    def sweep(self, budget: int = 1000) -> bool:
-        """Clear up to ``budget`` checkpoints of closed holders. True while some are left."""
-        while self._closed and budget > 0:
-            holding = self._closed[-1]
-            for checkpoints in (holding.checkpoints, holding.unconfirmed):
-                while checkpoints and budget > 0:
-                    key, _ = checkpoints.popitem()
-                    self._clear(key, holding.bit)
-                    budget -= 1
-            if not holding.checkpoints and not holding.unconfirmed:
-                self._closed.pop()
-                self._free.append(holding.bit.bit_length() - 1)
-        return bool(self._closed)
-
-    def holders(self, checkpoint: int) -> int:
-        """The mask of the open holders that have the checkpoint."""
-        mask = self._masks.get(checkpoint, 0)
-        for holding in self._closed:
-            mask &= ~holding.bit
-        return mask
-
-    def held(self, holder: int) -> tuple[int, int]:
-        """Checkpoints and bytes of prompt that the holder has, unconfirmed ones included."""
-        holding = self._open[holder]
-        checkpoints = len(holding.checkpoints) + len(holding.unconfirmed)
-        return checkpoints, holding.prompt_bytes + holding.unconfirmed_bytes
-
-    def fill(self, holder: int) -> float:
-        """Share of the holder's capacity that is used."""
-        holding = self._open[holder]
-        return holding.prompt_bytes / holding.capacity
-
-    def __len__(self) -> int:
-        """Distinct checkpoints in the index, including those of closed holders that are not swept yet."""
-        return len(self._masks)
+            high = middle - 1
+    return low
 
 
 def holders_of(mask: int) -> Iterator[int]:

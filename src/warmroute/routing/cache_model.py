@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 
 from warmroute.pool.endpoint import EngineState
@@ -73,13 +73,13 @@ class CacheModel:
         """A slice of the clean-up after closed holders. True while there is more."""
         return self._index.sweep()
 
-    def holders(self, checkpoint: int) -> Iterator[int]:
-        """The holders that hold the prompt up to the checkpoint."""
-        return holders_of(self._index.holders(checkpoint))
+    def holders(self, hashes: Sequence[int]) -> Iterator[int]:
+        """The holders that hold the first checkpoints of a prompt."""
+        return holders_of(self._index.holders(hashes))
 
     def held(self, holder: int) -> tuple[int, int]:
-        """Checkpoints and bytes of prompt that the holder holds."""
-        return self._index.held(holder)
+        """Checkpoints, as they count against the limit, and bytes of prompt that the holder holds."""
+        return self._index.size(holder), self._index.held(holder)[1]
 
     # ---------------------------------------------------------------- decisions
 

@@ -527,13 +527,13 @@ class Router(PoolListener):
         return load.speed(self._constants.load)
 
     def held(self, load: EndpointLoad) -> tuple[int, float]:
-        """Checkpoints and tokens that the endpoint holds, by the prefix index."""
+        """Checkpoints, as they count against the limit, and tokens that the endpoint holds, by the prefix index."""
         checkpoints, prompt_bytes = self._caches.held(load.holder)
         return checkpoints, prompt_bytes / self._bytes_per_token.estimate
 
-    def holders(self, checkpoint: int) -> list[str]:
-        """Ids of the endpoints that hold a prompt up to the checkpoint, by the prefix index."""
-        holders = set(self._caches.holders(checkpoint))
+    def holders(self, hashes: Sequence[int]) -> list[str]:
+        """Ids of the endpoints that hold the first checkpoints of a prompt, by the prefix index."""
+        holders = set(self._caches.holders(hashes))
         return [load.endpoint.id for load in self._loads.values() if load.holder in holders]
 
     def load_of(self, load: EndpointLoad, now: float) -> tuple[float, float, float]:

@@ -35,7 +35,7 @@ PICK_BUDGET = 40e-6
 """Seconds."""
 SUBSET_BUDGET = 1.2
 """Ratio to a pick without a hint."""
-CHECKPOINT_BUDGET = 200.0
+CHECKPOINT_BUDGET = 130.0
 """Bytes."""
 
 

@@ -67,8 +67,8 @@ class PickerView:
     """How the feed reads the picker. Each callable is called for each sample and each document."""
 
     readings: Callable[[], Iterator[EndpointReading]]
-    holders: Callable[[int], Collection[str]]
-    """Ids of the endpoints that hold a checkpoint."""
+    holders: Callable[[Sequence[int]], Collection[str]]
+    """Ids of the endpoints that hold all of a prompt's first checkpoints."""
     decisions: Callable[[], Sequence[DecisionRecord]]
     """The latest decisions, newest first."""
     booked: Callable[[], int]
@@ -304,7 +304,7 @@ class LiveFeed(DecisionListener):
 
     def _shared_prefix(self, prefix: SharedPrefix, places: Mapping[str, int]) -> dict[str, Any]:
         """A row of the table; holders by their place in the table of engines."""
-        holders = self._view.holders(prefix.checkpoint)
+        holders = self._view.holders(prefix.hashes)
         return {
             "name": prefix.name,
             "tokens": int(float(f"{prefix.length / self._view.bytes_per_token():.2g}")),

@@ -44,14 +44,21 @@ class HeavyHitters(Generic[Detail]):
         self._hitters: dict[int, Hitter[Detail]] = {}
         self.floor = 0.0
 
-    def add(self, key: int, detail: Detail) -> None:
-        """One occurrence of the key."""
+    def count(self, key: int) -> bool:
+        """One occurrence of the key, if it is counted; False: it is not."""
         hitter = self._hitters.get(key)
         if hitter is None:
-            if len(self._hitters) >= 2 * self._size:
-                self._evict()
-            hitter = self._hitters[key] = Hitter(key, detail, self.floor, self.floor)
+            return False
         hitter.count += 1
+        return True
+
+    def add(self, key: int, detail: Detail) -> None:
+        """One occurrence of the key; ``detail`` is kept if it is the first one."""
+        if self.count(key):
+            return
+        if len(self._hitters) >= 2 * self._size:
+            self._evict()
+        self._hitters[key] = Hitter(key, detail, self.floor + 1, self.floor)
 
     def decay(self, factor: float) -> None:
         """Multiply all counts."""

@@ -10,6 +10,7 @@ Security: the lengths are so far apart that nobody can guess another client's pr
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from hashlib import blake2b
 from math import log
 from typing import NamedTuple
@@ -26,6 +27,8 @@ LENGTHS = (
 """Bytes of prompt at which beginnings are counted: 4 KiB, 8 KiB, 12 KiB, then half as long again each, up to 3.5 MB."""
 SIZE = 512
 """Beginnings that are kept at least."""
+MOST_CHECKPOINTS = 512
+"""Checkpoints of a beginning that is counted, at most: a prompt of 3.5 MB in a few messages has about 500."""
 HALF_LIFE = 60.0
 """Seconds after which a request counts half."""
 LEAST_REQUESTS = 3.0
@@ -43,6 +46,8 @@ class Beginning(NamedTuple):
     """Checkpoint of the next shorter beginning that is counted; 0 if there is none."""
     length: int
     """Bytes of prompt, one of :data:`LENGTHS`; the checkpoint is the last one up to there."""
+    hashes: Sequence[int]
+    """The checkpoints up to there."""
 
 
 class SharedPrefix(NamedTuple):
@@ -53,8 +58,8 @@ class SharedPrefix(NamedTuple):
     length: int
     """Bytes of prompt, one of :data:`LENGTHS`."""
     requests_per_second: float
-    checkpoint: int
-    """For the prefix index, which knows who holds it; not to be shown."""
+    hashes: Sequence[int]
+    """Its checkpoints, for the prefix index, which knows who holds them; not to be shown."""
 
 
 class SharedPrefixes:
@@ -73,9 +78,11 @@ class SharedPrefixes:
         shorter = 0
         for length in LENGTHS[: bisect_right(LENGTHS, chain.prompt_bytes)]:
             place = bisect_right(ends, length) - 1
-            if place >= 0 and hashes[place] != shorter:
-                self._hitters.add(hashes[place], Beginning(shorter, length))
-                shorter = hashes[place]
+            if 0 <= place < MOST_CHECKPOINTS and hashes[place] != shorter:
+                key = hashes[place]
+                if not self._hitters.count(key):
+                    self._hitters.add(key, Beginning(shorter, length, hashes[: place + 1]))
+                shorter = key
 
     def decay(self, now: float) -> None:
         """Let older requests count less. Call it every few seconds."""
@@ -99,4 +106,4 @@ class SharedPrefixes:
         # A rate r gives a decayed count of r * HALF_LIFE / ln 2 in the long run, and this share of it after a short time.
         reached = 1 - 0.5 ** ((self._decayed_at - self._began_at) / HALF_LIFE)
         rate = hitter.least * log(2) / HALF_LIFE / reached if reached else 0.0
-        return SharedPrefix(name, hitter.detail.length, rate, hitter.key)
+        return SharedPrefix(name, hitter.detail.length, rate, hitter.detail.hashes)

@@ -18,6 +18,7 @@ def chain_of(words: tuple[int, ...]) -> Chain:
 
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
+short_prompts = st.lists(st.integers(0, 1), min_size=1, max_size=5).map(tuple)
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -168,25 +169,25 @@ class CheckpointsMachine(RuleBasedStateMachine):
     def sweep(self, budget: int) -> None:
         self.index.sweep(budget)
 
-    @rule(holder=st.integers(0, 2), words=prompts)
+    @rule(holder=st.integers(0, 2), words=short_prompts)
     def insert(self, holder: int, words: tuple[int, ...]) -> None:
         holder, model = self.one(holder)
         assert self.index.insert(holder, chain_of(words)) == model.insert(chain_of(words))
 
-    @rule(holder=st.integers(0, 2), words=prompts)
+    @rule(holder=st.integers(0, 2), words=short_prompts)
     def insert_unconfirmed(self, holder: int, words: tuple[int, ...]) -> None:
         holder, model = self.one(holder)
         self.index.insert_unconfirmed(holder, chain_of(words))
         model.insert_unconfirmed(chain_of(words))
 
-    @rule(holder=st.integers(0, 2), words=prompts)
+    @rule(holder=st.integers(0, 2), words=short_prompts)
     def discard(self, holder: int, words: tuple[int, ...]) -> None:
         holder, model = self.one(holder)
         self.index.discard(holder, chain_of(words))
         for key in chain_of(words).hashes:
             model.unconfirmed.pop(key, None)
 
-    @rule(holder=st.integers(0, 2), words=prompts, depth=st.integers(0, 4))
+    @rule(holder=st.integers(0, 2), words=short_prompts, depth=st.integers(0, 4))
     def remove(self, holder: int, words: tuple[int, ...], depth: int) -> None:
         holder, model = self.one(holder)
         self.index.remove(holder, chain_of(words), depth)
@@ -194,11 +195,12 @@ class CheckpointsMachine(RuleBasedStateMachine):
             model.confirmed.pop(key, None)
             model.unconfirmed.pop(key, None)
 
-    @rule(words=prompts)
+    @rule(words=short_prompts)
     def match(self, words: tuple[int, ...]) -> None:
         chain = chain_of(words)
         groups = self.index.match(chain, sum(1 << holder for holder in self.models))
         found = {holder: depth for mask, depth in groups for holder in holders_of(mask)}
+        assert len(found) == sum(mask.bit_count() for mask, _ in groups), "groups must be disjoint"
         assert found == {holder: depth for holder, model in self.models.items() if (depth := model.known(chain)[1])}
         for holder, model in self.models.items():
             assert self.index.known(holder, chain) == model.known(chain)
@@ -218,6 +220,26 @@ class CheckpointsMachine(RuleBasedStateMachine):
 
 TestCheckpoints = CheckpointsMachine.TestCase
 TestCheckpoints.settings = settings(stateful_step_count=40)
+
+
+def test_what_another_holder_split_still_loses_its_tail_first() -> None:
+    index = PrefixIndex()
+    one, other = index.open(1 << 30), index.open(1 << 30)
+    chain, branch, later = chain_of((0, 1, 2, 0, 1)), chain_of((0, 1, 1)), chain_of((2,))
+    index.insert(one, chain)
+    index.insert(other, branch)
+    index.resize(one, chain.ends[2] + later.prompt_bytes)
+    index.insert(one, later)
+    assert index.match(chain, 1 << one) == [(1 << one, 3)]
+
+
+def test_what_comes_before_a_confirmed_checkpoint_is_confirmed() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    index.insert(holder, conversation(1))
+    index.remove(holder, conversation(1, length=4), 0)
+    index.insert_unconfirmed(holder, conversation(1))
+    assert index.known(holder, conversation(1)) == (10, 10)
 
 
 def test_a_conversation_of_one_holder_is_one_segment() -> None:
@@ -357,9 +379,6 @@ def test_a_closed_holder_has_nothing_to_be_removed() -> None:
     index.close(holder)
     index.remove(holder, conversation(1), 0)
     assert index.match(conversation(1), 0) == []
-
-
-short_prompts = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)
 
 
 class AnyOrderMachine(RuleBasedStateMachine):

@@ -390,7 +390,8 @@ class Settings(BaseModel):
     )
     index_limit: int = setting(
         2_000_000,
-        "Most checkpoints in the prefix index, all endpoints together (130 bytes each at most). A run of them counts as four more.",
+        "Most checkpoints in the prefix index, all endpoints together (130 bytes each at most). "
+        "A run of them counts as four more.",
         group="Prefix index",
         ge=1000,
     )

@@ -239,6 +239,7 @@ def test_what_comes_before_a_confirmed_checkpoint_is_confirmed() -> None:
     index.insert(holder, conversation(1))
     index.remove(holder, conversation(1, length=4), 0)
     index.insert_unconfirmed(holder, conversation(1))
+    index.discard(holder, conversation(1))
     assert index.known(holder, conversation(1)) == (10, 10)
 
 

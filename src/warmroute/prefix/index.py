@@ -24,6 +24,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import chain as chained
 
 from warmroute.prefix.chain import Chain
 
@@ -405,10 +406,10 @@ class PrefixIndex:
                 run.append(segment)
                 continue
             if len(run) > 1:
-                first, *others = run
-                first.hashes = sum([one.hashes for one in others], first.hashes)
-                first.ends = sum([one.ends for one in others], first.ends)
-                for one in others:
+                first = run[0]
+                first.hashes = tuple(chained.from_iterable(one.hashes for one in run))
+                first.ends = tuple(chained.from_iterable(one.ends for one in run))
+                for one in run[1:]:
                     confirmed.merge(one)
                     del self._segments[one.hashes[0]]
             run = []

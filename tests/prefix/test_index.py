@@ -222,6 +222,48 @@ TestCheckpoints = CheckpointsMachine.TestCase
 TestCheckpoints.settings = settings(stateful_step_count=40)
 
 
+class ContradictoryMachine(RuleBasedStateMachine):
+    """Chains that contradict each other, as after a collision of hashes: no operation fails, and nothing is left over."""
+
+    chains = st.lists(st.integers(0, 4), min_size=1, max_size=6).map(
+        lambda hashes: Chain(hashes, range(10, 10 * len(hashes) + 10, 10), 10 * len(hashes))
+    )
+
+    @initialize()
+    def start(self) -> None:
+        self.index = PrefixIndex()
+        self.open = [self.index.open(80), self.index.open(200)]
+
+    @rule(place=st.integers(0, 1), chain=chains)
+    def insert(self, place: int, chain: Chain) -> None:
+        self.index.insert(self.open[place], chain)
+
+    @rule(place=st.integers(0, 1), chain=chains)
+    def insert_unconfirmed(self, place: int, chain: Chain) -> None:
+        self.index.insert_unconfirmed(self.open[place], chain)
+
+    @rule(place=st.integers(0, 1), chain=chains, depth=st.integers(0, 3))
+    def remove(self, place: int, chain: Chain, depth: int) -> None:
+        self.index.remove(self.open[place], chain, depth)
+
+    @rule(place=st.integers(0, 1), chain=chains)
+    def look(self, place: int, chain: Chain) -> None:
+        self.index.discard(self.open[place], chain)
+        self.index.known(self.open[place], chain)
+        assert all(depth <= len(chain.hashes) for _, depth in self.index.match(chain, 3))
+
+    def teardown(self) -> None:
+        for holder in getattr(self, "open", ()):
+            self.index.close(holder)
+        while hasattr(self, "index") and self.index.sweep():
+            pass
+        assert not hasattr(self, "index") or len(self.index) == 0
+
+
+TestContradictory = ContradictoryMachine.TestCase
+TestContradictory.settings = settings(stateful_step_count=40)
+
+
 def test_what_another_holder_split_still_loses_its_tail_first() -> None:
     index = PrefixIndex()
     one, other = index.open(1 << 30), index.open(1 << 30)

@@ -39,12 +39,14 @@ checkpoint 86 (tracemalloc, CPython 3.11, segments of 1 to 250 checkpoints)."""
 class _Segment:
     """Consecutive checkpoints of chains, never none."""
 
-    __slots__ = ("before", "ends", "hashes", "mask")
+    __slots__ = ("before", "ends", "hashes", "mask", "start")
 
-    def __init__(self, hashes: tuple[int, ...], ends: tuple[int, ...], before: int) -> None:
+    def __init__(self, hashes: tuple[int, ...], ends: tuple[int, ...], start: int, before: int) -> None:
         self.hashes = hashes
         self.ends = ends
         """Positions in bytes of prompt."""
+        self.start = start
+        """Checkpoints of the chain before them."""
         self.before = before
         """Position at which the first of them begins."""
         self.mask = 0
@@ -265,19 +267,18 @@ class PrefixIndex:
         """
         holding = self._open[holder]
         confirmed, unconfirmed, bit = holding.confirmed, holding.unconfirmed, holding.bit
-        number, depth, known = self._uses, len(chain.hashes), 0
+        number, known = self._uses, 0
         path = self._grow(chain)
         for segment in reversed(path):
             number += 1
             if segment in confirmed.last:
                 confirmed.touch(segment, number)
-                known = known or depth
+                known = known or segment.start + len(segment.hashes)
             else:
                 if segment in unconfirmed.last:
                     unconfirmed.drop(segment)
                 segment.mask |= bit
                 confirmed.add(segment, number)
-            depth -= len(segment.hashes)
         self._uses = number
         self._merge(confirmed, path, bit)
         most = self._limit // len(self._open) - unconfirmed.size
@@ -352,13 +353,21 @@ class PrefixIndex:
         """The holder does not have the segment any more; one that nobody has is dropped."""
         segment.mask &= ~bit
         if not segment.mask:
-            del self._segments[segment.hashes[0]]
+            self._unlist(segment)
             self._checkpoints -= len(segment.hashes)
+
+    def _unlist(self, segment: _Segment) -> None:
+        first = segment.hashes[0]
+        if self._segments.get(first) is segment:
+            del self._segments[first]
 
     # ---------------------------------------------------------------- segments
 
     def _path(self, hashes: Sequence[int]) -> list[tuple[_Segment, int, int]]:
-        """The segments of the chain's checkpoints, each with the depths from which and to which the chain goes in it."""
+        """The segments of the chain's checkpoints, each with the depths from which and to which the chain goes in it.
+
+        Here and in :meth:`_grow` a chain ends where one of its hashes stands at another place of another chain: a collision.
+        """
         path: list[tuple[_Segment, int, int]] = []
         depth, size = 0, len(hashes)
         while depth < size:
@@ -366,6 +375,8 @@ class PrefixIndex:
             if segment is None:
                 depth = self._next_known(hashes, depth + 1)
                 continue
+            if segment.start != depth:
+                break
             start = depth
             depth += _common(segment.hashes, hashes, start)
             path.append((segment, start, depth))
@@ -380,9 +391,12 @@ class PrefixIndex:
             segment = self._segments.get(hashes[depth])
             if segment is None:
                 end = self._next_known(hashes, depth + 1)
-                segment = _Segment(tuple(hashes[depth:end]), tuple(ends[depth:end]), ends[depth - 1] if depth else 0)
+                before = ends[depth - 1] if depth else 0
+                segment = _Segment(tuple(hashes[depth:end]), tuple(ends[depth:end]), depth, before)
                 self._segments[hashes[depth]] = segment
                 self._checkpoints += end - depth
+            elif segment.start != depth:
+                break
             else:
                 common = _common(segment.hashes, hashes, depth)
                 if common < len(segment.hashes):
@@ -411,15 +425,15 @@ class PrefixIndex:
                 first.ends = tuple(chained.from_iterable(one.ends for one in run))
                 for one in run[1:]:
                     confirmed.merge(one)
-                    del self._segments[one.hashes[0]]
+                    self._unlist(one)
             run = []
 
     def _split(self, segment: _Segment, size: int) -> _Segment:
         """Leave the first ``size`` checkpoints in the segment; returns a new one with the others, which has its holders."""
         hashes, ends = segment.hashes, segment.ends
-        rest = _Segment(hashes[size:], ends[size:], ends[size - 1])
+        rest = _Segment(hashes[size:], ends[size:], segment.start + size, ends[size - 1])
         rest.mask = segment.mask
-        self._segments[rest.hashes[0]] = rest
+        self._segments.setdefault(rest.hashes[0], rest)  # it has one only after a collision
         segment.hashes, segment.ends = hashes[:size], ends[:size]
         for holder in holders_of(segment.mask):
             holding = self._open.get(holder) or self._closed[holder]

@@ -44,9 +44,9 @@ def factors(**changes: Any) -> EndpointFactors:
     return endpoint_factors(CONSTANTS, **(idle | changes))
 
 
-def request(prompt_tokens: float, *, mean_running: float = 0.0) -> RequestFactors:
-    """A request on a pool with that many running requests on each endpoint, on average."""
-    return RequestFactors(prompt_tokens, mean_running, NOW)
+def request(prompt_tokens: float, *, mean_requests: float = 0.0) -> RequestFactors:
+    """A request on a pool with that many requests on each endpoint, on average."""
+    return RequestFactors(prompt_tokens, mean_requests, NOW)
 
 
 def candidates(endpoints: list[EndpointFactors]) -> Candidates:
@@ -111,7 +111,7 @@ def test_a_part_of_the_candidates_is_priced_as_if_there_were_no_others(
 
 def test_the_worked_example() -> None:
     """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests."""
-    one = request(1000, mean_running=9)
+    one = request(1000, mean_requests=9)
     endpoint = factors(waiting=2.0, running=10.0, pending_at_zero=2000.0, kv_usage=0.5, cache_fill=0.5)
     terms = cost_terms(CONSTANTS, endpoint, one, cached_tokens=600)
     own = (prefill_work(1000) - prefill_work(600)) / 5000
@@ -121,7 +121,7 @@ def test_the_worked_example() -> None:
             prefill=own,
             evict=own * CONSTANTS.eviction * 0.5,
             delay=own * (2 + 0.15 * 10 * 0.5),
-            balance=1000 / 5000 * 10 / (3 + 9),
+            balance=1000 / 5000 * 12 / (3 + 9),
             adapter=0,
             stale=0,
         )
@@ -132,7 +132,7 @@ def test_the_worked_example() -> None:
 
 def test_the_terms_of_a_slow_endpoint_grow_with_its_slowness() -> None:
     busy = {"waiting": 2.0, "running": 10.0, "pending_at_zero": 2000.0, "kv_usage": 0.5}
-    one = request(1000, mean_running=12)
+    one = request(1000, mean_requests=12)
     fast = cost_terms(CONSTANTS, factors(**busy), one, cached_tokens=0)
     slow = cost_terms(CONSTANTS, factors(**busy, seconds_per_token=2 * SECONDS_PER_TOKEN), one, cached_tokens=0)
     assert slow == pytest.approx(CostTerms(*(2 * term for term in fast)))
@@ -141,7 +141,7 @@ def test_the_terms_of_a_slow_endpoint_grow_with_its_slowness() -> None:
 def test_an_equally_busy_pool_balances_nothing() -> None:
     """The term is at most the prompt's prefill for an endpoint with the mean, and half of it at a mean of three."""
     endpoint = factors(running=3.0)
-    half = cost_terms(CONSTANTS, endpoint, request(1000, mean_running=3), cached_tokens=0).balance
+    half = cost_terms(CONSTANTS, endpoint, request(1000, mean_requests=3), cached_tokens=0).balance
     assert half == pytest.approx(1000 / 5000 / 2)
     assert balance_weight(CONSTANTS, 1e9) * 1e9 == pytest.approx(CONSTANTS.balance)
 

@@ -35,7 +35,7 @@ class Candidates:
         "_delay",
         "_per_token",
         "_prefill",
-        "_running_seconds",
+        "_requests_seconds",
         "_wait_rate",
         "factors",
         "members",
@@ -65,8 +65,8 @@ class Candidates:
         """Cost of each token of uncached work without the delay of others: ``prefill`` and ``evict``."""
         self._delay: list[float] = [0.0] * size
         """Cost of the delay of others, for each token of uncached work up to ``constants.longest``."""
-        self._running_seconds: list[float] = [0.0] * size
-        """Running requests times the endpoint's seconds per token."""
+        self._requests_seconds: list[float] = [0.0] * size
+        """Requests in flight times the endpoint's seconds per token."""
 
     def __len__(self) -> int:
         return len(self.members.loads)
@@ -88,7 +88,7 @@ class Candidates:
             constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
         self._per_token[k] = prefill + delay
-        self._running_seconds[k] = seconds_per_token * running
+        self._requests_seconds[k] = seconds_per_token * (waiting + running)
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
         """A copy of the columns of the ``members`` at the ``selected`` positions, for one decision."""
@@ -107,7 +107,8 @@ class Candidates:
 
     def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
-        return RequestFactors(prompt_tokens, sum(self.running) / len(self.running), now, prompts)
+        mean_requests = (sum(self.waiting) + sum(self.running)) / len(self.running)
+        return RequestFactors(prompt_tokens, mean_requests, now, prompts)
 
     def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
         """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of
@@ -118,20 +119,20 @@ class Candidates:
         """
         now, longest, (default, overrides) = request.now, constants.longest, cached
         work = request.uncached_work(default)
-        balance = min(request.prompt_tokens, longest) * balance_weight(constants, request.mean_running)
+        balance = min(request.prompt_tokens, longest) * balance_weight(constants, request.mean_requests)
         prefill, delay = self._prefill, self._delay
         if work <= longest:
             costs = [
-                base - now * rate + work * per_token + balance * running
-                for base, rate, per_token, running in zip(
-                    self._base, self._wait_rate, self._per_token, self._running_seconds, strict=True
+                base - now * rate + work * per_token + balance * requests
+                for base, rate, per_token, requests in zip(
+                    self._base, self._wait_rate, self._per_token, self._requests_seconds, strict=True
                 )
             ]
         else:
             costs = [
-                base - now * rate + work * own + longest * others + balance * running
-                for base, rate, own, others, running in zip(
-                    self._base, self._wait_rate, prefill, delay, self._running_seconds, strict=True
+                base - now * rate + work * own + longest * others + balance * requests
+                for base, rate, own, others, requests in zip(
+                    self._base, self._wait_rate, prefill, delay, self._requests_seconds, strict=True
                 )
             ]
         for k, held in overrides.items():

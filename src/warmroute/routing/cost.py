@@ -3,14 +3,15 @@
 ::
 
     cost = wait + own + own*EVICTION*fill + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage)
-           + BALANCE*min(prompt, LONGEST)*running/(FROM + mean running) + adapter + stale
+           + BALANCE*min(prompt, LONGEST)*requests/(FROM + mean requests) + adapter + stale
 
 ==============  ======================================================================================================
 ``wait``        seconds until the endpoint has computed the prompts assigned to it
 ``own``         seconds of computing the tokens of this prompt that it does not hold, at its speed
 ``prompt``      seconds of computing the whole prompt, at its speed
 ``waiting``     requests there without a first token
-``running``     requests there that have their first token; ``mean running`` is over the candidates
+``running``     requests there that have their first token
+``requests``    both together; ``mean requests`` is over the candidates
 ``fill``        share of its KV cache that holds prompts, by the prefix index
 ``usage``       its KV cache utilization, estimated between scrapes, at most 1
 ==============  ======================================================================================================
@@ -76,8 +77,8 @@ class RequestFactors(NamedTuple):
 
     prompt_tokens: float
     """At least 1."""
-    mean_running: float
-    """Requests of a candidate that have their first token, on average."""
+    mean_requests: float
+    """Requests in flight of a candidate, on average."""
     now: float
     """Monotonic seconds."""
     prompts: float = 1.0
@@ -100,7 +101,7 @@ class CostTerms(NamedTuple):
     delay: float
     """The delay of other requests by this prefill: ``min(own, LONGEST) * (WAITING*waiting + RUNNING*running*usage)``."""
     balance: float
-    """Requests come back to where they run: ``BALANCE * min(prompt, LONGEST) * running / (FROM + mean running)``."""
+    """Requests come back to where they were: ``BALANCE * min(prompt, LONGEST) * requests / (FROM + mean requests)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -158,7 +159,7 @@ def cost_terms(
         prefill=own,
         evict=own * endpoint.eviction,
         delay=bounded * delay,
-        balance=prompt * balance_weight(constants, request.mean_running) * endpoint.running,
+        balance=prompt * balance_weight(constants, request.mean_requests) * (endpoint.waiting + endpoint.running),
         adapter=adapter,
         stale=endpoint.stale,
     )
@@ -172,6 +173,6 @@ def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, c
     return endpoint.correction * (max(0.0, endpoint.wait(request.now)) + own)
 
 
-def balance_weight(constants: CostConstants, mean_running: float) -> float:
-    """``BALANCE/(FROM + mean running)``: the share of the prompt that each running request costs."""
-    return constants.balance / (constants.balance_from + mean_running)
+def balance_weight(constants: CostConstants, mean_requests: float) -> float:
+    """``BALANCE/(FROM + mean requests)``: the share of the prompt that each request in flight costs."""
+    return constants.balance / (constants.balance_from + mean_requests)

@@ -316,7 +316,7 @@ class Settings(BaseModel):
     )
     cost_balance: float = setting(
         1.0,
-        "Weight of load balancing: an endpoint with the mean number of running requests costs up to this many times the "
+        "Weight of load balancing: an endpoint with the mean number of requests costs up to this many times the "
         "prompt's prefill more. 0 turns it off.",
         group="Cost",
         hot=True,
@@ -324,7 +324,7 @@ class Settings(BaseModel):
     )
     cost_balance_from: float = setting(
         3.0,
-        "Mean running requests of an endpoint at which load balancing counts half; on an idler pool it counts less.",
+        "Mean requests of an endpoint at which load balancing counts half; on an idler pool it counts less.",
         group="Cost",
         hot=True,
         gt=0,

@@ -18,6 +18,10 @@ from warmroute.extproc.headers import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
 from warmroute.standalone.bootstrap import endpoint_discovery, to_yaml
 from warmroute.standalone.proxy_config import Picking
 
+COMPUTED = 0.4
+"""Seconds after which the picker takes a prompt of 1,000 tokens to be computed (`--prefill-rate`): these backends answer at
+once and have no metrics."""
+
 
 def destination(target: str) -> pb.HeaderMutation:
     option = pb.HeaderValueOption(
@@ -151,5 +155,8 @@ async def test_the_shipped_picker_keeps_a_conversation_on_one_backend(envoy: Sta
         warmroute_serve([pod.target for pod in pods], tmp_path, "--routing-strategy=PREFIX_CACHE") as (epp, _),
         envoy(pods, epp, failure_mode_allow=False) as proxy,
     ):
-        names = {(await exchange(proxy.url, body=body)).headers["x-backend"] for _ in range(3)}
+        names = set()
+        for _ in range(3):
+            names.add((await exchange(proxy.url, body=body)).headers["x-backend"])
+            await asyncio.sleep(COMPUTED)
     assert len(names) == 1

@@ -110,3 +110,23 @@ def _continued(key: int, hashes: list[int], ends: list[int], position: int, part
             del hashes[MAX_CHECKPOINTS:], ends[MAX_CHECKPOINTS:]
             return Chain(hashes, ends, beginning + sum([part.prompt_bytes for part in parts]))
     return Chain(hashes, ends, position)
+
+
+def common_checkpoints(segment: Sequence[int], hashes: Sequence[int], start: int) -> int:
+    """How many checkpoints of a segment a chain has from ``start`` on: at least one, and with each all before it."""
+    size = len(segment)
+    end = start + size
+    if end <= len(hashes):
+        if hashes[end - 1] == segment[-1]:
+            return size
+        high = size - 1
+    else:
+        high = len(hashes) - start
+    low = 1
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if segment[middle - 1] == hashes[start + middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

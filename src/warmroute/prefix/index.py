@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import chain as chained
 
-from warmroute.prefix.chain import Chain
+from warmroute.prefix.chain import Chain, common_checkpoints
 
 UNCONFIRMED_SHARE = 0.25
 """Unconfirmed bytes of a holder as a share of its capacity, and checkpoints as a share of those that it may have, at most;
@@ -79,9 +79,10 @@ class _Uses:
 
     def touch(self, segment: _Segment, number: int) -> None:
         """The segment is used."""
-        parts = self._order[self.last[segment]]
+        before = self.last[segment]
+        parts = self._order[before]
         if len(parts) == 1:
-            del self._order[self.last[segment]]
+            del self._order[before]
         else:
             parts.remove(segment)
             parts = [segment]
@@ -130,6 +131,16 @@ class _Holding:
         self.capacity = capacity
         self.confirmed = _Uses()
         self.unconfirmed = _Uses()
+
+    def confirm(self, segment: _Segment, number: int) -> None:
+        """The segment is used, and confirmed if it was not."""
+        if segment in self.confirmed.last:
+            self.confirmed.touch(segment, number)
+            return
+        if segment in self.unconfirmed.last:
+            self.unconfirmed.drop(segment)
+        segment.mask |= self.bit
+        self.confirmed.add(segment, number)
 
 
 class PrefixIndex:
@@ -216,7 +227,7 @@ class PrefixIndex:
                 live = holders
                 if not live:
                     return groups
-            depth += _common(segment.hashes, hashes, depth)
+            depth += common_checkpoints(segment.hashes, hashes, depth)
         if depth and live:
             groups.append((live, depth))
         return groups
@@ -227,7 +238,7 @@ class PrefixIndex:
         hashes, find = chain.hashes, self._segments.get
         accepted, depth, size = 0, 0, len(chain.hashes)
         while depth < size and (segment := find(hashes[depth])) is not None and segment.mask & holding.bit:
-            depth += _common(segment.hashes, hashes, depth)
+            depth += common_checkpoints(segment.hashes, hashes, depth)
             if segment in holding.confirmed.last:
                 accepted = depth
         return accepted, depth
@@ -266,22 +277,15 @@ class PrefixIndex:
         Returns how many of its checkpoints were confirmed before.
         """
         holding = self._open[holder]
-        confirmed, unconfirmed, bit = holding.confirmed, holding.unconfirmed, holding.bit
-        number, known = self._uses, 0
+        confirmed, known = holding.confirmed, 0
         path = self._grow(chain)
         for segment in reversed(path):
-            number += 1
-            if segment in confirmed.last:
-                confirmed.touch(segment, number)
-                known = known or segment.start + len(segment.hashes)
-            else:
-                if segment in unconfirmed.last:
-                    unconfirmed.drop(segment)
-                segment.mask |= bit
-                confirmed.add(segment, number)
-        self._uses = number
-        self._merge(confirmed, path, bit)
-        most = self._limit // len(self._open) - unconfirmed.size
+            if not known and segment in confirmed.last:
+                known = segment.start + len(segment.hashes)
+            self._uses += 1
+            holding.confirm(segment, self._uses)
+        self._merge(confirmed, path, holding.bit)
+        most = self._limit // len(self._open) - holding.unconfirmed.size
         if confirmed.prompt_bytes > holding.capacity or confirmed.size > most:
             self._evict(holding, confirmed, holding.capacity, most)
         return known
@@ -289,24 +293,17 @@ class PrefixIndex:
     def insert_unconfirmed(self, holder: int, chain: Chain) -> None:
         """The holder's engine may accept the chain: match its new tail from now on, but evict nothing for it."""
         holding = self._open[holder]
-        confirmed, unconfirmed, bit = holding.confirmed, holding.unconfirmed, holding.bit
-        number, accepted = self._uses, False
+        confirmed, unconfirmed, accepted = holding.confirmed, holding.unconfirmed, False
         for segment in reversed(self._grow(chain)):
-            number += 1
-            if segment in confirmed.last:
-                accepted = True  # and so is all before it
-                confirmed.touch(segment, number)
-            elif accepted:
-                if segment in unconfirmed.last:
-                    unconfirmed.drop(segment)
-                segment.mask |= bit
-                confirmed.add(segment, number)
+            accepted = accepted or segment in confirmed.last  # and so is all before it
+            self._uses += 1
+            if accepted:
+                holding.confirm(segment, self._uses)
             elif segment in unconfirmed.last:
-                unconfirmed.touch(segment, number)
+                unconfirmed.touch(segment, self._uses)
             else:
-                segment.mask |= bit
-                unconfirmed.add(segment, number)
-        self._uses = number
+                segment.mask |= holding.bit
+                unconfirmed.add(segment, self._uses)
         self._evict(holding, unconfirmed, int(UNCONFIRMED_SHARE * holding.capacity), self.most_unconfirmed)
 
     def discard(self, holder: int, chain: Chain) -> None:
@@ -378,7 +375,7 @@ class PrefixIndex:
             if segment.start != depth:
                 break
             start = depth
-            depth += _common(segment.hashes, hashes, start)
+            depth += common_checkpoints(segment.hashes, hashes, start)
             path.append((segment, start, depth))
         return path
 
@@ -398,7 +395,7 @@ class PrefixIndex:
             elif segment.start != depth:
                 break
             else:
-                common = _common(segment.hashes, hashes, depth)
+                common = common_checkpoints(segment.hashes, hashes, depth)
                 if common < len(segment.hashes):
                     self._split(segment, common)
             depth += len(segment.hashes)
@@ -440,26 +437,6 @@ class PrefixIndex:
             holding.confirmed.split(segment, rest)
             holding.unconfirmed.split(segment, rest)
         return rest
-
-
-def _common(segment: Sequence[int], hashes: Sequence[int], start: int) -> int:
-    """How many checkpoints of the segment the chain has from ``start`` on. If it has one, it has all before that."""
-    size = len(segment)
-    end = start + size
-    if end <= len(hashes):
-        if hashes[end - 1] == segment[-1]:
-            return size
-        high = size - 1
-    else:
-        high = len(hashes) - start
-    low = 1
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if segment[middle - 1] == hashes[start + middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def holders_of(mask: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ from itertools import accumulate
 from operator import sub
 from typing import NamedTuple
 
-from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, Chain
+from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, Chain, common_checkpoints
 
 NO_BASE = 0
 """In place of a segment: the chain begins here."""
@@ -104,7 +104,7 @@ class LoggedChains:
         segment, known = None, 0
         while known < len(hashes) and (following := self._by_first.get(hashes[known])) is not None:
             segment = following
-            known += _common(segment.hashes, hashes, known)
+            known += common_checkpoints(segment.hashes, hashes, known)
         return segment, known
 
     def _is_old(self, base: _Segment, now: float) -> bool:
@@ -152,18 +152,6 @@ class LoggedChains:
         for segments, key in ((self._by_first, segment.hashes[0]), (self._by_last, segment.hashes[-1])):
             if segments.get(key) is segment:  # else appended again since
                 del segments[key]
-
-
-def _common(segment: Sequence[int], hashes: Sequence[int], start: int) -> int:
-    """How many checkpoints of the segment the chain has from ``start`` on. If it has one, it has all before that."""
-    low, high = 0, min(len(segment), len(hashes) - start)
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if segment[middle - 1] == hashes[start + middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _checkpoints(segment: _Segment, known: int) -> tuple[list[int], list[int]]:

@@ -88,7 +88,7 @@ class Candidates:
             constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
         self._per_token[k] = prefill + delay
-        self._requests_seconds[k] = seconds_per_token * (waiting + running)
+        self._requests_seconds[k] = seconds_per_token * total
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
         """A copy of the columns of the ``members`` at the ``selected`` positions, for one decision."""
@@ -107,8 +107,7 @@ class Candidates:
 
     def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
-        mean_requests = (sum(self.waiting) + sum(self.running)) / len(self.running)
-        return RequestFactors(prompt_tokens, mean_requests, now, prompts)
+        return RequestFactors(prompt_tokens, sum(self.total) / len(self.total), now, prompts)
 
     def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
         """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of

@@ -52,9 +52,8 @@ def demo(
     from warmroute.standalone.child import ChildError
     from warmroute.standalone.up_options import listening_address
     from warmroute_lab.demo import demo as running
-    from warmroute_lab.demo.options import PORT_FLAGS, DemoOptions
+    from warmroute_lab.demo.options import ALL_PORT_FLAGS, DemoOptions
 
-    ports = (*PORT_FLAGS, "pod_port")
     options = DemoOptions(
         host=listening_address(host, "--host"),
         port=port,
@@ -68,7 +67,7 @@ def demo(
         pod_port=pod_port,
         profile=profile,
         time_scale=time_scale,
-        movable=frozenset(name for name in ports if _is_default(context, name)),
+        movable=frozenset(name for name in ALL_PORT_FLAGS if _is_default(context, name)),
     )
     try:
         status = asyncio.run(running.run(options, Console(), once=once, load=load, json_file=json_file))

@@ -26,7 +26,7 @@ from warmroute.standalone.picker_process import PickerPorts, picker, start_picke
 from warmroute.standalone.program import program
 from warmroute.tasks import cancel
 from warmroute_lab import terminal
-from warmroute_lab.demo.options import HOST, DemoOptions
+from warmroute_lab.demo.options import ALL_PORT_FLAGS, HOST, DemoOptions
 from warmroute_lab.demo.rounds import MODEL, ROUND1, ROUND2
 from warmroute_lab.json_file import require_place, write
 from warmroute_lab.load.chat_client import Answer, ChatClient
@@ -273,7 +273,7 @@ def _say_what_moved(wanted: DemoOptions, settled: DemoOptions, console: Console)
     for name in sorted(wanted.movable):
         before, port = getattr(wanted, name), getattr(settled, name)
         if port != before:
-            flag = f"--{name.replace('_', '-')}"
+            flag = ALL_PORT_FLAGS[name]
             console.print(f"port {before} is in use: {port} in its place ({flag} takes another)", highlight=False)
 
 

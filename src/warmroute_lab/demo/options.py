@@ -23,6 +23,8 @@ PORT_FLAGS = {
     "debug_port": "--debug-port",
 }
 """Flags of the single ports, by field of :class:`DemoOptions`."""
+ALL_PORT_FLAGS = PORT_FLAGS | {"pod_port": "--pod-port"}
+"""Those, and that of the engines' first port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +84,12 @@ class DemoOptions:
 
     def _is_taken(self, name: str) -> bool:
         """Whether the field's port, or one of the engines', is in use or chosen for something else."""
+        chosen = {port for other in ALL_PORT_FLAGS.keys() - self.movable for port in self._ports(other)}
+        return any(port in chosen or not is_free(self._host(name), port) for port in self._ports(name))
+
+    def _ports(self, name: str) -> range:
         first = getattr(self, name)
-        chosen = {getattr(self, other) for other in (*PORT_FLAGS, "pod_port") if other not in self.movable}
-        ports = range(first, first + (self.pods if name == "pod_port" else 1))
-        return any(port in chosen or not is_free(self._host(name), port) for port in ports)
+        return range(first, first + (self.pods if name == "pod_port" else 1))
 
     def _host(self, name: str) -> str:
         return self.host if name in ("port", "plain_port") else HOST

@@ -178,6 +178,8 @@ class SaturatingLoad:
 
 
 def _body_frames(stream: int, body: bytes) -> bytes:
+    if len(body) > LONGEST_BODY:
+        raise LoadError(f"a body of {len(body)} bytes is longer than {LONGEST_BODY}")
     message = prefixed(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)).SerializeToString())
     pieces = [message[start : start + MAX_FRAME] for start in range(0, len(message), MAX_FRAME)]
     return b"".join([frame(DATA, 0, stream, piece) for piece in pieces])

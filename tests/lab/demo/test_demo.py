@@ -17,7 +17,7 @@ from rich.console import Console
 
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.child import Child, ChildError
-from warmroute.standalone.ports import free_port, require_free
+from warmroute.standalone.ports import free_port, free_range, require_free
 from warmroute_lab.demo.demo import Demo
 from warmroute_lab.demo.options import DemoOptions
 
@@ -68,6 +68,16 @@ def test_a_port_that_nobody_chose_gives_way_to_one_that_somebody_did() -> None:
     options = DemoOptions(**{**ANY_PORTS, "port": port, "epp_port": port}, movable=frozenset(("epp_port",))).settled()
     assert options.port == port
     assert options.epp_port not in (0, port)
+
+
+def test_a_port_that_nobody_chose_gives_way_to_the_engines() -> None:
+    first = free_range(3)
+    options = DemoOptions(
+        **{**ANY_PORTS, "pods": 3, "pod_port": first, "port": first + 1}, movable=frozenset(("port",))
+    )
+    settled = options.settled()
+    assert settled.pod_port == first
+    assert settled.port not in range(first, first + 3)
 
 
 def test_a_port_wanted_twice_is_refused() -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from warmroute.observability.live.shared_prefixes import HALF_LIFE, LENGTHS, SHORTEST, SharedPrefix, SharedPrefixes
+from warmroute.observability.live.shared_prefixes import (
+    HALF_LIFE,
+    LENGTHS,
+    MOST_CHECKPOINTS,
+    SHORTEST,
+    SharedPrefix,
+    SharedPrefixes,
+)
 from warmroute.prefix.chain import Chain, build
 from warmroute.request.inference import PromptPart
 
@@ -94,6 +101,16 @@ def test_the_checkpoint_is_the_last_one_up_to_that_length() -> None:
         prefixes.count(chain(filler("system", 8192), f"question {k}" * 100))
     (row,) = top(prefixes, 1.0)
     assert row.hashes == shared.hashes
+
+
+def test_a_beginning_of_very_many_checkpoints_is_not_kept() -> None:
+    prefixes = SharedPrefixes(key=b"k", now=0.0)
+    messages = chain(*(f"message {k}" for k in range(3 * MOST_CHECKPOINTS)))
+    for _ in range(5):
+        prefixes.count(messages)
+    rows = top(prefixes, 1.0)
+    assert rows
+    assert all(len(row.hashes) <= MOST_CHECKPOINTS for row in rows)
 
 
 def test_counting_is_a_few_entries_for_the_longest_prompt() -> None:

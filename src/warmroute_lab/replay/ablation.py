@@ -26,6 +26,7 @@ NUMBERS = (
     "cost_eviction",
     "cost_waiting",
     "cost_running",
+    "cost_decode",
     "cost_balance",
     "cost_balance_from",
     "cost_longest",

@@ -387,7 +387,7 @@ def test_a_page_that_is_refused_leaves_the_estimators_as_they_were() -> None:
     )
 
     def page(i: int) -> bytes:
-        extra = counters.format(i * 160, i * 8.0, i * 40)
+        extra = counters.format(i * 160, i * 8.0, i * 10)
         return vllm_page(waiting=4, running=16, computed=i * 4_000, extra=extra)
 
     def rates(*, refused: bool) -> tuple[float | None, float | None]:
@@ -558,11 +558,11 @@ def test_an_idle_engines_unchanged_page_is_as_fresh_as_it_was_asked_for() -> Non
 def test_prefill_speed_is_measured_while_requests_wait_and_survives_a_restart() -> None:
     probe = Probe(VLLM, "/metrics")
     for i in range(6):
-        finished = f"vllm:request_prompt_tokens_count {i * 40}"
+        finished = f"vllm:request_prompt_tokens_count {i * 10}"
         state = read(probe, vllm_page(waiting=4, computed=i * 4_000, extra=finished), i * 0.5)
-    assert state.prefill_rate == pytest.approx(8_000, rel=0.002)
+    assert state.prefill_rate == pytest.approx(8_000, rel=0.01)
     assert probe.answer(200, vllm_page(start=2000.0), 3.0) is Again.RESTARTED
-    assert read(probe, vllm_page(start=2000.0), 3.0).prefill_rate == pytest.approx(8_000, rel=0.002)
+    assert read(probe, vllm_page(start=2000.0), 3.0).prefill_rate == pytest.approx(8_000, rel=0.01)
 
 
 def test_decoding_speed_is_measured_and_survives_a_restart() -> None:

@@ -28,7 +28,11 @@ of a window, and the percentile would prefer the windows that got one more."""
 LONGEST_GAP = 5.0
 """Seconds between two observations beyond which the engine may have been idle in between."""
 REQUEST_TOKENS = 4096
-"""Fewest prompt tokens of finished requests in a measurement, so that the fixed cost of a step hardly counts."""
+"""Fewest prompt tokens of finished requests in a measurement."""
+LEAST_COMPUTED = 256
+"""Fewest tokens that the prompts of a measurement computed, on average. A step lasts about as long for one token as for some
+hundred, so shorter prompts measure the steps of an engine and not its speed: a prompt that is all in the cache computes one
+token in 10 to 100 ms."""
 
 DECODE_WINDOW = 1.0
 """Shortest window in seconds."""
@@ -64,11 +68,14 @@ class _Prompts(NamedTuple):
     cached: float
     requests: float
 
-    def work_since(self, before: _Prompts) -> float:
-        """The prefill work of the prompts since then, as if all were equal. Computed tokens attend to cached ones, too: the
-        next turn of a long conversation takes several times the work of its tokens."""
+    def work_since(self, before: _Prompts) -> float | None:
+        """The prefill work of the prompts since then, as if all were equal; None if they computed too few tokens each.
+        Computed tokens attend to cached ones, too: the next turn of a long conversation takes several times the work of its
+        tokens."""
         requests = self.requests - before.requests
         computed = (self.computed - before.computed) / requests
+        if computed < LEAST_COMPUTED:
+            return None
         cached = max(0.0, self.cached - before.cached) / requests
         return requests * (prefill_work(cached + computed) - prefill_work(cached))
 
@@ -109,7 +116,8 @@ class PrefillRate:
         if at - began < PREFILL_WINDOW or requests - before.requests < PREFILL_WINDOW_REQUESTS:
             return
         self._start = (at, prompts)
-        self._busy.add(prompts.work_since(before) / (at - began))
+        if (work := prompts.work_since(before)) is not None:
+            self._busy.add(work / (at - began))
 
     def observe_requests(self, computed: float, cached: float, requests: float, seconds: float) -> None:
         """Counters of finished requests: prompt tokens ``computed`` and ``cached`` for ``requests`` requests, which spent
@@ -121,7 +129,8 @@ class PrefillRate:
         before, seconds_before = self._finished
         if computed - before.computed >= REQUEST_TOKENS and seconds > seconds_before and requests > before.requests:
             self._finished = (prompts, seconds)
-            self._requests.add(prompts.work_since(before) / (seconds - seconds_before))
+            if (work := prompts.work_since(before)) is not None:
+                self._requests.add(work / (seconds - seconds_before))
 
     def interrupt(self) -> None:
         """The counters begin again at 0; the estimate stays."""

@@ -353,6 +353,23 @@ def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
     assert table.all.pending(0, 1.0) > 50
 
 
+def test_cached_prompts_that_wait_for_a_slot_wait_until_others_leave() -> None:
+    """The engine counts first tokens, so the queue is rebuilt from them: prompts without work would be computed at once."""
+    load, table = counting(*[1.0] * 30)
+    slots = CONSTANTS.max_num_seqs
+    for at in (1.0, 2.0):
+        first_tokens = float(10 * at)
+        state = engine_state(at, running=slots, waiting=30, awaiting_first_token=30, first_tokens_total=first_tokens)
+        load.observe(state, CONSTANTS)
+    assign(load, *[1.0] * 10, at=1.5)
+    load.observe(replace(state, observed_at=3.0, first_tokens_total=30.0), CONSTANTS)
+    table.update(load, 3.05)
+    candidates = table.all
+    assert candidates.waiting[0] == pytest.approx(30, abs=1)
+    assert candidates.waiting[0] + candidates.running[0] == pytest.approx(slots + 30, abs=1)
+    assert table.all.pending(0, 3.05) > 20 / load.departures.per_second / slots, "more than twenty must leave"
+
+
 def test_slots_that_were_seen_in_use_are_there() -> None:
     load, _ = make()
     load.observe(engine_state(1.0, running=256), CONSTANTS)

@@ -278,6 +278,8 @@ class EndpointLoad:
             share = still / waiting
             pending_at_zero, pending_rate, waiting = pending_at_zero * share, pending_rate * share, still
         total = max(total - gone, self.open_responses, waiting)
+        if self.kv_usage >= KV_FULL or self.reported_running >= self.seqs_limit(constants):
+            waiting = max(waiting, total - self.reported_running)  # the engine runs no more than it ran then
         running = total - waiting if total > waiting else 0.0
         kv_usage = (
             self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0

@@ -187,6 +187,51 @@ def test_a_trial_that_shows_nothing_has_failed() -> None:
     assert changes[-1] == ("pod-0", Health.EJECTED, Evidence.TRIAL_FAILED)
 
 
+def test_requests_that_become_known_after_they_were_served_are_no_stall() -> None:
+    """Other pickers tell of theirs later: a scrape may have counted them already."""
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.5), 0.5)
+    outliers.observed(pods[0], page(1.08, work=6, responses=6), 1.08)
+    for k in range(6):
+        outliers.sent(pods[0], 1.0 + k / 1000)
+    outliers.observed(pods[0], page(1.1 + IDLE_STALLED_SECONDS, work=6, responses=6), 1.1 + IDLE_STALLED_SECONDS)
+    assert changes == []
+
+
+def test_requests_before_the_first_page_are_no_stall() -> None:
+    """That page may count them already."""
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    for _ in range(STALLED_REQUESTS):
+        outliers.sent(pods[0], 0.0)
+    for at in (0.1, 1.0 + IDLE_STALLED_SECONDS):
+        outliers.observed(pods[0], page(at, work=5, responses=5), at)
+    assert changes == []
+
+
+def test_a_request_from_before_the_probing_is_not_the_trial() -> None:
+    pods = endpoints(4)
+    outliers, changes = ejected(pods)
+    outliers.advance(FIRST_BACKOFF + 1)
+    outliers.sent(pods[0], FIRST_BACKOFF)
+    assert changes[-1] == ("pod-0", Health.PROBING, None)
+    outliers.sent(pods[0], FIRST_BACKOFF + 1)
+    assert changes[-1] == ("pod-0", Health.TRIAL, None)
+
+
+def test_requests_from_before_a_restart_are_no_stall_of_the_new_process() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.0), 0.0)
+    outliers.restarted(pods[0], 1.0)
+    outliers.observed(pods[0], page(1.1), 1.1)
+    for _ in range(STALLED_REQUESTS):
+        outliers.sent(pods[0], 0.9)
+    outliers.observed(pods[0], page(2.0 + IDLE_STALLED_SECONDS), 2.0 + IDLE_STALLED_SECONDS)
+    assert changes == []
+
+
 def test_a_restarted_engine_begins_healthy() -> None:
     pods = endpoints(4)
     outliers, changes = ejected(pods)

@@ -104,8 +104,10 @@ class _Record:
     """EWMA of observed responses: 1 is a failure, 0 a success."""
     counters: _Counters | None = None
     """The engine's counters at the last scrape."""
+    since: float = -inf
+    """Requests sent earlier say nothing of the engine: its counters moved, its process began or its probing began then."""
     unserved: int = 0
-    """Requests sent since the counters moved last."""
+    """Requests sent since then."""
     unserved_since: float = 0.0
     """When the first of these was sent."""
     backoff: float = FIRST_BACKOFF
@@ -119,6 +121,10 @@ class _Record:
     @property
     def health(self) -> Health:
         return self.endpoint.health
+
+    def begin(self, now: float) -> None:
+        """Count the requests from now on."""
+        self.since, self.unserved = now, 0
 
 
 class OutlierDetection:
@@ -146,7 +152,7 @@ class OutlierDetection:
         if since < ONE_RESTART_SECONDS and before.crashes:
             before.counters = None
             return
-        record = self._records[endpoint.id] = _Record(endpoint, restarted_at=now)
+        record = self._records[endpoint.id] = _Record(endpoint, restarted_at=now, since=now)
         if since < CRASH_LOOP_SECONDS:
             record.crashes = before.crashes + (since >= ONE_RESTART_SECONDS)
         if record.health is not Health.HEALTHY:
@@ -155,15 +161,17 @@ class OutlierDetection:
             record.backoff = min(FIRST_BACKOFF * 2 ** min(record.crashes - 1, 10), LONGEST_BACKOFF)
             self._eject(record, Evidence.CRASH_LOOP, now)
 
-    def sent(self, endpoint: Endpoint, now: float) -> None:
-        """A request with a prompt was sent to the endpoint."""
+    def sent(self, endpoint: Endpoint, at: float) -> None:
+        """A request with a prompt was sent to the endpoint at ``at``; of another picker's request this is known later."""
         record = self._records[endpoint.id]
+        if at < record.since:
+            return
         if not record.unserved:
-            record.unserved_since = now
+            record.unserved_since = at
         record.unserved += 1
         if record.health is Health.PROBING:
-            record.until = now + TRIAL_SECONDS
-            self._change(record.endpoint, Health.TRIAL, None, now)
+            record.until = at + TRIAL_SECONDS
+            self._change(record.endpoint, Health.TRIAL, None, at)
 
     def responded(self, endpoint: Endpoint, status: int, now: float) -> None:
         """The gateway shows that the endpoint's response to a request had this HTTP status."""
@@ -183,10 +191,12 @@ class OutlierDetection:
         record = self._records[endpoint.id]
         before, counters = record.counters, _Counters.of(state)
         record.counters = counters
-        if before is None or counters == before:
+        if counters == before:
             self._check_stall(record, state, now)
             return
-        record.unserved = 0
+        record.begin(now)
+        if before is None:  # the first page may count what was sent before it
+            return
         responses, failed = counters.responses - before.responses, counters.failed - before.failed
         if responses > 0 and failed >= 0:
             self._count(record, responses=responses, failed=failed, now=now)
@@ -198,7 +208,7 @@ class OutlierDetection:
         for record in self._records.values():
             if record.health is Health.EJECTED and now >= record.until:
                 record.failures = 0.0
-                record.unserved = 0
+                record.begin(now)
                 self._change(record.endpoint, Health.PROBING, None, now)
             elif record.health is Health.TRIAL and now >= record.until:
                 self._eject(record, Evidence.TRIAL_FAILED, now)
@@ -214,7 +224,7 @@ class OutlierDetection:
             self._eject(record, Evidence.FAILURES, now)
 
     def _succeeded(self, record: _Record, now: float) -> None:
-        record.unserved = 0
+        record.begin(now)
         if record.health in (Health.TRIAL, Health.PROBING):
             record.failures, record.backoff = 0.0, FIRST_BACKOFF
             self._change(record.endpoint, Health.HEALTHY, None, now)

@@ -94,6 +94,7 @@ class EndpointLoad:
         "pool_rate",
         "prediction",
         "prefill_rate",
+        "process",
         "queue",
         "reported_running",
         "reported_waiting",
@@ -107,8 +108,8 @@ class EndpointLoad:
         """Its number in the prefix index."""
         self.last_chosen = 0
         """Serial number of the last decision for it."""
-        self.open_responses = 0
-        """Own requests whose end will be reported; only while responses are observed."""
+        self.process = 0
+        """Number of the engine's process: each :meth:`reset` begins another one."""
         self.prefill_rate: float | None = None
         """Measured tokens of work a second."""
         self.pool_rate: float | None = None
@@ -129,6 +130,9 @@ class EndpointLoad:
 
     def reset(self, now: float) -> None:
         """The engine is a new process: nothing queued, cached or observed. Its measured speed and mean work stay."""
+        self.process += 1
+        self.open_responses = 0
+        """Own requests to this process whose end will be reported; only while responses are observed."""
         self.began_at = now
         self.queue.clear()
         self.mean_work.forget_counters()

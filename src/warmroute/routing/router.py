@@ -136,6 +136,7 @@ class Router(PoolListener):
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Forget its load and its KV cache."""
         load = self._loads.pop(endpoint.id)
+        load.reset(now)  # its requests have outlived it
         self._caches.close(load.holder)
         self._bytes_per_token.forget(load)
         self._outliers.removed(endpoint)
@@ -424,6 +425,7 @@ class Router(PoolListener):
         """Count the prompt on the chosen endpoint. The caller updates the endpoint's figures, so that the next decision sees
         it."""
         load, at = decision.load, decision.at
+        decision.process = load.process
         self._choices += 1
         load.last_chosen = self._choices
         if decision.prompt_bytes:  # else engines do not count it among the prompts
@@ -452,13 +454,13 @@ class Router(PoolListener):
 
     def opened(self, decision: Decision) -> None:
         """The gateway will report the end of this response: :meth:`finished` follows."""
-        decision.load.open_responses += 1
+        if not decision.outlived:
+            decision.load.open_responses += 1
         decision.measurement = Measurement()
 
     def finished(self, decision: Decision, now: float) -> None:
         """The response has ended or the client has gone."""
-        decision.load.response_ended(now)
-        self._update(decision.load, now)
+        self._ended(decision, now)
         if decision.measurement is not None:
             decision.measurement.seconds = now - decision.at
             for listener in self.listeners:
@@ -468,6 +470,8 @@ class Router(PoolListener):
         """The gateway shows the HTTP status of the endpoint's response."""
         if decision.measurement is not None:
             decision.measurement.status, decision.measurement.headers_seconds = status, now - decision.at
+        if decision.outlived:
+            return
         self._outliers.responded(decision.load.endpoint, status, now)
         self._caches.responded(decision, status)
 
@@ -489,13 +493,18 @@ class Router(PoolListener):
         other = next((load for load in ready if load.endpoint.target == target), None)
         if other is None:
             return
-        decision.load.response_ended(now)
-        self._update(decision.load, now)
-        decision.load = other
+        self._ended(decision, now)
+        decision.load, decision.process = other, other.process
         other.open_responses += 1
         if decision.chain.hashes:
             self._caches.expect(decision, exact=False, now=now)
         self._update(other, now)
+
+    def _ended(self, decision: Decision, now: float) -> None:
+        """The request has left its endpoint."""
+        if not decision.outlived:
+            decision.load.response_ended(now)
+            self._update(decision.load, now)
 
     # ---------------------------------------------------------------- upkeep, metrics and debug pages
 

@@ -44,6 +44,8 @@ class SentRequest:
     """Answers that the client wants to each prompt."""
     prompts: float = 1.0
     """Prompts of equal length that have the work of those of the batch; 1 for a single prompt."""
+    process: int = 0
+    """The process of the endpoint's engine to which it was sent (``load.process`` then)."""
     held: tuple[int, ...] = ()
     """Checkpoints that the endpoint had before, of each chain."""
     sent: tuple[SentPrompt, ...] = ()
@@ -53,6 +55,12 @@ class SentRequest:
     def endpoint(self) -> Endpoint:
         """The chosen endpoint."""
         return self.load.endpoint
+
+    @property
+    def outlived(self) -> bool:
+        """Whether the engine's process has ended since, or the endpoint has left the pool: what becomes of the request says
+        nothing of its successor."""
+        return self.process != self.load.process
 
     @property
     def chains(self) -> tuple[Chain, ...]:

@@ -208,3 +208,12 @@ def test_the_most_cached_endpoint_is_chosen() -> None:
 def test_every_example_is_tested() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert names == {"session_affinity", "premium_first", "most_cached"}
+
+
+def test_the_log_names_the_holdout_strategy_that_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = written(tmp_path, HEAD + "return [1 / (request.model == 'sample')] * 2\n")
+    fixture = Fixture(2, holdout=1.0, holdout_strategy=name)
+    with caplog.at_level(logging.ERROR):
+        fixture.pick(prompt(LONG), 0.0)
+    (logged,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert vars(logged)["fields"]["strategy"] == name

@@ -668,3 +668,33 @@ def test_a_share_of_the_requests_is_held_out() -> None:
 def test_an_unknown_holdout_strategy_is_refused() -> None:
     with pytest.raises(ConfigurationError):
         Fixture(2, holdout=0.1, holdout_strategy="NO_SUCH")
+
+
+def test_a_holdout_strategy_that_uses_prefixes_gets_them() -> None:
+    fixture = Fixture(2, routing_strategy="LEAST_REQUEST", holdout=1.0, holdout_strategy="PREFIX_CACHE")
+    chosen = []
+    for k in range(4):
+        fixture.scrape(10.0 * k)
+        chosen.append(fixture.pick(prompt(LONG), 10.0 * k))
+    assert len(set(chosen)) == 1
+    assert fixture.decisions.newest_first()[0].reason == "warm"
+
+
+def test_a_strategy_that_uses_no_prefixes_stays_blind_beside_one_that_does() -> None:
+    """DEFAULT counts the same cost as PREFIX_CACHE, less what is cached. Its decisions say all the same what was cached."""
+    alone = Fixture(2, routing_strategy="DEFAULT")
+    beside = Fixture(2, routing_strategy="DEFAULT", holdout=0.0, holdout_strategy="PREFIX_CACHE")
+    held_out = Fixture(2, routing_strategy="PREFIX_CACHE", holdout=1.0, holdout_strategy="DEFAULT")
+    choices = []
+    for fixture in (alone, beside, held_out):
+        chosen = []
+        for k in range(3):
+            fixture.scrape(10.0 * k)
+            decision = fixture.router.pick(prompt(LONG), 10.0 * k)
+            assert isinstance(decision, Decision)
+            chosen.append(decision.endpoint.id)
+            if k == 2:
+                assert (decision.cached_tokens > 0) == (fixture is not alone)
+        assert fixture.decisions.newest_first()[0].by_cost == (fixture is alone)
+        choices.append(chosen)
+    assert choices[0] == choices[1] == choices[2] == ["default/0", "default/1", "default/0"]

@@ -29,7 +29,7 @@ Exact figures would let a reader of the debug page guess another client's prompt
 a few more cached tokens. The step is absolute: a share of the prompt could be moved by what follows the guess.
 """
 COST_STRATEGIES = frozenset({"PREFIX_CACHE", "DEFAULT"})
-"""Strategies whose values are costs; the terms explain no other strategy."""
+"""Strategies whose values are costs; the terms explain no other strategy. DEFAULT's are the costs if nothing is cached."""
 
 
 @dataclass(slots=True)
@@ -112,8 +112,9 @@ class DecisionRecord:
 
     @property
     def by_cost(self) -> bool:
-        """The strategy's values are costs."""
-        return self.strategy.upper() in COST_STRATEGIES
+        """The strategy's values are the costs, with what is cached."""
+        strategy = self.strategy.upper()
+        return strategy in COST_STRATEGIES and (strategy != "DEFAULT" or not self._most_cached)
 
     @property
     def coarse_reason(self) -> str:

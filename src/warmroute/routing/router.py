@@ -284,7 +284,7 @@ class Router(PoolListener):
             values = self._holdout_strategy(context) if held_out else self._strategy(context)
         except Exception as error:  # a custom one may raise anything
             values, strategy, failed = context.costs(), strategies.FALLBACK, strategy
-            self._strategy_failed(error, now)
+            self._strategy_failed(failed, error, now)
         k = self._states.keeper(request.state, candidates.members) if request.state else _lowest(values, loads)
         cached_tokens, warm_from = cached.at(k), constants.prefix_match_threshold * prompt_tokens
         decision = Decision(
@@ -363,7 +363,7 @@ class Router(PoolListener):
         """The prompts' chains and tokens, the tokens that each candidate holds, and the most that any holds."""
         prompt_bytes = request.prompt_bytes
         prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
-        if not prompt_bytes or not self._strategy.uses_prefix:
+        if not prompt_bytes or not (self._strategy.uses_prefix or self._holdout_strategy.uses_prefix):
             return _NO_CHAINS, prompt_tokens, NOTHING_CACHED, 0.0
         tokens_per_byte = prompt_tokens / prompt_bytes
         request = self._models.canonical(request)
@@ -381,12 +381,12 @@ class Router(PoolListener):
             cached, best = self._caches.match_each(chains, tokens_per_byte, candidates.members)
         return chains, prompt_tokens, cached, best
 
-    def _strategy_failed(self, error: Exception, now: float) -> None:
-        """Log it, at most once in :data:`FAILURE_LOG_INTERVAL`."""
+    def _strategy_failed(self, strategy: str, error: Exception, now: float) -> None:
+        """Log it, at most once in :data:`FAILURE_LOG_INTERVAL` for both strategies together."""
         failures = self._strategy_failures.add(now)
         if failures:
             fields = {
-                "strategy": self._constants.strategy,
+                "strategy": strategy,
                 "failures": failures,
                 "error": strategies.failure(error),
             }

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.request.inference import InferenceRequest, PromptPart
-from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Candidates
 from warmroute.routing.cost import CostConstants, RequestFactors
 
@@ -67,9 +67,10 @@ class PickContext:
     adapter_costs: Sequence[float] | None
     """Seconds of loading the request's LoRA adapter, by position; None if it asks for none."""
 
-    def costs(self) -> list[float]:
-        """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`)."""
-        costs = self.candidates.costs(self.factors, self.cached, self.constants)
+    def costs(self, cached: CachedTokens | None = None) -> list[float]:
+        """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`), as if each held these ``cached`` tokens if
+        they are given."""
+        costs = self.candidates.costs(self.factors, self.cached if cached is None else cached, self.constants)
         if self.adapter_costs is not None:
             costs = [cost + adapter for cost, adapter in zip(costs, self.adapter_costs, strict=True)]
         return costs
@@ -96,7 +97,7 @@ class MarginalCost:
         self.uses_prefix = uses_prefix
 
     def __call__(self, context: PickContext) -> Sequence[float]:
-        return context.costs()
+        return context.costs(None if self.uses_prefix else NOTHING_CACHED)
 
 
 class LeastRequest:

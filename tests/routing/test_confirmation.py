@@ -109,6 +109,32 @@ def test_the_chains_that_wait_are_bounded_together() -> None:
     assert len(list(confirmation.observe(page(200.0, 0, running=0)))) == 3
 
 
+def test_a_prompt_can_be_withdrawn_after_the_cache_was_emptied() -> None:
+    confirmation = begun()
+    failed = send(confirmation, 1000, chain(1), at=1.0, cached=900)
+    confirmation.forget()
+    confirmation.withdraw(failed)
+    assert list(confirmation.observe(page(50.0, 0, running=0))) == []
+
+
+def test_of_two_equal_prompts_the_one_that_failed_is_withdrawn() -> None:
+    confirmation = begun()
+    first, second = (send(confirmation, 1000, chain(1), at=1.0) for _ in range(2))
+    confirmation.withdraw(second)
+    confirmation.withdraw(second)
+    assert list(confirmation.observe(page(2.0, 1000))) == [Verdict(chain(1), True)]
+    assert first != second
+
+
+def test_nothing_is_expected_of_prompts_that_wait_when_the_cache_is_emptied() -> None:
+    confirmation = begun()
+    for _ in range(NOTHING_FOUND_PROMPTS):
+        send(confirmation, NOTHING_FOUND_TOKENS, None, at=1.0, cached=NOTHING_FOUND_TOKENS)
+    confirmation.forget()
+    list(confirmation.observe(page(2.0, NOTHING_FOUND_PROMPTS * NOTHING_FOUND_TOKENS)))
+    assert confirmation.windows == 0
+
+
 def test_a_prompt_that_was_not_served_takes_no_lookups_of_others() -> None:
     confirmation = begun()
     failed = send(confirmation, 100_000, chain(1), at=1.0, cached=100_000)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from warmroute.pool.endpoint import EngineState
@@ -71,8 +72,9 @@ LEAST_FACTOR = 0.05
 """Lower bound of that factor, so that the expectation before scaling stays known."""
 
 
-class SentPrompt(NamedTuple):
-    """A prompt that was sent to the engine."""
+@dataclass(slots=True, eq=False)
+class SentPrompt:
+    """A prompt that was sent to the engine. Only the same object is equal."""
 
     at: float
     tokens: float
@@ -153,7 +155,8 @@ class Confirmation:
 
     def forget(self) -> None:
         """The engine's cache is empty: nothing is expected of the prompts that wait. What they add to it is."""
-        self._open = deque(prompt._replace(cached_tokens=0.0) for prompt in self._open)
+        for prompt in self._open:
+            prompt.cached_tokens = 0.0
         self.emptied = self._proven = False
         self._forget_window()
 

@@ -317,6 +317,16 @@ def test_the_limit_is_shared_among_the_holders() -> None:
     assert len(index) <= 1000
 
 
+def test_a_capacity_is_at_least_one_byte() -> None:
+    index = PrefixIndex()
+    holder = index.open(0)
+    index.insert(holder, chain_of((0, 1)))
+    assert (index.fill(holder), index.capacity(holder)) == (0, 1)
+    index.resize(holder, 0)
+    index.insert(holder, chain_of((0, 1)))
+    assert (index.fill(holder), index.capacity(holder)) == (0, 1)
+
+
 def test_a_closed_holder_is_forgotten_at_once_and_its_memory_returned() -> None:
     index = PrefixIndex()
     holder = index.open(1 << 30)

@@ -118,3 +118,9 @@ def test_a_scrape_that_was_overtaken_by_a_later_one_is_ignored() -> None:
     pool.observed(pool.endpoints["ns/0"], EngineState(observed_at=1.0, running=9, waiting=0, kv_usage=0.0), 3.0)
     (load,) = router.loads
     assert (load.reported_running, load.observed_at) == (3, 2.0)
+
+
+def test_a_cache_of_one_token_and_a_small_headroom_are_routable() -> None:
+    pool, router = pool_of(1, cache_headroom=0.1)
+    scrape(pool, 0, 1.0, capacity_tokens=1)
+    assert isinstance(router.pick(PROMPT, 2.0), Decision)

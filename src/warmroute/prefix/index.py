@@ -144,7 +144,7 @@ class _Holding:
 
 
 class PrefixIndex:
-    """The index. Capacities are in bytes of prompt.
+    """The index. Capacities are in bytes of prompt, at least 1.
 
     ``limit`` bounds the checkpoints of all holders together, those of a segment counted as :data:`SEGMENT_SIZE` more; it is
     shared out evenly.
@@ -170,7 +170,7 @@ class PrefixIndex:
         else:
             holder = self._next_holder
             self._next_holder += 1
-        self._open[holder] = _Holding(1 << holder, capacity)
+        self._open[holder] = _Holding(1 << holder, max(1, capacity))
         return holder
 
     def close(self, holder: int) -> None:
@@ -179,7 +179,7 @@ class PrefixIndex:
 
     def resize(self, holder: int, capacity: int) -> None:
         """The engine's cache holds ``capacity`` bytes of prompt. A smaller one takes effect at the next insertion."""
-        self._open[holder].capacity = capacity
+        self._open[holder].capacity = max(1, capacity)
 
     def capacity(self, holder: int) -> int:
         """Bytes of prompt that the holder's engine holds."""

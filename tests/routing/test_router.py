@@ -18,6 +18,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool
+from warmroute.prefix.chain import EMPTY_CHAIN
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
@@ -26,6 +27,7 @@ from warmroute.routing.candidate_table import MOST_SELECTIONS
 from warmroute.routing.decision import Decision
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
+from warmroute.routing.sent_request import SentRequest
 
 
 def prompt(*texts: str, model: str = "m") -> InferenceRequest:
@@ -309,6 +311,33 @@ def test_requests_without_a_prompt_follow_the_load() -> None:
     fixture.scrape(0.0)
     fixture.pool.observed(fixture.endpoint("1"), engine_state(0.0, running=5), 0.0)
     assert Counter(fixture.pick(NO_PROMPT, 0.0) for _ in range(4)) == Counter({"0": 2, "2": 2})
+
+
+def test_requests_without_a_prompt_predict_no_first_token() -> None:
+    fixture = Fixture(1)
+    (load,) = fixture.router.loads
+    fixture.scrape(0.5, first_tokens_total=0.0, first_token_seconds_total=0.0)
+    for k in range(100):
+        fixture.pick(NO_PROMPT, 1.0 + k / 1000)
+    fixture.pick(prompt(LONG), 1.2)
+    fixture.scrape(3.0, first_tokens_total=1.0, first_token_seconds_total=0.5, running=1)
+    assert load.prediction.compared is not None
+    assert load.prediction.compared.predicted > 0.1, "that of the prompt"
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("observed_at", [0.5, 2.0])
+def test_requests_without_a_prompt_are_no_work_of_prompts(own: bool, observed_at: float) -> None:
+    fixture = Fixture(1)
+    (load,) = fixture.router.loads
+    fixture.scrape(observed_at)
+    mean_work = load.mean_work.tokens
+    for _ in range(100):
+        if own:
+            fixture.pick(NO_PROMPT, 2.0)
+        else:
+            fixture.router.learn(SentRequest(load, 1.0, 1.0, 0.0, 0, EMPTY_CHAIN), 2.0)
+    assert load.mean_work.tokens == mean_work
 
 
 def test_an_adapter_goes_where_it_is_loaded_unless_that_is_dear() -> None:

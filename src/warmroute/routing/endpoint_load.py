@@ -174,27 +174,29 @@ class EndpointLoad:
 
     # ---------------------------------------------------------------- events
 
-    def assign(self, work: float, rate: float, now: float, *, requests: int = 1) -> None:
+    def assign(self, work: float, rate: float, now: float, *, requests: int = 1, has_prompt: bool = True) -> None:
         """``work`` tokens in ``requests`` equal requests go to the endpoint, whose queue drains at ``rate`` tokens per
-        second."""
+        second. Requests without a prompt are not in the mean work."""
         each = work / requests
         for _ in range(requests):
             self.queue.assign(each, rate, now)
             self.sent.add(now, self.departures.per_second)
-            self.mean_work.assigned(each)
+            if has_prompt:
+                self.mean_work.assigned(each)
 
-    def assign_remote(self, work: float, rate: float, at: float, *, requests: int = 1) -> None:
+    def assign_remote(self, work: float, rate: float, at: float, *, requests: int = 1, has_prompt: bool = True) -> None:
         """As :meth:`assign`, of another picker's requests that went to the endpoint at ``at``. Not counted if a scrape
         includes them."""
         if self.observed_at is not None and at <= self.observed_at - TRANSIT:
-            self.mean_work.assigned(work / requests)
+            if has_prompt:
+                self.mean_work.assigned(work / requests)
             return
         sent, assigned = self.sent.times, self.queue.assigned
         if sent and sent[-1] > at:  # both are kept in order of time
             at = sent[-1]
         if assigned and assigned[-1].at > at:
             at = assigned[-1].at
-        self.assign(work, rate, at, requests=requests)
+        self.assign(work, rate, at, requests=requests, has_prompt=has_prompt)
 
     def response_ended(self, now: float) -> None:
         """A request whose response is observed has ended, well or not."""

@@ -240,13 +240,16 @@ class Router(PoolListener):
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
             decision.request_id = request_id
-        candidates, rate = context.candidates, decision.load.drain_rate(self._constants.load)
-        factors = candidates.factors[candidates.members.position[decision.load.holder]]
-        predicted = time_to_first_token(factors, context.factors, cached_tokens=decision.cached_tokens)
-        decision.load.prediction.expect(predicted)
-        decision.load.assign(decision.uncached_work, rate, now, requests=decision.requests)
+        candidates, load = context.candidates, decision.load
+        has_prompt = decision.prompt_bytes > 0
+        if has_prompt:  # else no first token comes
+            factors = candidates.factors[candidates.members.position[load.holder]]
+            predicted = time_to_first_token(factors, context.factors, cached_tokens=decision.cached_tokens)
+            load.prediction.expect(predicted)
+        rate = load.drain_rate(self._constants.load)
+        load.assign(decision.uncached_work, rate, now, requests=decision.requests, has_prompt=has_prompt)
         self._book(decision, now)
-        self._update(decision.load, now)
+        self._update(load, now)
         if record is not None:
             for listener in self.listeners:
                 listener.decided(decision, record)
@@ -407,7 +410,9 @@ class Router(PoolListener):
                 self._caches.expect(remote, exact=remote.exact, now=remote.at)
             return
         rate = load.drain_rate(self._constants.load)
-        load.assign_remote(remote.uncached_work, rate, remote.at, requests=remote.requests)
+        load.assign_remote(
+            remote.uncached_work, rate, remote.at, requests=remote.requests, has_prompt=remote.prompt_bytes > 0
+        )
         self._book(remote, now)
         if self._table is not None:
             self._table.outdated(load)

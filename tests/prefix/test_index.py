@@ -103,6 +103,8 @@ class Checkpoints:
         self.capacity = capacity
         self.confirmed: dict[int, int] = {}
         self.unconfirmed: dict[int, int] = {}
+        self.used: dict[int, int] = {}
+        """The number of each checkpoint's last insertion among all insertions."""
 
     def has(self, key: int) -> bool:
         return key in self.confirmed or key in self.unconfirmed
@@ -153,6 +155,12 @@ class CheckpointsMachine(RuleBasedStateMachine):
     def start(self, capacities: list[int]) -> None:
         self.index = PrefixIndex()
         self.models = {self.index.open(capacity): Checkpoints(capacity) for capacity in capacities}
+        self.uses = [0]
+        """``index.uses`` after each insertion."""
+
+    def inserted(self, model: Checkpoints, words: tuple[int, ...]) -> None:
+        model.used |= dict.fromkeys(chain_of(words).hashes, len(self.uses))
+        self.uses.append(self.index.uses)
 
     def one(self, holder: int) -> tuple[int, Checkpoints]:
         holder = sorted(self.models)[holder % len(self.models)]
@@ -173,12 +181,14 @@ class CheckpointsMachine(RuleBasedStateMachine):
     def insert(self, holder: int, words: tuple[int, ...]) -> None:
         holder, model = self.one(holder)
         assert self.index.insert(holder, chain_of(words)) == model.insert(chain_of(words))
+        self.inserted(model, words)
 
     @rule(holder=st.integers(0, 2), words=short_prompts)
     def insert_unconfirmed(self, holder: int, words: tuple[int, ...]) -> None:
         holder, model = self.one(holder)
         self.index.insert_unconfirmed(holder, chain_of(words))
         model.insert_unconfirmed(chain_of(words))
+        self.inserted(model, words)
 
     @rule(holder=st.integers(0, 2), words=short_prompts)
     def discard(self, holder: int, words: tuple[int, ...]) -> None:
@@ -187,13 +197,15 @@ class CheckpointsMachine(RuleBasedStateMachine):
         for key in chain_of(words).hashes:
             model.unconfirmed.pop(key, None)
 
-    @rule(holder=st.integers(0, 2), words=short_prompts, depth=st.integers(0, 4))
-    def remove(self, holder: int, words: tuple[int, ...], depth: int) -> None:
+    @rule(holder=st.integers(0, 2), words=short_prompts, depth=st.integers(0, 4), ago=st.integers(0, 4))
+    def remove(self, holder: int, words: tuple[int, ...], depth: int, ago: int) -> None:
         holder, model = self.one(holder)
-        self.index.remove(holder, chain_of(words), depth)
+        latest = max(0, len(self.uses) - 1 - ago)
+        self.index.remove(holder, chain_of(words), depth, until=self.uses[latest])
         for key in chain_of(words).hashes[depth:]:
-            model.confirmed.pop(key, None)
-            model.unconfirmed.pop(key, None)
+            if model.used.get(key, 0) <= latest:
+                model.confirmed.pop(key, None)
+                model.unconfirmed.pop(key, None)
 
     @rule(words=short_prompts)
     def match(self, words: tuple[int, ...]) -> None:
@@ -244,7 +256,7 @@ class ContradictoryMachine(RuleBasedStateMachine):
 
     @rule(place=st.integers(0, 1), chain=chains, depth=st.integers(0, 3))
     def remove(self, place: int, chain: Chain, depth: int) -> None:
-        self.index.remove(self.open[place], chain, depth)
+        self.index.remove(self.open[place], chain, depth, until=self.index.uses)
 
     @rule(place=st.integers(0, 1), chain=chains)
     def look(self, place: int, chain: Chain) -> None:
@@ -279,7 +291,7 @@ def test_what_comes_before_a_confirmed_checkpoint_is_confirmed() -> None:
     index = PrefixIndex()
     holder = index.open(100_000)
     index.insert(holder, conversation(1))
-    index.remove(holder, conversation(1, length=4), 0)
+    index.remove(holder, conversation(1, length=4), 0, until=index.uses)
     index.insert_unconfirmed(holder, conversation(1))
     index.discard(holder, conversation(1))
     assert index.known(holder, conversation(1)) == (10, 10)
@@ -408,7 +420,7 @@ def test_a_chain_that_was_not_served_goes_back_to_what_was_held_before() -> None
     index.insert(holder, conversation(1, length=4))
     depth = index.insert(holder, conversation(1, length=4))
     index.insert(holder, conversation(1))
-    index.remove(holder, conversation(1), depth)
+    index.remove(holder, conversation(1), depth, until=index.uses)
     assert index.match(conversation(1), 1 << holder) == [(1 << holder, 4)]
     assert bytes_held(index, holder) == 4000
 
@@ -418,7 +430,7 @@ def test_a_longer_chain_is_inserted_again_after_its_beginning_was_not_served() -
     holder = index.open(100_000)
     depth = index.insert(holder, conversation(1, length=4))
     index.insert(holder, conversation(1))
-    index.remove(holder, conversation(1, length=4), depth)
+    index.remove(holder, conversation(1, length=4), depth, until=index.uses)
     assert index.match(conversation(1), 1 << holder) == []
     index.insert(holder, conversation(1))
     assert index.match(conversation(1), 1 << holder) == [(1 << holder, len(conversation(1).hashes))]
@@ -430,7 +442,7 @@ def test_a_closed_holder_has_nothing_to_be_removed() -> None:
     holder = index.open(100_000)
     index.insert(holder, conversation(1))
     index.close(holder)
-    index.remove(holder, conversation(1), 0)
+    index.remove(holder, conversation(1), 0, until=index.uses)
     assert index.match(conversation(1), 0) == []
 
 
@@ -456,7 +468,7 @@ class AnyOrderMachine(RuleBasedStateMachine):
 
     @rule(words=short_prompts, depth=st.integers(0, 3))
     def remove(self, words: tuple[int, ...], depth: int) -> None:
-        self.index.remove(self.holder, chain_of(words), depth)
+        self.index.remove(self.holder, chain_of(words), depth, until=self.index.uses)
 
     @invariant()
     def counts_what_is_there(self) -> None:

@@ -637,6 +637,42 @@ def test_a_failed_request_leaves_longer_ones_of_its_conversation_routable() -> N
     assert fixture.pick(longer, 3.0) == "0"
 
 
+def test_a_failed_request_takes_nothing_that_a_later_one_has_used() -> None:
+    fixture = Fixture(1)
+    failed = fixture.router.pick(prompt(LONG, "first"), 0.0)
+    served = fixture.router.pick(prompt(LONG, "second"), 0.01)
+    assert isinstance(failed, Decision)
+    assert isinstance(served, Decision)
+    fixture.router.responded(served, 200, 0.5)
+    fixture.router.responded(failed, 400, 1.0)
+    holds = [fixture.router.holders(decision.chain.hashes) for decision in (failed, served)]
+    assert holds == [[], ["default/0"]]
+    third = fixture.router.pick(prompt(LONG, "third"), 2.0)
+    assert isinstance(third, Decision)
+    assert third.match_ratio > 0.95
+
+
+def test_a_failed_request_takes_nothing_that_was_computed_again_after_the_cache_was_emptied() -> None:
+    fixture = Fixture(1)
+    failed = fixture.router.pick(prompt(LONG), 0.0)
+    fixture.pool.cache_emptied(fixture.endpoint("0"), 0.1)
+    again = fixture.router.pick(prompt(LONG), 0.2)
+    assert isinstance(failed, Decision)
+    assert isinstance(again, Decision)
+    fixture.router.responded(failed, 500, 1.0)
+    assert fixture.router.holders(again.chain.hashes) == ["default/0"]
+
+
+def test_a_failed_batch_takes_back_all_its_prompts() -> None:
+    fixture = Fixture(1)
+    request = prompt(LONG, "first", "second", "third")._replace(head=1, starts=(2, 3))
+    failed = fixture.router.pick(request, 0.0)
+    assert isinstance(failed, Decision)
+    assert len(failed.chains) == 3
+    fixture.router.responded(failed, 400, 1.0)
+    assert all(fixture.router.held(load) == (0, 0) for load in fixture.router.loads)
+
+
 def test_a_prompt_longer_than_the_engine_takes_is_not_expected_in_its_cache() -> None:
     fixture = Fixture(1)
     fixture.scrape(0.0, max_model_len=4096)

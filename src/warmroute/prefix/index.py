@@ -25,6 +25,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import chain as chained
+from math import inf
 
 from warmroute.prefix.chain import Chain, common_checkpoints
 
@@ -159,7 +160,8 @@ class PrefixIndex:
         self._closed: dict[int, _Holding] = {}
         self._free: list[int] = []
         self._next_holder = 0
-        self._uses = 0
+        self.uses = 0
+        """Number of the latest use of a segment by an insertion. Numbers only grow, whatever holder uses the segment."""
 
     # ---------------------------------------------------------------- holders
 
@@ -282,8 +284,8 @@ class PrefixIndex:
         for segment in reversed(path):
             if not known and segment in confirmed.last:
                 known = segment.start + len(segment.hashes)
-            self._uses += 1
-            holding.confirm(segment, self._uses)
+            self.uses += 1
+            holding.confirm(segment, self.uses)
         self._merge(confirmed, path, holding.bit)
         most = self._limit // len(self._open) - holding.unconfirmed.size
         if confirmed.prompt_bytes > holding.capacity or confirmed.size > most:
@@ -296,14 +298,14 @@ class PrefixIndex:
         confirmed, unconfirmed, accepted = holding.confirmed, holding.unconfirmed, False
         for segment in reversed(self._grow(chain)):
             accepted = accepted or segment in confirmed.last  # and so is all before it
-            self._uses += 1
+            self.uses += 1
             if accepted:
-                holding.confirm(segment, self._uses)
+                holding.confirm(segment, self.uses)
             elif segment in unconfirmed.last:
-                unconfirmed.touch(segment, self._uses)
+                unconfirmed.touch(segment, self.uses)
             else:
                 segment.mask |= holding.bit
-                unconfirmed.add(segment, self._uses)
+                unconfirmed.add(segment, self.uses)
         self._evict(holding, unconfirmed, int(UNCONFIRMED_SHARE * holding.capacity), self.most_unconfirmed)
 
     def discard(self, holder: int, chain: Chain) -> None:
@@ -311,22 +313,27 @@ class PrefixIndex:
         holding = self._open[holder]
         self._forget_part(holding, chain, 0, (holding.unconfirmed,))
 
-    def remove(self, holder: int, chain: Chain, depth: int) -> None:
-        """The holder's engine did not serve the chain: forget its checkpoints after the first ``depth``.
+    def remove(self, holder: int, chain: Chain, depth: int, *, until: int) -> None:
+        """The holder's engine did not serve the chain, whose insertion ended with use number ``until``: forget checkpoints
+        after the first ``depth``, except those that a later insertion has used.
 
         Nothing to do once the holder is closed.
         """
         holding = self._open.get(holder)
         if holding is not None:
-            self._forget_part(holding, chain, depth, (holding.confirmed, holding.unconfirmed))
+            self._forget_part(holding, chain, depth, (holding.confirmed, holding.unconfirmed), until)
 
-    def _forget_part(self, holding: _Holding, chain: Chain, depth: int, among: Sequence[_Uses]) -> None:
-        """Forget the chain's checkpoints after the first ``depth``, as far as they are among these."""
+    def _forget_part(
+        self, holding: _Holding, chain: Chain, depth: int, among: Sequence[_Uses], until: float = inf
+    ) -> None:
+        """Forget the chain's checkpoints after the first ``depth``, as far as they are among these and were used last by use
+        number ``until``."""
         for segment, start, end in self._path(chain.hashes):
             if end <= depth:
                 continue
             for uses in among:
-                if segment in uses.last:
+                number = uses.last.get(segment)
+                if number is not None and number <= until:
                     if end - start < len(segment.hashes):
                         self._split(segment, end - start)
                     part = self._split(segment, depth - start) if start < depth else segment

@@ -139,6 +139,7 @@ class CacheModel:
             decision.held, decision.sent = self._expect_prompt(
                 decision, decision.chain, decision.prompt_tokens, decision.cached_tokens, exact=exact, now=now
             )
+            decision.until = self._index.uses
             return
         held: tuple[int, ...] = ()
         sent: tuple[SentPrompt, ...] = ()
@@ -148,7 +149,7 @@ class CacheModel:
             one_held, one_sent = self._expect_prompt(decision, chain, tokens, cached_tokens, exact=exact, now=now)
             held += one_held
             sent += one_sent
-        decision.held, decision.sent = held, sent
+        decision.held, decision.sent, decision.until = held, sent, self._index.uses
 
     def _expect_prompt(
         self,
@@ -229,12 +230,13 @@ class CacheModel:
         )
 
     def responded(self, decision: Decision, status: int) -> None:
-        """The engine's response to the decision's request: one that failed has computed nothing."""
+        """The engine's response to the decision's request: one that failed has computed nothing. What a later request has
+        used stays: that one may be served."""
         if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
             for sent in decision.sent:
                 decision.load.confirmation.withdraw(sent)
             for chain, held in zip(decision.chains, decision.held, strict=False):  # none is held without a cache
-                self._index.remove(decision.load.holder, chain, held)
+                self._index.remove(decision.load.holder, chain, held, until=decision.until)
 
     def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
         for chain, accepted in verdicts:

@@ -48,6 +48,8 @@ class SentRequest:
     """The process of the endpoint's engine to which it was sent (``load.process`` then)."""
     held: tuple[int, ...] = ()
     """Checkpoints that the endpoint had before, of each chain."""
+    until: int = 0
+    """The prefix index's latest use when the prompts were inserted."""
     sent: tuple[SentPrompt, ...] = ()
     """The prompts as they wait for the engine's counters."""
 

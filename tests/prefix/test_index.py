@@ -329,6 +329,53 @@ def test_the_limit_is_shared_among_the_holders() -> None:
     assert len(index) <= 1000
 
 
+def filled(index: PrefixIndex, holder: int, prompts: int) -> None:
+    """The holder has that many prompts of 10 checkpoints that no other holder has."""
+    for number in range(prompts):
+        index.insert(holder, conversation(1000 * holder + number))
+
+
+def test_holders_without_insertions_come_down_to_their_share_by_sweeps() -> None:
+    """One holder after the other is opened and filled; each leaves a smaller share to those before it."""
+    index = PrefixIndex(limit=1000)
+    holders: list[int] = []
+    for _ in range(20):
+        holders.append(index.open(1 << 40))
+        filled(index, holders[-1], 100)
+    assert sum(map(index.size, holders)) > 3000
+    while index.sweep():
+        pass
+    assert all(0 < index.size(holder) <= 1000 // 20 for holder in holders)
+    assert sum(map(index.size, holders)) <= 1000
+    latest = conversation(1000 * holders[0] + 99)
+    assert index.match(latest, 1 << holders[0]), "the oldest go first"
+
+
+def test_a_slice_of_the_sweep_takes_off_few_segments() -> None:
+    index = PrefixIndex(limit=2000)
+    one = index.open(1 << 40)
+    filled(index, one, 200)
+    before = index.size(one)
+    index.open(1 << 40)
+    assert index.sweep(3)
+    assert before - index.size(one) <= 3 * (10 + SEGMENT_SIZE)
+
+
+def test_what_others_split_and_unconfirmed_prompts_come_down_in_turn() -> None:
+    index = PrefixIndex(limit=2000)
+    one, other = index.open(1 << 40), index.open(1 << 40)
+    while index.sweep():
+        pass
+    filled(index, one, 200)
+    assert index.size(one) <= 1000
+    for number in range(1000, 1200):
+        index.insert(other, conversation(1000 * one + number - 1000, length=3))
+        index.insert_unconfirmed(one, conversation(number))
+    assert index.size(one) > 1000
+    index.sweep()
+    assert index.size(one) <= 1000
+
+
 def test_a_capacity_is_at_least_one_byte() -> None:
     index = PrefixIndex()
     holder = index.open(0)

@@ -22,7 +22,7 @@ checkpoints first. vLLM evicts in that order too, the tail of a chain before its
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import chain as chained
 from math import inf
@@ -35,6 +35,10 @@ beyond it the oldest are dropped."""
 SEGMENT_SIZE = 4
 """Checkpoints that a segment and its place at one holder count as beside its own: their memory is about 410 bytes, that of a
 checkpoint 86 (tracemalloc, CPython 3.11, segments of 1 to 250 checkpoints)."""
+
+
+HOLDERS_A_SLICE = 10
+"""Open holders that one slice of the clean-up compares with their share."""
 
 
 class _Segment:
@@ -147,8 +151,11 @@ class _Holding:
 class PrefixIndex:
     """The index. Capacities are in bytes of prompt, at least 1.
 
-    ``limit`` bounds the checkpoints of all holders together, those of a segment counted as :data:`SEGMENT_SIZE` more; it is
-    shared out evenly.
+    ``limit`` bounds the checkpoints of all open holders together, those of a segment counted as :data:`SEGMENT_SIZE` more.
+    It is shared out evenly. An insertion keeps its holder within its share. What else takes a holder beyond it waits for
+    :meth:`sweep`: the smaller share after :meth:`open`, unconfirmed checkpoints (a quarter of a share at most), and segments
+    that other holders split. Once :meth:`sweep` returns False, each holder has been within its share since the last
+    :meth:`open`.
     """
 
     def __init__(self, *, limit: int = 2_000_000) -> None:
@@ -158,6 +165,10 @@ class PrefixIndex:
         self._checkpoints = 0
         self._open: dict[int, _Holding] = {}
         self._closed: dict[int, _Holding] = {}
+        self._turns: deque[_Holding] = deque()
+        """The order in which :meth:`sweep` looks at holders; closed ones are dropped there."""
+        self._unchecked = 0
+        """Holders to look at until all have been looked at since the last one was opened."""
         self._free: list[int] = []
         self._next_holder = 0
         self.uses = 0
@@ -172,7 +183,9 @@ class PrefixIndex:
         else:
             holder = self._next_holder
             self._next_holder += 1
-        self._open[holder] = _Holding(1 << holder, max(1, capacity))
+        holding = self._open[holder] = _Holding(1 << holder, max(1, capacity))
+        self._turns.append(holding)
+        self._unchecked = len(self._turns)
         return holder
 
     def close(self, holder: int) -> None:
@@ -193,7 +206,11 @@ class PrefixIndex:
         return int(UNCONFIRMED_SHARE * self._limit / len(self._open))
 
     def sweep(self, budget: int = 1000) -> bool:
-        """Take closed holders off up to ``budget`` segments. True while some are left."""
+        """A slice of the clean-up, of up to ``budget`` segments: take closed holders off, and let the next
+        :data:`HOLDERS_A_SLICE` open ones forget what is above their share.
+
+        True while closed holders are left, or holders that were not looked at since the last one was opened.
+        """
         while self._closed and budget > 0:
             holder, holding = next(iter(self._closed.items()))
             for uses in (holding.confirmed, holding.unconfirmed):
@@ -204,7 +221,27 @@ class PrefixIndex:
             if not holding.confirmed.last and not holding.unconfirmed.last:
                 del self._closed[holder]
                 self._free.append(holder)
-        return bool(self._closed)
+        self._shrink(budget)
+        return bool(self._closed or self._unchecked)
+
+    def _shrink(self, budget: float) -> None:
+        """Let the next holders forget what is above their share, up to ``budget`` segments."""
+        turns = self._turns
+        for _ in range(min(HOLDERS_A_SLICE, len(turns))):
+            if budget <= 0:
+                return
+            holding = turns[0]
+            if self._open.get(holding.bit.bit_length() - 1) is not holding:
+                turns.popleft()
+            else:
+                confirmed, unconfirmed = holding.confirmed, holding.unconfirmed
+                budget = self._evict(holding, unconfirmed, unconfirmed.prompt_bytes, self.most_unconfirmed, budget)
+                most = self._limit // len(self._open) - unconfirmed.size
+                budget = self._evict(holding, confirmed, confirmed.prompt_bytes, most, budget)
+                if budget <= 0:
+                    return  # its turn goes on
+                turns.rotate(-1)
+            self._unchecked = max(0, self._unchecked - 1)
 
     # ---------------------------------------------------------------- matching
 
@@ -339,15 +376,18 @@ class PrefixIndex:
                     part = self._split(segment, depth - start) if start < depth else segment
                     self._forget(holding, uses, part)
 
-    def _evict(self, holding: _Holding, uses: _Uses, most_bytes: int, most: int) -> None:
-        """Forget the checkpoints that were used longest ago, until no more bytes and no greater size than that are left."""
-        while uses.last and (uses.prompt_bytes > most_bytes or uses.size > most):
+    def _evict(self, holding: _Holding, uses: _Uses, most_bytes: int, most: int, most_segments: float = inf) -> float:
+        """Forget the checkpoints that were used longest ago, until no more bytes and no greater size than that are left, or
+        parts of ``most_segments`` segments are forgotten. Returns how many more could have been."""
+        while uses.last and most_segments > 0 and (uses.prompt_bytes > most_bytes or uses.size > most):
             segment = uses.oldest()
             stays = bisect_right(segment.ends, segment.ends[-1] - (uses.prompt_bytes - most_bytes))
             stays = min(stays, len(segment.hashes) - (uses.size - most))
             if stays > 0:
                 segment = self._split(segment, stays)
             self._forget(holding, uses, segment)
+            most_segments -= 1
+        return most_segments
 
     def _forget(self, holding: _Holding, uses: _Uses, segment: _Segment) -> None:
         uses.drop(segment)

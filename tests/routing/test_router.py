@@ -25,6 +25,7 @@ from warmroute.routing import strategies
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidate_table import MOST_SELECTIONS
 from warmroute.routing.decision import Decision
+from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 from warmroute.routing.sent_request import SentRequest
@@ -404,6 +405,63 @@ def test_the_served_endpoint_takes_over_the_books() -> None:
     assert fixture.router.held(loads[other])[0] > 0
     fixture.router.finished(decision, 5.0)
     assert loads[other].open_responses == 0
+
+
+def retried(fixture: Fixture, request: InferenceRequest) -> tuple[Decision, EndpointLoad, EndpointLoad]:
+    """A request that another endpoint than the chosen one served, by a retry of the gateway; with the loads of both."""
+    decision = fixture.router.pick(request, 1.0)
+    assert isinstance(decision, Decision)
+    chosen = decision.load
+    (other,) = [load for load in fixture.router.loads if load is not chosen]
+    fixture.router.opened(decision)
+    fixture.router.served(decision, other.endpoint.target, 1.2)
+    return decision, chosen, other
+
+
+def test_a_chosen_endpoint_that_did_not_serve_the_request_does_not_hold_its_prompt() -> None:
+    fixture = Fixture(2)
+    fixture.scrape(0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    decision, chosen, other = retried(fixture, prompt(LONG))
+    fixture.router.responded(decision, 200, 1.2)
+    assert fixture.router.holders(decision.chain.hashes) == [other.endpoint.id]
+    assert fixture.router.held(chosen) == (0, 0)
+    for load, lookups in ((chosen, 0.0), (other, decision.prompt_tokens)):
+        state = engine_state(3.0, prefix_queries_total=lookups, prefix_hits_total=0.0)
+        fixture.pool.observed(load.endpoint, state, 3.0)
+    assert (chosen.confirmation.unproven, other.confirmation.unproven) == (decision.prompt_tokens, 0)
+    assert fixture.router.holders(decision.chain.hashes) == [other.endpoint.id]
+
+
+def test_the_work_of_a_retried_request_is_in_the_queue_of_the_endpoint_that_served_it() -> None:
+    fixture = Fixture(2)
+    fixture.scrape(0.5)
+    decision, _, other = retried(fixture, prompt(LONG))
+    waiting, _, pending = fixture.router.load_of(other, 1.2)
+    assert waiting == 1
+    assert 0.5 * decision.prompt_tokens < pending <= decision.uncached_work
+
+
+def test_a_retried_request_that_a_scrape_has_counted_is_not_counted_twice() -> None:
+    fixture = Fixture(2)
+    fixture.scrape(0.5)
+    decision = fixture.router.pick(prompt(LONG), 1.0)
+    assert isinstance(decision, Decision)
+    (other,) = [load for load in fixture.router.loads if load is not decision.load]
+    fixture.router.opened(decision)
+    fixture.scrape(1.1, running=1)
+    fixture.router.served(decision, other.endpoint.target, 1.2)
+    assert fixture.router.load_of(other, 1.2)[:2] == (0, 1)
+
+
+def test_a_retried_request_finds_what_the_endpoint_holds_that_served_it() -> None:
+    fixture = Fixture(2)
+    fixture.scrape(0.0)
+    chosen = fixture.pick(prompt(LONG), 0.0)
+    fixture.scrape(0.9)
+    decision, load, other = retried(fixture, prompt(LONG))
+    assert load.endpoint.spec.name == chosen
+    assert decision.cached_tokens == 0, "the chosen one held it, this one did not"
+    assert fixture.router.holders(decision.chain.hashes) == [load.endpoint.id, other.endpoint.id]
 
 
 def test_a_pod_that_is_gone_gets_no_bookings_of_the_pod_that_has_its_address_now() -> None:

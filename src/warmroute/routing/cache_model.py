@@ -127,6 +127,17 @@ class CacheModel:
             _, default = overrides.popitem()
         return CachedTokens(default, overrides), max([default, *overrides.values()])
 
+    def cached_tokens(self, decision: SentRequest, load: EndpointLoad) -> float:
+        """The tokens of the decision's prompts that an endpoint holds."""
+        if not decision.reads_cache or not decision.chain.hashes:
+            return 0.0
+        members, tokens_per_byte = Members((load,)), decision.prompt_tokens / decision.prompt_bytes
+        if decision.further:
+            cached, _ = self.match_each(decision.chains, tokens_per_byte, members)
+        else:
+            cached, _ = self.match(decision.chain, tokens_per_byte, decision.prompt_tokens, members)
+        return cached.at(0)
+
     def expect(self, decision: SentRequest, *, exact: bool, now: float) -> None:
         """The decision's prompts were sent to the engine. ``exact``: their length is known, not estimated.
 
@@ -230,13 +241,18 @@ class CacheModel:
         )
 
     def responded(self, decision: Decision, status: int) -> None:
-        """The engine's response to the decision's request: one that failed has computed nothing. What a later request has
-        used stays: that one may be served."""
-        if status >= HTTPStatus.BAD_REQUEST and decision.chain.hashes:
+        """The engine's response to the decision's request: one that failed has computed nothing."""
+        if status >= HTTPStatus.BAD_REQUEST:
+            self.take_back(decision)
+
+    def take_back(self, decision: Decision) -> None:
+        """The endpoint has not served the decision's request. What a later request has used stays: it may be served."""
+        if not decision.outlived:
             for sent in decision.sent:
                 decision.load.confirmation.withdraw(sent)
             for chain, held in zip(decision.chains, decision.held, strict=False):  # none is held without a cache
                 self._index.remove(decision.load.holder, chain, held, until=decision.until)
+        decision.held, decision.sent = (), ()
 
     def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
         for chain, accepted in verdicts:

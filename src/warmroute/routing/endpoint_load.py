@@ -184,9 +184,9 @@ class EndpointLoad:
             if has_prompt:
                 self.mean_work.assigned(each)
 
-    def assign_remote(self, work: float, rate: float, at: float, *, requests: int = 1, has_prompt: bool = True) -> None:
-        """As :meth:`assign`, of another picker's requests that went to the endpoint at ``at``. Not counted if a scrape
-        includes them."""
+    def assign_late(self, work: float, rate: float, at: float, *, requests: int = 1, has_prompt: bool = True) -> None:
+        """As :meth:`assign`, of requests that became known later than ``at``, when they were sent: by another picker, or by
+        the gateway's retry. Not counted if a scrape includes them."""
         if self.observed_at is not None and at <= self.observed_at - TRANSIT:
             if has_prompt:
                 self.mean_work.assigned(work / requests)

@@ -409,10 +409,7 @@ class Router(PoolListener):
             if remote.chain.hashes:
                 self._caches.expect(remote, exact=remote.exact, now=remote.at)
             return
-        rate = load.drain_rate(self._constants.load)
-        load.assign_remote(
-            remote.uncached_work, rate, remote.at, requests=remote.requests, has_prompt=remote.prompt_bytes > 0
-        )
+        self._assign_known_late(remote)
         self._book(remote, now)
         if self._table is not None:
             self._table.outdated(load)
@@ -425,6 +422,14 @@ class Router(PoolListener):
         """Another picker's estimate: assumed until more is measured here. Ignored outside the range of estimates."""
         if RANGE[0] <= estimate <= RANGE[1]:
             self._bytes_per_token.begin_with(estimate)
+
+    def _assign_known_late(self, decision: SentRequest) -> None:
+        """Count the request's work on its endpoint as of when it was decided, unless a scrape has counted it."""
+        load = decision.load
+        rate = load.drain_rate(self._constants.load)
+        load.assign_late(
+            decision.uncached_work, rate, decision.at, requests=decision.requests, has_prompt=decision.prompt_bytes > 0
+        )
 
     def _book(self, decision: SentRequest, now: float) -> None:
         """Count the prompt on the chosen endpoint. The caller updates the endpoint's figures, so that the next decision sees
@@ -498,11 +503,16 @@ class Router(PoolListener):
         other = next((load for load in ready if load.endpoint.target == target), None)
         if other is None:
             return
+        self._caches.take_back(decision)
         self._ended(decision, now)
         decision.load, decision.process = other, other.process
+        decision.cached_tokens = self._caches.cached_tokens(decision, other)
         other.open_responses += 1
+        self._assign_known_late(decision)
+        if decision.adapter:
+            other.adapters.use(decision.adapter, now)
         if decision.chain.hashes:
-            self._caches.expect(decision, exact=False, now=now)
+            self._caches.expect(decision, exact=False, now=decision.at)
         self._update(other, now)
 
     def _ended(self, decision: Decision, now: float) -> None:

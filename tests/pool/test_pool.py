@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
-from warmroute.pool.pool import Pool, PoolListener
+from warmroute.pool.pool import ONE_RESTART_SECONDS, Pool, PoolListener
 
 NAMES = st.sampled_from(["a", "b", "c"])
 
@@ -203,6 +203,62 @@ def test_an_engine_that_slept_and_restarted_is_available_again() -> None:
     pool.restarted(endpoint, 2.0)
     assert endpoint.available
     assert recorder.heard() == [("restarted", "a"), ("changed", "a")]
+
+
+def restarts(recorder: Recorder) -> int:
+    return recorder.heard().count(("restarted", "a"))
+
+
+def test_two_signs_of_one_restart_are_one() -> None:
+    """The metrics page shows it first, the pod's status later."""
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(incarnation="1"), 0.0)
+    pool.restarted(endpoint, 10.0)
+    assert restarts(recorder) == 1
+    pool.observed(endpoint, state(11.0), 11.0)
+    pool.unreachable(endpoint, 11.5)
+    pool.upsert(spec(incarnation="2"), 12.0)
+    assert restarts(recorder) == 0
+    assert endpoint.state is not None
+    assert endpoint.reachable
+
+
+def test_the_pods_status_may_come_first() -> None:
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(incarnation="1"), 0.0)
+    pool.upsert(spec(incarnation="2"), 10.0)
+    pool.restarted(endpoint, 11.0)
+    assert restarts(recorder) == 1
+
+
+def test_a_second_sign_of_one_kind_is_a_second_restart() -> None:
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(incarnation="1"), 0.0)
+    for at in (10.0, 13.0):
+        pool.restarted(endpoint, at)
+        pool.upsert(spec(incarnation=f"{at}"), at + 1)
+    assert restarts(recorder) == 2
+
+
+def test_a_sign_of_another_kind_that_comes_late_is_a_second_restart() -> None:
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(incarnation="1"), 0.0)
+    pool.restarted(endpoint, 10.0)
+    pool.upsert(spec(incarnation="2"), 10.0 + ONE_RESTART_SECONDS)
+    assert restarts(recorder) == 2
+
+
+def test_another_address_is_another_process_whatever_the_page_has_shown() -> None:
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(), 0.0)
+    pool.restarted(endpoint, 10.0)
+    pool.upsert(spec(address="10.0.0.9"), 11.0)
+    assert restarts(recorder) == 2
 
 
 def test_only_a_change_is_told() -> None:

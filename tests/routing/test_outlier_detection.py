@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health
+from warmroute.pool.pool import ONE_RESTART_SECONDS
 from warmroute.routing.outlier_detection import (
     CRASH_LOOP_SECONDS,
     FIRST_BACKOFF,
     IDLE_STALLED_SECONDS,
     LONGEST_BACKOFF,
-    ONE_RESTART_SECONDS,
     STALLED_REQUESTS,
     STALLED_SECONDS,
     TRIAL_SECONDS,

@@ -203,6 +203,21 @@ def test_a_restarted_endpoint_is_cold() -> None:
     assert decision.cached_tokens == 0
 
 
+def test_prompts_between_two_signs_of_one_restart_are_kept() -> None:
+    fixture = Fixture(1)
+    spec = dataclasses.replace(fixture.endpoint("0").spec, incarnation="1")
+    fixture.pool.upsert(spec, 0.0)
+    fixture.pool.restarted(fixture.endpoint("0"), 10.0)
+    decisions = [fixture.router.pick(prompt(f"{k} {LONG}"), 11.0) for k in range(5)]
+    (load,) = fixture.router.loads
+    waiting = fixture.router.load_of(load, 12.0)
+    fixture.pool.upsert(dataclasses.replace(spec, incarnation="2"), 12.0)
+    for decision in decisions:
+        assert isinstance(decision, Decision)
+        assert fixture.router.holders(decision.chain.hashes) == ["default/0"]
+    assert fixture.router.load_of(load, 12.0) == waiting
+
+
 def test_a_flapping_endpoint_keeps_its_cache() -> None:
     fixture = Fixture(3)
     holder = fixture.pick(prompt(LONG), 0.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from ipaddress import ip_address
+from math import inf
 
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 """Pod labels that name the engine, the newer first."""
@@ -253,10 +254,32 @@ class Health(Enum):
     """It takes none until that request has shown something."""
 
 
+class RestartSign(Enum):
+    """How a restart of an engine becomes known."""
+
+    PAGE = "page"
+    """Its metrics page is that of a new process, here or at another picker."""
+    DISCOVERY = "discovery"
+    """Discovery lists another incarnation."""
+
+
 class Endpoint:
     """A member of the pool. Its identity is the object; discovery and scrapes change it through the pool only."""
 
-    __slots__ = ("added_at", "engine", "gone_at", "health", "id", "models", "reachable", "spec", "state", "target")
+    __slots__ = (
+        "added_at",
+        "engine",
+        "gone_at",
+        "health",
+        "id",
+        "models",
+        "reachable",
+        "restart_signs",
+        "restarted_at",
+        "spec",
+        "state",
+        "target",
+    )
 
     def __init__(self, spec: EndpointSpec, *, engine: str, now: float) -> None:
         self.spec = spec
@@ -270,6 +293,10 @@ class Endpoint:
         self.reachable = True
         """False while the engine refuses connections or does not answer."""
         self.health = Health.HEALTHY
+        self.restarted_at = -inf
+        """When the first sign of the last restart came; -inf if it has not restarted."""
+        self.restart_signs: frozenset[RestartSign] = frozenset()
+        """The signs of that restart that have come."""
         self.state: EngineState | None = None
         self.models: ServedModels | None = None
         """What the engine serves; None if it is not known."""

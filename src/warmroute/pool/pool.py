@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, ServedModels, rank_name
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, RestartSign, ServedModels, rank_name
 from warmroute.pool.models import ModelTable
 
 RETENTION = 60.0
 """Seconds for which an endpoint that discovery dropped is remembered, so that flapping does not cost its cache."""
+
+ONE_RESTART_SECONDS = 15.0
+"""Seconds within which two signs of a restart mean one: the metrics page shows it first, the pod's status later. Engines
+take longer to load their weights."""
 
 
 class PoolListener:
@@ -114,12 +118,12 @@ class Pool:
             return endpoint
         endpoint.spec, endpoint.engine, endpoint.gone_at = spec, engine, None
         endpoint.target = spec.target
-        replaced = old.target != spec.target or bool(
-            old.incarnation and spec.incarnation and old.incarnation != spec.incarnation
-        )
-        if replaced:
+        if old.target != spec.target:  # a new process, whatever the page of the old one has shown
             endpoint.reachable = True
-            self.restarted(endpoint, now)
+            self._restart(endpoint, now, RestartSign.DISCOVERY)
+        elif old.incarnation and spec.incarnation and old.incarnation != spec.incarnation:
+            endpoint.reachable = True
+            self.restarted(endpoint, now, RestartSign.DISCOVERY)
         elif old.cache_generation != spec.cache_generation:
             self.cache_emptied(endpoint, now)
         self._changed(endpoint, now)
@@ -180,10 +184,18 @@ class Pool:
         endpoint.health = health
         self._changed(endpoint, now)
 
-    def restarted(self, endpoint: Endpoint, now: float) -> None:
-        """There is evidence that the engine behind the endpoint is a new process."""
+    def restarted(self, endpoint: Endpoint, now: float, sign: RestartSign = RestartSign.PAGE) -> None:
+        """There is evidence that the engine behind the endpoint is a new process. Ignored if it is the second sign of a
+        restart of which another one came less than :data:`ONE_RESTART_SECONDS` ago."""
         if not self._has(endpoint):
             return
+        if now - endpoint.restarted_at < ONE_RESTART_SECONDS and sign not in endpoint.restart_signs:
+            endpoint.restart_signs |= {sign}
+        else:
+            self._restart(endpoint, now, sign)
+
+    def _restart(self, endpoint: Endpoint, now: float, sign: RestartSign) -> None:
+        endpoint.restarted_at, endpoint.restart_signs = now, frozenset({sign})
         available_before = endpoint.available
         endpoint.state = endpoint.models = None
         for listener in self._listeners:

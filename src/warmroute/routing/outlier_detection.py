@@ -35,6 +35,7 @@ from math import inf
 from typing import NamedTuple
 
 from warmroute.pool.endpoint import Endpoint, EngineState, Health
+from warmroute.pool.pool import ONE_RESTART_SECONDS
 
 FAILURE_WEIGHT = 0.2
 """EWMA weight of the newest response."""
@@ -60,9 +61,6 @@ LONGEST_BACKOFF = 300.0
 CRASH_LOOP_SECONDS = 300.0
 """Seconds after a restart within which another one belongs to a crash loop. Kubernetes forgets a container's crashes after
 600 s."""
-ONE_RESTART_SECONDS = 15.0
-"""Seconds within which two signs of a restart mean one: the metrics page shows it first, the pod's status later. Engines
-take longer to load their weights."""
 
 
 class Evidence(Enum):

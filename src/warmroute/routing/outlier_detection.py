@@ -167,7 +167,7 @@ class OutlierDetection:
         if not record.unserved:
             record.unserved_since = at
         record.unserved += 1
-        if record.health is Health.PROBING:
+        if endpoint.health is Health.PROBING:
             record.until = at + TRIAL_SECONDS
             self._change(record.endpoint, Health.TRIAL, None, at)
 

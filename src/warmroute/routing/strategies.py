@@ -95,9 +95,10 @@ class MarginalCost:
 
     def __init__(self, *, uses_prefix: bool) -> None:
         self.uses_prefix = uses_prefix
+        self._cached = None if uses_prefix else NOTHING_CACHED
 
     def __call__(self, context: PickContext) -> Sequence[float]:
-        return context.costs(None if self.uses_prefix else NOTHING_CACHED)
+        return context.costs(self._cached)
 
 
 class LeastRequest:

@@ -340,6 +340,7 @@ class EndpointPicker:
                 "unknown-endpoint": applied.unknown_endpoints,
                 "unknown-chain": applied.unknown_chains,
                 "dropped": shared.outbox.dropped,
+                "too-large": traffic.too_large,
             },
         )
 

@@ -24,7 +24,8 @@ from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.decision_columns import COLUMNS, MOST_DECISIONS
 from warmroute.shared_state.inbox import MOST_ROWS, Inbox
 from warmroute.shared_state.logged_chains import LoggedChains
-from warmroute.shared_state.outbox import MOST_WAITING, Outbox
+from warmroute.shared_state.nats_log import LARGEST_BATCH
+from warmroute.shared_state.outbox import LONGEST_LIST, MOST_WAITING, Outbox
 
 LONG = "a long prompt " * 200
 
@@ -55,6 +56,14 @@ class Picker:
 
     def observe(self, name: str, at: float, **figures: Any) -> None:
         self.pool.observed(self.pool.endpoints[f"ns/{name}"], engine_state(at, **figures), at)
+
+
+def take_all(source: Picker, now: float) -> list[pb.Batch]:
+    """All that waits, as :class:`~warmroute.shared_state.shared_state.SharedState` publishes it."""
+    batches = [source.outbox.take(now)]
+    while source.outbox:
+        batches.append(source.outbox.take(now))
+    return batches
 
 
 def send(source: Picker, target: Picker, now: float, **options: Any) -> pb.Batch:
@@ -406,6 +415,70 @@ def test_models_that_an_engine_lists_are_known_everywhere_and_said_again() -> No
     one.pool.serves(one.pool.endpoints["ns/a"], None, 1001.0)
     send(one, other, 1001.0)
     assert other.pool.endpoints["ns/a"].models is None
+
+
+def adapters_of(tenant: int, count: int) -> ServedModels:
+    names = frozenset(f"customer-{k:05d}-summarizer-lora-v{tenant}-2026-08" for k in range(count))
+    return ServedModels(names | {"base"}, names)
+
+
+def test_long_lists_of_models_are_spread_over_batches() -> None:
+    """36 engines with 1,000 adapters each were one batch of 3.6 MB when they were said again."""
+    names = tuple(f"pod-{k}" for k in range(36))
+    one, other, starter = Picker(names=names), Picker(names=names), Picker(names=names)
+    for k, name in enumerate(names):
+        one.pool.serves(one.pool.endpoints[f"ns/{name}"], adapters_of(k, 1000), 1.0)
+        one.observe(name, 1.0)
+    for reader, at in ((other, 1.02), (starter, 1000.0)):
+        batches = take_all(one, at)
+        assert max(batch.ByteSize() for batch in batches) < LARGEST_BATCH
+        for batch in batches:
+            reader.inbox.apply(batch, at, at)
+        for name in names:
+            assert reader.pool.endpoints[f"ns/{name}"].models == one.pool.endpoints[f"ns/{name}"].models
+
+
+def test_decisions_and_long_lists_fit_into_batches() -> None:
+    names = tuple(f"pod-{k}" for k in range(100))
+    one = Picker(names=names)
+    for k, name in enumerate(names):
+        one.pool.serves(one.pool.endpoints[f"ns/{name}"], adapters_of(k, 4000), 1.0)
+        one.observe(name, 1.0, loaded_adapters=frozenset(f"{name}-{'x' * 500}-{n}" for n in range(20)))
+    for k in range(1000):
+        one.pick(f"{k} {LONG * 3}", 1.0)
+    batches = take_all(one, 1.02)
+    assert max(batch.ByteSize() for batch in batches) < LARGEST_BATCH
+    assert sum(len(batch.decisions.endpoint) for batch in batches) == 1000
+    assert sum(len(batch.reports) for batch in batches) == len(names)
+    assert sum(served.listed for batch in batches for served in batch.served) == len(names)
+
+
+def test_a_list_that_is_too_long_for_a_batch_counts_as_none() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)
+    send(one, other, 1.02)
+    names = frozenset(f"{'x' * 500}-{k}" for k in range(4000))
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(names), 2.0)
+    assert send(one, other, 2.02).ByteSize() < LONGEST_LIST
+    assert other.pool.endpoints["ns/a"].models is None
+
+
+def test_a_decision_with_very_many_checkpoints_fits_into_a_batch() -> None:
+    """Further prompts are left out when it has enough."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    turns = [PromptPart(f"{k}".encode(), len(f"{k}")) for k in range(40 * 4000)]
+    request = InferenceRequest(
+        model="m",
+        parts=tuple(turns),
+        prompt_bytes=sum(part.prompt_bytes for part in turns),
+        starts=tuple(range(4000, len(turns), 4000)),
+    )
+    decision = one.router.pick(request, 1.0)
+    assert isinstance(decision, Decision)
+    assert sum(len(chain.hashes) for chain in decision.chains) >= len(turns)
+    assert send(one, other, 1.02).ByteSize() < LARGEST_BATCH
+    assert other.router.holders(decision.chains[0].hashes) == ["ns/a"]
+    assert other.inbox.applied.decisions == 1
 
 
 @given(st.binary(max_size=300))

@@ -12,14 +12,14 @@ import pytest
 
 from tests.factories import engine_state, routing_constants
 from tests.waiting import eventually
-from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.endpoint import EndpointSpec, ServedModels
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state as module
 from warmroute.shared_state.membership import SILENCE
-from warmroute.shared_state.nats_log import Entry, LogOptions, NatsLog
+from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
 from warmroute.shared_state.seal import VERSION, Seal
 from warmroute.shared_state.shared_state import SharedState
 from warmroute.shared_state.shared_state_pb2 import Batch
@@ -256,6 +256,54 @@ async def test_what_was_published_into_the_void_is_published_again(
     monkeypatch.setattr(NatsLog, "publish", publish)
     await eventually(lambda: other.holds(decision), "it is published again")
     assert other.shared.applied.decisions == 1
+
+
+async def test_a_batch_that_is_too_large_for_the_server_is_dropped(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended every connection: it was published again on each of them."""
+    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_FACTS", 64 << 20)
+    monkeypatch.setattr("warmroute.shared_state.outbox.LONGEST_LIST", 64 << 20)
+    one, other = start(), start()
+    await together(one, other)
+    names = frozenset(f"{'x' * 500}-{k}" for k in range(4000))
+    one.pool.serves(one.pool.endpoints["ns/pod-0"], ServedModels(names), one.now)
+    await eventually(lambda: one.shared.traffic.too_large == 1, "it is dropped")
+    decision = one.pick(LONG)
+    await eventually(lambda: other.holds(decision), "the connection goes on")
+    assert one.shared.connected
+
+
+async def test_a_picker_whose_connection_does_not_work_counts_as_leaving(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says hello on each connection, and then nothing comes."""
+    one, other = start(), start()
+    await together(one, other)
+
+    async def broken(log: NatsLog, batch: bytes) -> None:
+        raise LogError("broken")
+
+    publish = NatsLog.publish
+    heard = one.shared._membership.heard
+    counted: list[int] = []
+
+    def note(picker: int, at: float) -> None:
+        counted.append(picker)
+        heard(picker, at)
+
+    async def broken_for_other(log: NatsLog, batch: bytes) -> None:
+        await (broken if log._received == other.shared._received else publish)(log, batch)
+
+    monkeypatch.setattr(NatsLog, "publish", broken_for_other)
+    await eventually(lambda: one.shared.pickers == 1, "it does not count")
+    monkeypatch.setattr(one.shared._membership, "heard", note)
+    batches = one.shared.traffic.batches_in
+    await eventually(lambda: one.shared.traffic.batches_in > batches + 2, "it has said hello again")
+    assert not counted
+    assert one.shared.scrape_share == 1
+    monkeypatch.setattr(NatsLog, "publish", publish)
+    await together(one, other)
 
 
 async def test_another_key_is_counted_and_ignored(start: Start) -> None:

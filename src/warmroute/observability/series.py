@@ -414,7 +414,8 @@ SHARED_STATE_SKIPPED = _series(
     "items",
     "What was not applied. Batches: duplicate, outdated (stored a minute after they were published), unreadable (another "
     "key), unknown-version. Of batches: unknown-endpoint, unknown-chain (counted as load only). "
-    "Own decisions that were never published because the log was away: dropped.",
+    "Own decisions that were never published because the log was away: dropped. Own batches that the server does not take: "
+    "too-large.",
     ("reason",),
 )
 

@@ -18,7 +18,10 @@ from warmroute.shared_state.logged_chains import Addition, LoggedChains
 MOST_DECISIONS = 1000
 """Decisions in one batch."""
 MOST_CHECKPOINTS = 20_000
-"""Checkpoints in one batch, those of its last decision not counted: about 200 kB. A NATS server takes messages of 1 MB."""
+"""Checkpoints in one batch, those of its last decision not counted: about 200 kB. The last decision may add as many, and one
+prompt more. A NATS server takes messages of 1 MB."""
+NAME_SIZE = 12
+"""Bytes of an entry in the tables beside its name."""
 LARGEST = 2**32 - 1
 COLUMNS = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "base", "known", "added")
 """Columns with one number for each decision."""
@@ -39,6 +42,8 @@ class Names:
         self._endpoints: dict[str, int] = {}
         self._members: list[Endpoint] = []
         self._adapters: dict[str, int] = {}
+        self.size = 0
+        """Bytes of the tables in the batch, about."""
 
     def endpoint(self, endpoint: Endpoint) -> int:
         """The endpoint's position."""
@@ -46,11 +51,16 @@ class Names:
         if place is None:
             place = self._endpoints[endpoint.id] = len(self._members)
             self._members.append(endpoint)
+            self.size += len(endpoint.id) + NAME_SIZE
         return place
 
     def adapter(self, name: str) -> int:
         """The adapter's position."""
-        return self._adapters.setdefault(name, len(self._adapters))
+        place = self._adapters.get(name)
+        if place is None:
+            place = self._adapters[name] = len(self._adapters)
+            self.size += len(name.encode()) + NAME_SIZE
+        return place
 
     def write(self, batch: pb.Batch) -> None:
         """Add the tables to the batch."""
@@ -80,12 +90,16 @@ class DecisionColumns:
         return len(self._rows) >= MOST_DECISIONS or len(self._hashes) >= MOST_CHECKPOINTS
 
     def add(self, decision: Decision, chains: LoggedChains) -> None:
-        """A decision. ``chains`` are what the log has before it."""
+        """A decision. ``chains`` are what the log has before it. Further prompts are left out once it has added
+        :data:`MOST_CHECKPOINTS`."""
+        most = len(self._hashes) + MOST_CHECKPOINTS
         endpoint, at = self.names.endpoint(decision.load.endpoint), decision.at
         tokens = whole(decision.prompt_tokens), whole(decision.cached_tokens)
         self._add_prompt((endpoint, at, *tokens, whole(decision.prompt_bytes)), chains.add(decision.chain, at))
         self._rare.append(self._rare_row(decision))
         for chain in decision.further:
+            if len(self._hashes) >= most:
+                break
             self._add_prompt((0, at, 0, 0, whole(chain.prompt_bytes)), chains.add(chain, at))
             self._rare.append((FURTHER, 0, 0, 0, 0))
 

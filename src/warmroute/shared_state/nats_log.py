@@ -89,6 +89,8 @@ class NatsLog:
         self._error = "the connection was closed"
         self.created = ""
         """When the log was made: another log has another time."""
+        self.most_bytes = LARGEST_BATCH
+        """Bytes of a batch that the server takes."""
 
     async def __aenter__(self) -> Self:
         """Connect, and make the log if there is none. Raises LogError."""
@@ -151,6 +153,8 @@ class NatsLog:
             except BadRequestError:  # another picker with other settings was faster
                 info = await self._stream.stream_info(options.stream)
         self.created = str(info.created)
+        limits = (LARGEST_BATCH, self._client.max_payload, info.config.max_msg_size or -1)
+        self.most_bytes = min(limit for limit in limits if limit > 0)  # -1: the stream has no limit
 
     async def begin(self, hello: bytes) -> tuple[Entry, float, float]:
         """Publish ``hello`` and wait until it is stored. Returns it as stored, and the times before and after, in monotonic

@@ -23,6 +23,11 @@ MOST_WAITING = 20
 """Batches of decisions that wait for a log that is away; the oldest are dropped."""
 MOST_EVENTS = 4096
 """Events that wait."""
+MOST_FACTS = 256 << 10
+"""Bytes of events, figures and lists of models in one batch, from which on the rest waits for the next one."""
+LONGEST_LIST = 512 << 10
+"""Bytes of one engine's list of models; a longer one is not shared. Together with these :data:`MOST_FACTS` it is less than
+a NATS server takes."""
 REPEATS = 4
 """Times that a fact that lasts is said within the log's retention."""
 EQUAL_FIGURES = tuple(
@@ -125,23 +130,27 @@ class Outbox(PoolListener):
         return decisions + len(self._states) + len(self._events) + len(self._changed_models)
 
     def take(self, now: float, *, bytes_per_token: float = 0.0, leaving: bool = False) -> pb.Batch:
-        """The next batch, published at ``now``; call again while something waits."""
-        batch = pb.Batch(bytes_per_token=bytes_per_token, leaving=leaving)
-        decisions = self._decisions.popleft() if self._decisions else DecisionColumns()
-        names = decisions.names
+        """The next batch, published at ``now``; call again while something waits.
+
+        Lists of models go without decisions, so that a long one fits.
+        """
         if now >= self._repeat_at:
             self._repeat_at = now + self._chains.retention / REPEATS
             self._repeat()
-        while self._events:
+        batch = pb.Batch(bytes_per_token=bytes_per_token, leaving=leaving)
+        alone = not self._decisions or bool(self._changed_models)
+        decisions = DecisionColumns() if alone else self._decisions.popleft()
+        names, size = decisions.names, 0
+        while self._events and names.size + size < MOST_FACTS:
             endpoint, kind = self._events.popleft()
-            batch.events.add(endpoint=names.endpoint(endpoint), kind=kind)
-        for endpoint in self._states.values():
+            size += batch.events.add(endpoint=names.endpoint(endpoint), kind=kind).ByteSize()
+        while self._states and names.size + size < MOST_FACTS:
+            endpoint = self._states.pop(next(iter(self._states)))
             if endpoint.state is not None:
-                _add_report(batch, names, endpoint, endpoint.state, now)
-        self._states.clear()
-        for endpoint in self._changed_models.values():
-            _add_models(batch, names.endpoint(endpoint), endpoint.models)
-        self._changed_models.clear()
+                size += _add_report(batch, names, endpoint, endpoint.state, now)
+        while self._changed_models and names.size + size < MOST_FACTS:
+            endpoint = self._changed_models.pop(next(iter(self._changed_models)))
+            size += _add_models(batch, names.endpoint(endpoint), endpoint.models)
         decisions.write(batch.decisions, now)
         names.write(batch)
         return batch
@@ -157,18 +166,24 @@ class Outbox(PoolListener):
                 self._changed_models[endpoint.id] = endpoint
 
 
-def _add_models(batch: pb.Batch, place: int, models: ServedModels | None) -> None:
+def _add_models(batch: pb.Batch, place: int, models: ServedModels | None) -> int:
+    """Returns the bytes that were added. A list that is too long counts as none: the engine may serve any model then."""
     if models is None:
-        batch.served.add(endpoint=place, listed=False)
-    else:
-        names, adapters = sorted(models.names), sorted(models.adapters)
-        batch.served.add(endpoint=place, listed=True, names=names, adapters=adapters, aliases=models.aliases)
+        return batch.served.add(endpoint=place, listed=False).ByteSize()
+    names, adapters = sorted(models.names), sorted(models.adapters)
+    served = batch.served.add(endpoint=place, listed=True, names=names, adapters=adapters, aliases=models.aliases)
+    if served.ByteSize() > LONGEST_LIST:
+        served.Clear()
+        served.endpoint = place
+    return served.ByteSize()
 
 
-def _add_report(batch: pb.Batch, names: Names, endpoint: Endpoint, state: EngineState, now: float) -> None:
-    batch.reports.add(
+def _add_report(batch: pb.Batch, names: Names, endpoint: Endpoint, state: EngineState, now: float) -> int:
+    """Returns the bytes that were added, those of the tables not counted."""
+    report = batch.reports.add(
         endpoint=names.endpoint(endpoint),
         age=age(state.observed_at, now),
         loaded_adapters=[names.adapter(name) for name in state.loaded_adapters],
         **{name: getattr(state, name) for name in EQUAL_FIGURES},
     )
+    return report.ByteSize()

@@ -73,6 +73,8 @@ class Traffic:
     """Written with another key, or not a batch."""
     outdated: int = 0
     """Stored more than :data:`LATEST` after they were published."""
+    too_large: int = 0
+    """Own batches that were dropped because the server takes none of that size."""
 
 
 class SharedState:
@@ -109,6 +111,8 @@ class SharedState:
         """When an entry was read last, one's own included."""
         self._published_at = 0.0
         self._position: Position | None = None
+        self._works_from: float = inf
+        """Sequence number from which on a batch that is read back shows that the connection works; 0: one was."""
         self._caught_up_at: int | None = None
         """Place in the log from which on it was written after this picker came."""
         self._began_slice = 0.0
@@ -207,6 +211,7 @@ class SharedState:
             await asyncio.sleep(BATCH_INTERVAL)
         async with NatsLog(self._options, self._received) as log:
             connected_at = self._clock()
+            self._works_from = inf
             hello, before, after = await log.begin(self._next_batch(Batch()))
             self._offset.add(sent_at=before, stamped_at=hello.stamped_at, received_at=after)
             self._read_back(self._sequence)
@@ -216,13 +221,16 @@ class SharedState:
             await log.read(self._position)
             if self._position is None or self._position.created != log.created:
                 self._position = Position(log.created, 0)
-            self._found(log.server)
             await self._send_again(log)
+            self._works_from = self._sequence + 1
+            self._found(log.server)
             while not self._stopping.is_set():
                 await self._publish(log)
                 if not self.replayed:
                     self.replay_seconds = self._clock() - connected_at
                 await asyncio.sleep(BATCH_INTERVAL)
+            while self.outbox:
+                await self._send(log, self.outbox.take(self._clock()))
             await self._send(log, self.outbox.take(self._clock(), leaving=True))
             await log.flush()
 
@@ -257,13 +265,22 @@ class SharedState:
             await self._send(log, self.outbox.take(self._clock()))
 
     async def _send(self, log: NatsLog, batch: Batch) -> None:
-        await log.publish(self._next_batch(batch))
+        sealed = self._next_batch(batch)
+        await self._publish_sealed(log, self._sequence, sealed)
+
+    async def _publish_sealed(self, log: NatsLog, sequence: int, sealed: bytes) -> None:
+        """Publish, or drop what the server does not take: it would end this connection, and each one after it."""
+        if len(sealed) > log.most_bytes:
+            self.traffic.too_large += 1
+            self._read_back(sequence)
+            return
+        await log.publish(sealed)
 
     async def _send_again(self, log: NatsLog) -> None:
         """Batches that were never read back may be lost. The others drop those that are not."""
         for sequence, (_, sealed) in list(self._unread.items()):
             self._unread[sequence] = self._clock(), sealed
-            await log.publish(sealed)
+            await self._publish_sealed(log, sequence, sealed)
 
     def _read_back(self, sequence: int) -> float | None:
         """The batch is in the log, or is kept no longer. Returns when it was sent; None if it is not known."""
@@ -274,7 +291,8 @@ class SharedState:
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
         self._sequence += 1
-        batch.leaving = batch.leaving or not self.ready  # nobody leaves it an engine to scrape before it is ready
+        # Nobody leaves an engine to a picker that is not ready, or whose figures may not come.
+        batch.leaving = batch.leaving or not self.ready or self._works_from > 0
         batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
@@ -338,6 +356,9 @@ class SharedState:
         self._inbox.apply(batch, published_at, now, replayed=not self.replayed)
 
     def _echo(self, sequence: int, stamped_at: float, now: float) -> None:
+        if 0 < self._works_from <= sequence:
+            self._works_from = 0
+            self._published_at = -inf  # the others learn at once that it scrapes
         sent_at = self._read_back(sequence)
         if sent_at is not None:
             self.lag = now - sent_at

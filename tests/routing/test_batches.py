@@ -14,7 +14,8 @@ from warmroute.prefix.chain import build, build_each
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.request.parse import parse
 from warmroute.routing.decision import Decision
-from warmroute.routing.router import MOST_MATCHED_PROMPTS, MOST_REQUESTS
+from warmroute.routing.router import MOST_MATCHED_PROMPTS
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 SHARED = "What is said again and again at the beginning. " * 170  # 8 kB
@@ -113,7 +114,7 @@ def test_a_batch_of_any_size_costs_a_bounded_number_of_steps() -> None:
     fixture = Fixture(2)
     decision = pick(fixture, request(EMBEDDINGS, input=[f"text {k} " * 40 for k in range(5_000)], n=10**9))
     assert len(decision.chains) == MOST_MATCHED_PROMPTS
-    assert decision.requests == MOST_REQUESTS
+    assert decision.requests == MOST_REQUESTS_OF_ONE
 
 
 def test_the_tools_of_several_conversations_begin_each_of_them() -> None:

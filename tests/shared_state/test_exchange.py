@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 from tests.factories import engine_state, routing_constants
 from warmroute.pool.endpoint import EndpointSpec, EngineState, Health, ServedModels
 from warmroute.pool.pool import Pool
+from warmroute.pool.work import prefill_work
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import Router
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
 from warmroute.shared_state import shared_state_pb2 as pb
-from warmroute.shared_state.decision_columns import COLUMNS, MOST_DECISIONS
-from warmroute.shared_state.inbox import MOST_ROWS, Inbox
-from warmroute.shared_state.logged_chains import LoggedChains
+from warmroute.shared_state.decision_columns import COLUMNS, MOST_DECISIONS, RARE_COLUMNS
+from warmroute.shared_state.inbox import MOST_FURTHER_REQUESTS, MOST_ROWS, Inbox
+from warmroute.shared_state.logged_chains import LONGEST_PROMPT, LoggedChains
 from warmroute.shared_state.nats_log import LARGEST_BATCH
-from warmroute.shared_state.outbox import LONGEST_LIST, MOST_WAITING, Outbox
+from warmroute.shared_state.outbox import LONGEST_LIST, MOST_OF_A_KIND, MOST_WAITING, Outbox
 
 LONG = "a long prompt " * 200
 
@@ -314,6 +316,107 @@ def test_a_batch_with_more_rows_than_pickers_write_is_not_applied() -> None:
     other.inbox.apply(batch, 1.02, 1.03)
     assert other.inbox.applied.unreadable == 1
     assert other.inbox.applied.decisions == 1
+
+
+def rare(batch: pb.Batch, **numbers: int) -> None:
+    """Give every row of the batch these numbers in the rare columns, 0 in the others."""
+    rows = len(batch.decisions.endpoint)
+    for name in RARE_COLUMNS:
+        getattr(batch.decisions, name)[:] = [numbers.get(name, 0)] * rows
+
+
+def test_one_decision_counts_no_more_requests_than_one_of_this_picker() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    batch = one.outbox.take(1.02)
+    rare(batch, requests=2**32 - 1, samples=2**32 - 1)
+    other.inbox.apply(batch, 1.02, 1.03)
+    assert len(other.load("a").sent) == MOST_REQUESTS_OF_ONE
+
+
+def test_one_batch_counts_a_bounded_number_of_requests() -> None:
+    """703 bytes with 20 decisions of 100,000 requests held up the picker for 4.8 s."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for k in range(200):
+        one.pick(f"{k}", 1.0)
+    batch = one.outbox.take(1.02)
+    rare(batch, requests=2**32 - 1, samples=2**32 - 1)
+    other.inbox.apply(batch, 1.02, 1.03)
+    assert other.inbox.applied.decisions == 200
+    assert MOST_FURTHER_REQUESTS <= len(other.load("a").sent) <= MOST_FURTHER_REQUESTS + 200
+
+
+def test_a_chain_that_is_longer_than_its_prompt_evicts_nothing() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    held = one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    one.pick(f"other {LONG}", 2.0)
+    batch = one.outbox.take(2.02)
+    batch.decisions.distances[-1] = 2**32 - 1
+    other.inbox.apply(batch, 2.02, 2.03)
+    assert other.inbox.applied.unknown_chains == 1
+    assert other.router.holders(held.chain.hashes) == ["ns/a"]
+
+
+def test_a_prompt_is_no_longer_than_the_longest_that_is_matched() -> None:
+    """Its positions may not be, either, whatever its length is said to be."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    held = one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    one.pick(f"other {LONG}", 2.0)
+    batch = one.outbox.take(2.02)
+    batch.decisions.distances[-1] = batch.decisions.prompt_bytes[0] = batch.decisions.prompt_tokens[0] = 2**32 - 1
+    other.inbox.apply(batch, 2.02, 2.03)
+    assert other.inbox.applied.unknown_chains == 1
+    assert other.router.holders(held.chain.hashes) == ["ns/a"]
+    assert other.router.load_of(other.load("a"), 2.03)[2] <= prefill_work(LONGEST_PROMPT) + 10_000
+
+
+def test_a_prompt_that_the_engine_rejects_is_told_by_its_bytes() -> None:
+    """A chain of 60 MB with one token would evict all that the engine holds."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, max_model_len=8192)
+    held = one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    one.pick(f"other {LONG}", 2.0)
+    batch = one.outbox.take(2.02)
+    batch.decisions.distances[-1], batch.decisions.prompt_bytes[0], batch.decisions.prompt_tokens[0] = (
+        6 * 10**7,
+        2**31,
+        1,
+    )
+    other.inbox.apply(batch, 2.02, 2.03)
+    assert other.inbox.applied.unknown_chains == 0
+    assert other.router.holders(held.chain.hashes) == ["ns/a"]
+
+
+@pytest.mark.parametrize("kind", ["events", "reports", "served"])
+def test_a_batch_with_more_facts_than_pickers_write_is_not_applied(kind: str) -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pool.cache_emptied(one.pool.endpoints["ns/a"], 1.0)
+    one.observe("a", 1.0)
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)
+    batch = one.outbox.take(1.02)
+    facts = getattr(batch, kind)
+    facts.extend([facts[0]] * MOST_OF_A_KIND)
+    other.inbox.apply(batch, 1.02, 1.03)
+    assert other.inbox.applied.unreadable == 1
+    assert other.inbox.applied.events == other.inbox.applied.reports == 0
+    assert other.pool.endpoints["ns/a"].models is None
+
+
+def test_many_facts_are_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_OF_A_KIND", 2)
+    names = tuple(f"pod-{k}" for k in range(5))
+    one = Picker(names=names)
+    for name in names:
+        one.pool.cache_emptied(one.pool.endpoints[f"ns/{name}"], 1.0)
+        one.observe(name, 1.0)
+        one.pool.serves(one.pool.endpoints[f"ns/{name}"], ServedModels(frozenset({"m"})), 1.0)
+    batches = take_all(one, 1.02)
+    for kind in ("events", "reports", "served"):
+        assert [len(getattr(batch, kind)) for batch in batches] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("column", ["endpoint", "base", "known", "added", "hashes", "distances", "flags"])

@@ -32,7 +32,7 @@ from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.known_models import KnownModels
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.saturation import SaturationLimits, saturated
-from warmroute.routing.sent_request import SentRequest
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, SentRequest
 from warmroute.routing.slowness import update_slowness
 from warmroute.routing.state_keepers import StateKeepers
 from warmroute.routing.virtual_queue import ASSUMED_DURATION
@@ -45,8 +45,6 @@ FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about failures of the strategy."""
 MOST_MATCHED_PROMPTS = 256
 """Prompts of one request that are matched and entered, about 2 ms of work; further ones count as not cached."""
-MOST_REQUESTS = 1024
-"""Requests in an engine that one request of a client counts for, at most."""
 _NO_CHAINS = (EMPTY_CHAIN,)
 SLOWNESS_INTERVAL = 1.0
 """Seconds between two updates of the endpoints' slowness."""
@@ -314,7 +312,7 @@ class Router(PoolListener):
             adapter=request.model if context.adapter_costs is not None else "",
             further=tuple(chains[1:]),
             prompts=prompts,
-            requests=min((1 + len(request.starts)) * request.samples, MOST_REQUESTS),
+            requests=min((1 + len(request.starts)) * request.samples, MOST_REQUESTS_OF_ONE),
             samples=request.samples,
             reads_cache=request.reads_cache,
         )
@@ -442,7 +440,7 @@ class Router(PoolListener):
             self._outliers.sent(load.endpoint, at)
             lengths = decision.known_lengths
             for length in lengths:
-                for _ in range(min(decision.samples, MOST_REQUESTS // len(lengths))):
+                for _ in range(min(decision.samples, MOST_REQUESTS_OF_ONE // len(lengths))):
                     self._bytes_per_token.sent(load, length)
         if decision.adapter:
             load.adapters.use(decision.adapter, now)

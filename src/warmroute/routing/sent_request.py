@@ -11,6 +11,9 @@ from warmroute.routing.bytes_per_token import UNKNOWN
 from warmroute.routing.confirmation import SentPrompt
 from warmroute.routing.endpoint_load import EndpointLoad
 
+MOST_REQUESTS_OF_ONE = 1024
+"""Requests in an engine that one request of a client counts for, at most."""
+
 
 @dataclass(slots=True)
 class SentRequest:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from warmroute.pool.endpoint import (
     LONGEST_MODEL_NAME,
-    MOST_REQUESTS,
     MOST_SERVED_MODELS,
     Endpoint,
     EngineState,
@@ -20,9 +19,10 @@ from warmroute.pool.endpoint import (
 )
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain
+from warmroute.routing.bytes_per_token import RANGE
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
-from warmroute.routing.sent_request import SentRequest
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, SentRequest
 from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.decision_columns import (
     COLUMNS,
@@ -35,8 +35,8 @@ from warmroute.shared_state.decision_columns import (
     THOUSANDTHS,
     incarnation_of,
 )
-from warmroute.shared_state.logged_chains import Addition, LoggedChains
-from warmroute.shared_state.outbox import EQUAL_FIGURES, Outbox
+from warmroute.shared_state.logged_chains import LONGEST_PROMPT, Addition, LoggedChains
+from warmroute.shared_state.outbox import EQUAL_FIGURES, MOST_OF_A_KIND, Outbox
 
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
@@ -53,7 +53,7 @@ class Applied:
     unknown_endpoints: int = 0
     """Decisions, states and events of endpoints that the pool does not have, or of an earlier incarnation."""
     unreadable: int = 0
-    """Batches whose columns of decisions have different lengths, or are longer than any picker's."""
+    """Batches with more of a kind than any picker writes, or whose columns of decisions have different lengths."""
     unknown_chains: int = 0
     """Prompts whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
 
@@ -65,6 +65,9 @@ _ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
 MOST_ROWS = 2 * MOST_DECISIONS
 """Rows of decisions in one batch: the prompts of its last decision may exceed MOST_DECISIONS. A row can take half a
 millisecond."""
+MOST_FURTHER_REQUESTS = 16 * MOST_REQUESTS_OF_ONE
+"""Requests that the decisions of one batch count for, the first of each not counted: about 40 ms of work."""
+MOST_BYTES_PER_TOKEN = int(RANGE[1])
 
 
 class _Reading(NamedTuple):
@@ -90,6 +93,9 @@ class Inbox:
 
     def apply(self, batch: pb.Batch, published_at: float, now: float, *, replayed: bool = False) -> None:
         """Apply another picker's batch, published at ``published_at``; ``replayed``: read at the start, from the past."""
+        if max(len(batch.events), len(batch.reports), len(batch.served)) > MOST_OF_A_KIND:
+            self.applied.unreadable += 1
+            return
         endpoints = [self._member(named) for named in batch.endpoints]
         reading = _Reading(min(published_at, now), now, replayed, endpoints, tuple(batch.adapters))
         self._outbox.muted = True
@@ -154,12 +160,13 @@ class Inbox:
             self.applied.unreadable += 1
             return
         loads = [None if endpoint is None else self._router.load(endpoint) for endpoint in reading.endpoints]
-        start = 0
+        start, further_requests = 0, MOST_FURTHER_REQUESTS
         decision: SentRequest | None = None
         for row, (ordinary, rare) in enumerate(
             zip(zip(*columns, strict=True), zip(*rare_columns, strict=True), strict=True)
         ):
             place, age, prompt_tokens, cached_tokens, prompt_bytes, base, known, count = ordinary
+            prompt_bytes = min(prompt_bytes, LONGEST_PROMPT)
             addition = Addition(base, known, hashes[start : start + count], distances[start : start + count])
             start += count
             chain = self._chains.join(addition, prompt_bytes, reading.published_at)
@@ -176,11 +183,14 @@ class Inbox:
                 self.applied.unknown_endpoints += 1
                 continue
             self.applied.decisions += 1
-            at, prompt_tokens = min(reading.published_at - age / 1e6, reading.now), prompt_tokens or 1
+            at = min(reading.published_at - age / 1e6, reading.now)
+            # No fewer than its bytes can have: by them it is found to be too long for the engine.
+            prompt_tokens = min(max(prompt_tokens, prompt_bytes // MOST_BYTES_PER_TOKEN, 1), LONGEST_PROMPT)
             cached_tokens, chain = min(cached_tokens, prompt_tokens), chain or EMPTY_CHAIN
             decision = SentRequest(load, at, prompt_tokens, cached_tokens, prompt_bytes, chain)
             if any(rare):
-                _add_rare(decision, rare, reading.adapters)
+                _add_rare(decision, rare, reading.adapters, most_requests=1 + further_requests)
+                further_requests -= decision.requests - 1
         if decision is not None:
             self._router.learn(decision, reading.now)
 
@@ -208,13 +218,14 @@ def _add_chain(decision: SentRequest, chain: Chain) -> None:
         decision.chain = chain
 
 
-def _add_rare(decision: SentRequest, rare: tuple[int, ...], adapters: Sequence[str]) -> None:
+def _add_rare(decision: SentRequest, rare: tuple[int, ...], adapters: Sequence[str], *, most_requests: int) -> None:
     """What ordinary requests do not have: the numbers of :data:`RARE_COLUMNS`."""
     flags, adapter, requests, samples, prompts = rare
     decision.exact, decision.partial = flags & EXACT != 0, flags & PARTIAL != 0
     decision.reads_cache = not flags & READS_NO_CACHE
     decision.adapter = adapters[adapter - 1] if 0 < adapter <= len(adapters) else ""
-    decision.requests, decision.samples = (min(max(count, 1), MOST_REQUESTS) for count in (requests, samples))
+    decision.requests = min(max(requests, 1), MOST_REQUESTS_OF_ONE, most_requests)
+    decision.samples = min(max(samples, 1), decision.requests)
     decision.prompts = max(prompts / THOUSANDTHS, 1.0)
 
 

@@ -20,12 +20,15 @@ from itertools import accumulate
 from operator import sub
 from typing import NamedTuple
 
-from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, Chain, common_checkpoints
+from warmroute.prefix.chain import EMPTY_CHAIN, MAX_CHECKPOINTS, POSITIONS, Chain, common_checkpoints
 
 NO_BASE = 0
 """In place of a segment: the chain begins here."""
 DEEPEST = 1024
 """Segments of one chain. Each turn of a conversation adds one; a longer chain is appended again."""
+
+LONGEST_PROMPT = POSITIONS[-1]
+"""Position in bytes up to which another picker's chain may go. Checkpoints inside a message end there."""
 
 
 class Addition(NamedTuple):
@@ -113,7 +116,8 @@ class LoggedChains:
         return too_old or base.first <= self._appended - self._limit // 2 or base.depth >= DEEPEST
 
     def join(self, addition: Addition, prompt_bytes: int, at: float) -> Chain | None:
-        """Another picker's decision, appended at ``at``: its whole chain. None if the log's part of it is not known here."""
+        """Another picker's decision, appended at ``at``: its whole chain. None if the log's part of it is not known here, or
+        if it is longer than its prompt or :data:`LONGEST_PROMPT`."""
         name, known, new, distances = addition
         base: _Segment | None = None
         hashes: list[int] = []
@@ -125,6 +129,8 @@ class LoggedChains:
             while base.base is not None and known <= base.start:
                 base = base.base
             hashes, ends = _checkpoints(base, known)
+        if (ends[-1] if ends else 0) + sum(distances) > min(prompt_bytes, LONGEST_PROMPT):
+            return None
         if new:
             if len(new) != len(distances) or len(hashes) + len(new) > MAX_CHECKPOINTS:
                 return None

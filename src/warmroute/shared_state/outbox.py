@@ -25,6 +25,8 @@ MOST_EVENTS = 4096
 """Events that wait."""
 MOST_FACTS = 256 << 10
 """Bytes of events, figures and lists of models in one batch, from which on the rest waits for the next one."""
+MOST_OF_A_KIND = 1024
+"""Events in one batch, figures of engines, and lists of models, of each kind."""
 LONGEST_LIST = 512 << 10
 """Bytes of one engine's list of models; a longer one is not shared. Together with these :data:`MOST_FACTS` it is less than
 a NATS server takes."""
@@ -141,14 +143,14 @@ class Outbox(PoolListener):
         alone = not self._decisions or bool(self._changed_models)
         decisions = DecisionColumns() if alone else self._decisions.popleft()
         names, size = decisions.names, 0
-        while self._events and names.size + size < MOST_FACTS:
+        while self._events and len(batch.events) < MOST_OF_A_KIND and names.size + size < MOST_FACTS:
             endpoint, kind = self._events.popleft()
             size += batch.events.add(endpoint=names.endpoint(endpoint), kind=kind).ByteSize()
-        while self._states and names.size + size < MOST_FACTS:
+        while self._states and len(batch.reports) < MOST_OF_A_KIND and names.size + size < MOST_FACTS:
             endpoint = self._states.pop(next(iter(self._states)))
             if endpoint.state is not None:
                 size += _add_report(batch, names, endpoint, endpoint.state, now)
-        while self._changed_models and names.size + size < MOST_FACTS:
+        while self._changed_models and len(batch.served) < MOST_OF_A_KIND and names.size + size < MOST_FACTS:
             endpoint = self._changed_models.pop(next(iter(self._changed_models)))
             size += _add_models(batch, names.endpoint(endpoint), endpoint.models)
         decisions.write(batch.decisions, now)

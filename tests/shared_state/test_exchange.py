@@ -20,6 +20,7 @@ from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
 from warmroute.shared_state import shared_state_pb2 as pb
@@ -234,6 +235,68 @@ def test_an_emptied_cache_is_empty_everywhere() -> None:
     send(one, other, 2.02)
     assert other.router.held(other.load("a")) == (0, 0)
     assert len(other.outbox) == 0
+
+
+def test_one_restart_that_both_have_seen_is_no_crash_loop() -> None:
+    """The log was away for 20 s: the other picker reads of the restart that it saw itself. It keeps what it has learned."""
+    one, other = Picker(names=("a", "b", "c")), Picker(names=("a", "b", "c"))
+    for picker, at in ((one, 10.0), (other, 12.0)):
+        picker.pool.restarted(picker.pool.endpoints["ns/a"], at)
+    decisions = [other.pick(f"{k} {LONG}", 13.0 + k) for k in range(6)]
+    send(one, other, 30.0)
+    assert other.pool.endpoints["ns/a"].health is Health.HEALTHY
+    assert all(decision.endpoint.id in other.router.holders(decision.chain.hashes) for decision in decisions)
+
+
+def test_a_restart_counts_at_its_time() -> None:
+    """A starter reads of one 9 minutes ago; the next one 200 s later is none of a crash loop."""
+    one, other = Picker(names=("a", "b", "c")), Picker(names=("a", "b", "c"))
+    one.pool.restarted(one.pool.endpoints["ns/a"], 10.0)
+    other.inbox.apply(one.outbox.take(20.0), 20.0, 550.0, replayed=True)
+    assert other.load("a").began_at == pytest.approx(10.0)
+    other.pool.restarted(other.pool.endpoints["ns/a"], 750.0)
+    assert other.pool.endpoints["ns/a"].health is Health.HEALTHY
+
+
+def test_two_restarts_that_come_together_are_two() -> None:
+    one, other = Picker(names=("a", "b", "c")), Picker(names=("a", "b", "c"))
+    for at in (10.0, 110.0):
+        one.pool.restarted(one.pool.endpoints["ns/a"], at)
+    other.inbox.apply(one.outbox.take(111.0), 111.0, 111.0)
+    assert other.pool.endpoints["ns/a"].health is Health.EJECTED
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_picker_that_reads_the_log_late_keeps_what_it_has_learned_itself(restarted: bool) -> None:
+    """It was ready without the log."""
+    one, other = Picker(names=("a", "b")), Picker(names=("a", "b"))
+    endpoint = one.pool.endpoints["ns/a"]
+    (one.pool.restarted if restarted else one.pool.cache_emptied)(endpoint, 10.0)
+    decisions = [other.pick(f"{k} {LONG}", 200.0 + k) for k in range(6)]
+    other.inbox.apply(one.outbox.take(10.02), 10.02, 300.0, replayed=True)
+    assert all(decision.endpoint.id in other.router.holders(decision.chain.hashes) for decision in decisions)
+
+
+def test_an_emptied_cache_that_every_picker_sees_is_emptied_once() -> None:
+    """Discovery tells it to all, and each tells it on."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker, at in ((one, 10.0), (other, 10.1)):
+        picker.pool.cache_emptied(picker.pool.endpoints["ns/a"], at)
+    decision = other.pick(LONG, 10.2)
+    send(one, other, 10.3)
+    assert other.router.holders(decision.chain.hashes) == ["ns/a"]
+    one.pool.cache_emptied(one.pool.endpoints["ns/a"], 12.0)  # another one
+    send(one, other, 12.02)
+    assert other.router.held(other.load("a")) == (0, 0)
+
+
+def test_an_ejection_lasts_from_its_time_on() -> None:
+    one, other = Picker(), Picker()
+    one.pool.set_health(one.pool.endpoints["ns/a"], Health.EJECTED, 1.0)
+    other.inbox.apply(one.outbox.take(1.0 + FIRST_BACKOFF / 2), 1.0 + FIRST_BACKOFF / 2, 1.0 + FIRST_BACKOFF / 2)
+    assert other.pool.endpoints["ns/a"].health is Health.EJECTED
+    other.router.upkeep(1.0 + FIRST_BACKOFF)
+    assert other.pool.endpoints["ns/a"].health is Health.PROBING
 
 
 def test_a_restart_that_discovery_tells_is_not_passed_on() -> None:
@@ -637,7 +700,7 @@ reports = st.builds(
     first_tokens_total=st.floats(),
     loaded_adapters=st.lists(positions, max_size=3),
 )
-events = st.builds(pb.Event, endpoint=positions, kind=st.integers(0, 9))
+events = st.builds(pb.Event, endpoint=positions, kind=st.integers(0, 9), age=figures)
 
 
 @given(remote_decisions(), st.lists(reports, max_size=4), st.lists(events, max_size=4))

@@ -20,7 +20,7 @@ from warmroute.pool.endpoint import (
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain
 from warmroute.routing.bytes_per_token import RANGE
-from warmroute.routing.outlier_detection import FIRST_BACKOFF
+from warmroute.routing.outlier_detection import FIRST_BACKOFF, ONE_RESTART_SECONDS
 from warmroute.routing.router import Router
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, SentRequest
 from warmroute.shared_state import shared_state_pb2 as pb
@@ -41,6 +41,9 @@ from warmroute.shared_state.outbox import EQUAL_FIGURES, MOST_OF_A_KIND, Outbox
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
 more than applying a decision, and prompts are confirmed often enough."""
+
+ONE_EMPTYING_SECONDS = 1.0
+"""Seconds within which two pickers see one emptying of a cache, by discovery."""
 
 
 @dataclass(slots=True)
@@ -125,18 +128,21 @@ class Inbox:
         if endpoint is None:
             return
         self.applied.events += 1
-        now = reading.now
+        now, last = reading.now, self._outbox.last(endpoint)
+        at = min(reading.published_at - event.age / 1e6, now)
+        # What this picker has decided since then is of the new process.
+        late = at < last.decided - ONE_RESTART_SECONDS
         match event.kind:
-            case pb.Event.RESTARTED:
-                self._pool.restarted(endpoint, now)
-            case pb.Event.CACHE_EMPTIED:
-                self._pool.cache_emptied(endpoint, now)
+            case pb.Event.RESTARTED if not late and at > last.restarted + ONE_RESTART_SECONDS:
+                self._pool.restarted(endpoint, at)
+            case pb.Event.CACHE_EMPTIED if not late and at > last.emptied + ONE_EMPTYING_SECONDS:
+                self._pool.cache_emptied(endpoint, at)
             case pb.Event.UNREACHABLE:
                 self._pool.unreachable(endpoint, now)
             case pb.Event.REACHABLE:
                 self._pool.reachable(endpoint, now)
-            case pb.Event.EJECTED if reading.published_at > now - FIRST_BACKOFF:
-                self._router.learn_ejected(endpoint, now)
+            case pb.Event.EJECTED if at > max(now - FIRST_BACKOFF, last.restarted):
+                self._router.learn_ejected(endpoint, at)
 
     def _apply_report(self, report: pb.Report, reading: _Reading) -> None:
         endpoint = self._found(report.endpoint, reading)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from math import inf
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, ServedModels
@@ -38,6 +38,17 @@ EQUAL_FIGURES = tuple(
 """Figures that a report has as they are, under their names."""
 
 
+@dataclass(slots=True)
+class LastTimes:
+    """When something happened to an engine last, in monotonic seconds; -inf: never as far as this picker knows."""
+
+    restarted: float = -inf
+    emptied: float = -inf
+    """It lost its KV cache, by a restart or otherwise."""
+    decided: float = -inf
+    """This picker itself chose it."""
+
+
 class Outbox(PoolListener):
     """Collects and makes batches. Times are monotonic seconds."""
 
@@ -49,7 +60,9 @@ class Outbox(PoolListener):
         """Batches, all but the last full."""
         self._states: dict[str, Endpoint] = {}
         """Endpoints with a new state, by id."""
-        self._events: deque[tuple[Endpoint, pb.Event.Kind]] = deque(maxlen=MOST_EVENTS)
+        self._events: deque[tuple[Endpoint, pb.Event.Kind, float]] = deque(maxlen=MOST_EVENTS)
+        """Each with its time."""
+        self._last: dict[str, LastTimes] = {}
         self._reachable: dict[str, bool] = {}
         self._specs: dict[str, EndpointSpec] = {}
         self._members: dict[str, Endpoint] = {}
@@ -72,6 +85,9 @@ class Outbox(PoolListener):
                 self.dropped += len(waiting.popleft())
                 self._chains.clear()  # the log lacks what was dropped
         waiting[-1].add(decision, self._chains)
+        last = self._last.get(decision.endpoint.id)
+        if last is not None:  # else it has left
+            last.decided = decision.at
 
     def measured(self, decision: Decision) -> None:
         """Nothing to tell: other pickers see the end of a response in the engine's figures."""
@@ -79,6 +95,7 @@ class Outbox(PoolListener):
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """A new member."""
         self._members[endpoint.id] = endpoint
+        self._last[endpoint.id] = LastTimes()
         self._specs[endpoint.id] = endpoint.spec
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
@@ -90,15 +107,18 @@ class Outbox(PoolListener):
         """An engine is a new process. If discovery says so, every picker knows it from there."""
         discovered = self._specs[endpoint.id] is not endpoint.spec
         self._specs[endpoint.id] = endpoint.spec
+        last = self._last[endpoint.id]
+        last.restarted = last.emptied = now
         if not self.muted:
             self._states.pop(endpoint.id, None)
             if not discovered:
-                self._events.append((endpoint, pb.Event.RESTARTED))
+                self._events.append((endpoint, pb.Event.RESTARTED, now))
 
     def endpoint_cache_emptied(self, endpoint: Endpoint, now: float) -> None:
         """An engine lost its KV cache."""
+        self._last[endpoint.id].emptied = now
         if not self.muted:
-            self._events.append((endpoint, pb.Event.CACHE_EMPTIED))
+            self._events.append((endpoint, pb.Event.CACHE_EMPTIED, now))
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
         """An engine stopped answering, answers again, was ejected, or lists other models."""
@@ -112,9 +132,9 @@ class Outbox(PoolListener):
         if endpoint.models != models_before:
             self._changed_models[endpoint.id] = endpoint
         if endpoint.reachable != before:
-            self._events.append((endpoint, pb.Event.REACHABLE if endpoint.reachable else pb.Event.UNREACHABLE))
+            self._events.append((endpoint, pb.Event.REACHABLE if endpoint.reachable else pb.Event.UNREACHABLE, now))
         if endpoint.health is Health.EJECTED:
-            self._events.append((endpoint, pb.Event.EJECTED))
+            self._events.append((endpoint, pb.Event.EJECTED, now))
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """The member is forgotten."""
@@ -122,7 +142,11 @@ class Outbox(PoolListener):
         self._reachable.pop(endpoint.id, None)
         self._models.pop(endpoint.id, None)
         self._changed_models.pop(endpoint.id, None)
-        del self._specs[endpoint.id], self._members[endpoint.id]
+        del self._specs[endpoint.id], self._members[endpoint.id], self._last[endpoint.id]
+
+    def last(self, endpoint: Endpoint) -> LastTimes:
+        """When this picker saw the endpoint's engine restart, and so on. The endpoint is a member of the pool."""
+        return self._last[endpoint.id]
 
     # ---------------------------------------------------------------- batches
 
@@ -138,14 +162,14 @@ class Outbox(PoolListener):
         """
         if now >= self._repeat_at:
             self._repeat_at = now + self._chains.retention / REPEATS
-            self._repeat()
+            self._repeat(now)
         batch = pb.Batch(bytes_per_token=bytes_per_token, leaving=leaving)
         alone = not self._decisions or bool(self._changed_models)
         decisions = DecisionColumns() if alone else self._decisions.popleft()
         names, size = decisions.names, 0
         while self._events and len(batch.events) < MOST_OF_A_KIND and names.size + size < MOST_FACTS:
-            endpoint, kind = self._events.popleft()
-            size += batch.events.add(endpoint=names.endpoint(endpoint), kind=kind).ByteSize()
+            endpoint, kind, at = self._events.popleft()
+            size += batch.events.add(endpoint=names.endpoint(endpoint), kind=kind, age=age(at, now)).ByteSize()
         while self._states and len(batch.reports) < MOST_OF_A_KIND and names.size + size < MOST_FACTS:
             endpoint = self._states.pop(next(iter(self._states)))
             if endpoint.state is not None:
@@ -157,13 +181,13 @@ class Outbox(PoolListener):
         names.write(batch)
         return batch
 
-    def _repeat(self) -> None:
+    def _repeat(self, now: float) -> None:
         """Say again what has not changed for long, for pickers that start: the log forgets."""
         for endpoint in self._members.values():
             if not self._owns(endpoint.id):
                 continue
             if not endpoint.reachable:
-                self._events.append((endpoint, pb.Event.UNREACHABLE))
+                self._events.append((endpoint, pb.Event.UNREACHABLE, now))
             if endpoint.models is not None:
                 self._changed_models[endpoint.id] = endpoint
 

@@ -72,7 +72,7 @@ class Decisions(_message.Message):
     def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., known: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., requests: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., prompts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("endpoint", "kind")
+    __slots__ = ("endpoint", "kind", "age")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Event.Kind]
@@ -89,9 +89,11 @@ class Event(_message.Message):
     CACHE_EMPTIED: Event.Kind
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
     endpoint: int
     kind: Event.Kind
-    def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ...) -> None: ...
+    age: int
+    def __init__(self, endpoint: _Optional[int] = ..., kind: _Optional[_Union[Event.Kind, str]] = ..., age: _Optional[int] = ...) -> None: ...
 
 class Served(_message.Message):
     __slots__ = ("endpoint", "listed", "names", "adapters", "aliases")

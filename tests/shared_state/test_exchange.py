@@ -141,6 +141,47 @@ def test_another_incarnation_is_ignored() -> None:
     assert all(not load.sent for load in other.router.loads)
 
 
+def replace_pod(picker: Picker, now: float) -> None:
+    picker.pool.upsert(EndpointSpec("ns", "a", "10.0.0.1", 8000, {}, "new"), now)
+
+
+def test_a_decision_belongs_to_the_incarnation_that_it_chose() -> None:
+    """It waits while the log is away, and the pod is replaced meanwhile."""
+    one, other = Picker(incarnation="old", names=("a",)), Picker(incarnation="new", names=("a",))
+    before = one.pick(f"before {LONG}", 1.0)
+    replace_pod(one, 5.0)
+    after = one.pick(f"after {LONG}", 6.0)
+    batch = send(one, other, 8.0)
+    assert len(batch.endpoints) == 2
+    assert other.inbox.applied.unknown_endpoints == 1
+    assert other.router.holders(before.chain.hashes) == []
+    assert other.router.holders(after.chain.hashes) == ["ns/a"]
+    assert len(other.load("a").sent) == 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_decisions_from_before_a_restart_are_not_of_the_new_process(told: bool) -> None:
+    """Whether the same batch tells the restart, or the other picker has seen it."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    before = one.pick(LONG, 1.0)
+    picker = one if told else other
+    picker.pool.restarted(picker.pool.endpoints["ns/a"], 1.01)
+    after = one.pick(f"after {LONG}", 1.015)
+    send(one, other, 1.02)
+    assert other.router.holders(before.chain.hashes) == []
+    assert other.router.holders(after.chain.hashes) == ["ns/a"]
+    assert len(other.load("a").sent) == 1
+
+
+def test_a_prompt_from_before_the_cache_was_emptied_is_load_alone() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    other.pool.cache_emptied(other.pool.endpoints["ns/a"], 1.01)
+    send(one, other, 1.02)
+    assert other.router.held(other.load("a")) == (0, 0)
+    assert len(other.load("a").sent) == 1
+
+
 def test_an_endpoint_that_is_not_there_is_ignored() -> None:
     one, other = Picker(names=("a",)), Picker(names=("b",))
     one.pick(LONG, 1.0)

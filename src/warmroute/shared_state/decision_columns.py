@@ -39,18 +39,18 @@ class Names:
     """The tables of a batch: endpoints and adapters, by the positions at which they stand."""
 
     def __init__(self) -> None:
-        self._endpoints: dict[str, int] = {}
-        self._members: list[Endpoint] = []
+        self._endpoints: dict[tuple[str, str], int] = {}
+        """By id and incarnation."""
         self._adapters: dict[str, int] = {}
         self.size = 0
         """Bytes of the tables in the batch, about."""
 
     def endpoint(self, endpoint: Endpoint) -> int:
-        """The endpoint's position."""
-        place = self._endpoints.get(endpoint.id)
+        """The position of the endpoint as it is now: another incarnation of it has another one."""
+        key = endpoint.id, endpoint.spec.incarnation
+        place = self._endpoints.get(key)
         if place is None:
-            place = self._endpoints[endpoint.id] = len(self._members)
-            self._members.append(endpoint)
+            place = self._endpoints[key] = len(self._endpoints)
             self.size += len(endpoint.id) + NAME_SIZE
         return place
 
@@ -64,8 +64,8 @@ class Names:
 
     def write(self, batch: pb.Batch) -> None:
         """Add the tables to the batch."""
-        for endpoint in self._members:
-            batch.endpoints.add(id=endpoint.id, incarnation=incarnation_of(endpoint))
+        for name, incarnation in self._endpoints:
+            batch.endpoints.add(id=name, incarnation=_digest(incarnation))
         batch.adapters.extend(self._adapters)
 
 

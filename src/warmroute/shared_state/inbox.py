@@ -54,7 +54,7 @@ class Applied:
     reports: int = 0
     events: int = 0
     unknown_endpoints: int = 0
-    """Decisions, states and events of endpoints that the pool does not have, or of an earlier incarnation."""
+    """Decisions, states and events of endpoints that the pool does not have, or of an earlier process of the engine."""
     unreadable: int = 0
     """Batches with more of a kind than any picker writes, or whose columns of decisions have different lengths."""
     unknown_chains: int = 0
@@ -168,6 +168,7 @@ class Inbox:
         loads = [None if endpoint is None else self._router.load(endpoint) for endpoint in reading.endpoints]
         start, further_requests = 0, MOST_FURTHER_REQUESTS
         decision: SentRequest | None = None
+        held = True  # else the cache was emptied since the decision
         for row, (ordinary, rare) in enumerate(
             zip(zip(*columns, strict=True), zip(*rare_columns, strict=True), strict=True)
         ):
@@ -178,21 +179,22 @@ class Inbox:
             chain = self._chains.join(addition, prompt_bytes, reading.published_at)
             self.applied.unknown_chains += chain is None
             if row and rare[0] & FURTHER:
-                if decision is not None and chain is not None and prompt_bytes and decision.prompt_bytes:
+                if decision is not None and chain is not None and held and prompt_bytes and decision.prompt_bytes:
                     _add_chain(decision, chain)
                 continue
             if decision is not None:
                 self._router.learn(decision, reading.now)
                 decision = None
             load = loads[place] if place < len(loads) else None
-            if load is None:
+            at = min(reading.published_at - age / 1e6, reading.now)
+            if load is None or at < (last := self._outbox.last(load.endpoint)).restarted:
                 self.applied.unknown_endpoints += 1
                 continue
             self.applied.decisions += 1
-            at = min(reading.published_at - age / 1e6, reading.now)
+            held = at >= last.emptied
             # No fewer than its bytes can have: by them it is found to be too long for the engine.
             prompt_tokens = min(max(prompt_tokens, prompt_bytes // MOST_BYTES_PER_TOKEN, 1), LONGEST_PROMPT)
-            cached_tokens, chain = min(cached_tokens, prompt_tokens), chain or EMPTY_CHAIN
+            cached_tokens, chain = min(cached_tokens, prompt_tokens), (chain if held else None) or EMPTY_CHAIN
             decision = SentRequest(load, at, prompt_tokens, cached_tokens, prompt_bytes, chain)
             if any(rare):
                 _add_rare(decision, rare, reading.adapters, most_requests=1 + further_requests)

@@ -145,8 +145,8 @@ class Outbox(PoolListener):
         del self._specs[endpoint.id], self._members[endpoint.id], self._last[endpoint.id]
 
     def last(self, endpoint: Endpoint) -> LastTimes:
-        """When this picker saw the endpoint's engine restart, and so on. The endpoint is a member of the pool."""
-        return self._last[endpoint.id]
+        """When this picker saw the endpoint's engine restart, and so on."""
+        return self._last.get(endpoint.id) or LastTimes()
 
     # ---------------------------------------------------------------- batches
 

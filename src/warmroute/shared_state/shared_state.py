@@ -77,6 +77,17 @@ class Traffic:
     """Own batches that were dropped because the server takes none of that size."""
 
 
+@dataclass(slots=True)
+class _Unread:
+    """An own batch that was not read back yet. Times are monotonic seconds."""
+
+    sealed: bytes
+    sent_at: float
+    """When it was sent first: the log stamped any copy of it later."""
+    sent_again_at: float
+    """When it was sent last."""
+
+
 class SharedState:
     """The state that pickers share. Give :attr:`outbox` to the router as a listener, then :meth:`start`."""
 
@@ -104,8 +115,8 @@ class SharedState:
         self._offset = ClockOffset()
         self._duplicates = Duplicates()
         self._sequence = 0
-        self._unread: OrderedDict[int, tuple[float, bytes]] = OrderedDict()
-        """When own batches were sent, and their bytes, by sequence number, until they are read back."""
+        self._unread: OrderedDict[int, _Unread] = OrderedDict()
+        """Own batches by sequence number, until they are read back."""
         self._unread_bytes = 0
         self._read_at = 0.0
         """When an entry was read last, one's own included."""
@@ -278,15 +289,18 @@ class SharedState:
 
     async def _send_again(self, log: NatsLog) -> None:
         """Batches that were never read back may be lost. The others drop those that are not."""
-        for sequence, (_, sealed) in list(self._unread.items()):
-            self._unread[sequence] = self._clock(), sealed
-            await self._publish_sealed(log, sequence, sealed)
+        for sequence in list(self._unread):
+            batch = self._unread.get(sequence)
+            if batch is not None:  # else it was read back while others were sent
+                batch.sent_again_at = self._clock()
+                await self._publish_sealed(log, sequence, batch.sealed)
 
-    def _read_back(self, sequence: int) -> float | None:
-        """The batch is in the log, or is kept no longer. Returns when it was sent; None if it is not known."""
-        sent_at, sealed = self._unread.pop(sequence, (None, b""))
-        self._unread_bytes -= len(sealed)
-        return sent_at
+    def _read_back(self, sequence: int) -> _Unread | None:
+        """The batch is in the log, or is kept no longer. Returns it; None if it is not known."""
+        batch = self._unread.pop(sequence, None)
+        if batch is not None:
+            self._unread_bytes -= len(batch.sealed)
+        return batch
 
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
@@ -296,7 +310,7 @@ class SharedState:
         batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
-        self._unread[self._sequence] = self._published_at, sealed
+        self._unread[self._sequence] = _Unread(sealed, self._published_at, self._published_at)
         self._unread_bytes += len(sealed)
         while len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
             self._read_back(next(iter(self._unread)))
@@ -347,7 +361,8 @@ class SharedState:
         if not abs(entry.stamped_at - batch.log_time) <= LATEST:  # NaN is not, either
             traffic.outdated += batch.log_time != 0
             return
-        published_at = min(self._offset.own_time(entry.stamped_at), now)  # later if the log's clock was set forward
+        # A batch that was sent again is stamped later. A stamp may be later than now if the log's clock was set forward.
+        published_at = min(self._offset.own_time(min(entry.stamped_at, batch.log_time)), now)
         if batch.leaving:
             self._membership.left(head.picker)
         elif published_at > now - SILENCE:
@@ -359,7 +374,7 @@ class SharedState:
         if 0 < self._works_from <= sequence:
             self._works_from = 0
             self._published_at = -inf  # the others learn at once that it scrapes
-        sent_at = self._read_back(sequence)
-        if sent_at is not None:
-            self.lag = now - sent_at
-            self._offset.add(sent_at=sent_at, stamped_at=stamped_at, received_at=now)
+        batch = self._read_back(sequence)
+        if batch is not None:
+            self.lag = now - batch.sent_again_at
+            self._offset.add(sent_at=batch.sent_at, stamped_at=stamped_at, received_at=now)

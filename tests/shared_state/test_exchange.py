@@ -375,6 +375,28 @@ def test_an_old_ejection_is_over() -> None:
     assert other.pool.endpoints["ns/a"].health is Health.HEALTHY
 
 
+def test_an_ejection_is_told_once() -> None:
+    """Not again at each change of the endpoint: the others would prolong it."""
+    one, other = Picker(), Picker()
+    endpoint = one.pool.endpoints["ns/a"]
+
+    def ejections(picker: Picker, now: float) -> int:
+        return [event.kind for event in picker.outbox.take(now).events].count(pb.Event.EJECTED)
+
+    one.pool.set_health(endpoint, Health.EJECTED, 1.0)
+    one.pool.serves(endpoint, ServedModels(frozenset({"m"})), 2.0)
+    one.pool.unreachable(endpoint, 3.0)
+    one.pool.reachable(endpoint, 4.0)
+    batch = one.outbox.take(5.0)
+    assert [event.kind for event in batch.events].count(pb.Event.EJECTED) == 1
+    other.inbox.apply(batch, 5.0, 5.0)
+    other.pool.unreachable(other.pool.endpoints["ns/a"], 6.0)  # it knows the ejection from the first picker
+    assert ejections(other, 6.02) == 0
+    one.pool.set_health(endpoint, Health.TRIAL, 7.0)
+    one.pool.set_health(endpoint, Health.EJECTED, 8.0)
+    assert ejections(one, 8.02) == 1
+
+
 def test_an_adapter_is_known_to_be_loaded() -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.observe("a", 0.5, loaded_adapters=frozenset({"lora-2"}), max_adapters=2)

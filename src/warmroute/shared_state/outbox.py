@@ -64,6 +64,7 @@ class Outbox(PoolListener):
         """Each with its time."""
         self._last: dict[str, LastTimes] = {}
         self._reachable: dict[str, bool] = {}
+        self._health: dict[str, Health] = {}
         self._specs: dict[str, EndpointSpec] = {}
         self._members: dict[str, Endpoint] = {}
         self._models: dict[str, ServedModels | None] = {}
@@ -127,19 +128,22 @@ class Outbox(PoolListener):
         self._specs[endpoint.id] = endpoint.spec
         before = self._reachable.get(endpoint.id, True)
         self._reachable[endpoint.id] = endpoint.reachable
+        health_before = self._health.get(endpoint.id)
+        self._health[endpoint.id] = endpoint.health
         if self.muted:
             return
         if endpoint.models != models_before:
             self._changed_models[endpoint.id] = endpoint
         if endpoint.reachable != before:
             self._events.append((endpoint, pb.Event.REACHABLE if endpoint.reachable else pb.Event.UNREACHABLE, now))
-        if endpoint.health is Health.EJECTED:
+        if endpoint.health is Health.EJECTED and health_before is not Health.EJECTED:
             self._events.append((endpoint, pb.Event.EJECTED, now))
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """The member is forgotten."""
         self._states.pop(endpoint.id, None)
         self._reachable.pop(endpoint.id, None)
+        self._health.pop(endpoint.id, None)
         self._models.pop(endpoint.id, None)
         self._changed_models.pop(endpoint.id, None)
         del self._specs[endpoint.id], self._members[endpoint.id], self._last[endpoint.id]

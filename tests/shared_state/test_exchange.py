@@ -587,6 +587,20 @@ def test_chains_whose_beginning_was_dropped_are_published_whole(monkeypatch: pyt
     assert other.pick(LONG, 1.03).match_ratio > 0.9
 
 
+def test_dropped_decisions_leave_those_of_the_others_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_WAITING", 1)
+    monkeypatch.setattr("warmroute.shared_state.decision_columns.MOST_DECISIONS", 2)
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    for _ in range(3):
+        other.pick("prompt", 1.5)
+    assert other.outbox.dropped
+    one.pick(LONG + " more " * 200, 2.0)
+    send(one, other, 2.02)
+    assert other.inbox.applied.unknown_chains == 0
+
+
 def test_long_prompts_cost_them_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warmroute.shared_state.decision_columns.MOST_CHECKPOINTS", 50)
     one = Picker(names=("a",))

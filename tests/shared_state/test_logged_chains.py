@@ -108,6 +108,32 @@ def test_a_chain_is_appended_anew_after_half_the_limit() -> None:
     assert log.add(chain_of("hello"), 0.0).base == NO_BASE
 
 
+def test_what_the_log_has_lost_is_appended_again_and_others_are_still_understood() -> None:
+    one, other = chains(), chains()
+    first, second = chain_of("system" * 100), chain_of("system" * 100, "question" * 50)
+    one.join(other.add(first, 0.0), first.prompt_bytes, 0.0)
+    one.lost()
+    assert one.join(other.add(second, 1.0), second.prompt_bytes, 1.0) == second
+    again = one.add(first, 2.0)
+    assert again.base == NO_BASE
+    assert list(again.hashes) == first.hashes
+    assert one.add(first, 3.0).hashes == ()
+
+
+def test_after_a_loss_a_common_beginning_is_appended_once() -> None:
+    log, starter = chains(), chains()
+    prompts = [chain_of("system" * 100, f"question {k}" * 50) for k in range(3)]
+    for prompt in prompts:
+        log.add(prompt, 0.0)
+    log.lost()
+    additions = [log.add(prompt, 1.0) for prompt in prompts]
+    assert sum(len(addition.hashes) for addition in additions) < sum(len(prompt.hashes) for prompt in prompts)
+    for prompt, addition in zip(prompts, additions, strict=True):
+        joined = starter.join(addition, prompt.prompt_bytes, 1.0)
+        assert joined is not None
+        assert joined.hashes == prompt.hashes
+
+
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30))
 def test_what_is_remembered_is_bounded(prompts: list[str]) -> None:
     log = chains(limit=10)

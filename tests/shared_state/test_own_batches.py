@@ -16,7 +16,7 @@ from warmroute.routing.router import Router
 from warmroute.shared_state.inbox import Inbox
 from warmroute.shared_state.nats_log import LARGEST_BATCH, Entry, LogOptions, NatsLog
 from warmroute.shared_state.seal import Seal
-from warmroute.shared_state.shared_state import SharedState
+from warmroute.shared_state.shared_state import ASK_AGAIN, SharedState
 from warmroute.shared_state.shared_state_pb2 import Batch
 
 OFFSET = -500.0
@@ -150,3 +150,47 @@ async def test_what_the_log_stamps_earlier_counts_at_that_time() -> None:
     one.shared._offset.add(sent_at=now, stamped_at=now - OFFSET + 5, received_at=now)
     await other.read(one.stored(one.shared._next_batch(Batch())))
     assert other.shared._membership._heard[one.shared.id] == pytest.approx(now, abs=0.01)
+
+
+async def test_a_picker_that_lacks_chains_says_so_once_in_a_while() -> None:
+    clock = Clock()
+    one, other = Picker(clock), Picker(clock)
+    await other.read(other.publish())
+    await one.read(one.publish())
+
+    async def decide(text: str) -> tuple[bool, bool]:
+        """Whether the other picker knows the decision, and whether it says then that it lacks chains."""
+        decision = one.pick(text)
+        await other.read(one.publish())
+        asking = other.publish()
+        await one.read(asking)
+        asks = Batch.FromString(other.shared._seal.open(asking.data)).lacks_chains
+        return bool(other.router.holders(decision.chain.hashes)), asks
+
+    one.pick(LONG)
+    one.publish()  # the other picker does not read it
+    assert await decide(LONG) == (False, True)
+    assert await decide(LONG) == (True, False)
+    one.pick(f"other {LONG}")
+    one.publish()
+    assert await decide(f"other {LONG}") == (False, False)
+    clock.now += ASK_AGAIN
+    one.shared._offset.add(sent_at=clock.now, stamped_at=clock.now - OFFSET, received_at=clock.now)
+    assert await decide(f"other {LONG}") == (False, True)
+    assert await decide(f"other {LONG}") == (True, False)
+
+
+async def test_chains_that_are_older_than_half_the_log_are_not_asked_for() -> None:
+    """A starter meets decisions that go on from chains which the log has forgotten. Nobody goes on from these any more."""
+    clock = Clock()
+    one, other = Picker(clock), Picker(clock)
+    await one.read(one.publish())
+    one.pick(LONG)
+    one.publish()
+    one.pick(LONG)
+    old = one.publish()
+    clock.now += 301.0
+    await other.read(other.publish())
+    await other.read(old)
+    assert other.shared.applied.unknown_chains == 1
+    assert not Batch.FromString(other.shared._seal.open(other.publish().data)).lacks_chains

@@ -18,6 +18,7 @@ from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 from warmroute.shared_state import shared_state as module
+from warmroute.shared_state.logged_chains import NO_BASE
 from warmroute.shared_state.membership import SILENCE
 from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
 from warmroute.shared_state.seal import VERSION, Seal
@@ -219,6 +220,41 @@ async def test_nats_comes_back_and_pickers_catch_up(start: Start, nats: NatsProc
     await together(one, other)
 
 
+async def test_after_nats_has_lost_the_log_a_starter_knows_what_is_decided(start: Start, nats: NatsProcess) -> None:
+    """The pickers went on from chains that only they had."""
+    one, other = start(), start()
+    await together(one, other)
+    before = [one.pick(f"{k} {LONG}") for k in range(20)]
+    await eventually(lambda: all(other.holds(decision) for decision in before))
+    await nats.stop()
+    await eventually(lambda: not one.shared.connected and not other.shared.connected, "the loss is noticed")
+    await nats.start()
+    await eventually(lambda: one.shared.connected and other.shared.connected, "the log is back")
+    after = [one.pick(f"{k} {LONG} and more {LONG}") for k in range(20)]
+    await eventually(lambda: all(other.holds(decision) for decision in after), "the old member knows them")
+    starter = start()
+    await eventually(lambda: starter.shared.replayed, "the log is read")
+    assert all(starter.holds(decision) for decision in after)
+
+
+async def test_a_starter_that_reads_the_newest_part_knows_what_is_decided_then(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it lacks chains, and the others append them again."""
+    monkeypatch.setattr("warmroute.shared_state.nats_log.MOST_REPLAYED", 100)
+    one, other = start(), start()
+    await together(one, other)
+    for k in range(20):
+        one.pick(f"{k} {LONG}")
+    await eventually(lambda: not one.shared.outbox)
+    starter = start()
+    await together(one, other, starter)
+    assert starter.shared.applied.decisions == 0
+    await eventually(lambda: starter.holds(one.pick(f"0 {LONG} and {LONG}")), "it knows the first one again")
+    after = [one.pick(f"{k} {LONG} and more {LONG}") for k in range(20)]
+    await eventually(lambda: all(starter.holds(decision) for decision in after), "it knows them")
+
+
 async def test_a_slow_server_holds_nobody_up(start: Start, nats: NatsProcess) -> None:
     """It stops reading: batches wait, and the connection is given up."""
     import os
@@ -266,9 +302,12 @@ async def test_a_batch_that_is_too_large_for_the_server_is_dropped(
     monkeypatch.setattr("warmroute.shared_state.outbox.LONGEST_LIST", 64 << 20)
     one, other = start(), start()
     await together(one, other)
+    held = one.pick(f"held {LONG}")
+    await eventually(lambda: other.holds(held))
     names = frozenset(f"{'x' * 500}-{k}" for k in range(4000))
     one.pool.serves(one.pool.endpoints["ns/pod-0"], ServedModels(names), one.now)
     await eventually(lambda: one.shared.traffic.too_large == 1, "it is dropped")
+    assert one.shared._chains.add(held.chain, one.now).base == NO_BASE  # it may have had a part of the chain
     decision = one.pick(LONG)
     await eventually(lambda: other.holds(decision), "the connection goes on")
     assert one.shared.connected

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 from warmroute.pool.endpoint import (
@@ -93,6 +94,8 @@ class Inbox:
         self._chains = chains
         self._outbox = outbox
         self.applied = Applied()
+        self.lacked_at = -inf
+        """When the latest decision whose chain is not known here was published."""
 
     def apply(self, batch: pb.Batch, published_at: float, now: float, *, replayed: bool = False) -> None:
         """Apply another picker's batch, published at ``published_at``; ``replayed``: read at the start, from the past."""
@@ -177,7 +180,9 @@ class Inbox:
             addition = Addition(base, known, hashes[start : start + count], distances[start : start + count])
             start += count
             chain = self._chains.join(addition, prompt_bytes, reading.published_at)
-            self.applied.unknown_chains += chain is None
+            if chain is None:
+                self.applied.unknown_chains += 1
+                self.lacked_at = max(self.lacked_at, reading.published_at)
             if row and rare[0] & FURTHER:
                 if decision is not None and chain is not None and held and prompt_bytes and decision.prompt_bytes:
                     _add_chain(decision, chain)

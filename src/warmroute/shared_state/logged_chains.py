@@ -10,6 +10,9 @@ it, and the last one the whole chain: a segment is found by these two, and those
 A picker that starts reads the log from ``retention`` seconds ago. A chain is therefore appended again, from its first
 checkpoint on, once its oldest segment is half that old: every chain that was in use within the last half of the log can
 be read from the log alone. The same holds for the number of checkpoints that are remembered.
+
+It does not hold for a log that has lost entries, nor for a picker that reads only a part of the log. Then own decisions go
+on from nothing that was appended before (:meth:`LoggedChains.lost`), and each chain is appended again when it is used next.
 """
 
 from __future__ import annotations
@@ -76,23 +79,23 @@ class LoggedChains:
         self._checkpoints = 0
         self._appended = 0
         """Checkpoints appended in all."""
+        self._lost = 0
+        """As many of them, the first ones, count as lost."""
 
     def __len__(self) -> int:
         """Checkpoints that are remembered, those that were appended again counted twice."""
         return self._checkpoints
 
-    def clear(self) -> None:
-        """Remember nothing: every chain is appended again."""
-        self._by_first.clear()
-        self._by_last.clear()
-        self._order.clear()
-        self._checkpoints = 0
+    def lost(self) -> None:
+        """What was appended so far may not be in the log, or not known to all: own decisions append it again. Those of the
+        others, who may go on from it, are understood as before."""
+        self._lost = self._appended
 
     def add(self, chain: Chain, now: float) -> Addition:
         """An own decision: what must be appended of its chain, which the log has from now on."""
         hashes, ends = chain.hashes, chain.ends
-        base, known = self._find(hashes)
-        if base is not None and self._is_old(base, now):
+        base, known = self._find(hashes, now)
+        if base is not None and base.depth >= DEEPEST:
             base, known = None, 0
         name = NO_BASE if base is None else base.hashes[-1]
         if known == len(hashes):
@@ -102,18 +105,20 @@ class LoggedChains:
         before = ends[known - 1 : -1] if known else (0, *ends[:-1])
         return Addition(name, known, new, list(map(sub, new_ends, before)))
 
-    def _find(self, hashes: Sequence[int]) -> tuple[_Segment | None, int]:
-        """How many of a chain's checkpoints are known, and the segment that has the last of them."""
+    def _find(self, hashes: Sequence[int], now: float) -> tuple[_Segment | None, int]:
+        """How many of a chain's checkpoints need not be appended again, and the segment that has the last of them."""
         segment, known = None, 0
         while known < len(hashes) and (following := self._by_first.get(hashes[known])) is not None:
+            if self._is_old(following, now):
+                break
             segment = following
             known += common_checkpoints(segment.hashes, hashes, known)
         return segment, known
 
-    def _is_old(self, base: _Segment, now: float) -> bool:
-        """Whether the chain must be appended again rather than extended."""
-        too_old = base.since <= now - self.retention / 2
-        return too_old or base.first <= self._appended - self._limit // 2 or base.depth >= DEEPEST
+    def _is_old(self, segment: _Segment, now: float) -> bool:
+        """Whether the checkpoints must be appended again: those of the segment, or those before them."""
+        too_old = segment.since <= now - self.retention / 2
+        return too_old or segment.first < self._lost or segment.first <= self._appended - self._limit // 2
 
     def join(self, addition: Addition, prompt_bytes: int, at: float) -> Chain | None:
         """Another picker's decision, appended at ``at``: its whole chain. None if the log's part of it is not known here, or

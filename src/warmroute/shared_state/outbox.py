@@ -84,7 +84,7 @@ class Outbox(PoolListener):
             waiting.append(DecisionColumns())
             if len(waiting) > MOST_WAITING:
                 self.dropped += len(waiting.popleft())
-                self._chains.clear()  # the log lacks what was dropped
+                self._chains.lost()  # the log lacks what was dropped
         waiting[-1].add(decision, self._chains)
         last = self._last.get(decision.endpoint.id)
         if last is not None:  # else it has left

@@ -51,6 +51,8 @@ SLICE = 0.01
 LATEST = 60.0
 """Seconds between publishing and storing a batch after which it is not applied. Batches that were not read back come again
 when NATS is back; the limit bounds what somebody can store again who may write to NATS and does not have the key."""
+ASK_AGAIN = 10.0
+"""Seconds from asking the others to append chains again until a chain that is not known leads to asking again."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about batches that could not be applied."""
 MOST_UNREAD = 500
@@ -121,6 +123,8 @@ class SharedState:
         self._read_at = 0.0
         """When an entry was read last, one's own included."""
         self._published_at = 0.0
+        self._asked_at = -inf
+        """When the others were asked to append chains again."""
         self._position: Position | None = None
         self._works_from: float = inf
         """Sequence number from which on a batch that is read back shows that the connection works; 0: one was."""
@@ -231,6 +235,8 @@ class SharedState:
             self._read_at = self._began_slice = self._clock()
             await log.read(self._position)
             if self._position is None or self._position.created != log.created:
+                if self._position is not None:
+                    self._chains.lost()
                 self._position = Position(log.created, 0)
             await self._send_again(log)
             self._works_from = self._sequence + 1
@@ -284,6 +290,7 @@ class SharedState:
         if len(sealed) > log.most_bytes:
             self.traffic.too_large += 1
             self._read_back(sequence)
+            self._chains.lost()
             return
         await log.publish(sealed)
 
@@ -307,6 +314,9 @@ class SharedState:
         self._sequence += 1
         # Nobody leaves an engine to a picker that is not ready, or whose figures may not come.
         batch.leaving = batch.leaving or not self.ready or self._works_from > 0
+        lacked_at = -inf if self._inbox is None else self._inbox.lacked_at
+        if lacked_at > max(self._asked_at + ASK_AGAIN, self._clock() - self._options.max_age / 2):
+            batch.lacks_chains, self._asked_at = True, self._clock()
         batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
@@ -314,6 +324,7 @@ class SharedState:
         self._unread_bytes += len(sealed)
         while len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
             self._read_back(next(iter(self._unread)))
+            self._chains.lost()  # it may not be in the log
         self.traffic.batches_out += 1
         self.traffic.bytes_out += len(sealed)
         return sealed
@@ -363,6 +374,8 @@ class SharedState:
             return
         # A batch that was sent again is stamped later. A stamp may be later than now if the log's clock was set forward.
         published_at = min(self._offset.own_time(min(entry.stamped_at, batch.log_time)), now)
+        if batch.lacks_chains:
+            self._chains.lost()
         if batch.leaving:
             self._membership.left(head.picker)
         elif published_at > now - SILENCE:

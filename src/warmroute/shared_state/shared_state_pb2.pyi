@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Batch(_message.Message):
-    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving", "log_time")
+    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving", "log_time", "lacks_chains")
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Batch(_message.Message):
     BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     LOG_TIME_FIELD_NUMBER: _ClassVar[int]
+    LACKS_CHAINS_FIELD_NUMBER: _ClassVar[int]
     endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
     adapters: _containers.RepeatedScalarFieldContainer[str]
     events: _containers.RepeatedCompositeFieldContainer[Event]
@@ -27,7 +28,8 @@ class Batch(_message.Message):
     bytes_per_token: float
     leaving: bool
     log_time: float
-    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ..., log_time: _Optional[float] = ...) -> None: ...
+    lacks_chains: bool
+    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ..., log_time: _Optional[float] = ..., lacks_chains: _Optional[bool] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("id", "incarnation")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warmroute.shared_state.membership import MOST_PICKERS, SILENCE, Membership
+from warmroute.shared_state.membership import MOST_OWNERS, MOST_PICKERS, SILENCE, Membership
 
 ENDPOINTS = [f"default/pod-{k}" for k in range(300)]
 PICKERS = [11, 22, 33]
@@ -63,3 +63,10 @@ def test_members_are_bounded() -> None:
     for picker in range(2 * MOST_PICKERS):
         view.heard(picker, 0.0)
     assert view.alive == MOST_PICKERS + 1
+
+
+def test_endpoints_that_have_left_are_not_remembered_for_ever() -> None:
+    members = Membership(1)
+    for k in range(3 * MOST_OWNERS):
+        assert members.owns(f"ns/pod-{k}")
+    assert len(members._owners) <= MOST_OWNERS

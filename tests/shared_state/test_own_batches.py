@@ -14,9 +14,9 @@ from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 from warmroute.shared_state.inbox import Inbox
-from warmroute.shared_state.nats_log import LARGEST_BATCH, Entry, LogOptions, NatsLog
+from warmroute.shared_state.nats_log import LARGEST_BATCH, Entry, LogError, LogOptions, NatsLog
 from warmroute.shared_state.seal import Seal
-from warmroute.shared_state.shared_state import ASK_AGAIN, SharedState
+from warmroute.shared_state.shared_state import ASK_AGAIN, BATCH_INTERVAL, ECHO_PATIENCE, SharedState
 from warmroute.shared_state.shared_state_pb2 import Batch
 
 OFFSET = -500.0
@@ -194,3 +194,40 @@ async def test_chains_that_are_older_than_half_the_log_are_not_asked_for() -> No
     await other.read(old)
     assert other.shared.applied.unknown_chains == 1
     assert not Batch.FromString(other.shared._seal.open(other.publish().data)).lacks_chains
+
+
+async def test_a_loop_that_stood_still_gives_no_connection_up() -> None:
+    """What has arrived meanwhile is read after its next turn."""
+    clock = Clock()
+    picker = Picker(clock)
+    log = Log()
+
+    async def turns(count: int) -> None:
+        for _ in range(count):
+            clock.now += BATCH_INTERVAL
+            await picker.shared._publish(log)
+
+    await picker.shared._publish(log)
+    clock.now += 2 * ECHO_PATIENCE
+    await picker.shared._publish(log)
+    await picker.read(picker.stored(log.batches[0]))
+    patience = round(ECHO_PATIENCE / BATCH_INTERVAL)
+    await turns(patience - 5)
+    await picker.read(picker.stored(log.batches[1]))
+    await turns(patience - 5)
+    with pytest.raises(LogError, match="nothing was read"):
+        await turns(10)
+
+
+async def test_an_entry_that_only_looks_like_an_own_batch_is_not_one() -> None:
+    """Its head is in clear: whoever may write to NATS can copy it, and needs no key for that."""
+    clock = Clock()
+    picker = Picker(clock)
+    batch = picker.publish()
+    clock.now += 2.0
+    await picker.read(Entry(batch.data[:17], 1, clock.now - 1.0 - OFFSET))
+    assert picker.shared.traffic.unreadable == 1
+    assert picker.shared._offset.offset is None
+    await picker.read(batch)
+    assert picker.shared._offset.offset is not None
+    assert not picker.shared._unread

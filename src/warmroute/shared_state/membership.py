@@ -16,6 +16,8 @@ SILENCE = 1.6
 must be scraped again."""
 MOST_PICKERS = 256
 """Members; more are not counted."""
+MOST_OWNERS = 4096
+"""Endpoints whose owner is remembered; beyond them it is found again."""
 
 
 class Membership:
@@ -54,11 +56,9 @@ class Membership:
         """Whether this picker scrapes the endpoint, given by its id."""
         owner = self._owners.get(endpoint)
         if owner is None:
+            if len(self._owners) >= MOST_OWNERS:  # many have left the pool
+                self._owners.clear()
             name = endpoint.encode()
             owner = max((self._own, *self._heard), key=lambda picker: (xxh3_64_intdigest(name, picker), picker))
             self._owners[endpoint] = owner
         return owner == self._own
-
-    def forget(self, endpoint: str) -> None:
-        """The endpoint has left the pool."""
-        self._owners.pop(endpoint, None)

@@ -40,6 +40,8 @@ BATCH_INTERVAL = 0.02
 every picker about 0.1 ms (docs/shared-state.md)."""
 START_PATIENCE = 5.0
 """Seconds after which a picker that has not read the log yet is ready without it."""
+LONGEST_TURN = 0.1
+"""Seconds of one turn that count as silence: a loop that stood still has not read yet what has arrived meanwhile."""
 ECHO_PATIENCE = 3.0
 """Seconds in which nothing is read after which the connection is given up: one's own batches come back, too."""
 BACKOFF = (0.1, 0.2, 0.5, 1.0)
@@ -120,8 +122,10 @@ class SharedState:
         self._unread: OrderedDict[int, _Unread] = OrderedDict()
         """Own batches by sequence number, until they are read back."""
         self._unread_bytes = 0
-        self._read_at = 0.0
-        """When an entry was read last, one's own included."""
+        self._silence = 0.0
+        """Seconds in which the loop ran and no entry was read, one's own included."""
+        self._turn_at = 0.0
+        """When the loop had its last turn."""
         self._published_at = 0.0
         self._asked_at = -inf
         """When the others were asked to append chains again."""
@@ -232,7 +236,8 @@ class SharedState:
             self._read_back(self._sequence)
             self._published_at = -inf  # the others do not count the first one
             self._caught_up_at = hello.number
-            self._read_at = self._began_slice = self._clock()
+            self._silence, self._turn_at = 0.0, self._clock()
+            self._began_slice = self._turn_at
             await log.read(self._position)
             if self._position is None or self._position.created != log.created:
                 if self._position is not None:
@@ -271,7 +276,9 @@ class SharedState:
 
     async def _publish(self, log: NatsLog) -> None:
         now = self._clock()
-        if now >= self._read_at + ECHO_PATIENCE:
+        self._silence += min(now - self._turn_at, LONGEST_TURN)
+        self._turn_at = now
+        if self._silence >= ECHO_PATIENCE:
             raise LogError(f"nothing was read for {ECHO_PATIENCE:g} s")
         heartbeat = now >= self._published_at + HEARTBEAT
         if not self.outbox and not heartbeat:
@@ -302,12 +309,11 @@ class SharedState:
                 batch.sent_again_at = self._clock()
                 await self._publish_sealed(log, sequence, batch.sealed)
 
-    def _read_back(self, sequence: int) -> _Unread | None:
-        """The batch is in the log, or is kept no longer. Returns it; None if it is not known."""
+    def _read_back(self, sequence: int) -> None:
+        """The batch is in the log, or is kept no longer."""
         batch = self._unread.pop(sequence, None)
         if batch is not None:
             self._unread_bytes -= len(batch.sealed)
-        return batch
 
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
@@ -333,13 +339,13 @@ class SharedState:
 
     async def _received(self, entry: Entry) -> None:
         """An entry of the log, one's own included. Raises nothing."""
-        self._read_at = self._clock()
+        self._silence = 0.0
         try:
             self._read(entry)
         except (UnreadableError, DecodeError):
             self.traffic.unreadable += 1
         except Exception:
-            failures = self._failures.add(self._read_at)
+            failures = self._failures.add(self._clock())
             if failures:
                 fields = {"batches": failures}
                 logger.exception("a batch of shared state could not be applied", extra={"fields": fields})
@@ -357,7 +363,7 @@ class SharedState:
     def _read(self, entry: Entry) -> None:
         head, now = head_of(entry.data), self._clock()
         if head.picker == self.id:
-            self._echo(head.sequence, entry.stamped_at, now)
+            self._echo(head.sequence, entry, now)
             return
         traffic = self.traffic
         traffic.batches_in += 1
@@ -383,11 +389,16 @@ class SharedState:
         assert self._inbox is not None
         self._inbox.apply(batch, published_at, now, replayed=not self.replayed)
 
-    def _echo(self, sequence: int, stamped_at: float, now: float) -> None:
+    def _echo(self, sequence: int, entry: Entry, now: float) -> None:
+        """An own batch is read back, if it is one that was sent, not only its head. Raises UnreadableError."""
+        batch = self._unread.get(sequence)
+        if batch is None:
+            return
+        if batch.sealed != entry.data:
+            raise UnreadableError("another batch was sent")
+        self._read_back(sequence)
         if 0 < self._works_from <= sequence:
             self._works_from = 0
             self._published_at = -inf  # the others learn at once that it scrapes
-        batch = self._read_back(sequence)
-        if batch is not None:
-            self.lag = now - batch.sent_again_at
-            self._offset.add(sent_at=batch.sent_at, stamped_at=stamped_at, received_at=now)
+        self.lag = now - batch.sent_again_at
+        self._offset.add(sent_at=batch.sent_at, stamped_at=entry.stamped_at, received_at=now)

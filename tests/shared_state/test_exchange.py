@@ -660,6 +660,20 @@ def test_models_that_an_engine_lists_are_known_everywhere_and_said_again() -> No
     assert other.pool.endpoints["ns/a"].models is None
 
 
+def test_the_models_of_a_restarted_engine_are_told_again() -> None:
+    """All forget its list with the restart; the new process has the same one."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    endpoint, models = one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"}))
+    one.pool.serves(endpoint, models, 1.0)
+    send(one, other, 1.02)
+    one.pool.restarted(endpoint, 2.0)
+    send(one, other, 2.02)
+    assert other.pool.endpoints["ns/a"].models is None
+    one.pool.serves(endpoint, models, 3.0)
+    send(one, other, 3.02)
+    assert other.pool.endpoints["ns/a"].models == models
+
+
 def adapters_of(tenant: int, count: int) -> ServedModels:
     names = frozenset(f"customer-{k:05d}-summarizer-lora-v{tenant}-2026-08" for k in range(count))
     return ServedModels(names | {"base"}, names)

@@ -108,6 +108,7 @@ class Outbox(PoolListener):
         """An engine is a new process. If discovery says so, every picker knows it from there."""
         discovered = self._specs[endpoint.id] is not endpoint.spec
         self._specs[endpoint.id] = endpoint.spec
+        self._models.pop(endpoint.id, None)
         last = self._last[endpoint.id]
         last.restarted = last.emptied = now
         if not self.muted:

@@ -18,10 +18,10 @@ from warmroute.pool.endpoint import (
     EngineState,
     ServedModels,
 )
-from warmroute.pool.pool import Pool
+from warmroute.pool.pool import ONE_RESTART_SECONDS, Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, Chain
 from warmroute.routing.bytes_per_token import RANGE
-from warmroute.routing.outlier_detection import FIRST_BACKOFF, ONE_RESTART_SECONDS
+from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, SentRequest
 from warmroute.shared_state import shared_state_pb2 as pb

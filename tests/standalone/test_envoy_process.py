@@ -1,14 +1,20 @@
 """Start, ports, statistics and end of the real Envoy."""
 
+import asyncio
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
+from warmroute.standalone import with_parent
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.envoy import EnvoyProcess, envoy_path
@@ -22,11 +28,9 @@ def configuration(**options: Any) -> dict[str, Any]:
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether the process runs: one that has ended and that nobody has waited for does not."""
+    ended = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return ended.stdout.strip()[:1] not in ("", "Z")
 
 
 async def test_it_starts_on_free_ports_tells_its_statistics_and_ends(tmp_path: Path) -> None:
@@ -81,6 +85,54 @@ async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
         await child.until(up, "up")
         await child.stop(grace=0.05)
         assert child.returncode == -9
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from warmroute.standalone.child import Child
+
+async def main():
+    children = [Child(str(k), [sys.executable, "-c", "import time; time.sleep(600)"], Path("log")) for k in range(2)]
+    for child in children:
+        await child.start()
+    print(*(child.pid for child in children), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a parent that is killed")
+async def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE, cwd=tmp_path
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in (await parent.stdout.readline()).split()]
+    assert len(pids) == 2
+    assert all(is_alive(pid) for pid in pids)
+    parent.kill()
+    await parent.wait()
+    try:
+        await eventually(lambda: not any(is_alive(pid) for pid in pids), "the end of the children", 10)
+    finally:
+        for pid in filter(is_alive, pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the program is started directly")
+async def test_a_child_has_the_usual_signals_and_a_program_that_cannot_be_run_says_so(tmp_path: Path) -> None:
+    child = Child("signals", ["grep", "SigIgn", "/proc/self/status"], tmp_path / "log")
+    await child.start()
+    assert await child.wait() == 0
+    assert int(child.tail().split()[1], 16) == 0
+    (tmp_path / "text").write_bytes(b"\0")
+    (tmp_path / "text").chmod(0o755)
+    broken = Child("broken", [str(tmp_path / "text")], tmp_path / "log")
+    await broken.start()
+    assert await broken.wait() == with_parent.NOT_RUN
+    assert "text cannot be run: Exec format error" in broken.tail()
 
 
 async def test_a_program_that_is_not_there_is_a_child_error(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from warmroute.errors import WarmrouteError
+from warmroute.standalone import with_parent
 
 POLL_INTERVAL = 0.02
 """Seconds between two calls of a probe."""
@@ -47,6 +51,8 @@ class Child(Running):
     """One subprocess. Its output goes to ``log``, which :meth:`tail` reads; without one to this process's stderr.
 
     It runs in a process group of its own, so that a Ctrl-C reaches only the parent, which then stops its children in order.
+    On Linux it gets SIGTERM when the thread that started it ends, so also when the parent is killed. On other systems it
+    goes on then.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class Child(Running):
         output = sys.stderr.fileno() if self.log is None else self.log.open("ab")
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self.argv,
+                *self._command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -144,6 +150,15 @@ class Child(Running):
                 return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
             return ""
+
+    def _command(self) -> Sequence[str]:
+        """What is run so that it ends with this process. Raises OSError if there is no such program."""
+        if sys.platform != "linux":
+            return self.argv
+        path = None if self._environ is None else self._environ.get("PATH", os.defpath)
+        if shutil.which(self.argv[0], path=path) is None:  # else Python would start, and only then not find it
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), self.argv[0])
+        return sys.executable, "-I", "-S", with_parent.__file__, str(os.getpid()), *self.argv
 
     @property
     def _started(self) -> asyncio.subprocess.Process:

@@ -125,6 +125,19 @@ def test_where_a_strategy_fails_prefix_cache_chooses(tmp_path: Path, model: str)
     assert (good.strategy, good.failed_strategy) == (name, "")
 
 
+def test_the_explanation_says_that_the_strategy_failed(tmp_path: Path) -> None:
+    fixture = Fixture(2, routing_strategy=written(tmp_path, SOMETIMES))
+    explained = []
+    for model in ("bad", "good"):
+        fixture.pick(prompt(LONG, model=model), 0.0)
+        explained.append(fixture.decisions.newest_first()[0].explain(1.0, 2))
+    failed, good = explained
+    assert (failed["strategy"], failed["failed_strategy"]) == ("PREFIX_CACHE", str(tmp_path / "mine.py") + ":choose")
+    assert "; mine.py:choose failed, PREFIX_CACHE chose: " in failed["sentence"]
+    assert good["failed_strategy"] == ""
+    assert "failed" not in good["sentence"]
+
+
 def test_failures_are_logged_with_their_traceback_once_in_a_while(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

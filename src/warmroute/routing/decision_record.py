@@ -64,6 +64,8 @@ class DecisionRecord:
     adapter_costs: Sequence[float] | None
     held_out: bool = False
     """``--holdout-strategy`` chose."""
+    failed_strategy: str = ""
+    """The strategy in force if it failed, and ``strategy`` chose in its place; else empty."""
     id: str = ""
     """Unique among the decisions of all pickers; empty if nothing was decided (:meth:`Router.preview
     <warmroute.routing.router.Router.preview>`)."""
@@ -98,6 +100,7 @@ class DecisionRecord:
             cached=context.cached,
             adapter_costs=context.adapter_costs,
             held_out=decision.held_out,
+            failed_strategy=decision.failed_strategy,
         )
 
     @property
@@ -180,6 +183,7 @@ class DecisionRecord:
             "seconds_ago": round(now - self.at, 3),
             "model": self.model,
             "strategy": self.strategy,
+            "failed_strategy": self.failed_strategy,
             "reason": self.reason if exact else self.coarse_reason,
             "chosen": self.chosen,
             "targets": self.targets,
@@ -221,6 +225,8 @@ class DecisionRecord:
             parts[1] = f"{short_strategy(self.strategy)} gives it {parts[1]}"
         if self.held_out:
             parts[1] = f"held out (--holdout): {parts[1]}"
+        if self.failed_strategy:
+            parts[1] = f"{short_strategy(self.failed_strategy)} failed, {self.strategy} chose: {parts[1]}"
         parts += [f"next best {_short(self.names[k])}: {self._worth_of_next(k, exact=exact)}" for k in next_best]
         if len(self.names) == 1:
             parts.append("the only candidate")

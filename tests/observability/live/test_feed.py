@@ -30,7 +30,7 @@ class World:
         file = tmp_path / "endpoints.yaml"
         file.write_text("endpoints: []\n")
         self.picker = EndpointPicker(
-            Settings(endpoints_file=file, routing_strategy="PREFIX_CACHE", **settings), rng=random.Random(1)
+            Settings(endpoints_file=file, **({"routing_strategy": "PREFIX_CACHE"} | settings)), rng=random.Random(1)
         )
         self.feed = self.picker.live
         self.feed._clock = lambda: self.now
@@ -227,6 +227,22 @@ async def test_a_picker_that_is_bypassed_is_told(world: World) -> None:
     world.ask("hello")
     await world.second()
     assert (await world.document())["notices"][0]["level"] == "ok"
+
+
+async def test_failures_of_the_strategy_are_told_for_a_minute(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    file = tmp_path / "my.py"
+    file.write_text("def late(request, candidates):\n    return [1 / len(request.model) for _ in candidates]\n")
+    world = World(monkeypatch, tmp_path, routing_strategy=f"{file}:late")
+    await world.second()
+    for model in ("", "m", ""):
+        world.ask("hello", model=model)
+    await world.second()
+    told = {"level": "warning", "text": "my.py:late failed for 2 requests of the last minute; PREFIX_CACHE chose"}
+    assert told in (await world.document())["notices"]
+    await world.second(59)
+    assert told in (await world.document())["notices"]
+    await world.second()
+    assert "failed" not in str((await world.document())["notices"])
 
 
 async def test_requests_that_another_picker_routed_are_no_bypass(world: World) -> None:

@@ -15,6 +15,7 @@ FINE: dict[str, Any] = {
     "error_share": 0.0,
     "seconds_without_requests": 0.0,
     "computing": True,
+    "failures": {},
 }
 QUIET: dict[str, Any] = {"waiting": 0.0, "seconds_without_requests": 60.0}
 
@@ -37,6 +38,16 @@ QUIET: dict[str, Any] = {"waiting": 0.0, "seconds_without_requests": 60.0}
         ({"states": {"ready": 4, "ejected": 2}}, "warning", "2 endpoints ejected by passive health"),
         ({"states": {"ready": 2, "unreachable": 3}}, "critical", "3 endpoints unreachable"),
         ({"states": {"ready": 3, "unreachable": 3}}, "warning", "3 endpoints unreachable"),
+        (
+            {"failures": {"a/my.py:late": 1}},
+            "warning",
+            "my.py:late failed for 1 request of the last minute; PREFIX_CACHE chose",
+        ),
+        (
+            {"failures": {"MINE": 12}},
+            "warning",
+            "MINE failed for 12 requests of the last minute; PREFIX_CACHE chose",
+        ),
         ({"stale": 1}, "warning", "Metrics of 1 endpoint are older than 15 s"),
     ],
 )

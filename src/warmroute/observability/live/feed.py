@@ -109,13 +109,18 @@ class LiveFeed(DecisionListener):
         self._prompt_tokens = self._cached_tokens = self._random_cached_tokens = 0.0
         self._arms = [NO_REQUESTS, NO_REQUESTS]
         """Of the strategy, and held out."""
+        self._failures: Counter[str] = Counter()
+        """Requests for which a strategy failed, by its name."""
         self._document: bytes | None = None
         self._making = asyncio.Lock()
 
     # ---------------------------------------------------------------- what is counted
 
     def decided(self, decision: Decision, record: DecisionRecord) -> None:
-        """Count its cached tokens and the beginnings of its prompt, and its predicted TTFT while a share is held out."""
+        """Count its cached tokens, the beginnings of its prompt and a strategy that failed. While a share is held out, count
+        its predicted TTFT."""
+        if decision.failed_strategy:
+            self._failures[decision.failed_strategy] += 1
         if self._view.holdout():
             former = self._arms[decision.held_out]
             predicted = record.predicted_ttft(record.position)
@@ -196,6 +201,7 @@ class LiveFeed(DecisionListener):
             held_out_arm=self._arms[True],
             picks=traffic.picks,
             computing=self._computing,
+            strategy_failures=dict(self._failures),
         )
 
     def _row(self, reading: EndpointReading, history: EngineHistory, picks: int, now: float) -> tuple[Any, ...]:
@@ -300,6 +306,7 @@ class LiveFeed(DecisionListener):
             error_share=self._traffic.error_share(),
             seconds_without_requests=self._traffic.seconds_without_requests(),
             computing=self._traffic.computing(COMPUTING_SECONDS),
+            failures=self._traffic.strategy_failures(),
         )
 
     def _shared_prefix(self, prefix: SharedPrefix, places: Mapping[str, int]) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from warmroute.routing.decision_record import short_strategy
+from warmroute.routing.strategies import FALLBACK
+
 Level = Literal["critical", "warning", "ok"]
 
 BYPASSED_SECONDS = 60
@@ -33,18 +36,20 @@ def notices(
     error_share: float,
     seconds_without_requests: float,
     computing: bool,
+    failures: Mapping[str, int],
 ) -> list[Notice]:
     """The notices for a fleet.
 
     ``states`` counts the endpoints by state, ``stale`` those whose metrics are old. ``waiting`` requests are queued on the
     engines by the picker's own count; ``computing``: an engine began requests within :data:`COMPUTING_SECONDS`.
+    ``failures`` counts the last minute's requests by the name of the strategy that failed.
     """
     found: list[Notice] = []
     listed = sum(count for state, count in states.items() if state != "gone")
     if not listed:
         found.append(Notice("critical", "No endpoint is known: every request gets 503"))
     elif not states.get("ready"):
-        found.append(Notice("critical", f"None of {_endpoints(listed)} is ready"))
+        found.append(Notice("critical", f"None of {_count(listed, 'endpoint')} is ready"))
     if bypassed(computing=computing, seconds_without_requests=seconds_without_requests, waiting=waiting):
         found.append(
             Notice("critical", "Engines compute, but no request has reached this picker for a minute: is it bypassed?")
@@ -56,9 +61,12 @@ def notices(
     level: Level = "critical" if 2 * states.get("ready", 0) < listed else "warning"
     for state, meaning in (("unreachable", "unreachable"), ("ejected", "ejected by passive health")):
         if states.get(state):
-            found.append(Notice(level, f"{_endpoints(states[state])} {meaning}"))
+            found.append(Notice(level, f"{_count(states[state], 'endpoint')} {meaning}"))
+    for strategy, count in failures.items():
+        text = f"{short_strategy(strategy)} failed for {_count(count, 'request')} of the last minute; {FALLBACK} chose"
+        found.append(Notice("warning", text))
     if stale:
-        found.append(Notice("warning", f"Metrics of {_endpoints(stale)} are older than {STALE_SECONDS:.0f} s"))
+        found.append(Notice("warning", f"Metrics of {_count(stale, 'endpoint')} are older than {STALE_SECONDS:.0f} s"))
     if not found:
         text = "Serving" if seconds_without_requests < BYPASSED_SECONDS else "Ready; no request in the last minute"
         found.append(Notice("ok", text))
@@ -73,5 +81,5 @@ def bypassed(*, computing: bool, seconds_without_requests: float, waiting: float
     return computing and seconds_without_requests >= BYPASSED_SECONDS and waiting < 1
 
 
-def _endpoints(count: int) -> str:
-    return "1 endpoint" if count == 1 else f"{count} endpoints"
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 SECONDS_KEPT = 300
@@ -25,6 +26,9 @@ class Arm(NamedTuple):
 
 
 NO_REQUESTS = Arm(0, 0.0)
+
+
+NO_FAILURES: Mapping[str, int] = MappingProxyType({})
 
 
 class Totals(NamedTuple):
@@ -49,6 +53,8 @@ class Totals(NamedTuple):
     """Picks by bucket of their seconds."""
     computing: int = 0
     """Endpoints whose engine's counters grew, summed over the seconds."""
+    strategy_failures: Mapping[str, int] = NO_FAILURES
+    """Requests for which a strategy failed, by its name."""
 
 
 class HitRatios(NamedTuple):
@@ -93,6 +99,12 @@ class Traffic:
         before, after = self._between(WINDOW_SECONDS)
         requests = after.requests - before.requests
         return (after.errors - before.errors) / requests if requests > 0 else 0.0
+
+    def strategy_failures(self) -> dict[str, int]:
+        """The last minute's requests for which a strategy failed, by its name; none without any."""
+        before, after = self._between(WINDOW_SECONDS)
+        counts = {name: n - before.strategy_failures.get(name, 0) for name, n in after.strategy_failures.items()}
+        return {name: count for name, count in counts.items() if count}
 
     def hit_ratios(self) -> HitRatios | None:
         """Of the last minute; None if it had too few prompts."""

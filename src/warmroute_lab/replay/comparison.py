@@ -16,6 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from warmroute.errors import ConfigurationError
+from warmroute.routing import strategies
 from warmroute.settings import Settings
 from warmroute_lab import json_file, plot, terminal
 from warmroute_lab.replay import scenarios
@@ -143,6 +144,9 @@ def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
                 )
             else:
                 terminal.show(table(latest, load=speedup / full), console)
+            for outcome in latest:
+                if outcome.failed:
+                    console.print(_failure(outcome), highlight=False, markup=False)
             before = latest
     return outcomes
 
@@ -183,6 +187,13 @@ def table(outcomes: Sequence[Outcome], *, load: float) -> Table:
         times = [f"{figures[key]:.3f}" for key in ("ttft_mean", "ttft_p50", "ttft_p90", "ttft_p99", "e2e_mean")]
         grid.add_row(str(figures["strategy"]), *times, f"{figures['hit_rate']:.1%}", f"{figures['imbalance']:.2f}")
     return grid
+
+
+def _failure(outcome: Outcome) -> str:
+    return (
+        f"{outcome.strategy} failed for {outcome.failed} of {len(outcome.ttft)} requests; "
+        f"{strategies.FALLBACK} chose for them"
+    )
 
 
 def _late(outcomes: Sequence[Outcome]) -> bool:

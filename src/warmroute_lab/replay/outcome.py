@@ -35,6 +35,9 @@ class Outcome:
     sent_seconds: float = 0.0
     """Time at which the last request was sent: a request that follows an answer is sent when the answer is complete."""
 
+    failed: int = 0
+    """Requests for which the strategy failed, and the router's fallback chose."""
+
     @property
     def hit_rate(self) -> float:
         """Share of the prompt tokens found in the chosen engine's cache."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from warmroute.engines.scraper import TICK, busy_interval
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
@@ -32,6 +32,8 @@ class Policy:
     """Seconds between two scrapes of an idle engine."""
     tick = 0.0
     """Scrapes begin at multiples of this time in seconds; 0: at any time."""
+    failed: Collection[int] = ()
+    """Numbers of the requests for which the strategy failed, and the router's fallback chose."""
 
     def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
         """The pod for request ``number``, which is counted on it at once; None if no pod is available."""
@@ -82,11 +84,16 @@ class RouterPolicy(Policy):
         self._inbox = Inbox(self.router, self._pool, chains, self._outbox)
         self._endpoints: dict[int, Endpoint] = {}
         self._pods: dict[str, int] = {}
+        self.failed: set[int] = set()
 
     def choose(self, request: TracedRequest, number: int, now: float) -> int | None:
         decision = self.router.pick(request.inference, now)
         self.router.upkeep(now)
-        return None if isinstance(decision, Rejection) else self._pods[decision.endpoint.id]
+        if isinstance(decision, Rejection):
+            return None
+        if decision.failed_strategy:
+            self.failed.add(number)
+        return self._pods[decision.endpoint.id]
 
     def joined(self, pod: int, now: float) -> None:
         spec = EndpointSpec("replay", f"pod-{pod}", f"10.0.{pod >> 8}.{pod & 255}", 8000)

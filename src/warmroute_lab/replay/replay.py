@@ -117,6 +117,7 @@ class Replay:
             samples=self._samples,
             planned_seconds=self._trace.duration / self._speedup,
             sent_seconds=self._last_sent,
+            failed=sum(len(policy.failed) for policy in self._policies),
         )
 
     def _plan(self) -> None:

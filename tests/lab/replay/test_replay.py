@@ -401,6 +401,17 @@ def test_pickers_that_share_know_what_one_picker_knows(tmp_path: Path) -> None:
     assert blind < one - 0.05
 
 
+def test_the_table_says_that_a_strategy_failed(tmp_path: Path) -> None:
+    file = tmp_path / "fail.py"
+    file.write_text("def f(request, candidates):\n    return [0.0] * (2 if request.model == 'sample' else 1)\n")
+    arguments = ["bench", "replay", "agents", "--requests", "60", "--pods", "3", "--speedup", "0.5", "--pickers", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--strategy", f"{file}:f", "--strategy", "PREFIX_CACHE"])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "fail.py:f failed for 60 of 60 requests; PREFIX_CACHE chose for them" in said
+    assert said.count("failed for") == 1
+
+
 def test_the_command(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"

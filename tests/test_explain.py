@@ -81,6 +81,14 @@ def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
     assert "its cost" not in text
 
 
+def test_endpoints_that_are_not_ready_are_marked() -> None:
+    endpoints = [endpoint | {"state": "unreachable"} for endpoint in DECISION["endpoints"]]
+    endpoints[1]["state"] = "ready"
+    text = explanation.text(DECISION | {"endpoints": endpoints})
+    assert "\nns/vllm-1, unreachable          2,048 " in text
+    assert "\nns/vllm-2                           0 " in text
+
+
 @pytest.mark.parametrize("reason", ["warm", "partial", "spread", "cold", "no-prompt", "state"])
 def test_every_reason_is_explained(reason: str) -> None:
     assert f"  {reason}: " in explanation.text(DECISION | {"reason": reason})

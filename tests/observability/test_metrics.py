@@ -17,12 +17,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from tests.factories import routing_constants
-from warmroute.observability.endpoint_reading import EndpointReading, endpoint_state
+from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import PrefixCacheTally
 from warmroute.observability.metrics import Metrics
 from warmroute.observability.series import CATALOGUE
 from warmroute.observability.shared_state_metrics import SharedStateReading
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, endpoint_state
 from warmroute.pool.pool import Pool
 from warmroute.prefix.chain import EMPTY_CHAIN, build
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart

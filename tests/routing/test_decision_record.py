@@ -210,6 +210,20 @@ def test_pages_do_not_show_whether_a_short_prompt_is_cached() -> None:
     )
 
 
+def test_endpoints_that_are_not_ready_are_marked() -> None:
+    fixture = Fixture(2)
+    for name in ("0", "1"):
+        fixture.pool.unreachable(fixture.endpoint(name), 0.0)
+    record = last(fixture, prompt(LONG), 1.0)
+    fixture.scrape(2.0)
+    assert [endpoint["state"] for endpoint in record.explain(3.0, 5)["endpoints"]] == ["unreachable"] * 2
+    assert record.sentence().startswith("unreachable, and no candidate is ready; holds ")
+    assert [endpoint["state"] for endpoint in last(fixture, prompt(LONG), 3.0).explain(3.0, 5)["endpoints"]] == [
+        "ready",
+        "ready",
+    ]
+
+
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import orjson
 
-from warmroute.observability.endpoint_reading import EndpointReading, endpoint_state
+from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
+from warmroute.pool.endpoint import endpoint_state
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad

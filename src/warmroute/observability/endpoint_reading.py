@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from warmroute.pool.endpoint import Endpoint
+from warmroute.pool.endpoint import Endpoint, endpoint_state
 from warmroute.routing.confirmation import Confirmation
 from warmroute.routing.prediction import Compared
-
-EndpointState = Literal["ready", "unreachable", "ejected", "sleeping", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +77,6 @@ class EndpointReading:
                 "sleeping": engine.sleeping,
             },
         }
-
-
-def endpoint_state(endpoint: Endpoint) -> EndpointState:
-    """Whether the endpoint can be chosen, and if not, why."""
-    if endpoint.gone_at is not None:
-        return "gone"
-    if not endpoint.reachable:
-        return "unreachable"
-    if endpoint.ejected:
-        return "ejected"
-    return "ready" if endpoint.available else "sleeping"
 
 
 def _ttft(compared: Compared) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def _row(endpoint: Mapping[str, Any]) -> Sequence[str]:
         worth = duration(endpoint["cost_ms"] / 1000)
     else:  # a custom strategy may give infinity, which JSON does not have
         worth = "infinite" if endpoint["value"] is None else f"{endpoint['value']:g}"
+    state = endpoint.get("state", "ready")  # decision logs of former versions have none
     return (
-        endpoint["endpoint"],
+        endpoint["endpoint"] if state == "ready" else f"{endpoint['endpoint']}, {state}",
         f"{endpoint['cached_tokens']:,}",
         duration(endpoint["predicted_ttft_ms"] / 1000),
         f"{endpoint['waiting']:g}",

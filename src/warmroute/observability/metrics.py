@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from warmroute import __version__
 from warmroute.observability import logs, series
-from warmroute.observability.endpoint_reading import EndpointReading, EndpointState, endpoint_state
+from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import (
     BYTES,
     RATIO,
@@ -32,7 +32,7 @@ from warmroute.observability.instruments import (
     PrefixCacheTally,
 )
 from warmroute.observability.shared_state_metrics import SharedStateReading
-from warmroute.pool.endpoint import Endpoint, EngineState, Health
+from warmroute.pool.endpoint import Endpoint, EndpointState, EngineState, Health, endpoint_state
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision import Decision

@@ -8,6 +8,9 @@ from enum import Enum
 from functools import lru_cache
 from ipaddress import ip_address
 from math import inf
+from typing import Literal
+
+EndpointState = Literal["ready", "unreachable", "ejected", "sleeping", "gone"]
 
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 """Pod labels that name the engine, the newer first."""
@@ -319,3 +322,14 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.id} {self.target}>"
+
+
+def endpoint_state(endpoint: Endpoint) -> EndpointState:
+    """Whether the endpoint can be chosen, and if not, why."""
+    if endpoint.gone_at is not None:
+        return "gone"
+    if not endpoint.reachable:
+        return "unreachable"
+    if endpoint.ejected:
+        return "ejected"
+    return "ready" if endpoint.available else "sleeping"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any
 
+from warmroute.pool.endpoint import EndpointState, endpoint_state
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import (
     CostConstants,
@@ -66,6 +67,8 @@ class DecisionRecord:
     """``--holdout-strategy`` chose."""
     failed_strategy: str = ""
     """The strategy in force if it failed, and ``strategy`` chose in its place; else empty."""
+    states: Sequence[EndpointState] = ()
+    """Of the candidates, where the chosen one is not ready: none is ready then. Empty: all are ready."""
     id: str = ""
     """Unique among the decisions of all pickers; empty if nothing was decided (:meth:`Router.preview
     <warmroute.routing.router.Router.preview>`)."""
@@ -101,6 +104,9 @@ class DecisionRecord:
             adapter_costs=context.adapter_costs,
             held_out=decision.held_out,
             failed_strategy=decision.failed_strategy,
+            states=()
+            if decision.endpoint.available
+            else [endpoint_state(load.endpoint) for load in context.candidates.loads],
         )
 
     @property
@@ -199,6 +205,7 @@ class DecisionRecord:
         endpoint = self.endpoints[k]
         explained: dict[str, Any] = {
             "endpoint": self.names[k],
+            "state": self.states[k] if self.states else "ready",
             "cached_tokens": round(self.cached_tokens(k, exact=exact)),
             "predicted_ttft_ms": _milliseconds(self.predicted_ttft(k, exact=exact)),
             "waiting": round(endpoint.waiting, 1),
@@ -236,6 +243,8 @@ class DecisionRecord:
             parts.append(
                 f"{_short(self.names[fullest])} holds {held:,.0f}, but costs {self._worth(fullest, exact=exact)}"
             )
+        if self.states:
+            parts.insert(0, f"{self.states[chosen]}, and no candidate is ready")
         return "; ".join(parts)
 
     def _holding(self, k: int, *, exact: bool) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from warmroute.observability.endpoint_reading import EndpointReading, endpoint_state
+from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import SECONDS
 from warmroute.observability.live import document
 from warmroute.observability.live.engine_history import POINT_SECONDS, EngineHistory
@@ -24,7 +24,7 @@ from warmroute.observability.live.shared_prefixes import SharedPrefix, SharedPre
 from warmroute.observability.live.traffic import NO_REQUESTS, Arm, Totals, Traffic
 from warmroute.observability.metrics import Metrics
 from warmroute.observability.page_server import Page, Request, Routes, Slices
-from warmroute.pool.endpoint import EngineState
+from warmroute.pool.endpoint import EngineState, endpoint_state
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import CACHED_STEP, DecisionRecord

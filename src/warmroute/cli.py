@@ -171,7 +171,7 @@ def up(
     write_config: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Only write the configurations of Envoy and the picker, to run them yourself."
+            metavar="DIR", help="Only write the configurations of Envoy and one picker, to run them yourself."
         ),
     ] = None,
 ) -> None:

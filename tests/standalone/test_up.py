@@ -151,7 +151,7 @@ def unreachable_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.integration
 @pytest.mark.usefixtures("unreachable_engines")
 def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_path: Path) -> None:
-    paths = write(ENGINES, UpOptions(host="0.0.0.0", plain_port=8080), tmp_path / "new")
+    paths = write(ENGINES, UpOptions(host="0.0.0.0", plain_port=8080, strategy="ROUND_ROBIN"), tmp_path / "new")
     assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]
     endpoints = EndpointsFile.model_validate(yaml.safe_load(paths[0].read_text()))
     assert [(entry.address, entry.port) for entry in endpoints.endpoints] == [("10.0.0.7", 8000), ("10.0.0.8", 8000)]
@@ -160,6 +160,8 @@ def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_pat
         subprocess.run(argv, check=True, timeout=120, capture_output=True)
         text = path.read_text()
         assert f"envoy -c {path.name}" in text
+        assert "serve --endpoints-file endpoints.yaml --host 127.0.0.1 --grpc-port 9002 " in text
+        assert "--routing-strategy ROUND_ROBIN" in text
         assert "Requests go to http://0.0.0.0:8081" in text
         assert "remove: x-gateway-destination-endpoint" in text
         assert "failure_mode_allow: true" in text
@@ -181,6 +183,13 @@ def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
 def test_a_configuration_to_keep_needs_ports(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="fixed ports"):
         write(ENGINES, UpOptions(port=0), tmp_path)
+
+
+@pytest.mark.usefixtures("unreachable_engines")
+def test_a_configuration_to_keep_is_of_one_picker(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--write-config writes the configuration of one picker"):
+        write(ENGINES, UpOptions(pickers=3), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- whole runs

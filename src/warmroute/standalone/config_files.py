@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +32,12 @@ When the engines change, change endpoints.yaml.
 def write(engines: EngineList, options: UpOptions, directory: Path) -> Sequence[Path]:
     """Write the files that Envoy and the picker need; returns their paths.
 
-    Raises ConfigurationError if one cannot be written or exists already, or if a port is 0.
+    Raises ConfigurationError if one cannot be written or exists already, if a port is 0, or for several pickers.
     """
     if 0 in (options.port, options.plain_port):
         raise ConfigurationError("--write-config needs fixed ports")
+    if options.pickers > 1:
+        raise ConfigurationError("--write-config writes the configuration of one picker: leave --pickers out")
     listed = asyncio.run(engines.look())
     config = ProxyConfig(
         epp=(f"127.0.0.1:{PICKER_PORT}",),
@@ -71,8 +74,8 @@ def _start(file: str, options: UpOptions) -> str:
     plain = f"Port {options.plain_port} balances by least requests over the same engines.\n" * bool(options.plain_port)
     return (
         "Start both in this directory:\n"
-        f"  warmroute serve --endpoints-file endpoints.yaml --grpc-port {PICKER_PORT} --secure-serving=false \\\n"
-        "      --routing-strategy PREFIX_CACHE\n"
+        f"  warmroute serve --endpoints-file endpoints.yaml --host 127.0.0.1 --grpc-port {PICKER_PORT} \\\n"
+        f"      --secure-serving=false --routing-strategy {shlex.quote(options.strategy or 'PREFIX_CACHE')}\n"
         f"  envoy -c {file} --log-level warning    (Envoy 1.36 or newer; Warmroute's extra `standalone` brings one)\n"
         f"Requests go to http://{options.host}:{options.port}; the address stands in `listeners` below.\n"
         f"{plain}Destination headers of clients are removed: only the picker chooses the endpoint of a request."

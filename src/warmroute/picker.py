@@ -280,8 +280,6 @@ class EndpointPicker:
     def apply(self, settings: Settings) -> None:
         """Change hot settings while running. Raises ConfigurationError and changes nothing if they cannot be used."""
         strategy = settings.routing_strategy
-        if strategies.is_file(settings.holdout_strategy):
-            raise ConfigurationError("--holdout-strategy cannot be a file")
         if strategies.is_file(strategy) and strategy != self._given_strategy:
             # Else a user who may annotate the InferencePool could run any file of the container.
             raise ConfigurationError(

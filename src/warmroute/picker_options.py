@@ -9,6 +9,7 @@ from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
 from warmroute.pool.models import Criticality
 from warmroute.pool.pool import Pool
+from warmroute.routing import strategies
 from warmroute.routing.cost import CostConstants
 from warmroute.routing.endpoint_load import LoadConstants
 from warmroute.routing.router import RoutingConstants
@@ -25,7 +26,8 @@ SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": 
 
 
 def routing_constants(settings: Settings) -> RoutingConstants:
-    """The router's share of the settings."""
+    """The router's share of the settings. Raises ConfigurationError for a holdout strategy that is not there."""
+    strategies.require_name(settings.holdout_strategy, "--holdout-strategy")
     return RoutingConstants(
         load=LoadConstants(
             cost=CostConstants(

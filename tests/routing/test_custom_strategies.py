@@ -169,6 +169,20 @@ def test_an_annotation_names_no_file(tmp_path: Path) -> None:
     assert without.router.strategy == "DEFAULT"
 
 
+def test_a_holdout_strategy_is_no_file_from_the_start_on(tmp_path: Path) -> None:
+    name = written(tmp_path, FIRST)
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("endpoints: []")
+    with pytest.raises(ConfigurationError, match="--holdout-strategy cannot be a file"):
+        EndpointPicker(Settings(endpoints_file=endpoints, holdout_strategy=name))
+    with pytest.raises(ConfigurationError, match=r"--holdout-strategy: .* 'NO_SUCH'; known are .*, RANDOM$"):
+        EndpointPicker(Settings(endpoints_file=endpoints, holdout_strategy="NO_SUCH"))
+    picker = EndpointPicker(Settings(endpoints_file=endpoints))
+    with pytest.raises(ConfigurationError, match="--holdout-strategy cannot be a file"):
+        picker.apply(picker.settings.model_copy(update={"holdout_strategy": name}))
+    assert picker.settings.holdout_strategy == "LEAST_REQUEST"
+
+
 def test_an_installed_strategy_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("NONSENSE", f"{__name__}:nonsense", strategies.ENTRY_POINT_GROUP)
     monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])

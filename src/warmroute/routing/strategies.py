@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -224,6 +224,15 @@ def is_file(name: str) -> bool:
     return _IN_FILE.fullmatch(name) is not None
 
 
+def require_name(name: str, flag: str) -> None:
+    """Raise ConfigurationError, which names the ``flag``, unless the name is of a built-in or installed strategy."""
+    if is_file(name):
+        raise ConfigurationError(f"{flag} cannot be a file")
+    names = [*BUILT_IN, *sorted(_entries())]
+    if name.upper() not in names:
+        raise ConfigurationError(f"{flag}: there is no routing strategy {name!r}; known are {', '.join(names)}")
+
+
 def failure(error: Exception) -> str:
     """An error of a strategy in a few words, with the line that raised it."""
     (*_, last) = traceback.extract_tb(error.__traceback__)
@@ -231,13 +240,18 @@ def failure(error: Exception) -> str:
 
 
 def _installed(name: str) -> Any:
-    installed = {entry.name.upper(): entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    installed = _entries()
     if name.upper() not in installed:
         known = [*BUILT_IN, *sorted(installed)]
         raise ConfigurationError(
             f"there is no routing strategy {name!r}; known are {', '.join(known)}, and FILE.py:FUNCTION"
         )
     return installed[name.upper()].load()
+
+
+def _entries() -> dict[str, EntryPoint]:
+    """What is installed, by its name in upper case."""
+    return {entry.name.upper(): entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def _of_file(name: str) -> Any:

@@ -112,7 +112,9 @@ def test_a_debug_port_of_its_own_is_in_the_command() -> None:
 def test_with_several_pickers_all_are_asked_for_an_explanation() -> None:
     text = greeting(OPTIONS, [*PICKER, PickerPorts(5, 6, 7, 8)], TWO, [Probe("", "")] * 2, "w")
     assert "w explain X-REQUEST-ID --debug-url http://127.0.0.1:9091 --debug-url http://127.0.0.1:8   (" in text
-    assert "w top   (" in text
+    assert "w top   (the first picker's page in a terminal; --debug-url names another one)" in text
+    assert "live pages  http://127.0.0.1:9091/  (each shows its own picker's decisions)\n" in text
+    assert "\n              http://127.0.0.1:8/\n" in text
 
 
 @pytest.mark.integration
@@ -246,7 +248,7 @@ async def running(
         await eventually(lambda: ready in child.tail(1000) or child.returncode is not None, "the greeting")
         text = child.tail(1000)
         assert ready in text, text
-        requests, debug = (re.search(rf"{name} +(http://[^ ]+)", text) for name in ("requests", "live page"))
+        requests, debug = (re.search(rf"{name} +(http://[^ ]+)", text) for name in ("requests", "live pages?"))
         assert requests is not None, text
         assert debug is not None, text
         client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)))

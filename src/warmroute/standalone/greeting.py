@@ -36,8 +36,12 @@ def greeting(
             ("to compare", f"http://{reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)")
         )
     debug, *others = (f"http://{reachable(options.debug_host)}:{picker.debug}" for picker in pickers)
+    if others:
+        rows.append(("live pages", f"{debug}/  (each shows its own picker's decisions)"))
+        rows += [("", f"{other}/") for other in others]
+    else:
+        rows.append(("live page", f"{debug}/  (the engines, and why each request went where it went)"))
     rows += [
-        ("live page", f"{debug}/  (the engines, and why each request went where it went)"),
         ("metrics", f"http://127.0.0.1:{options.metrics_port}/metrics  (Prometheus)"),
         ("engines", _answering(probes)),
     ]
@@ -49,13 +53,18 @@ def greeting(
     if len(engines) > MOST_ENGINES:
         lines.append(f"    and {len(engines) - MOST_ENGINES} more")
     one = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
-    every = "".join(f" --debug-url {url}" for url in (debug, *others)) if others else one
+    every = "".join(f" --debug-url {each}" for each in (debug, *others)) if others else one
+    top = (
+        "the first picker's page in a terminal; --debug-url names another one"
+        if others
+        else "the live page in a terminal"
+    )
     lines += [
         "",
         "Try it:",
         f"  {_curl(url, probes)}",
         f"  {program} explain X-REQUEST-ID{every}   (the response's header x-request-id: why it went where it went)",
-        f"  {program} top{one}   (the live page in a terminal)",
+        f"  {program} top{one}   ({top})",
         "",
         "Ctrl-C stops it.",
     ]

@@ -117,6 +117,34 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments: list[str], c
     assert complaint in complaint_about(arguments)
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--holdout", "5%"], "--holdout is a setting of the picker: WARMROUTE_HOLDOUT=5% warmroute up ..."),
+        (["--holdout=5%"], "--holdout is a setting of the picker: WARMROUTE_HOLDOUT=5% warmroute up ..."),
+        (
+            ["--strict-models"],
+            "--strict-models is a setting of the picker: WARMROUTE_STRICT_MODELS=true warmroute up ...",
+        ),
+        (["--session-header", "a b"], "WARMROUTE_SESSION_HEADER='a b' warmroute up ..."),
+        (["--holdout"], "--holdout is a setting of the picker: WARMROUTE_HOLDOUT=VALUE warmroute up ..."),
+        (["--grpc-port", "1"], "--grpc-port is set by `warmroute up` itself"),
+        (["--secure-serving=true"], "--secure-serving is set by `warmroute up` itself"),
+    ],
+)
+def test_up_says_how_a_setting_of_the_picker_is_given(flags: list[str], complaint: str) -> None:
+    result = CliRunner().invoke(app, ["up", "http://127.0.0.1:1", *flags])
+    assert isinstance(result.exception, ConfigurationError), result.output
+    assert complaint in str(result.exception)
+
+
+@pytest.mark.parametrize("flag", ["--holdouts", "--no-such"])
+def test_up_refuses_other_flags_as_every_command_does(flag: str) -> None:
+    result = CliRunner().invoke(app, ["up", "http://127.0.0.1:1", flag])
+    assert result.exit_code == 2
+    assert "No such option" in result.output
+
+
 PORT_FLAGS = ["--grpc-port", "--grpc-health-port", "--metrics-port", "--debug-port"]
 
 

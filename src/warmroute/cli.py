@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,8 +14,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings, go_flags, load, table
-from warmroute.settings.flags import with_settings_flags
-from warmroute.settings.sources import mistyped_variables
+from warmroute.settings.flags import flags_of_settings, with_settings_flags
+from warmroute.settings.sources import ENV_PREFIX, mistyped_variables
 
 COMMANDS_GROUP = "warmroute.commands"
 """Entry-point group of commands from other distributions: each is a :class:`typer.Typer`."""
@@ -57,6 +58,33 @@ class _InGroups(TyperCommand):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+class _Up(TyperCommand):
+    """`warmroute up`, which says how a setting of the picker is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are left. Raises ConfigurationError for a flag of `warmroute serve` that `up` does not have."""
+        own = {name for option in self.get_params(ctx) for name in (*option.opts, *option.secondary_opts)}
+        for k, argument in enumerate(args):
+            flag, equals, value = argument.partition("=")
+            if flag not in own and flag in flags_of_settings():
+                following = args[k + 1] if k + 1 < len(args) else "-"
+                raise ConfigurationError(_as_variable(flag, value if equals else following))
+        return super().parse_args(ctx, args)
+
+
+def _as_variable(flag: str, value: str) -> str:
+    """How a setting is given to `warmroute up`. ``value`` begins with a hyphen if the flag has none."""
+    from warmroute.standalone.picker_process import PickerPorts, own_flags
+
+    if flag in own_flags(Path(), PickerPorts(0, 0, 0)):
+        return f"{flag} is set by `warmroute up` itself"
+    name = flags_of_settings()[flag]
+    if Settings.model_fields[name].annotation is bool and value.lower() not in ("true", "false"):
+        value = "true"
+    given = "VALUE" if value.startswith("-") else shlex.quote(value)
+    return f"{flag} is a setting of the picker: {ENV_PREFIX}{name.upper()}={given} warmroute up ..."
 
 
 app = typer.Typer(
@@ -115,7 +143,7 @@ def serve(settings_file: Path | None = None, **flags: str | None) -> None:
     picker.serve(load(given, environ=os.environ, settings_file=settings_file))
 
 
-@app.command(epilog="Example: warmroute up http://10.0.0.7:8000 http://10.0.0.8:8000 --host 0.0.0.0")
+@app.command(cls=_Up, epilog="Example: warmroute up http://10.0.0.7:8000 http://10.0.0.8:8000 --host 0.0.0.0")
 def up(
     engines: Annotated[
         list[str] | None, typer.Argument(metavar="[URL]...", help="The engines, as http://HOST:PORT; host names too.")

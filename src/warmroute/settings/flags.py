@@ -35,10 +35,17 @@ def with_settings_flags(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def flags_of_settings() -> dict[str, str]:
+    """The settings' names by their flags."""
+    return {_flag(name): name for name in Settings.model_fields}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _option(
     name: str, of_type: Any, text: str, *, metavar: str | None = None, panel: str | None = None
 ) -> inspect.Parameter:
-    option = typer.Option(
-        "--" + name.replace("_", "-"), help=text, metavar=metavar, show_default=False, rich_help_panel=panel
-    )
+    option = typer.Option(_flag(name), help=text, metavar=metavar, show_default=False, rich_help_panel=panel)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[of_type, option])

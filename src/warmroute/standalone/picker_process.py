@@ -25,6 +25,19 @@ class PickerPorts:
     """0: any free port."""
 
 
+def own_flags(endpoints_file: Path, ports: PickerPorts) -> Mapping[str, object]:
+    """The flags that every such picker gets, and their values."""
+    return {
+        "--endpoints-file": endpoints_file,
+        "--grpc-port": ports.grpc,
+        "--grpc-health-port": ports.health,
+        "--metrics-port": ports.metrics,
+        "--debug-port": ports.debug,
+        "--secure-serving": "false",
+        "--drain-quiet": "0s",
+    }
+
+
 def picker(
     endpoints_file: Path,
     ports: PickerPorts,
@@ -38,16 +51,8 @@ def picker(
 
     It exits at once on SIGTERM (``--drain-quiet=0s``): by then its parent sends no more requests.
     """
-    argv = [
-        *(sys.executable, "-m", "warmroute", "serve"),
-        *("--endpoints-file", str(endpoints_file)),
-        *("--grpc-port", str(ports.grpc)),
-        *("--grpc-health-port", str(ports.health)),
-        *("--metrics-port", str(ports.metrics)),
-        *("--debug-port", str(ports.debug)),
-        *("--secure-serving=false", "--drain-quiet=0s"),
-        *flags,
-    ]
+    own = (f"{flag}={value}" for flag, value in own_flags(endpoints_file, ports).items())
+    argv = [sys.executable, "-m", "warmroute", "serve", *own, *flags]
     return Child("warmroute serve", argv, log, environ=environ)
 
 

@@ -6,16 +6,19 @@ import random
 import re
 import sys
 import tomllib
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from tests.factories import routing_constants
-from warmroute.pool.endpoint import EndpointSpec
+from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
+from warmroute.routing.strategies import Candidate
 
 DOC = Path(__file__).parents[2] / "docs" / "strategies.md"
 
@@ -23,6 +26,21 @@ DOC = Path(__file__).parents[2] / "docs" / "strategies.md"
 def block(language: str) -> str:
     (code,) = re.findall(rf"```{language}\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
     return str(code)
+
+
+def test_the_table_names_every_attribute_of_a_candidate() -> None:
+    text = DOC.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (`?[a-z{}]+`?) \|", text, re.MULTILINE))
+    own = [field.name for field in fields(Candidate) if field.name != "endpoint"]
+    assert [name for name in rows if "." not in name] == own
+    assert all(rows[name] == "float" for name in own)
+    spec = EndpointSpec("d", "a", "10.0.0.1", 8000, {"tier": "fast"})
+    candidate = Candidate(Endpoint(spec, engine="vllm", now=0.0), *[0.0] * len(own))
+    nested = [name for name in rows if "." in name]
+    assert {"endpoint.id", "endpoint.spec.labels", "endpoint.spec.address"} <= set(nested)
+    for name in nested:
+        value = attrgetter(name)(candidate)
+        assert rows[name] == type(value).__name__
 
 
 def test_the_example_is_found_by_its_entry_point_and_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

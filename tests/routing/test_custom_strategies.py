@@ -51,26 +51,33 @@ def test_a_function_in_a_file_decides_and_shows_its_own_values(tmp_path: Path) -
     ("code", "complaint"),
     [
         ("choose = 3", "is not a function"),
-        ("def other(): ...", "cannot be loaded: AttributeError: .* has no attribute 'choose'"),
-        ("1/0", r"cannot be loaded: ZeroDivisionError: division by zero \(mine.py, line 1\)"),
-        ("def choose(", "cannot be loaded: SyntaxError"),
+        ("def other(): ...", r"mine\.py has no function choose$"),
+        ("1/0", r"cannot be loaded: ZeroDivisionError: division by zero \(mine.py, line 1\)$"),
+        ("def choose(", r"cannot be loaded: SyntaxError: '\(' was never closed \(mine.py, line 1\)$"),
+        ("import sys\nsys.exit(1)", r"cannot be loaded: SystemExit: 1 \(mine.py, line 2\)$"),
         (
             "def choose(request, candidates):\n    return request.nothing",
-            r"sample request: AttributeError: .*\(mine.py, line 2\)",
+            r"sample request: AttributeError: .*\(mine.py, line 2\)$",
         ),
         (
-            "def choose(request, candidates):\n    return [1.0]",
-            "sample request: ValueError: it gave 1 values for 2 candidates",
+            "def choose(request, candidates):\n    yield 1.0\n    yield request.nothing",
+            r"sample request: AttributeError: .*\(mine.py, line 3\)$",
         ),
-        (HEAD + "return [float('nan')] * 2", "a value that is not a number"),
-        (HEAD + "return [None] * 2", "sample request: TypeError"),
-        ("async def choose(request, candidates):\n    return [1.0] * 2", "sample request: TypeError"),
+        ("def choose(request):\n    return [1.0]", r"TypeError: choose\(\) takes 1 positional .* were given$"),
+        (HEAD + "return [1.0]", "sample request: it returned 1 value for 2 candidates$"),
+        (HEAD + "return [float('nan')] * 2", "sample request: it returned a value that is not a number: NaN$"),
+        (HEAD + "return [None] * 2", "sample request: it returned None for a candidate, not a number$"),
+        (HEAD + "return ['1', '2']", "sample request: it returned a value of type str for a candidate, not a number$"),
+        (HEAD + "return None", "sample request: it returned None, not a list of numbers$"),
+        (HEAD + "return 1.0", "sample request: it returned a value of type float, not a list of numbers$"),
+        (HEAD + "return '12'", "sample request: it returned a value of type str, not a list of numbers$"),
+        (HEAD + "raise SystemExit", "sample request: it raised SystemExit$"),
+        ("async " + HEAD + "return [1.0] * 2", "sample request: it is an async function; an ordinary one is needed$"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_strategy_that_cannot_work_is_refused_by_its_name(tmp_path: Path, code: str, complaint: str) -> None:
     name = written(tmp_path, code)
-    with pytest.raises(ConfigurationError, match=rf"(?s)the routing strategy '{name}' .*{complaint}"):
+    with pytest.raises(ConfigurationError, match=rf"(?s)the routing strategy '{name}'.* {complaint}"):
         find(name)
 
 
@@ -108,6 +115,13 @@ def choose(request, candidates):
         return []
     return [0.0] * len(candidates)
 """
+
+
+def test_a_name_without_a_function_says_what_is_missing(tmp_path: Path) -> None:
+    file = written(tmp_path, FIRST).removesuffix(":choose")
+    for name in (file, f"{file}:"):
+        with pytest.raises(ConfigurationError, match=rf"names no function: {file}:FUNCTION$"):
+            find(name)
 
 
 @pytest.mark.parametrize("model", ["bad", "short", "nan", "exit", "cancelled", "clears"])
@@ -187,7 +201,8 @@ def test_an_installed_strategy_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> 
     entry = EntryPoint("NONSENSE", f"{__name__}:nonsense", strategies.ENTRY_POINT_GROUP)
     monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])
     with pytest.raises(
-        ConfigurationError, match="the routing strategy 'nonsense' fails on a sample request: ValueError"
+        ConfigurationError,
+        match="the routing strategy 'nonsense' fails on a sample request: it returned a value that is",
     ):
         find("nonsense")
 

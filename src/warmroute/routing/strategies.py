@@ -7,17 +7,19 @@ entry-point group ``warmroute.strategies``. docs/strategies.md has worked exampl
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import math
 import random
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from warmroute.errors import ConfigurationError
+from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
@@ -27,7 +29,11 @@ from warmroute.routing.cost import CostConstants, RequestFactors
 ENTRY_POINT_GROUP = "warmroute.strategies"
 FALLBACK = "PREFIX_CACHE"
 """Chooses where a custom strategy fails."""
-_IN_FILE = re.compile(r"(.+\.py)(?::(.+))?")
+_IN_FILE = re.compile(r"(.+\.py)(?::(.*))?")
+
+
+class UnusableValuesError(WarmrouteError):
+    """A custom strategy's function gave something else than a number for each candidate; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +156,8 @@ class Custom:
         self._values(request, samples)
 
     def __call__(self, context: PickContext) -> Sequence[float]:
-        """Raises what the function raises, RuntimeError if it exits; ValueError or TypeError for a wrong number of values,
-        NaN or no numbers."""
+        """Raises what the function raises, and UnusableValuesError if it exits or gives anything but a number for each
+        candidate."""
         columns, factors = context.candidates, context.factors
         candidates = tuple(
             Candidate(
@@ -170,16 +176,37 @@ class Custom:
 
     def _values(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> Sequence[float]:
         try:
-            values = [float(value) for value in self._function(request, candidates)]
+            given: object = self._function(request, candidates)
+            if inspect.iscoroutine(given):
+                given.close()
+                raise UnusableValuesError("it is an async function; an ordinary one is needed")
+            if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+                raise UnusableValuesError(f"it returned {_kind(given)}, not a list of numbers")
+            values = [_number(value) for value in given]
         except Exception:
             raise
         except BaseException as error:  # sys.exit, CancelledError: they would end other requests, too
-            raise RuntimeError(f"it raised {type(error).__name__}") from error
+            raise UnusableValuesError(f"it raised {type(error).__name__}") from error
         if len(values) != len(candidates):
-            raise ValueError(f"it gave {len(values)} values for {len(candidates)} candidates")
-        if any(value != value for value in values):  # noqa: PLR0124 -- NaN, which no comparison finds
-            raise ValueError("it gave a value that is not a number")
+            values_given = "1 value" if len(values) == 1 else f"{len(values)} values"
+            raise UnusableValuesError(f"it returned {values_given} for {len(candidates)} candidates")
         return values
+
+
+def _number(value: Any) -> float:
+    try:
+        if isinstance(value, str | bytes):  # float() would read it
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UnusableValuesError(f"it returned {_kind(value)} for a candidate, not a number") from None
+    if math.isnan(number):
+        raise UnusableValuesError("it returned a value that is not a number: NaN")
+    return number
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 BUILT_IN: dict[str, Callable[[random.Random], Strategy]] = {
@@ -205,7 +232,7 @@ def find(name: str, *, rng: random.Random) -> Strategy:
         function = _of_file(name) if is_file(name) else _installed(name)
     except ConfigurationError:
         raise
-    except Exception as error:  # a foreign module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # a foreign module may raise anything when it is imported
         raise ConfigurationError(f"the routing strategy {name!r} cannot be loaded: {failure(error)}") from error
     if not callable(function):
         raise ConfigurationError(f"the routing strategy {name!r} is not a function")
@@ -233,10 +260,16 @@ def require_name(name: str, flag: str) -> None:
         raise ConfigurationError(f"{flag}: there is no routing strategy {name!r}; known are {', '.join(names)}")
 
 
-def failure(error: Exception) -> str:
-    """An error of a strategy in a few words, with the line that raised it."""
+def failure(error: BaseException) -> str:
+    """An error of a strategy in a few words, with the line of its code that raised it."""
+    if isinstance(error, UnusableValuesError):
+        return str(error)
     (*_, last) = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+    said = f"{type(error).__name__}: {error}"
+    # The text of a syntax error has the place itself. A call that does not fit the function's parameters fails here.
+    if isinstance(error, SyntaxError) or last.filename == __file__:
+        return said
+    return f"{said} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _installed(name: str) -> Any:
@@ -259,7 +292,7 @@ def _of_file(name: str) -> Any:
     assert match is not None
     path, function = Path(match[1]), match[2]
     if not function:
-        raise ConfigurationError(f"the routing strategy {name!r} names no function: {name}:FUNCTION")
+        raise ConfigurationError(f"the routing strategy {name!r} names no function: {path}:FUNCTION")
     if not path.is_file():
         raise ConfigurationError(f"the routing strategy {name!r}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"warmroute_strategy_{path.stem}", path)
@@ -268,4 +301,6 @@ def _of_file(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ConfigurationError(f"the routing strategy {name!r}: {path.name} has no function {function}")
     return getattr(module, function)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
+from math import isfinite, nan
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +43,9 @@ SHAREGPT_PAUSE = 10.0
 """Mean seconds between an answer and the next question of a ShareGPT conversation."""
 UNKNOWN_ANSWER = 200
 """Tokens of an answer whose length is not in the file."""
+
+SHOWN = 60
+"""Characters of a wrong value that a message shows."""
 
 
 @dataclass(slots=True)
@@ -132,16 +136,16 @@ def _mooncake(entry: dict[str, Any], rng: random.Random) -> _Line:
     Optional: ``session``, ``agent`` (a session may run several at once) and ``think_ms``. Times of requests without a
     session are spread over Mooncake's bucket. Format: https://github.com/kvcache-ai/Mooncake.
     """
-    tokens, ids = int(entry["input_length"]), entry["hash_ids"]
+    tokens, ids = int(_number(entry, "input_length")), entry["hash_ids"]
     if tokens < 1:
         raise ValueError("input_length must be at least 1")
     session = str(entry.get("agent") or entry.get("session") or "")
     return _Line(
-        entry["timestamp"] / 1000 + (0.0 if session else MOONCAKE_BUCKET * rng.random()),
+        _number(entry, "timestamp") / 1000 + (0.0 if session else MOONCAKE_BUCKET * rng.random()),
         tuple((int(ids[i]), min(PIECE, tokens - i * PIECE)) for i in range(-(-tokens // PIECE))),
-        max(1, int(entry["output_length"])),
+        max(1, int(_number(entry, "output_length"))),
         session,
-        entry.get("think_ms", 0) / 1000,
+        _number({"think_ms": 0} | entry, "think_ms") / 1000,
     )
 
 
@@ -151,8 +155,7 @@ def _body(entry: dict[str, Any]) -> _Line:
     Optional: ``path`` of the request, ``output_tokens`` (else the body's limit, at most :data:`UNKNOWN_ANSWER`), ``session``
     and ``think_ms``. The product's parser reads the body; its checkpoints are the pieces.
     """
-    when = entry["timestamp"]
-    at = datetime.fromisoformat(when).timestamp() if isinstance(when, str) else float(when)
+    at = _time(entry)
     body = entry.get("body", entry)
     path = entry.get("path") or next((path for field, path in _PATHS.items() if field in body), "")
     request = parse(path, "application/json", json.dumps(body).encode())
@@ -161,8 +164,38 @@ def _body(entry: dict[str, Any]) -> _Line:
     prompt = _pieces(request)
     if not prompt:
         raise ValueError("its body has no prompt")
-    output = entry.get("output_tokens") or min(request.max_tokens or UNKNOWN_ANSWER, UNKNOWN_ANSWER)
-    return _Line(at, prompt, max(1, int(output)), str(entry.get("session", "")), entry.get("think_ms", 0) / 1000)
+    if entry.get("output_tokens"):
+        output = int(_number(entry, "output_tokens"))
+    else:
+        output = min(request.max_tokens or UNKNOWN_ANSWER, UNKNOWN_ANSWER)
+    think = _number({"think_ms": 0} | entry, "think_ms") / 1000
+    return _Line(at, prompt, max(1, output), str(entry.get("session", "")), think)
+
+
+def _time(entry: dict[str, Any]) -> float:
+    """The field ``timestamp`` in seconds."""
+    when = entry["timestamp"]
+    if not isinstance(when, str):
+        return _number(entry, "timestamp")
+    try:
+        return datetime.fromisoformat(when).timestamp()
+    except ValueError:
+        raise ValueError(f"its field timestamp is neither seconds nor a time of ISO 8601: {_shown(when)}") from None
+
+
+def _number(entry: dict[str, Any], field: str) -> float:
+    """The number in a field. Raises KeyError without the field, ValueError if it is no finite number."""
+    try:
+        number = float(entry[field])
+    except (ValueError, TypeError, OverflowError):
+        number = nan
+    if not isfinite(number):
+        raise ValueError(f"its field {field} is not a number: {_shown(entry[field])}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:SHOWN]
 
 
 _PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}

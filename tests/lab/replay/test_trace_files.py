@@ -115,10 +115,34 @@ def test_logs_of_openai_bodies(tmp_path: Path) -> None:
         ('{"model": "m", "prompt": "x"}', "it has no field 'timestamp'"),
         ('{"timestamp": 1, "body": {"model": "m", "messages": []}}', "trace:1 is not a request of a trace"),
         ('{"timestamp": 1, "prompt": "x"}', "trace:1 is not a request of a trace"),
-        ('{"timestamp": "soon", "model": "m", "prompt": "x"}', "isoformat"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path: Path, line: str, what: str) -> None:
     (tmp_path / "trace").write_text(line)
     with pytest.raises(ConfigurationError, match=what):
         read(tmp_path / "trace", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("output_tokens", "x", 'its field output_tokens is not a number: "x"'),
+        ("think_ms", "a", 'its field think_ms is not a number: "a"'),
+        ("think_ms", None, "its field think_ms is not a number: null"),
+        ("timestamp", "yesterday", 'its field timestamp is neither seconds nor a time of ISO 8601: "yesterday"'),
+        ("timestamp", [], r"its field timestamp is not a number: \[\]"),
+    ],
+)
+def test_a_field_that_is_no_number_is_named(tmp_path: Path, field: str, value: object, what: str) -> None:
+    entry = {"timestamp": 1, "body": {"model": "m", "prompt": "hello " * 300}, field: value}
+    (tmp_path / "t.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(ConfigurationError, match=rf"t\.jsonl:1 is not a request of a trace: {what}$"):
+        read(tmp_path / "t.jsonl", seed=1)
+
+
+@pytest.mark.parametrize("field", ["timestamp", "input_length", "output_length", "think_ms"])
+def test_a_field_of_mooncakes_format_that_is_no_number_is_named(tmp_path: Path, field: str) -> None:
+    entry = {"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1], field: "a"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(ConfigurationError, match=f'its field {field} is not a number: "a"$'):
+        read(tmp_path / "t.jsonl", seed=1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from warmroute import explain
+from warmroute import explain, http_client
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute.observability import explanation
@@ -147,3 +147,41 @@ def test_a_port_where_nobody_listens_is_one_line() -> None:
         ask("http://127.0.0.1:1", "/debug/decisions", {})
     with pytest.raises(DebugPortError, match="is not a URL like http"):
         ask("file:///etc/passwd", "", {})
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b'{"detail": "Not Found"}'),
+        (503, b'{"error": {"message": "No endpoint is ready."}}'),
+        (404, b"no JSON"),
+        (200, b"no JSON"),
+    ],
+)
+def test_a_port_that_is_no_debug_port_is_told(monkeypatch: pytest.MonkeyPatch, status: int, body: bytes) -> None:
+    monkeypatch.setattr(http_client, "exchange", lambda *_, **__: http_client.Answer(status, body))
+    said = rf"http://127.0.0.1:8081 is not a picker's debug port \(it answers {status}\); the default is http://127.0.0.1:9091"
+    with pytest.raises(DebugPortError, match=said):
+        ask("http://127.0.0.1:8081", "/debug/decisions", {})
+
+
+def test_what_the_debug_port_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = http_client.Answer(400, b'{"error": "limit must be at most 100"}')
+    monkeypatch.setattr(http_client, "exchange", lambda *_, **__: answer)
+    with pytest.raises(DebugPortError, match=r"answers 400: limit must be at most 100$"):
+        ask("http://127.0.0.1:9091", "/debug/decisions", {})
+
+
+def test_a_debug_url_needs_no_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def exchange(url: str) -> http_client.Answer:
+        asked.append(url)
+        return http_client.Answer(200, b"[]")
+
+    monkeypatch.setattr(http_client, "exchange", exchange)
+    assert ask("127.0.0.1:9091", "/debug/decisions", {"limit": 1}) == []
+    assert asked == ["http://127.0.0.1:9091/debug/decisions?limit=1"]
+    monkeypatch.undo()
+    with pytest.raises(DebugPortError, match="is not a URL like http"):
+        ask("https://127.0.0.1:9091", "", {})

@@ -22,10 +22,9 @@ class DebugPortError(WarmrouteError):
 def ask(base_url: str, path: str, query: Mapping[str, str | int], *, body: bytes | None = None) -> Any:
     """The JSON that the debug port at ``base_url`` answers: GET, or POST of JSON if there is a ``body``.
 
-    Raises DebugPortError.
+    ``base_url`` may be without ``http://``. Raises DebugPortError.
     """
-    if not base_url.startswith("http://"):
-        raise DebugPortError(f"{base_url!r} is not a URL like {DEFAULT_URL}")
+    base_url = base_url if "://" in base_url else f"http://{base_url}"
     url = f"{base_url.rstrip('/')}{path}?{urlencode(query)}"
     try:
         if body is None:
@@ -33,14 +32,22 @@ def ask(base_url: str, path: str, query: Mapping[str, str | int], *, body: bytes
         else:
             headers = {"content-type": "application/json"}
             answer = http_client.exchange(url, method="POST", body=body, headers=headers)
-        content = json.loads(answer.body)
-    except (OSError, ValueError) as error:
-        why = http_client.reason(error) if isinstance(error, OSError) else "no JSON"
+    except ValueError:
+        raise DebugPortError(f"{base_url!r} is not a URL like {DEFAULT_URL}") from None
+    except OSError as error:
         raise DebugPortError(
-            f"no picker's debug port at {base_url} ({why}): --debug-url names another one; in Kubernetes: "
-            "kubectl port-forward POD 9091"
+            f"no picker's debug port at {base_url} ({http_client.reason(error)}): --debug-url names another one; in "
+            "Kubernetes: kubectl port-forward POD 9091"
         ) from error
-    if answer.status != HTTPStatus.OK:
-        said = content.get("error", "") if isinstance(content, dict) else ""
-        raise DebugPortError(f"{base_url} answers {answer.status} {said}")
-    return content
+    try:
+        content = json.loads(answer.body)
+    except ValueError:
+        content = None
+    if content is not None and answer.status == HTTPStatus.OK:
+        return content
+    said = content.get("error") if isinstance(content, dict) else None
+    if not isinstance(said, str):  # the debug port says what is wrong as text
+        raise DebugPortError(
+            f"{base_url} is not a picker's debug port (it answers {answer.status}); the default is {DEFAULT_URL}"
+        )
+    raise DebugPortError(f"{base_url} answers {answer.status}: {said}")

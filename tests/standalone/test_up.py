@@ -25,7 +25,7 @@ from tests.waiting import eventually
 from warmroute.cli import app
 from warmroute.discovery.file import EndpointsFile
 from warmroute.errors import ConfigurationError
-from warmroute.standalone import engine_list
+from warmroute.standalone import engine_list, pickers, up_options
 from warmroute.standalone.child import Child
 from warmroute.standalone.config_files import write
 from warmroute.standalone.engine_list import Engine, EngineList, Probe, Target
@@ -35,6 +35,7 @@ from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.pickers import Pickers
 from warmroute.standalone.ports import free_range, require_free
 from warmroute.standalone.up_options import UpOptions
+from warmroute.tasks import cancel
 
 ROOT = Path(__file__).parents[2]
 CHAT = {"model": "qwen", "messages": [{"role": "user", "content": "hello " * 3000}], "max_tokens": 2}
@@ -60,6 +61,39 @@ def test_a_usual_port_that_is_taken_is_replaced_and_a_given_one_refused() -> Non
     assert settled.host == "127.0.0.1"
     assert settled.plain_port is None
     assert 0 not in (settled.port, settled.debug_port, settled.metrics_port)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"plain_port": 1}, "--port and --plain-port are the same: 1"),
+        ({"debug_port": 1}, "--port and --debug-port are the same: 1"),
+        ({"debug_port": 2, "metrics_port": 2}, "--debug-port and --metrics-port are the same: 2"),
+    ],
+)
+def test_two_ports_that_are_the_same_are_refused(
+    monkeypatch: pytest.MonkeyPatch, options: Mapping[str, int], complaint: str
+) -> None:
+    monkeypatch.setattr(up_options, "require_free", lambda *_: None)
+    with pytest.raises(ConfigurationError, match=complaint):
+        UpOptions(port=1, **options).settled()  # type: ignore[arg-type]
+    UpOptions(port=1, host="127.0.0.2", debug_port=1).settled()
+
+
+@pytest.mark.integration
+def test_a_usual_port_that_is_given_to_another_purpose_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up_options, "require_free", lambda *_: None)
+    settled = UpOptions(port=9091, plain_port=9090).settled()
+    assert (settled.port, settled.plain_port) == (9091, 9090)
+    assert not {settled.debug_port, settled.metrics_port} & {9090, 9091}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("port", [0, 8081])
+def test_an_address_of_another_machine_is_told(port: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"--host 192\.0\.2\.1: this machine has no such address"):
+        UpOptions(host="192.0.2.1", port=port).settled()
 
 
 @pytest.mark.parametrize("options", [{"host": "gpu-a"}, {"host": ""}, {"debug_host": "*"}])
@@ -115,6 +149,29 @@ def test_with_several_pickers_all_are_asked_for_an_explanation() -> None:
     assert "w top   (the first picker's page in a terminal; --debug-url names another one)" in text
     assert "live pages  http://127.0.0.1:9091/  (each shows its own picker's decisions)\n" in text
     assert "\n              http://127.0.0.1:8/\n" in text
+
+
+def test_an_endpoints_file_is_read_before_ports_are_tried(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nofile\.yaml"):
+        EngineList(file=tmp_path / "nofile.yaml")
+
+
+@pytest.mark.integration
+async def test_one_of_several_pickers_is_called_by_its_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pickers, "RESTART_DELAY", 0.0)
+    monkeypatch.setattr(pickers, "start_picker", lambda child, ports: child.start())
+    ports = UpOptions(port=1, metrics_port=2, debug_port=3, pickers=2).picker_ports()
+    parts = Pickers(tmp_path / "e.yaml", ports, tmp_path, [], {**os.environ})
+    said: list[str] = []
+    for child, program in zip(parts.children, ("sleep 600", "false"), strict=True):
+        child.argv = tuple(program.split())
+        await child.start()
+    parts._nats = None
+    keeping = asyncio.create_task(parts.keep_running(said.append))
+    await eventually(lambda: len(said) >= 2, "what is said")
+    await cancel(keeping)
+    await parts.stop()
+    assert said[:2] == ["picker 2 ended with status 1; the others pick until it is back", "picker 2 is back"]
 
 
 @pytest.mark.integration
@@ -346,7 +403,7 @@ async def test_several_pickers_share_and_the_others_go_on(tmp_path: Path) -> Non
         picker = (await asyncio.to_thread(all_children, up.child.pid, "serve"))[0]
         os.kill(picker, signal.SIGKILL)
         assert [(await up.chat()).status for _ in range(4)] == [200] * 4
-        await eventually(lambda: "the picker is back" in up.log(), "the picker's return")
+        await eventually(lambda: "picker 1 is back" in up.log() or "picker 2 is back" in up.log(), "its return")
         nats = await asyncio.to_thread(children, up.child.pid, "--config")
         os.kill(nats, signal.SIGKILL)
         await eventually(lambda: "NATS is back" in up.log(), "the return of NATS")

@@ -117,7 +117,10 @@ class Probe(NamedTuple):
 
 @dataclass(slots=True)
 class EngineList:
-    """The engines as they are now: :meth:`look` resolves names, searches ranges and reads the file again."""
+    """The engines as they are now: :meth:`look` resolves names, searches ranges and reads the file again.
+
+    Raises ConfigurationError if the lists exclude each other, or if the file cannot be used.
+    """
 
     targets: Sequence[Target] = ()
     ranges: Sequence[PortRange] = ()
@@ -137,6 +140,8 @@ class EngineList:
                 "name the engines: warmroute up http://10.0.0.7:8000 http://10.0.0.8:8000, --discover HOST:FROM-TO or "
                 "--endpoints-file FILE"
             )
+        if self.file is not None:
+            _listed(self.file)  # before any port is tried
         if sum(len(ports.targets()) for ports in self.ranges) > MOST_PORTS:
             raise ConfigurationError(f"--discover searches at most {MOST_PORTS} ports")
 

@@ -45,15 +45,16 @@ def picker(
     flags: Sequence[str] = (),
     *,
     environ: Mapping[str, str] | None = None,
+    name: str = "warmroute serve",
 ) -> Child:
-    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win. ``log`` and ``environ`` are as
-    :class:`Child` has them.
+    """The picker over the endpoints of a file, without TLS. ``flags`` come last and so win. ``log``, ``environ`` and
+    ``name`` are as :class:`Child` has them.
 
     It exits at once on SIGTERM (``--drain-quiet=0s``): by then its parent sends no more requests.
     """
     own = (f"{flag}={value}" for flag, value in own_flags(endpoints_file, ports).items())
     argv = [sys.executable, "-m", "warmroute", "serve", *own, *flags]
-    return Child("warmroute serve", argv, log, environ=environ)
+    return Child(name, argv, log, environ=environ)
 
 
 async def start_picker(child: Child, ports: PickerPorts, patience: float = PATIENCE) -> None:

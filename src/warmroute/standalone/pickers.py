@@ -41,7 +41,14 @@ class Pickers:
         if self._nats is not None:
             shared = ("--shared-state", self._nats.url, "--shared-state-key-path", str(self._key_file))
         self.children = tuple(
-            picker(endpoints_file, each, None, (*flags, *shared), environ=_with_own_log(environ, number))
+            picker(
+                endpoints_file,
+                each,
+                None,
+                (*flags, *shared),
+                environ=_with_own_log(environ, number),
+                name="the picker" if len(ports) == 1 else f"picker {number}",
+            )
             for number, each in enumerate(self._ports, 1)
         )
 
@@ -70,11 +77,11 @@ class Pickers:
         meanwhile = "Envoy balances by least requests" if len(self.children) == 1 else "the others pick"
         while True:
             status = await child.wait()
-            say(f"the picker ended with status {status}; {meanwhile} until it is back")
+            say(f"{child.name} ended with status {status}; {meanwhile} until it is back")
             await asyncio.sleep(RESTART_DELAY)
             try:
                 await start_picker(child, ports)
-                say("the picker is back")
+                say(f"{child.name} is back")
             except ChildError as error:
                 say(str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from ipaddress import ip_address
@@ -36,6 +37,17 @@ def require_free(host: str, port: int, purpose: str) -> None:
             raise ConfigurationError(f"port {port} for {purpose} is unavailable on {host}: {why}") from error
 
 
+def require_address(host: str, flag: str) -> None:
+    """Raise ConfigurationError if nothing can listen on the IP address ``host``, which ``flag`` gives."""
+    with _socket(host) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            missing = error.errno == errno.EADDRNOTAVAIL
+            why = "this machine has no such address" if missing else error.strerror
+            raise ConfigurationError(f"{flag} {host}: {why}") from error
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether nothing listens on the port."""
     try:
@@ -60,7 +72,8 @@ def free_range(count: int, host: str = "127.0.0.1") -> int:
         first = _next_first(count)
         if all(is_free(host, port) for port in range(first, first + count)):
             return first
-    raise ConfigurationError(f"no {count} consecutive free ports found on {host}")
+    what = "free port" if count == 1 else f"{count} consecutive free ports"
+    raise ConfigurationError(f"no {what} found on {host}")
 
 
 def _next_first(count: int) -> int:

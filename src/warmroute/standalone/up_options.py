@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
 from warmroute.standalone.picker_process import PickerPorts
-from warmroute.standalone.ports import free_port, free_range, require_free
+from warmroute.standalone.ports import free_port, free_range, require_address, require_free
 from warmroute.standalone.proxy_config import ProxyConfig
 
 PORT = 8081
@@ -43,15 +43,17 @@ class UpOptions:
     def settled(self) -> UpOptions:
         """The options with a number for every port. Raises ConfigurationError for an address that cannot be listened on."""
         host, debug_host = listening_address(self.host, "--host"), listening_address(self.debug_host, "--debug-host")
-        plain_port = self.plain_port
+        require_address(host, "--host")
+        require_address(debug_host, "--debug-host")
+        ports = _Ports()
         return replace(
             self,
             host=host,
             debug_host=debug_host,
-            port=_settled(self.port, self.port, host, "--port"),
-            plain_port=plain_port if plain_port is None else _settled(plain_port, plain_port, host, "--plain-port"),
-            debug_port=_settled(self.debug_port, DEBUG_PORT, debug_host, "--debug-port"),
-            metrics_port=_settled(self.metrics_port, METRICS_PORT, "127.0.0.1", "--metrics-port"),
+            port=ports.given(self.port, host, "--port"),
+            plain_port=None if self.plain_port is None else ports.given(self.plain_port, host, "--plain-port"),
+            debug_port=ports.settled(self.debug_port, DEBUG_PORT, debug_host, "--debug-port"),
+            metrics_port=ports.settled(self.metrics_port, METRICS_PORT, "127.0.0.1", "--metrics-port"),
         )
 
     def picker_ports(self) -> tuple[PickerPorts, ...]:
@@ -91,12 +93,28 @@ def listening_address(host: str, flag: str) -> str:
         ) from None
 
 
-def _settled(port: int | None, usual: int, host: str, flag: str) -> int:
-    if port is not None:
+@dataclass(slots=True)
+class _Ports:
+    """The ports that are settled so far."""
+
+    flags: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Flags by address and port."""
+
+    def given(self, port: int, host: str, flag: str) -> int:
+        """The port, or a free one in place of 0. Raises ConfigurationError if it is in use or another flag's."""
+        for (other, number), taken in self.flags.items():
+            if number == port and (other == host or any(ip_address(each).is_unspecified for each in (other, host))):
+                raise ConfigurationError(f"{taken} and {flag} are the same: {port}")
         require_free(host, port, flag)
-        return port or free_port(host)
-    try:
-        require_free(host, usual, flag)
-    except ConfigurationError:
-        return free_port(host)
-    return usual
+        port = port or free_port(host)
+        self.flags[host, port] = flag
+        return port
+
+    def settled(self, port: int | None, usual: int, host: str, flag: str) -> int:
+        """As :meth:`given`; for None the usual port, or a free one where that is in use."""
+        if port is not None:
+            return self.given(port, host, flag)
+        try:
+            return self.given(usual, host, flag)
+        except ConfigurationError:
+            return self.given(0, host, flag)

@@ -81,6 +81,13 @@ def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
     assert "its cost" not in text
 
 
+def test_what_cold_means_depends_on_where_the_figures_come_from(tmp_path: Path) -> None:
+    cold = DECISION | {"reason": "cold"}
+    assert "  cold: no endpoint is known to hold 1,024 tokens or more of the prompt\n" in explanation.text(cold)
+    (tmp_path / "log").write_text(json.dumps(cold | {"ts": "2026-11-28T10:00:00.000Z"}))
+    assert "  cold: no endpoint is known to hold any of the prompt\n" in explain.logged("r1", tmp_path / "log")
+
+
 def test_endpoints_that_are_not_ready_are_marked() -> None:
     endpoints = [endpoint | {"state": "unreachable"} for endpoint in DECISION["endpoints"]]
     endpoints[1]["state"] = "ready"

@@ -224,6 +224,12 @@ def test_endpoints_that_are_not_ready_are_marked() -> None:
     ]
 
 
+def test_a_prompt_of_one_token_is_no_plural() -> None:
+    record = last(Fixture(2), prompt("ab"), 0.0)
+    assert record.sentence().startswith("a prompt of 1 token, too short")
+    assert record.sentence(exact=True).startswith("holds 0 of 1 token; ")
+
+
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [

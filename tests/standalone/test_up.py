@@ -433,7 +433,7 @@ async def test_requests_in_flight_are_answered_before_it_stops(tmp_path: Path) -
         async with up.client.post(f"{up.url}/chat/completions", json=body) as answer:
             await answer.content.readany()
             up.child._started.send_signal(signal.SIGINT)
-            await eventually(lambda: "waiting for 1 requests in flight" in up.log(), "the drain")
+            await eventually(lambda: "waiting for 1 request in flight" in up.log(), "the drain")
             text = await answer.text()
         assert text.rstrip().endswith("data: [DONE]")
         assert await up.child.wait() == 0

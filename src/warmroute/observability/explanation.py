@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from warmroute.routing.decision_record import duration, short_strategy
+from warmroute.routing.decision_record import CACHED_STEP, duration, short_strategy
 
 REASONS = {
     "warm": "the endpoint probably holds more than the threshold of the prompt in its KV cache",
     "partial": "the endpoint probably holds a part of the prompt in its KV cache",
     "spread": "another endpoint holds more of the prompt, but the strategy prefers this one",
-    "cold": "no endpoint is known to hold any of the prompt (on the debug port: 1,024 tokens or more of it)",
+    "cold": "no endpoint is known to hold {any} of the prompt",
     "no-prompt": "the request has no prompt to look for; load alone decided",
     "state": "the endpoint keeps the response, conversation or session that the request goes on with",
 }
-"""What each reason means, for one who reads it for the first time."""
+"""What each reason means, for one who reads it for the first time. ``{any}``: the least cached tokens that are shown."""
 LEAST_TERM_MS = 0.05
 """Terms of the cost below this are not shown."""
 
 
-def text(explained: Mapping[str, Any], *, decided: bool = True) -> str:
+def text(explained: Mapping[str, Any], *, decided: bool = True, exact: bool = False) -> str:
     """The text for an explanation as :meth:`DecisionRecord.explain
-    <warmroute.routing.decision_record.DecisionRecord.explain>` gives it. ``decided``: it was made, and is no dry run."""
+    <warmroute.routing.decision_record.DecisionRecord.explain>` gives it. ``decided``: it was made, and is no dry run.
+    ``exact``: its cached tokens are, as in a decision log."""
     lines = [_head(explained, decided=decided), f"  {explained['sentence']}"]
     meaning = REASONS.get(explained["reason"])
     if meaning is not None:
-        lines.append(f"  {explained['reason']}: {meaning}")
+        least = "any" if exact else f"{CACHED_STEP:,} tokens or more"
+        lines.append(f"  {explained['reason']}: {meaning.format(any=least)}")
     rows = [_row(endpoint) for endpoint in explained["endpoints"]]
     head = ("endpoint", "cached tokens", "predicted TTFT", "waiting", "running", _worth_of(explained))
     lines += ["", *_table(head, rows)]

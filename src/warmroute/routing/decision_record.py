@@ -253,11 +253,12 @@ class DecisionRecord:
         if self.reason == "state":
             return "keeps what the request goes on with"
         prompt, cached = round(self.request.prompt_tokens), self.cached_tokens(k, exact=exact)
+        tokens = f"{prompt:,} token{'s' * (prompt != 1)}"
         if exact:
-            return f"holds {cached:,.0f} of {prompt:,} tokens"
+            return f"holds {cached:,.0f} of {tokens}"
         if prompt < CACHED_STEP:
-            return f"a prompt of {prompt:,} tokens, too short to show what is cached"
-        return f"holds {f'at least {cached:,.0f}' if cached else f'less than {CACHED_STEP:,}'} of {prompt:,} tokens"
+            return f"a prompt of {tokens}, too short to show what is cached"
+        return f"holds {f'at least {cached:,.0f}' if cached else f'less than {CACHED_STEP:,}'} of {tokens}"
 
     def _worth_of_next(self, k: int, *, exact: bool) -> str:
         chosen = self.position

@@ -110,7 +110,8 @@ class Up:
         if not in_flight:
             self._say("stopping")
             return
-        self._say(f"stopping: waiting for {in_flight} requests in flight (Ctrl-C again: at once)")
+        requests = "1 request" if in_flight == 1 else f"{in_flight} requests"
+        self._say(f"stopping: waiting for {requests} in flight (Ctrl-C again: at once)")
         waits = [asyncio.create_task(work) for work in (self.envoy.drain(self._options.drain_timeout), hurry.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         await cancel(*waits)

@@ -34,7 +34,6 @@ def routing_constants(settings: Settings) -> RoutingConstants:
                 eviction=settings.cost_eviction,
                 waiting=settings.cost_waiting,
                 running=settings.cost_running,
-                decode=settings.cost_decode,
                 balance=settings.cost_balance,
                 balance_from=settings.cost_balance_from,
                 longest=settings.cost_longest,

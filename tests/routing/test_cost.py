@@ -121,7 +121,6 @@ def test_the_worked_example() -> None:
             prefill=own,
             evict=own * CONSTANTS.eviction * 0.5,
             delay=own * (2 + 0.15 * 10 * 0.5),
-            decode=10 * 60 / 5000,
             balance=1000 / 5000 * 12 / (3 + 9),
             adapter=0,
             stale=0,

@@ -325,7 +325,7 @@ def test_fallbacks_come_in_order_of_cost() -> None:
 def test_requests_without_a_prompt_follow_the_load() -> None:
     fixture = Fixture(3)
     fixture.scrape(0.0)
-    fixture.pool.observed(fixture.endpoint("1"), engine_state(0.0, running=5), 0.0)
+    fixture.pool.observed(fixture.endpoint("1"), engine_state(0.0, running=50), 0.0)
     assert Counter(fixture.pick(NO_PROMPT, 0.0) for _ in range(4)) == Counter({"0": 2, "2": 2})
 
 

@@ -57,7 +57,7 @@ class Candidates:
         self.total: list[float] = [0.0] * size
         """Requests in flight."""
         self._base: list[float] = [0.0] * size
-        """Cost that depends on no request, at time 0: ``wait``, ``decode`` and ``stale``."""
+        """Cost that depends on no request, at time 0: ``wait`` and ``stale``."""
         self._wait_rate: list[float] = [0.0] * size
         self._per_token: list[float] = [0.0] * size
         """Cost of each token of uncached work up to ``constants.longest``: ``_prefill + _delay``."""
@@ -81,7 +81,7 @@ class Candidates:
         waiting, running, seconds_per_token = factors.waiting, factors.running, factors.seconds_per_token
         self.factors[k] = factors
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
-        self._base[k] = factors.wait_at_zero + seconds_per_token * constants.decode * running + factors.stale
+        self._base[k] = factors.wait_at_zero + factors.stale
         self._wait_rate[k] = factors.wait_rate
         self._prefill[k] = prefill = seconds_per_token * (1 + factors.eviction)
         self._delay[k] = delay = seconds_per_token * (

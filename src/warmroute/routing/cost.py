@@ -2,7 +2,7 @@
 
 ::
 
-    cost = wait + own + own*EVICTION*fill + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage) + DECODE*running
+    cost = wait + own + own*EVICTION*fill + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage)
            + BALANCE*min(prompt, LONGEST)*requests/(FROM + mean requests) + adapter + stale
 
 ==============  ======================================================================================================
@@ -38,7 +38,6 @@ class CostConstants:
     eviction: float
     waiting: float
     running: float
-    decode: float
     balance: float
     balance_from: float
     longest: float
@@ -101,8 +100,6 @@ class CostTerms(NamedTuple):
     """Computing again what the new tokens evict: ``own * EVICTION*fill``."""
     delay: float
     """The delay of other requests by this prefill: ``min(own, LONGEST) * (WAITING*waiting + RUNNING*running*usage)``."""
-    decode: float
-    """Sharing the engine's steps with running answers: ``DECODE * running``."""
     balance: float
     """Requests come back to where they were: ``BALANCE * min(prompt, LONGEST) * requests / (FROM + mean requests)``."""
     adapter: float
@@ -162,7 +159,6 @@ def cost_terms(
         prefill=own,
         evict=own * endpoint.eviction,
         delay=bounded * delay,
-        decode=seconds_per_token * constants.decode * endpoint.running,
         balance=prompt * balance_weight(constants, request.mean_requests) * (endpoint.waiting + endpoint.running),
         adapter=adapter,
         stale=endpoint.stale,

@@ -60,7 +60,7 @@ def setting(
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
-RETIRED = frozenset(("cost_slots", "cost_kv"))
+RETIRED = frozenset(("cost_slots", "cost_kv", "cost_decode"))
 """Settings of earlier versions: accepted with a warning, wherever they are given."""
 
 
@@ -313,9 +313,6 @@ class Settings(BaseModel):
         group="Cost",
         hot=True,
         ge=0,
-    )
-    cost_decode: float = setting(
-        60.0, "Cost of each request being decoded, in prefill tokens.", group="Cost", hot=True, ge=0
     )
     cost_balance: float = setting(
         1.0,

@@ -26,7 +26,6 @@ NUMBERS = (
     "cost_eviction",
     "cost_waiting",
     "cost_running",
-    "cost_decode",
     "cost_balance",
     "cost_balance_from",
     "cost_longest",

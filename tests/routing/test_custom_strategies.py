@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import random
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.factories import routing_constants
 from tests.routing.test_router import LONG, Fixture, prompt
 from warmroute.errors import ConfigurationError
 from warmroute.picker import EndpointPicker
@@ -254,7 +256,8 @@ def test_every_example_is_tested() -> None:
 
 def test_the_log_names_the_holdout_strategy_that_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = written(tmp_path, HEAD + "return [1 / (request.model == 'sample')] * 2\n")
-    fixture = Fixture(2, holdout=1.0, holdout_strategy=name)
+    fixture = Fixture(2)
+    fixture.router.apply(replace(routing_constants(), holdout=1.0, holdout_strategy=name), 0.0)  # as an installed one
     with caplog.at_level(logging.ERROR):
         fixture.pick(prompt(LONG), 0.0)
     (logged,) = [record for record in caplog.records if record.levelno == logging.ERROR]

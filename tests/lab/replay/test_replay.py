@@ -401,11 +401,13 @@ def test_pickers_that_share_know_what_one_picker_knows(tmp_path: Path) -> None:
     assert blind < one - 0.05
 
 
-def test_the_table_says_that_a_strategy_failed(tmp_path: Path) -> None:
-    file = tmp_path / "fail.py"
-    file.write_text("def f(request, candidates):\n    return [0.0] * (2 if request.model == 'sample' else 1)\n")
+def test_the_table_says_that_a_strategy_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fail.py").write_text(
+        "def f(request, candidates):\n    return [0.0] * (2 if request.model == 'sample' else 1)\n"
+    )
     arguments = ["bench", "replay", "agents", "--requests", "60", "--pods", "3", "--speedup", "0.5", "--pickers", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--strategy", f"{file}:f", "--strategy", "PREFIX_CACHE"])
+    result = CliRunner().invoke(app, [*arguments, "--strategy", "fail.py:f", "--strategy", "PREFIX_CACHE"])
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "fail.py:f failed for 60 of 60 requests; PREFIX_CACHE chose for them" in said

@@ -127,7 +127,8 @@ async def test_nonsense_leaves_the_picker_as_it_was(tmp_path: Path) -> None:
             child,
         ),
     ):
-        page = f"http://127.0.0.1:{child.argv[child.argv.index('--metrics-port') + 1]}/metrics"
+        (port,) = [flag.partition("=")[2] for flag in child.argv if flag.startswith("--metrics-port=")]
+        page = f"http://127.0.0.1:{port}/metrics"
         await asyncio.gather(
             *(misbehave(epp, random.Random(seed - k), time.monotonic() + 3) for k in range(1, CLIENTS))
         )

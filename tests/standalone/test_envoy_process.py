@@ -126,7 +126,8 @@ async def test_a_child_has_the_usual_signals_and_a_program_that_cannot_be_run_sa
     child = Child("signals", ["grep", "SigIgn", "/proc/self/status"], tmp_path / "log")
     await child.start()
     assert await child.wait() == 0
-    assert int(child.tail().split()[1], 16) == 0
+    ignored = int(child.tail().split()[1], 16)  # a machine may start everything with others ignored
+    assert not any(ignored >> number - 1 & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
     (tmp_path / "text").write_bytes(b"\0")
     (tmp_path / "text").chmod(0o755)
     broken = Child("broken", [str(tmp_path / "text")], tmp_path / "log")

@@ -83,7 +83,7 @@ class CacheModel:
 
     # ---------------------------------------------------------------- decisions
 
-    def match(
+    def _match_one(
         self, chain: Chain, tokens_per_byte: float, prompt_tokens: float, members: Members
     ) -> tuple[CachedTokens, float]:
         """The tokens of the prompt that each member holds, and the most that any holds."""
@@ -112,13 +112,16 @@ class CacheModel:
                     overrides[members.position[holder]] = tokens
         return CachedTokens(default, overrides), best
 
-    def match_each(
-        self, chains: Iterable[Chain], tokens_per_byte: float, members: Members
+    def match(
+        self, chains: Sequence[Chain], tokens_per_byte: float, prompt_tokens: float, members: Members
     ) -> tuple[CachedTokens, float]:
-        """The tokens that each member holds of several prompts together, and the most that any holds."""
+        """The tokens that each member holds of the prompts together, and the most that any holds. ``prompt_tokens``: of all
+        together."""
+        if len(chains) == 1:
+            return self._match_one(chains[0], tokens_per_byte, prompt_tokens, members)
         default, more = 0.0, dict[int, float]()
         for chain in chains:
-            cached, _ = self.match(chain, tokens_per_byte, max(1.0, chain.prompt_bytes * tokens_per_byte), members)
+            cached, _ = self._match_one(chain, tokens_per_byte, max(1.0, chain.prompt_bytes * tokens_per_byte), members)
             default += cached.default
             for k, tokens in cached.overrides.items():
                 more[k] = more.get(k, 0.0) + tokens - cached.default
@@ -132,10 +135,7 @@ class CacheModel:
         if not decision.reads_cache or not decision.chain.hashes:
             return 0.0
         members, tokens_per_byte = Members((load,)), decision.prompt_tokens / decision.prompt_bytes
-        if decision.further:
-            cached, _ = self.match_each(decision.chains, tokens_per_byte, members)
-        else:
-            cached, _ = self.match(decision.chain, tokens_per_byte, decision.prompt_tokens, members)
+        cached, _ = self.match(decision.chains, tokens_per_byte, decision.prompt_tokens, members)
         return cached.at(0)
 
     def expect(self, decision: SentRequest, *, exact: bool, now: float) -> None:

@@ -376,10 +376,7 @@ class Router(PoolListener):
             chains = [build(request.seed, request.parts)]
         if not request.reads_cache:
             return chains, prompt_tokens, NOTHING_CACHED, 0.0
-        if len(chains) == 1:
-            cached, best = self._caches.match(chains[0], tokens_per_byte, prompt_tokens, candidates.members)
-        else:
-            cached, best = self._caches.match_each(chains, tokens_per_byte, candidates.members)
+        cached, best = self._caches.match(chains, tokens_per_byte, prompt_tokens, candidates.members)
         return chains, prompt_tokens, cached, best
 
     def _strategy_failed(self, strategy: str, error: Exception, now: float) -> None:

@@ -136,7 +136,7 @@ class Inbox:
         # What this picker has decided since then is of the new process.
         late = at < last.decided - ONE_RESTART_SECONDS
         match event.kind:
-            case pb.Event.RESTARTED if not late and at > last.restarted + ONE_RESTART_SECONDS:
+            case pb.Event.RESTARTED if not late and at > endpoint.restarted_at + ONE_RESTART_SECONDS:
                 self._pool.restarted(endpoint, at)
             case pb.Event.CACHE_EMPTIED if not late and at > last.emptied + ONE_EMPTYING_SECONDS:
                 self._pool.cache_emptied(endpoint, at)
@@ -144,7 +144,7 @@ class Inbox:
                 self._pool.unreachable(endpoint, now)
             case pb.Event.REACHABLE:
                 self._pool.reachable(endpoint, now)
-            case pb.Event.EJECTED if at > max(now - FIRST_BACKOFF, last.restarted):
+            case pb.Event.EJECTED if at > max(now - FIRST_BACKOFF, endpoint.restarted_at):
                 self._router.learn_ejected(endpoint, at)
 
     def _apply_report(self, report: pb.Report, reading: _Reading) -> None:
@@ -192,11 +192,11 @@ class Inbox:
                 decision = None
             load = loads[place] if place < len(loads) else None
             at = min(reading.published_at - age / 1e6, reading.now)
-            if load is None or at < (last := self._outbox.last(load.endpoint)).restarted:
+            if load is None or at < load.endpoint.restarted_at:
                 self.applied.unknown_endpoints += 1
                 continue
             self.applied.decisions += 1
-            held = at >= last.emptied
+            held = at >= self._outbox.last(load.endpoint).emptied
             # No fewer than its bytes can have: by them it is found to be too long for the engine.
             prompt_tokens = min(max(prompt_tokens, prompt_bytes // MOST_BYTES_PER_TOKEN, 1), LONGEST_PROMPT)
             cached_tokens, chain = min(cached_tokens, prompt_tokens), (chain if held else None) or EMPTY_CHAIN

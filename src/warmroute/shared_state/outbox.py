@@ -42,7 +42,6 @@ EQUAL_FIGURES = tuple(
 class LastTimes:
     """When something happened to an engine last, in monotonic seconds; -inf: never as far as this picker knows."""
 
-    restarted: float = -inf
     emptied: float = -inf
     """It lost its KV cache, by a restart or otherwise."""
     decided: float = -inf
@@ -109,8 +108,7 @@ class Outbox(PoolListener):
         discovered = self._specs[endpoint.id] is not endpoint.spec
         self._specs[endpoint.id] = endpoint.spec
         self._models.pop(endpoint.id, None)
-        last = self._last[endpoint.id]
-        last.restarted = last.emptied = now
+        self._last[endpoint.id].emptied = now
         if not self.muted:
             self._states.pop(endpoint.id, None)
             if not discovered:
@@ -150,7 +148,7 @@ class Outbox(PoolListener):
         del self._specs[endpoint.id], self._members[endpoint.id], self._last[endpoint.id]
 
     def last(self, endpoint: Endpoint) -> LastTimes:
-        """When this picker saw the endpoint's engine restart, and so on."""
+        """When this picker saw the engine lose its cache, and when it chose it."""
         return self._last.get(endpoint.id) or LastTimes()
 
     # ---------------------------------------------------------------- batches

@@ -145,7 +145,7 @@ def _mooncake(entry: dict[str, Any], rng: random.Random) -> _Line:
         tuple((int(ids[i]), min(PIECE, tokens - i * PIECE)) for i in range(-(-tokens // PIECE))),
         max(1, int(_number(entry, "output_length"))),
         session,
-        _number({"think_ms": 0} | entry, "think_ms") / 1000,
+        _think_seconds(entry),
     )
 
 
@@ -168,8 +168,7 @@ def _body(entry: dict[str, Any]) -> _Line:
         output = int(_number(entry, "output_tokens"))
     else:
         output = min(request.max_tokens or UNKNOWN_ANSWER, UNKNOWN_ANSWER)
-    think = _number({"think_ms": 0} | entry, "think_ms") / 1000
-    return _Line(at, prompt, max(1, output), str(entry.get("session", "")), think)
+    return _Line(at, prompt, max(1, output), str(entry.get("session", "")), _think_seconds(entry))
 
 
 def _time(entry: dict[str, Any]) -> float:
@@ -181,6 +180,10 @@ def _time(entry: dict[str, Any]) -> float:
         return datetime.fromisoformat(when).timestamp()
     except ValueError:
         raise ValueError(f"its field timestamp is neither seconds nor a time of ISO 8601: {_shown(when)}") from None
+
+
+def _think_seconds(entry: dict[str, Any]) -> float:
+    return _number(entry, "think_ms") / 1000 if "think_ms" in entry else 0.0
 
 
 def _number(entry: dict[str, Any], field: str) -> float:

@@ -4,6 +4,7 @@ SHELL := bash
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
+COMPILED := $(VENV)/compiled
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One line for each package, so that a slow network does not look like a standstill.
@@ -14,7 +15,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo docs screenshots test test-unit test-fast test-layer coverage e2e-kubernetes e2e-gateway lint bench soak build lock protos clean help
+.PHONY: demo docs screenshots test test-unit test-fast test-layer test-compiled coverage e2e-kubernetes e2e-gateway lint bench soak build build-compiled lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +44,13 @@ $(VENV)/.docs: requirements/docs.txt | $(BIN)/python
 	@$(VENV)/docs/bin/python -m pip --disable-pip-version-check install --progress-bar off --require-hashes --requirement $< | $(PROGRESS)
 	@touch $@
 
+# Likewise: the setuptools of mypyc is not that of the tests.
+$(VENV)/.build: requirements/build.txt | $(BIN)/python
+	@test -d $(VENV)/build || $(PYTHON) -m venv $(VENV)/build
+	@echo "installing $$(grep -c '==' $<) packages of $<"
+	@$(VENV)/build/bin/python -m pip --disable-pip-version-check install --progress-bar off --require-hashes --requirement $< | $(PROGRESS)
+	@touch $@
+
 docs: $(VENV)/.docs  ## the documentation as a site, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
 
@@ -63,6 +71,14 @@ test-layer: $(VENV)/.dev  ## the tests of one layer: LAYER=unit, integration or 
 
 screenshots: $(VENV)/.dev  ## pictures of the live page on simulated traffic, in docs/images; needs Chromium, takes ten minutes
 	$(BIN)/python -m tests.browser.screenshots
+
+# A copy of the source tree in which the compiled modules lie beside their source: Python takes the compiled ones.
+test-compiled: $(VENV)/.dev build-compiled  ## the unit tests against the compiled form; compiling takes two to four minutes
+	rm -rf $(COMPILED) && mkdir -p $(COMPILED)
+	git ls-files -z | tar --null --files-from=- -cf - | tar -xf - -C $(COMPILED)
+	$(BIN)/python -m zipfile -e dist/compiled/warmroute-*.whl $(COMPILED)/src
+	cd $(COMPILED) && PYTHONPATH=src $(abspath $(BIN))/python -m warmroute version | grep compiled
+	cd $(COMPILED) && PYTHONPATH=src $(abspath $(BIN))/pytest -n 2 -m unit --ignore=tests/e2e --ignore=tests/browser
 
 coverage: $(VENV)/.dev  ## unit and integration tests, and the lines and branches that they do not reach
 	$(BIN)/pytest -n 2 -m "not e2e and not slow" --cov --cov-report term-missing
@@ -93,6 +109,13 @@ build: $(VENV)/.dev  ## sdist and wheel of both distributions, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist lab
 	$(BIN)/twine check --strict dist/*
 
+# mypyc leaves its C code in the source tree, so it gets a copy.
+build-compiled: $(VENV)/.build  ## a wheel of the compiled form for this Python and platform, in dist/compiled; needs a C compiler
+	rm -rf $(COMPILED) dist/compiled && mkdir -p $(COMPILED)
+	git ls-files -z | tar --null --files-from=- -cf - | tar -xf - -C $(COMPILED)
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=true $(VENV)/build/bin/python -m pip --disable-pip-version-check wheel --no-deps --no-build-isolation \
+	  --wheel-dir dist/compiled $(COMPILED)
+
 protos: $(VENV)/.dev  ## compile protos/ to Python, after a change there
 	$(BIN)/python protos/generate.py
 
@@ -102,7 +125,7 @@ lock: | $(BIN)/python  ## resolve requirements/*.txt anew after a change of depe
 	$(COMPILE) requirements/dev.in --group dev --group build --output-file requirements/dev.txt
 	$(COMPILE) requirements/demo.in --group build --constraints requirements/dev.txt --output-file requirements/demo.txt
 	$(COMPILE) requirements/image.in --constraints requirements/dev.txt --output-file requirements/image.txt
-	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	$(COMPILE) --group build --group compile --constraints requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) --group docs --constraints requirements/dev.txt --output-file requirements/docs.txt
 
 clean:  ## remove the environment, caches and built files

@@ -100,9 +100,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from warmroute import __version__
+        from warmroute import __version__, runtime
 
-        typer.echo(__version__)
+        typer.echo(f"{__version__} (compiled)" if runtime.compiled() else __version__)
         raise typer.Exit
 
 

@@ -1,10 +1,11 @@
-"""Settings of glibc's malloc and of Python's garbage collector."""
+"""The process: settings of glibc's malloc and of Python's garbage collector, and the form of the code."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MALLOC_SETTINGS: Mapping[str, tuple[int, int]] = {
@@ -34,6 +35,12 @@ def prepare(environ: Mapping[str, str]) -> None:
     for name, (parameter, size) in MALLOC_SETTINGS.items():
         if name not in environ:
             mallopt(parameter, size)
+
+
+def compiled() -> bool:
+    """Whether the modules that every request passes are compiled to C."""
+    found = find_spec("warmroute.prefix.index")
+    return found is not None and found.origin is not None and not found.origin.endswith(".py")
 
 
 def settle() -> None:

@@ -53,7 +53,7 @@ def wanted(project: dict[str, dict[str, object]], *extras: str) -> list[str]:
 
 
 CONTENTS = {
-    "build": GROUPS["build"],
+    "build": [*GROUPS["build"], *GROUPS["compile"]],
     "docs": GROUPS["docs"],
     "image": wanted(PRODUCT, "kubernetes"),
     "demo": [*wanted(PRODUCT, "standalone"), *wanted(LAB), *GROUPS["build"]],

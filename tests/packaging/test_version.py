@@ -25,7 +25,7 @@ DOCUMENTS = [
 def test_the_command_prints_it(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "warmroute", *arguments]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert printed.stdout.split()[-1] == __version__
+    assert printed.stdout.split()[0] == __version__
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -200,7 +200,22 @@ def _second(timestamp: int) -> str:
 
 
 def _caller(record: logging.LogRecord) -> str:
-    return f"{_short_path(record.pathname)}:{record.lineno}"
+    path = _short_path(record.pathname)
+    if _is_compiled(record.name) and path != module_path(record.name):
+        return module_path(record.name)  # it has no frame: the record names the line that called it
+    return f"{path}:{record.lineno}"
+
+
+@lru_cache(maxsize=1024)
+def _is_compiled(module: str) -> bool:
+    """Whether the module of that name is loaded from a shared library."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and not file.endswith(".py")
+
+
+def module_path(name: str) -> str:
+    """The path inside the package of the module ``warmroute.a.b``: ``a/b.py``."""
+    return name.removeprefix(f"{PACKAGE}.").replace(".", "/") + ".py"
 
 
 @lru_cache(maxsize=1024)

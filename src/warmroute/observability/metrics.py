@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, get_args
 from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector
 from prometheus_client.registry import Collector
 
-from warmroute import __version__
+from warmroute import __version__, runtime
 from warmroute.observability import logs, series
 from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import (
@@ -344,7 +344,8 @@ class Metrics(PoolListener, Collector):
         yield (series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())]),)
         yield (series.DECISION_LOG_DROPPED.family([((), self._decision_lines_dropped())]),)
         yield (series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)]),)
-        yield (series.BUILD_INFO.family([((__version__, platform.python_version()), 1)]),)
+        form = "compiled" if runtime.compiled() else "source"
+        yield (series.BUILD_INFO.family([((__version__, platform.python_version(), form), 1)]),)
         for metric in _pool_metrics(settings.pool_name or "default", readings):
             yield (metric,)
         yield (series.EXTENSION_INFO.family([(("", f"warmroute-{__version__}"), 1)]),)

@@ -453,7 +453,13 @@ SETTINGS_INFO = _series(
     "The settings that matter when reading the other metrics.",
     ("routing_strategy", "prefix_match_threshold", "max_endpoints", "observe_responses"),
 )
-BUILD_INFO = _series("warmroute_build_info", "info", "1", "What is running.", ("version", "python"))
+BUILD_INFO = _series(
+    "warmroute_build_info",
+    "info",
+    "1",
+    "What is running. `form` is `compiled` or `source`.",
+    ("version", "python", "form"),
+)
 
 # Names that dashboards and autoscalers of other endpoint pickers read, where the meaning is the same
 _POOL_KV_USAGE = "Mean share of the KV cache in use over the ready endpoints, 0 to 1; absent without any."

@@ -12,8 +12,9 @@ from warmroute.routing.router import WARM_MESSAGE, Router
 
 logger = logging.getLogger(__name__)
 
-CALLER = f"routing/router.py:{Router.pick.__code__.co_firstlineno}"
-"""The line names the place of the decision, where operators look for it."""
+_CODE = getattr(Router.pick, "__code__", None)
+CALLER = logs.module_path(Router.__module__) + (f":{_CODE.co_firstlineno}" if _CODE is not None else "")
+"""The line names the place of the decision, where operators look for it. A compiled one has no line number."""
 
 
 class WarmLog(DecisionListener):

@@ -371,9 +371,9 @@ class Prompt:
         elif (text := text_of(block)) is not None:
             self._content(text)
         elif is_media(block):
-            text = block.get("text")
-            if type(text) is str:
-                self._content(text)
+            caption = block.get("text")
+            if type(caption) is str:
+                self._content(caption)
             self.media(block)
         else:
             self._pending.append(BLOCK)

@@ -47,7 +47,7 @@ class BytesPerToken:
         self._windows: dict[EndpointLoad, _Window] = {}
         self._bytes = self._tokens = 0.0
         """Of the windows that counted, with decaying weight."""
-        self._initial_tokens: float = INITIAL_TOKENS
+        self._initial_tokens = float(INITIAL_TOKENS)
         self.begin_with(initial)
 
     @property

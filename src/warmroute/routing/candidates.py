@@ -24,26 +24,28 @@ class Members:
         """Their numbers in the prefix index, as its bit mask."""
 
 
+_COLUMNS = (
+    "_base",
+    "_delay",
+    "_per_token",
+    "_prefill",
+    "_requests_seconds",
+    "_wait_rate",
+    "factors",
+    "running",
+    "total",
+    "waiting",
+)
+"""Attributes of :class:`Candidates` with one figure for each endpoint."""
+
+
 class Candidates:
     """The figures of every candidate that the cost needs; costs and their factors are in seconds.
 
     A decision over a hundred endpoints is one pass over these lists (:meth:`costs`).
     """
 
-    __slots__ = (
-        "_base",
-        "_delay",
-        "_per_token",
-        "_prefill",
-        "_requests_seconds",
-        "_wait_rate",
-        "factors",
-        "members",
-        "running",
-        "total",
-        "waiting",
-    )
-    _COLUMNS = tuple(name for name in __slots__ if name != "members")
+    __slots__ = (*_COLUMNS, "members")
 
     def __init__(self, members: Members) -> None:
         self.members = members
@@ -92,10 +94,9 @@ class Candidates:
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
         """A copy of the columns of the ``members`` at the ``selected`` positions, for one decision."""
-        part: Candidates = object.__new__(Candidates)
-        for name in self._COLUMNS:
+        part = Candidates(members)
+        for name in _COLUMNS:
             setattr(part, name, list(compress(getattr(self, name), selected)))
-        part.members = members
         return part
 
     # ---------------------------------------------------------------- a request's cost

@@ -265,14 +265,14 @@ class EndpointLoad:
         sent = len(self.sent)
         at_least, at_most = 0.0, inf
         if self.observed_at is not None:
-            at_least = self.reported_waiting
-            at_most = at_least + sent + constants.queue_slack
+            at_least = float(self.reported_waiting)
+            at_most = at_least + float(sent + constants.queue_slack)
         waiting, pending_at_zero, pending_rate, until = self.queue.estimate(
             rate, at_least, at_most, self.mean_work.tokens
         )
         reported = self.reported_running + self.reported_waiting
-        total: float = reported + sent
-        gone: float = len(self.ended)
+        total = float(reported + sent)
+        gone = float(len(self.ended))
         if sent:
             until = min(until, self.sent.times[0] + ASSUMED_DURATION)
         leaving = self.departures.per_second

@@ -166,7 +166,7 @@ class VirtualQueue:
         time passes. The bounds come from gauges; a queue that was corrected by counters of first tokens needs none.
         """
         finish_times, untracked = self._finish_times, self._untracked
-        waiting: float = len(finish_times)
+        waiting = float(len(finish_times))
         until = finish_times[0] if finish_times else inf
         if untracked is not None:
             waiting += untracked.left

@@ -156,6 +156,16 @@ def test_accepted_prompts_prove_more_than_their_own_tokens_and_rejected_ones_not
     assert confirmation.unproven == 100
 
 
+def test_what_the_engine_holds_already_needs_no_proof() -> None:
+    confirmation = begun()
+    send(confirmation, 1000, chain(1), at=1.0, cached=900)
+    assert confirmation.unproven == 100
+    send(confirmation, 1000, chain(2), at=1.1, cached=1200)
+    assert confirmation.unproven == 100
+    list(confirmation.observe(page(2.0, 2000)))
+    assert confirmation.unproven == 0
+
+
 def test_a_prompt_that_becomes_known_after_its_lookup_is_accepted_once() -> None:
     confirmation = begun()
     send(confirmation, 1000, chain(1), at=0.1)

@@ -37,7 +37,8 @@ MOST_OPEN = 4096
 """Prompts of one endpoint that wait for the counter. Older ones stay undecided: were they accepted, a client could have
 rejected prompts accepted by sending many."""
 UNPROVEN_SHARE = 0.1
-"""Share of an engine's cache up to which prompts are expected in it before the engine has looked them up."""
+"""Share of an engine's cache that prompts may add before the engine has looked them up: as much as rejected ones could evict
+from the index."""
 FORGIVENESS = 1.25
 """Unproven tokens that one accepted token takes off: a few rejected prompts are forgotten, a flood of them is not."""
 SETTLING = 1.0
@@ -80,6 +81,11 @@ class SentPrompt:
     tokens: float
     cached_tokens: float
     chain: Chain | None
+
+    @property
+    def new_tokens(self) -> float:
+        """Tokens that the engine is expected to add to its cache."""
+        return max(0.0, self.tokens - self.cached_tokens)
 
 
 class HitRatios(NamedTuple):
@@ -144,7 +150,8 @@ class Confirmation:
         self._open: deque[SentPrompt] = deque()
         self._open_checkpoints = 0
         self.unproven = 0.0
-        """Tokens of the prompts sent, less those that the engine has looked up. Rejected prompts stay in it for a while."""
+        """Tokens of the prompts sent that the engine did not hold before, less those of accepted prompts. Those of rejected
+        ones stay in it for a while."""
         self._before: EngineState | None = None
         """The state of the last scrape."""
         self._credit = 0.0
@@ -179,7 +186,7 @@ class Confirmation:
         Of the prompts that wait, the oldest stay undecided beyond MOST_OPEN and ``most_checkpoints`` of their chains.
         """
         prompt = SentPrompt(now, tokens, cached_tokens, chain)
-        self.unproven += tokens
+        self.unproven += prompt.new_tokens
         self._open.append(prompt)
         if chain is not None:
             self._open_checkpoints += len(chain.hashes)
@@ -256,7 +263,7 @@ class Confirmation:
         while waiting and self._credit >= NEARLY * waiting[0].tokens:
             prompt = self._next()
             self._credit = max(0.0, self._credit - prompt.tokens)
-            self.unproven = max(0.0, self.unproven - FORGIVENESS * prompt.tokens)
+            self.unproven = max(0.0, self.unproven - FORGIVENESS * prompt.new_tokens)
             self._settle(prompt.tokens, prompt.cached_tokens)
             if prompt.chain is not None:
                 yield Verdict(prompt.chain, accepted=True)

@@ -41,10 +41,12 @@ class Contender:
 class Contenders:
     """Starts contenders over a hundred pods and stops everything at its end. An async context manager."""
 
-    def __init__(self, directory: Path, *, gateway: bool) -> None:
-        """``directory`` gets logs and configurations. ``gateway``: each contender has an Envoy."""
+    def __init__(self, directory: Path, *, gateway: bool, running: int = 0) -> None:
+        """``directory`` gets logs and configurations. ``gateway``: each contender has an Envoy. ``running``: requests that
+        each pod shows as running."""
         self._directory = directory
         self._gateway = gateway
+        self._running = running
         self._stack = AsyncExitStack()
         self.ports: range = range(0)
         """The pods' ports."""
@@ -52,7 +54,8 @@ class Contenders:
     async def __aenter__(self) -> Self:
         first = free_range(MANY)
         self.ports = range(first, first + MANY)
-        argv = ["-m", "warmroute_lab.overhead.trivial_pods", f"--first-port={first}", f"--count={MANY}"]
+        flags = f"--first-port={first}", f"--count={MANY}", f"--running={self._running}"
+        argv = ["-m", "warmroute_lab.overhead.trivial_pods", *flags]
         await self._stack.enter_async_context(Child("pods", [sys.executable, *argv], self._directory / "pods.log"))
         return self
 

@@ -35,6 +35,8 @@ from warmroute_lab.overhead.picker_load import Chats
 from warmroute_lab.overhead.saturating_load import SaturatingLoad
 
 ENDPOINTS = 20
+RUNNING = 8
+"""Requests that each pod shows as running, so that it is scraped as often as an engine under load."""
 CONNECTIONS, STREAMS = 4, 16
 OPEN = CONNECTIONS * STREAMS
 """Requests under way at each picker."""
@@ -117,7 +119,7 @@ def plain(figures: Sequence[Figure]) -> dict[str, Any]:
 
 async def _start(stack: AsyncExitStack, directory: Path) -> tuple[list[list[_Picker]], NatsProcess]:
     """The pair that shares nothing, the pair that shares, and their NATS server."""
-    contenders = await stack.enter_async_context(Contenders(directory, gateway=False))
+    contenders = await stack.enter_async_context(Contenders(directory, gateway=False, running=RUNNING))
     nats = await stack.enter_async_context(NatsProcess(directory))
     key = directory / "key"
     key.write_bytes(bytes(32).hex().encode())

@@ -1,6 +1,7 @@
 """Pods with little CPU cost: a small metrics page for every GET, an empty completion for every POST.
 
-Run them with ``python -m warmroute_lab.overhead.trivial_pods --first-port N --count M``.
+Run them with ``python -m warmroute_lab.overhead.trivial_pods --first-port N --count M``. ``--running`` requests make
+them busy: pickers scrape busy engines more often.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import cast
 import uvloop
 
 _SERIES = {
-    "vllm:num_requests_running": "0.0",
     "vllm:num_requests_waiting": "0.0",
     "vllm:kv_cache_usage_perc": "0.1",
     "vllm:request_prompt_tokens_sum": "100000.0",
@@ -36,13 +36,10 @@ def _series(name: str, value: str) -> str:
     return f"# HELP {name} A help text of the usual length.\n# TYPE {name} gauge\n{name}{_LABELS} {value}\n"
 
 
-_CONSTANT = "".join(_series(name, value) for name, value in _SERIES.items())
-
-
-def _page() -> bytes:
+def _page(constant: str) -> bytes:
     tokens = monotonic() * _LOOKED_UP
     queries, hits = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
-    page = _CONSTANT + _series(queries, f"{tokens:.0f}.0") + _series(hits, f"{tokens / 2:.0f}.0")
+    page = constant + _series(queries, f"{tokens:.0f}.0") + _series(hits, f"{tokens / 2:.0f}.0")
     return _answer("text/plain; version=0.0.4", page)
 
 
@@ -54,6 +51,10 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 class Pod(asyncio.Protocol):
     """One connection, without pipelining: proxies and scrapers send one request at a time."""
+
+    def __init__(self, constant: str) -> None:
+        self._constant = constant
+        """What does not change on the page."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -72,15 +73,17 @@ class Pod(asyncio.Protocol):
         else:
             complete = received.endswith(_LAST_CHUNK) or not _CHUNKED.search(received, 0, head)
         if complete:
-            self._transport.write(_page() if received.startswith(b"GET") else _COMPLETION)
+            self._transport.write(_page(self._constant) if received.startswith(b"GET") else _COMPLETION)
             received.clear()
 
 
-async def serve(first_port: int, count: int) -> None:
-    """Serve ``count`` pods on consecutive ports until cancelled."""
+async def serve(first_port: int, count: int, running: int) -> None:
+    """Serve ``count`` pods on consecutive ports, each with ``running`` requests, until cancelled."""
     loop = asyncio.get_running_loop()
+    series = {"vllm:num_requests_running": f"{running}.0", **_SERIES}
+    constant = "".join(_series(name, value) for name, value in series.items())
     for port in range(first_port, first_port + count):
-        await loop.create_server(Pod, "127.0.0.1", port)
+        await loop.create_server(lambda: Pod(constant), "127.0.0.1", port)
     await loop.create_future()
 
 
@@ -89,8 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first-port", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--running", type=int, default=0)
     options = parser.parse_args()
-    uvloop.run(serve(options.first_port, options.count))
+    uvloop.run(serve(options.first_port, options.count, options.running))
 
 
 if __name__ == "__main__":

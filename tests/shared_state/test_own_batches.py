@@ -15,6 +15,7 @@ from warmroute.routing.decision import Decision
 from warmroute.routing.router import Router
 from warmroute.shared_state.inbox import Inbox
 from warmroute.shared_state.nats_log import LARGEST_BATCH, Entry, LogError, LogOptions, NatsLog
+from warmroute.shared_state.own_batches import MOST_UNREAD, MOST_UNREAD_BYTES, OwnBatches
 from warmroute.shared_state.seal import Seal
 from warmroute.shared_state.shared_state import ASK_AGAIN, BATCH_INTERVAL, ECHO_PATIENCE, SharedState
 from warmroute.shared_state.shared_state_pb2 import Batch
@@ -119,7 +120,7 @@ async def test_a_batch_that_is_read_back_while_others_are_sent_again_is_not_kept
     for entry in entries:
         await picker.read(entry)
     assert not picker.shared._unread
-    assert picker.shared._unread_bytes == 0
+    assert picker.shared._unread._bytes == 0
 
 
 async def test_what_is_sent_again_counts_at_its_own_time() -> None:
@@ -231,3 +232,24 @@ async def test_an_entry_that_only_looks_like_an_own_batch_is_not_one() -> None:
     await picker.read(batch)
     assert picker.shared._offset.offset is not None
     assert not picker.shared._unread
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_the_oldest_batches_are_dropped_beyond_their_number_or_bytes(size: int) -> None:
+    batches = OwnBatches()
+    kept = [batches.add(sequence, bytes(size), now=1.0) for sequence in range(MOST_UNREAD + 1)]
+    fit = min(MOST_UNREAD, MOST_UNREAD_BYTES // size)
+    assert kept == [number < fit for number in range(MOST_UNREAD + 1)]
+    assert [sequence for sequence, _ in batches.to_send_again()] == list(range(MOST_UNREAD + 1 - fit, MOST_UNREAD + 1))
+
+
+def test_a_batch_that_is_read_back_meanwhile_is_not_sent_again() -> None:
+    batches = OwnBatches()
+    for sequence in (1, 2, 3):
+        batches.add(sequence, b"batch", now=1.0)
+    again = []
+    for sequence, _ in batches.to_send_again():
+        again.append(sequence)
+        batches.remove(sequence + 1)
+    assert again == [1, 3]
+    assert len(batches) == 2

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -29,6 +28,7 @@ from warmroute.shared_state.logged_chains import LoggedChains
 from warmroute.shared_state.membership import HEARTBEAT, SILENCE, Membership
 from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog, Position
 from warmroute.shared_state.outbox import Outbox
+from warmroute.shared_state.own_batches import OwnBatches
 from warmroute.shared_state.seal import VERSION, Seal, UnreadableError, head_of
 from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute.tasks import cancel
@@ -57,10 +57,6 @@ ASK_AGAIN = 10.0
 """Seconds from asking the others to append chains again until a chain that is not known leads to asking again."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about batches that could not be applied."""
-MOST_UNREAD = 500
-"""Batches of one's own that are kept until they are read back, to be sent again; fewer than duplicates.WINDOW."""
-MOST_UNREAD_BYTES = 8 << 20
-"""Bytes of these batches."""
 
 
 @dataclass(slots=True)
@@ -79,17 +75,6 @@ class Traffic:
     """Stored more than :data:`LATEST` after they were published."""
     too_large: int = 0
     """Own batches that were dropped because the server takes none of that size."""
-
-
-@dataclass(slots=True)
-class _Unread:
-    """An own batch that was not read back yet. Times are monotonic seconds."""
-
-    sealed: bytes
-    sent_at: float
-    """When it was sent first: the log stamped any copy of it later."""
-    sent_again_at: float
-    """When it was sent last."""
 
 
 class SharedState:
@@ -119,9 +104,7 @@ class SharedState:
         self._offset = ClockOffset()
         self._duplicates = Duplicates()
         self._sequence = 0
-        self._unread: OrderedDict[int, _Unread] = OrderedDict()
-        """Own batches by sequence number, until they are read back."""
-        self._unread_bytes = 0
+        self._unread = OwnBatches()
         self._silence = 0.0
         """Seconds in which the loop ran and no entry was read, one's own included."""
         self._turn_at = 0.0
@@ -233,7 +216,7 @@ class SharedState:
             self._works_from = inf
             hello, before, after = await log.begin(self._next_batch(Batch()))
             self._offset.add(sent_at=before, stamped_at=hello.stamped_at, received_at=after)
-            self._read_back(self._sequence)
+            self._unread.remove(self._sequence)
             self._published_at = -inf  # the others do not count the first one
             self._caught_up_at = hello.number
             self._silence, self._turn_at = 0.0, self._clock()
@@ -296,24 +279,16 @@ class SharedState:
         """Publish, or drop what the server does not take: it would end this connection, and each one after it."""
         if len(sealed) > log.most_bytes:
             self.traffic.too_large += 1
-            self._read_back(sequence)
+            self._unread.remove(sequence)
             self._chains.lost()
             return
         await log.publish(sealed)
 
     async def _send_again(self, log: NatsLog) -> None:
         """Batches that were never read back may be lost. The others drop those that are not."""
-        for sequence in list(self._unread):
-            batch = self._unread.get(sequence)
-            if batch is not None:  # else it was read back while others were sent
-                batch.sent_again_at = self._clock()
-                await self._publish_sealed(log, sequence, batch.sealed)
-
-    def _read_back(self, sequence: int) -> None:
-        """The batch is in the log, or is kept no longer."""
-        batch = self._unread.pop(sequence, None)
-        if batch is not None:
-            self._unread_bytes -= len(batch.sealed)
+        for sequence, batch in self._unread.to_send_again():
+            batch.sent_again_at = self._clock()
+            await self._publish_sealed(log, sequence, batch.sealed)
 
     def _next_batch(self, batch: Batch) -> bytes:
         """Encrypt the batch with the next sequence number."""
@@ -326,11 +301,8 @@ class SharedState:
         batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
-        self._unread[self._sequence] = _Unread(sealed, self._published_at, self._published_at)
-        self._unread_bytes += len(sealed)
-        while len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
-            self._read_back(next(iter(self._unread)))
-            self._chains.lost()  # it may not be in the log
+        if not self._unread.add(self._sequence, sealed, self._published_at):
+            self._chains.lost()
         self.traffic.batches_out += 1
         self.traffic.bytes_out += len(sealed)
         return sealed
@@ -396,7 +368,7 @@ class SharedState:
             return
         if batch.sealed != entry.data:
             raise UnreadableError("another batch was sent")
-        self._read_back(sequence)
+        self._unread.remove(sequence)
         if 0 < self._works_from <= sequence:
             self._works_from = 0
             self._published_at = -inf  # the others learn at once that it scrapes

@@ -67,6 +67,19 @@ class Options:
         """Every cell with every seed."""
         return [Drawn(Cell(name, load), seed) for seed, name, load in product(self.seeds, self.sources, self.loads)]
 
+    def plan(self, source: str, seed: int) -> Plan:
+        """The trace and the fleet of a cell."""
+        return Plan(
+            source=source,
+            strategies=(),
+            pods=self.pods,
+            profiles=tuple(self.profiles),
+            seed=seed,
+            requests=self.requests,
+            skip=(seed - 1) * self.requests if self.requests is not None else 0,
+            closed_loop=self.closed_loop,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -124,7 +137,12 @@ def run(
 
 
 def measure(options: Options, settings: Settings, console: Console) -> list[Result]:
-    """Run all replays, in order of seed, cell and strategy."""
+    """Run all replays, in order of seed, cell and strategy.
+
+    Raises ConfigurationError before the first one if the fleet cannot take a request of the first seed.
+    """
+    for source in options.sources:
+        options.plan(source, options.seeds[0]).load()
     asked = [(drawn, name, options, settings) for drawn in options.draws() for name in options.strategies]
     return replay_all(replay_one, asked, console, jobs=options.jobs)
 
@@ -132,17 +150,7 @@ def measure(options: Options, settings: Settings, console: Console) -> list[Resu
 def replay_one(drawn: Drawn, strategy: str, options: Options, settings: Settings) -> Result:
     """One replay of the product's strategy with ``settings``, or of a baseline."""
     (source, load), seed = drawn
-    plan = Plan(
-        source=source,
-        strategies=(),
-        pods=options.pods,
-        profiles=tuple(options.profiles),
-        seed=seed,
-        requests=options.requests,
-        skip=(seed - 1) * options.requests if options.requests is not None else 0,
-        closed_loop=options.closed_loop,
-    )
-    trace, fleet, full = _loaded(plan)
+    trace, fleet, full = _loaded(options.plan(source, seed))
     speedup = load * full
     factory = policy_factory(strategy, settings)
     figures = Replay(trace, fleet, factory, strategy=strategy, speedup=speedup, seed=seed).run().figures()

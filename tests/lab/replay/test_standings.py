@@ -129,6 +129,15 @@ def test_a_file_that_cannot_be_stood_against(
         standings.run(options, Settings(), quiet(), against=path)
 
 
+def test_a_fleet_that_cannot_take_a_request_is_refused_before_the_first_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standings, "replay_all", lambda *_, **__: pytest.fail("a replay began"))
+    options = replace(SMALL, profiles=("a10g-llama3.1-8b-graphs",))
+    with pytest.raises(ConfigurationError, match=r"long-among-short has a request of \d+ tokens"):
+        standings.measure(options, Settings(), quiet())
+
+
 def test_what_cannot_stand_is_said_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standings, "replay_one", None)  # no work may begin
     with pytest.raises(ConfigurationError, match="at least two strategies"):

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import warmroute
-from warmroute import cli
+from warmroute import cli, runtime
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute.gateway_extension import hooks
@@ -185,7 +185,8 @@ OWN_COMMANDS = ("serve", "settings", "version")
 
 def test_the_version_is_an_option_and_a_command() -> None:
     said = [CliRunner().invoke(app, arguments) for arguments in (["--version"], ["version"])]
-    assert {(done.exit_code, done.stdout) for done in said} == {(0, f"{warmroute.__version__}\n")}
+    form = " (compiled)" if runtime.compiled() else ""
+    assert {(done.exit_code, done.stdout) for done in said} == {(0, f"{warmroute.__version__}{form}\n")}
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in OWN_COMMANDS)])
@@ -239,7 +240,8 @@ def test_ctrl_c_during_the_imports_ends_the_command_without_a_traceback() -> Non
         for words in ([], ["ignored"])
     )
     assert (interrupted.returncode, interrupted.stdout, interrupted.stderr) == (-signal.SIGINT, "", "")
-    assert (ignoring.returncode, ignoring.stdout) == (0, f"{warmroute.__version__}\n")
+    assert ignoring.returncode == 0
+    assert ignoring.stdout.startswith(warmroute.__version__)
 
 
 def test_the_help_of_serve_lists_the_flags_by_group() -> None:

@@ -72,10 +72,8 @@ test-layer: $(VENV)/.dev  ## the tests of one layer: LAYER=unit, integration or 
 screenshots: $(VENV)/.dev  ## pictures of the live page on simulated traffic, in docs/images; needs Chromium, takes ten minutes
 	$(BIN)/python -m tests.browser.screenshots
 
-# A copy of the source tree in which the compiled modules lie beside their source: Python takes the compiled ones.
+# In the copy of the source tree the compiled modules lie beside their source: Python takes the compiled ones.
 test-compiled: $(VENV)/.dev build-compiled  ## the unit tests against the compiled form; compiling takes two to four minutes
-	rm -rf $(COMPILED) && mkdir -p $(COMPILED)
-	git ls-files -z | tar --null --files-from=- -cf - | tar -xf - -C $(COMPILED)
 	$(BIN)/python -m zipfile -e dist/compiled/warmroute-*.whl $(COMPILED)/src
 	cd $(COMPILED) && PYTHONPATH=src $(abspath $(BIN))/python -m warmroute version | grep compiled
 	cd $(COMPILED) && PYTHONPATH=src $(abspath $(BIN))/pytest -n 2 -m unit --ignore=tests/e2e --ignore=tests/browser

@@ -472,12 +472,17 @@ def test_one_batch_counts_a_bounded_number_of_requests() -> None:
     assert MOST_FURTHER_REQUESTS <= len(other.load("a").sent) <= MOST_FURTHER_REQUESTS + 200
 
 
-def test_a_chain_that_is_longer_than_its_prompt_evicts_nothing() -> None:
+def a_held_prompt_and_another_ones_batch() -> tuple[Picker, Decision, pb.Batch]:
+    """A picker that knows which prompt its endpoint holds, that prompt's decision, and the batch with another one's."""
     one, other = Picker(names=("a",)), Picker(names=("a",))
     held = one.pick(LONG, 1.0)
     send(one, other, 1.02)
     one.pick(f"other {LONG}", 2.0)
-    batch = one.outbox.take(2.02)
+    return other, held, one.outbox.take(2.02)
+
+
+def test_a_chain_that_is_longer_than_its_prompt_evicts_nothing() -> None:
+    other, held, batch = a_held_prompt_and_another_ones_batch()
     batch.decisions.distances[-1] = 2**32 - 1
     other.inbox.apply(batch, 2.02, 2.03)
     assert other.inbox.applied.unknown_chains == 1
@@ -486,11 +491,7 @@ def test_a_chain_that_is_longer_than_its_prompt_evicts_nothing() -> None:
 
 def test_a_prompt_is_no_longer_than_the_longest_that_is_matched() -> None:
     """Its positions may not be, either, whatever its length is said to be."""
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    held = one.pick(LONG, 1.0)
-    send(one, other, 1.02)
-    one.pick(f"other {LONG}", 2.0)
-    batch = one.outbox.take(2.02)
+    other, held, batch = a_held_prompt_and_another_ones_batch()
     batch.decisions.distances[-1] = batch.decisions.prompt_bytes[0] = batch.decisions.prompt_tokens[0] = 2**32 - 1
     other.inbox.apply(batch, 2.02, 2.03)
     assert other.inbox.applied.unknown_chains == 1

@@ -24,6 +24,7 @@ class Members:
         """Their numbers in the prefix index, as its bit mask."""
 
 
+_NO_MEMBERS = Members(())
 _COLUMNS = (
     "_base",
     "_delay",
@@ -94,9 +95,10 @@ class Candidates:
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
         """A copy of the columns of the ``members`` at the ``selected`` positions, for one decision."""
-        part = Candidates(members)
+        part = Candidates(_NO_MEMBERS)  # its columns are replaced
         for name in _COLUMNS:
             setattr(part, name, list(compress(getattr(self, name), selected)))
+        part.members = members
         return part
 
     # ---------------------------------------------------------------- a request's cost

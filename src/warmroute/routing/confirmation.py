@@ -40,7 +40,8 @@ UNPROVEN_SHARE = 0.1
 """Share of an engine's cache that prompts may add before the engine has looked them up: as much as rejected ones could evict
 from the index."""
 FORGIVENESS = 1.25
-"""Unproven tokens that one accepted token takes off: a few rejected prompts are forgotten, a flood of them is not."""
+"""Unproven tokens that one new token of an accepted prompt takes off: a few rejected prompts are forgotten, a flood of them
+is not."""
 SETTLING = 1.0
 """Seconds from sending a prompt until the page of an idle engine must show it: the way there and the tokenizer."""
 NEARLY = 0.75

@@ -253,6 +253,8 @@ def is_file(name: str) -> bool:
 
 def require_name(name: str, flag: str) -> None:
     """Raise ConfigurationError, which names the ``flag``, unless the name is of a built-in or installed strategy."""
+    if name.upper() in BUILT_IN:  # so that a start does not look through the installed distributions
+        return
     if is_file(name):
         raise ConfigurationError(f"{flag} cannot be a file")
     names = [*BUILT_IN, *sorted(_entries())]

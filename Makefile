@@ -15,7 +15,7 @@ EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --e
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
 
-.PHONY: demo docs screenshots test test-unit test-fast test-layer test-compiled coverage e2e-kubernetes e2e-gateway lint bench soak build build-compiled lock protos clean help
+.PHONY: demo docs screenshots test test-unit test-fast test-layer test-compiled coverage e2e-kubernetes e2e-gateway lint bench soak build build-compiled wheels upload lock protos clean help
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,18 +37,11 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml lab/pyproject.toml | $(BIN)/py
 	@$(EDITABLE) | $(PROGRESS)
 	@touch $@ $(VENV)/.demo
 
-# An environment of its own: nothing of the site is needed to develop.
-$(VENV)/.docs: requirements/docs.txt | $(BIN)/python
-	@test -d $(VENV)/docs || $(PYTHON) -m venv $(VENV)/docs
+# Environments of their own: development needs neither the site nor cibuildwheel, and the setuptools of mypyc is not that of the tests.
+$(VENV)/.docs $(VENV)/.build $(VENV)/.wheels: $(VENV)/.%: requirements/%.txt | $(BIN)/python
+	@test -d $(VENV)/$* || $(PYTHON) -m venv $(VENV)/$*
 	@echo "installing $$(grep -c '==' $<) packages of $<"
-	@$(VENV)/docs/bin/python -m pip --disable-pip-version-check install --progress-bar off --require-hashes --requirement $< | $(PROGRESS)
-	@touch $@
-
-# Likewise: the setuptools of mypyc is not that of the tests.
-$(VENV)/.build: requirements/build.txt | $(BIN)/python
-	@test -d $(VENV)/build || $(PYTHON) -m venv $(VENV)/build
-	@echo "installing $$(grep -c '==' $<) packages of $<"
-	@$(VENV)/build/bin/python -m pip --disable-pip-version-check install --progress-bar off --require-hashes --requirement $< | $(PROGRESS)
+	@$(VENV)/$*/bin/python -m pip --disable-pip-version-check install --progress-bar off --require-hashes --requirement $< | $(PROGRESS)
 	@touch $@
 
 docs: $(VENV)/.docs  ## the documentation as a site, in site/; a broken link is an error
@@ -114,6 +107,12 @@ build-compiled: $(VENV)/.build  ## a wheel of the compiled form for this Python 
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=true $(VENV)/build/bin/python -m pip --disable-pip-version-check wheel --no-deps --no-build-isolation \
 	  --wheel-dir dist/compiled $(COMPILED)
 
+wheels: $(VENV)/.wheels  ## release wheels of the compiled form, one for each Python, in dist/wheels; on Linux in containers: needs Docker
+	$(VENV)/wheels/bin/cibuildwheel --output-dir dist/wheels .
+
+upload: $(VENV)/.dev  ## sdists and wheels in dist/ to PyPI
+	$(BIN)/twine upload --non-interactive dist/*.tar.gz dist/*.whl
+
 protos: $(VENV)/.dev  ## compile protos/ to Python, after a change there
 	$(BIN)/python protos/generate.py
 
@@ -125,6 +124,7 @@ lock: | $(BIN)/python  ## resolve requirements/*.txt anew after a change of depe
 	$(COMPILE) requirements/image.in --constraints requirements/dev.txt --output-file requirements/image.txt
 	$(COMPILE) --group build --group compile --constraints requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) --group docs --constraints requirements/dev.txt --output-file requirements/docs.txt
+	$(COMPILE) --group wheels --constraints requirements/dev.txt --output-file requirements/wheels.txt
 
 clean:  ## remove the environment, caches and built files
 	rm -rf $(VENV) dist site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,3 +19,10 @@ def test_each_pattern_names_something(pattern: str) -> None:
 
 def test_a_checkout_installs_the_source_form() -> None:
     assert HOOK["enable-by-default"] is False
+
+
+def test_release_wheels_are_for_the_pythons_of_the_project() -> None:
+    classifiers = PROJECT["project"]["classifiers"]
+    pythons = [name.removeprefix("Programming Language :: Python :: ") for name in classifiers]
+    versions = [python.replace(".", "") for python in pythons if python.startswith("3.")]
+    assert PROJECT["tool"]["cibuildwheel"]["build"] == [f"cp{version}-*" for version in versions]

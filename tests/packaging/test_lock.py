@@ -55,6 +55,7 @@ def wanted(project: dict[str, dict[str, object]], *extras: str) -> list[str]:
 CONTENTS = {
     "build": [*GROUPS["build"], *GROUPS["compile"]],
     "docs": GROUPS["docs"],
+    "wheels": GROUPS["wheels"],
     "image": wanted(PRODUCT, "kubernetes"),
     "demo": [*wanted(PRODUCT, "standalone"), *wanted(LAB), *GROUPS["build"]],
     "dev": [*wanted(PRODUCT, *PRODUCT["project"]["optional-dependencies"]), *wanted(LAB, "plot"), *GROUPS["dev"]],

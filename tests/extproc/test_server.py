@@ -460,6 +460,56 @@ async def test_replies_that_envoy_does_not_take_are_within_the_memory_of_bodies(
         assert picker.budget.used == 0
 
 
+def test_a_chunk_of_the_response_keeps_no_memory_once_it_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunk arrives in two frames that are read one by one, so that it takes memory."""
+    monkeypatch.setattr(connection, "HELD_FREELY", 0)
+    picker = Picker(server_options(), 1 << 30)
+    port = connection.Connection(picker.server._open, lambda: None, connection.Limits(1 << 20, 10), connection.Usage())
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
+    client.send_headers(1, list({**head, "content-type": "application/grpc"}.items()))
+    begin = headers(FULL_DUPLEX_STREAMED)
+    begin.protocol_config.response_body_mode = FULL_DUPLEX_STREAMED
+    chunk = ProcessingRequest(response_body=HttpBody(body=b"x" * 4000)).SerializeToString()
+    for message in (begin.SerializeToString(), body(long_chat(10)).SerializeToString(), chunk):
+        data = b"\0" + len(message).to_bytes(4, "big") + message
+        while data:
+            client.send_data(1, data[:3000])
+            port.receive(client.data_to_send())
+            client.receive_data(port.output())
+            data = data[3000:]
+            assert message is not chunk or not data or picker.budget.used == len(message) - len(data)
+    assert (picker.budget.used, picker.server.open_streams) == (0, 1)
+
+
+async def test_messages_after_the_one_that_ends_the_stream_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    receive = Session.receive
+
+    def slow(session: Session, message: ProcessingRequest, now: float) -> list[bytes]:
+        if message.HasField("request_body"):
+            reading.set()
+            go_on.wait(60)
+        return receive(session, message, now)
+
+    limit = {"max_body_bytes": 610_000}
+    monkeypatch.setattr(Session, "receive", slow)
+    async with serving(**limit, rules=limit) as picker, grpc.aio.insecure_channel(picker.address) as channel:
+        call = stream_on(channel)
+        await call.write(headers(FULL_DUPLEX_STREAMED))
+        await call.write(body(b"x" * 605_000, eos=False))
+        await eventually(reading.is_set)
+        stream = next(iter(picker.server._streams))
+        for _ in range(3):
+            await call.write(body(b"x" * 10_000, eos=False))
+        await eventually(lambda: len(stream._later or ()) == 3)
+        go_on.set()
+        assert (await call.read()).immediate_response.status.code == 413
+        await eventually(lambda: picker.server.open_streams == 0)
+        assert picker.recorder.broken == []
+
+
 async def test_a_body_over_the_limit_gets_413_not_a_grpc_error() -> None:
     limit = {"max_body_bytes": 10_000}
     async with serving(**limit, rules=limit) as picker, grpc.aio.insecure_channel(picker.address) as channel:

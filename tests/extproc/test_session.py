@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -43,6 +44,7 @@ from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.router import Router
+from warmroute_lab.overhead.machine import resident_bytes
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello, world. " * 40}]}).encode()
 TARGETS = {"10.0.0.0:8000", "10.0.0.1:8000", "[2001:db8::1]:8000"}
@@ -784,6 +786,43 @@ def test_a_returned_body_counts_until_it_is_written() -> None:
     assert budget.used == len(CHAT)
     stream.session.release_reply()
     assert (stream.session.closed, budget.used) == (False, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's figures of resident memory")
+def test_a_stream_that_stays_open_after_its_answer_keeps_neither_prompt_nor_message() -> None:
+    size, number = 8 << 20, 10
+    before = resident_bytes(os.getpid())
+    streams = [Stream(observe_responses=True) for _ in range(number)]
+    for stream in streams:
+        stream.headers()
+        message = ProcessingRequest(request_body=HttpBody(body=large(size >> 10), end_of_stream=True))
+        message.metadata_context.CopyFrom(hint("10.0.0.0:8000"))
+        assert destination(stream.send(message)[0]) == "10.0.0.0:8000"
+        del message
+    assert not any(stream.session.closed for stream in streams)
+    assert resident_bytes(os.getpid()) - before < size * number / 2
+
+
+def test_a_chunk_of_the_response_takes_its_own_size_of_the_memory_and_gives_it_back() -> None:
+    budget = BodyBudget(1 << 30)
+    stream = Stream(budget=budget)
+    stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED)
+    stream.body(large(1024))
+    assert budget.used == 0
+    assert stream.session.hold_arriving(4000)
+    assert budget.used == 4000
+    stream.session.release_reply()
+    assert (stream.session.closed, budget.used) == (False, 0)
+
+
+def test_memory_of_headers_that_arrive_in_parts_counts_among_what_their_body_announces() -> None:
+    budget = BodyBudget(8 << 20)
+    stream = Stream(budget=budget)
+    assert stream.session.hold_arriving(9000)
+    stream.headers(content_length=str(2 << 20))
+    assert budget.used == 2 << 20
+    stream.session.finish(1.0)
+    assert budget.used == 0
 
 
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])

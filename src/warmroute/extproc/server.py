@@ -257,6 +257,8 @@ class Stream:
         chunk = session.pass_chunk(data)
         if chunk is not None:
             self._call.send(chunk)
+            if not self._call.unsent:
+                session.release_reply()
             return
         began = perf_counter()
         try:
@@ -388,7 +390,7 @@ class Stream:
             return
         later, self._later = self._later, None
         self._call.resume()
-        while later:
+        while later and not self._over:
             if self._work is not None:
                 self._later = later
                 return

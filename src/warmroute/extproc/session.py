@@ -344,11 +344,13 @@ class Session:
             answers[0] += replies.data_parallel_rank(rank, in_body=step.action is Action.PICK_AT_BODY)
         if self._rules.decision_metadata:
             answers[0] += replies.decision_metadata(self.decision.reason, round(self.decision.match_ratio, 2))
-        self._body, self._new_body = b"", None
+        # The stream may stay open as long as the answer: nothing of the request's size stays with it.
+        self._body, self._new_body, self._metadata = b"", None, None
+        self.request = self.request._replace(parts=())
         return answers
 
     def release_reply(self) -> None:
-        """All replies are written: give back the memory that a returned body held."""
+        """All replies are written: give back the memory that they held, and the messages that they answer."""
         if self._held and self.answered:
             self._give_back()
 
@@ -357,8 +359,11 @@ class Session:
         return self._reject(timed_out("The request body did not arrive in time."))
 
     def hold_arriving(self, size: int) -> bool:
-        """Take memory for ``size`` bytes of a message that is not complete. False if the budget has too little."""
-        return self._hold(self.body_bytes + size)
+        """Take memory for ``size`` bytes of a message that is not complete. False if the budget has too little.
+
+        Of the request's body nothing is left once it is answered; :meth:`release_reply` gives back what is taken then.
+        """
+        return self._hold(size if self.answered else self.body_bytes + size)
 
     def hold_replies(self, size: int) -> bool:
         """Take memory for ``size`` bytes of replies that wait; a returned body has it already. False if there is too little.
@@ -422,8 +427,9 @@ class Session:
             return None
         if length > self._rules.max_body_bytes:
             return body_too_large(self._rules.max_body_bytes)
-        if length >= LARGE_BODY:
-            if not self._budget.reserve(length):
+        more = length - self._held  # the message of the headers may have taken some
+        if length >= LARGE_BODY and more > 0:
+            if not self._budget.reserve(more):
                 return _OVERLOADED
             self._held = length
         return None

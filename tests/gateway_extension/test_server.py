@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,9 +61,9 @@ def cluster_request(*pools: bytes) -> pb.PostClusterModifyRequest:
     return pb.PostClusterModifyRequest(cluster=CLUSTER, post_cluster_context=context)
 
 
-async def calls_counted(running: GatewayExtension) -> dict[tuple[str, str], float]:
+async def calls_counted(running: GatewayExtension, host: str = "127.0.0.1") -> dict[tuple[str, str], float]:
     """``warmroute_gateway_extension_calls_total`` by hook and outcome, from the metrics page."""
-    url = f"http://127.0.0.1:{running.metrics_port}/metrics"
+    url = f"http://{host}:{running.metrics_port}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as page:
         text = await page.text()
     counted = {}
@@ -72,6 +73,21 @@ async def calls_counted(running: GatewayExtension) -> dict[tuple[str, str], floa
             by_name = dict(label.split("=") for label in labels.split(","))
             counted[by_name["hook"].strip('"'), by_name["outcome"].strip('"')] = float(value)
     return counted
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+async def test_every_port_takes_ipv6_and_ipv4_if_no_host_is_named() -> None:
+    running = GatewayExtension(ServerOptions("", 0, 0, 0), Options())
+    await running.start()
+    try:
+        for host in ("127.0.0.1", "[::1]"):
+            for port in (running.port, running.health_port):
+                async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
+                    check = health_pb2_grpc.HealthStub(channel).Check
+                    await check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
+            assert await calls_counted(running, host) == {}
+    finally:
+        await running.stop()
 
 
 async def test_a_rule_with_two_pools_is_refused_and_counted() -> None:

@@ -171,6 +171,30 @@ def test_messages_arrive_whole_however_they_are_cut(
     assert pair.server.calls == 0
 
 
+def test_a_call_that_its_message_ends_gets_no_window() -> None:
+    """No frame but PRIORITY may follow RST_STREAM (RFC 9113, 5.1)."""
+
+    class Refuse(Echo):
+        def message(self, data: bytes) -> None:
+            self.call.finish(Status.INVALID_ARGUMENT, "no")
+
+    server = Connection(Refuse, lambda: None, LIMITS, Usage())
+    server.receive(frames.PREFACE + frame(frames.SETTINGS, 0, 0))
+    server.receive(frame(frames.HEADERS, frames.END_HEADERS, 1, hpack.Encoder().encode(HEADERS)))
+    server.output()
+    message = prefixed(bytes(STREAM_WINDOW // 2 - 5))  # its last frame takes the window to half
+    kinds = []
+    for start in range(0, len(message), frames.MAX_FRAME):
+        server.receive(frame(frames.DATA, 0, 1, message[start : start + frames.MAX_FRAME]))
+        answer = server.output()
+        while answer:
+            high, low, kind, _, stream = frames.HEAD.unpack_from(answer)
+            kinds.append((kind, stream))
+            answer = answer[frames.HEAD.size + (high << 8 | low) :]
+    assert kinds[-1] == (frames.RST_STREAM, 1)
+    assert (frames.WINDOW_UPDATE, 1) not in kinds
+
+
 @given(data=st.binary(max_size=400))
 def test_no_bytes_raise(data: bytes) -> None:
     for beginning in (b"", frames.PREFACE, frames.PREFACE + frame(frames.SETTINGS, 0, 0)):

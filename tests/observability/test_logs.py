@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
@@ -334,6 +335,29 @@ def test_a_flush_of_an_unread_pipe_ends(pipe: Pipe, monkeypatch: pytest.MonkeyPa
     drain.join(60)
     monkeypatch.setattr(log_writer, "FLUSH_SECONDS", 60)
     assert handler.writer.flush()
+
+
+def test_lines_that_a_stream_refused_are_told_once_it_takes_lines_again() -> None:
+    class Stream:
+        full = True
+        text = ""
+
+        def write(self, text: str) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.text += text
+
+    stream = Stream()
+    writer = log_writer.LogWriter[str](str, stream, line_of_loss=lambda lines: f"lost {lines}")
+    for record in "abc":
+        writer.add(record)
+        assert writer.flush()
+    stream.full = False
+    for record in "de":
+        writer.add(record)
+        assert writer.flush()
+    assert writer.close()
+    assert (stream.text, writer.dropped) == ("\nd\nlost 3\ne\n", 3)
 
 
 def test_a_pipe_without_a_reader_loses_lines_and_counts_them() -> None:

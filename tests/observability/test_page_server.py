@@ -90,6 +90,19 @@ async def test_a_body_that_does_not_arrive_is_ended(server: PageServer, monkeypa
 
 
 @pytest.mark.integration
+async def test_a_client_that_hangs_up_within_its_body_is_no_fault_of_ours(
+    server: PageServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"POST /count HTTP/1.1\r\nContent-Length: 5\r\n\r\nhell")
+    writer.write_eof()
+    async with asyncio.timeout(60):
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    assert not caplog.records
+
+
+@pytest.mark.integration
 async def test_head_is_get_without_the_body(server: PageServer) -> None:
     got, head = [await exchange(server, method + b" /echo?a=1 HTTP/1.1\r\n\r\n") for method in (b"GET", b"HEAD")]
     assert got.endswith(b"\r\n\r\n[('a', '1')]")

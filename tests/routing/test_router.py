@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -25,6 +26,7 @@ from warmroute.routing import strategies
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.candidate_table import MOST_SELECTIONS
 from warmroute.routing.decision import Decision
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
@@ -404,6 +406,22 @@ def test_an_unknown_strategy_is_refused_and_the_old_one_stays() -> None:
     with pytest.raises(ConfigurationError, match="PREFIX_CACHE, DEFAULT"):
         fixture.router.apply(routing_constants(routing_strategy="NOPE"), 0.0)
     assert fixture.router.strategy == "PREFIX_CACHE"
+
+
+def test_a_strategys_file_is_not_run_again_by_another_setting(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "calls = []\ndef choose(request, candidates):\n    calls.append(0)\n    return [len(calls)] * len(candidates)\n"
+    )
+    strategy = f"{file}:choose"
+    fixture = Fixture(1, routing_strategy=strategy)
+    before = fixture.router.preview(prompt(LONG), 0.0)
+    file.unlink()
+    fixture.router.apply(routing_constants(routing_strategy=strategy, cost_stale=0.1), 0.0)
+    after = fixture.router.preview(prompt(LONG), 0.0)
+    assert isinstance(before, DecisionRecord)
+    assert isinstance(after, DecisionRecord)
+    assert after.values[0] == before.values[0] + 1
 
 
 def test_the_served_endpoint_takes_over_the_books() -> None:

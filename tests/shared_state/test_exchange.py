@@ -92,6 +92,23 @@ def test_the_other_picker_counts_the_load() -> None:
     assert pending == pytest.approx(one.router.load_of(one.load(name), 1.03)[2], rel=0.05)
 
 
+def test_the_prompts_of_a_batch_are_as_long_for_the_other_picker_and_confirmed_like_here() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.0, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    texts = [letter.encode() * 40_000 for letter in "abc"]
+    parts = tuple(PromptPart(text, len(text)) for text in texts)
+    request = InferenceRequest(model="m", parts=parts, prompt_bytes=120_000, starts=(1, 2))
+    decision = one.router.pick(request, 1.0)
+    assert isinstance(decision, Decision)
+    send(one, other, 1.02)
+    lengths = [[round(sent.tokens) for sent in picker.load("a").confirmation._open] for picker in (one, other)]
+    assert lengths[0] == lengths[1] == [10_000] * 3
+    for picker in (one, other):  # the engine has looked up the three prompts and is idle
+        picker.observe("a", 3.0, prefix_queries_total=30_000.0, prefix_hits_total=0.0)
+        assert all(picker.router.holders(chain.hashes) for chain in decision.chains)
+
+
 def test_a_request_without_a_prompt_is_load_alone() -> None:
     one, other = Picker(), Picker()
     assert isinstance(one.router.pick(NO_PROMPT, 1.0), Decision)

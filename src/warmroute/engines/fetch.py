@@ -55,6 +55,7 @@ class PageFetcher:
 
     def __init__(self, settings: Settings) -> None:
         self._most_bytes = settings.max_metrics_bytes
+        self.apply(settings)
         self._tls: ssl.SSLContext | None = None
         if settings.model_server_metrics_scheme == "https":
             self._tls = ssl.create_default_context()
@@ -62,8 +63,11 @@ class PageFetcher:
                 self._tls.check_hostname = False
                 self._tls.verify_mode = ssl.CERT_NONE
         self._idle: dict[tuple[str, int], _Connection] = {}
-        self._connect_seconds = CONNECT_SHARE * settings.metrics_timeout
         self._token = _Token(settings.model_server_token_file)
+
+    def apply(self, settings: Settings) -> None:
+        """Change the hot settings."""
+        self._connect_seconds = CONNECT_SHARE * settings.metrics_timeout
 
     async def __call__(self, url: str) -> tuple[int, bytes]:
         """Status and body of ``url``; redirects are not followed. The caller sets the deadline of the whole exchange.

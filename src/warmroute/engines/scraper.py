@@ -96,6 +96,8 @@ class Scraper(PoolListener):
         """
         dialect = _dialect(settings)
         before, self._dialect, self._settings = self._dialect, dialect, settings
+        if self._fetcher is not None:
+            self._fetcher.apply(settings)
         now, interval = self._clock(), settings.idle_metrics_interval
         for target in self._targets.values():
             if target.due > now + interval:

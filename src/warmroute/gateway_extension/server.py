@@ -14,16 +14,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
 from warmroute.end_signals import on_end_signal
-from warmroute.errors import ConfigurationError
 from warmroute.extproc import health
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
 from warmroute.gateway_extension.picked_pool import picked_pools
 from warmroute.grpc_server.connection import Limits
 from warmroute.grpc_server.server import GrpcServer, Method, unary
+from warmroute.observability.page_server import Page, PageServer, Request
 
 if TYPE_CHECKING:  # it needs the Kubernetes client
     from warmroute.gateway_extension.status import StatusWriter
@@ -75,7 +75,8 @@ class GatewayExtension:
         limits = Limits(MAX_MESSAGE_BYTES, MOST_CALLS)
         self._server = GrpcServer({**self._methods(), **checks}, limits)
         self._health = GrpcServer(checks, limits)
-        self._stop_metrics: Callable[[], None] = lambda: None
+        pages = {"/metrics": self._metrics_page}
+        self._metrics = PageServer(listen.host, listen.metrics_port, pages, port_flag="--metrics-port")
         self.port = 0
         """The port of the service in use once started."""
         self.health_port = 0
@@ -103,20 +104,8 @@ class GatewayExtension:
             tls = from_directory(listen.cert_path)
         self.port = await self._server.start(listen.host, listen.port, "--port", tls)
         self.health_port = await self._health.start(listen.host, listen.health_port, "--health-port")
-        try:
-            http, thread = start_http_server(listen.metrics_port, listen.host or "0.0.0.0", self._registry)
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot listen on port {listen.metrics_port} (--metrics-port): {error.strerror}"
-            ) from error
-        self.metrics_port = http.server_port
-
-        def stop_metrics() -> None:
-            http.shutdown()
-            http.server_close()
-            thread.join()
-
-        self._stop_metrics = stop_metrics
+        await self._metrics.start()
+        self.metrics_port = self._metrics.port
         if self._status is not None:
             self._status.start()
         logger.info(
@@ -136,8 +125,10 @@ class GatewayExtension:
         if self._status is not None:
             await self._status.stop()
         await asyncio.gather(self._server.stop(GRACE), self._health.stop(GRACE))
-        await asyncio.to_thread(self._stop_metrics)
-        self._stop_metrics = lambda: None
+        await self._metrics.stop()
+
+    async def _metrics_page(self, request: Request) -> Page:
+        return Page(generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     # ---------------------------------------------------------------- calls
 

@@ -230,8 +230,7 @@ class Call:
     def resume(self) -> None:
         """Take messages again."""
         self._paused = False
-        if self._open:
-            self._connection._widen(self)
+        self._connection._widen(self)
 
 
 class Connection:
@@ -646,8 +645,10 @@ class Connection:
             raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a frame of a stream that was never opened")
 
     def _widen(self, call: Call) -> None:
-        """Let the client send more on the call, unless it is paused or does not take its answers."""
-        if call._paused or call._unsent or call._half_closed or call._receive_window > STREAM_WINDOW // 2:
+        """Let the client send more on the call, unless that is over or paused, or the client does not take its answers."""
+        if not call._open or call._paused or call._unsent or call._half_closed:
+            return
+        if call._receive_window > STREAM_WINDOW // 2:
             return
         more = STREAM_WINDOW - call._receive_window
         call._receive_window = STREAM_WINDOW

@@ -8,11 +8,12 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import cast
 
-from warmroute.errors import ConfigurationError
 from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Usage
 from warmroute.grpc_server.frames import Status
+from warmroute.listener import listen
 from warmroute.tasks import BackgroundTask, cancel
 
 logger = logging.getLogger(__name__)
@@ -54,11 +55,9 @@ class GrpcServer:
     async def start(self, host: str, port: int, flag: str, tls: ssl.SSLContext | None = None) -> int:
         """Listen on ``host`` (empty: all interfaces, IPv6 and IPv4). Returns the port in use.
 
-        Raises ConfigurationError, which names ``flag``, if the port is unavailable.
+        Raises ConfigurationError, which names ``flag``, if the address is unavailable.
         """
-        listener = self._listener = _listen(host, port)
-        if listener is None:
-            raise ConfigurationError(f"cannot listen on port {port} ({flag}): is it in use?")
+        listener = self._listener = listen(host, port, flag, backlog=BACKLOG)
         listener.setblocking(False)
         self._tls = tls
         self._accepting.start()
@@ -114,7 +113,7 @@ class GrpcServer:
                 continue
             beginning = asyncio.create_task(self._begin(client), name="grpc connection")
             self._beginning[beginning] = None
-            beginning.add_done_callback(lambda task: self._beginning.pop(task, None))
+            beginning.add_done_callback(partial(self._begun, client))
 
     async def _begin(self, client: socket.socket) -> None:
         with suppress(OSError):  # it speaks no TLS, is slow, or has gone
@@ -124,6 +123,12 @@ class GrpcServer:
                 ssl=self._tls,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self._tls is not None else None,
             )
+
+    def _begun(self, client: socket.socket, beginning: asyncio.Task[None]) -> None:
+        """The connection is established, or its beginning has failed or was cancelled, perhaps before it ran."""
+        self._beginning.pop(beginning, None)
+        if beginning.cancelled():
+            client.close()
 
     def _make_room(self) -> bool:
         """End the oldest connection that only begins, has had no calls, or has none now. False: all have calls."""
@@ -315,21 +320,3 @@ class Unary:
 def unary(answer: Callable[[bytes], bytes], *, long_messages: bool = False) -> Method:
     """A method of :class:`GrpcServer` with one message each way; see :class:`Unary`."""
     return lambda call: Unary(call, answer, long_messages=long_messages)
-
-
-def _listen(host: str, port: int) -> socket.socket | None:
-    """A listening socket; None if no address can be bound."""
-    attempts = (
-        [(host, socket.AF_INET6 if ":" in host else socket.AF_INET, False)]
-        if host
-        else [
-            ("::", socket.AF_INET6, True),
-            ("0.0.0.0", socket.AF_INET, False),
-        ]  # without IPv6 the first cannot be bound
-    )
-    for address, family, dual_stack in attempts:
-        try:
-            return socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
-        except (OSError, ValueError):  # ValueError: a platform whose IPv6 sockets take no IPv4
-            continue
-    return None

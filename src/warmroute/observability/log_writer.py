@@ -53,13 +53,20 @@ class LogWriter(Generic[Record]):
         self._reported = 0
         self._broken = False
         """The last write failed, perhaps within a line."""
-        self.dropped = 0
+        self._beyond = 0
+        """Records beyond the bound: counted by the thread that adds."""
+        self._refused = 0
+        """Records that the stream did not take: counted by the thread that writes."""
+
+    @property
+    def dropped(self) -> int:
         """Records that were lost: beyond the bound, or refused by the stream."""
+        return self._beyond + self._refused
 
     def add(self, record: Record, *, urgent: bool = False) -> None:
         """Have a record written; an ``urgent`` one at once, with those before it. Never blocks. For one thread at a time."""
         if len(self._waiting) >= MOST_WAITING or self._closed:
-            self.dropped += 1
+            self._beyond += 1
             return
         self._waiting.append(record)
         if urgent:
@@ -100,13 +107,14 @@ class LogWriter(Generic[Record]):
         """Write the records that wait now, and whether some before them were dropped."""
         lines: list[str] = []
         flushes: list[threading.Event] = []
-        dropped = self.dropped
+        dropped, records = self.dropped, 0
         for _ in range(len(self._waiting)):
             item = self._waiting.popleft()
             if isinstance(item, threading.Event):
                 flushes.append(item)
             else:
                 lines.append(self._line(item))
+                records += 1
         if dropped > self._reported:
             lines.append(self._line_of_loss(dropped - self._reported) + "\n")
         if self._broken and lines:
@@ -117,8 +125,7 @@ class LogWriter(Generic[Record]):
             self._broken = False
         except Exception:  # a closed or broken stream; there is nowhere else to report it
             self._broken = True
-            self.dropped += len(lines)
-            self._reported = self.dropped
+            self._refused += records
         for flush in flushes:
             flush.set()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -21,7 +20,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from warmroute.errors import ConfigurationError
+from warmroute.listener import listen
 from warmroute.tasks import cancel
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Request:
     _reader: asyncio.StreamReader | None = None
 
     async def body(self, most: int) -> bytes:
-        """The body. Raises PageError if its length is not given or is above ``most`` bytes, or if it comes too late."""
+        """The body. Raises PageError if its length is not given or is above ``most`` bytes, or if part of it is missing."""
         length = self.headers.get("content-length", "")
         if self._reader is None or not (length.isascii() and length.isdigit() and len(length) < 16):
             raise PageError(HTTPStatus.LENGTH_REQUIRED)
@@ -70,6 +69,8 @@ class Request:
                 return await self._reader.readexactly(int(length))
         except TimeoutError:
             raise PageError(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive in {BODY_SECONDS:g} s") from None
+        except asyncio.IncompleteReadError:
+            raise PageError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class PageServer:
 
     async def start(self) -> None:
         """Listen and serve. Raises ConfigurationError if the address is unavailable."""
-        listener = _listen(self._host, self._port, self._port_flag)
+        listener = listen(self._host, self._port, self._port_flag)
         self._port = listener.getsockname()[1]
         self._server = await asyncio.start_server(self._connected, sock=listener, limit=MOST_HEAD_BYTES)
 
@@ -296,16 +297,3 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 def _error(path: str, error: PageError) -> Page:
     body = orjson.dumps({"error": error.reason, "path": path})
     return Page(body, "application/json", error.status, error.headers)
-
-
-def _listen(host: str, port: int, port_flag: str) -> socket.socket:
-    """A listening socket; for the empty host one that takes IPv4 and IPv6, so that port 0 means one port."""
-    both = not host and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
-    except OSError as error:
-        where = f"{host or 'all interfaces'}, port {port} ({port_flag})"
-        # create_server appends the address to the system's text
-        text = (error.strerror or str(error)).split(" (while attempting")[0]
-        raise ConfigurationError(f"cannot listen on {where}: {text}") from error

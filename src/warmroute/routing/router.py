@@ -116,9 +116,12 @@ class Router(PoolListener):
     def apply(self, constants: RoutingConstants, now: float) -> None:
         """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes
         nothing."""
-        strategy = strategies.find(constants.strategy, rng=self._rng)
-        self._holdout_strategy = strategies.find(constants.holdout_strategy, rng=self._rng)
-        self._strategy, self._constants = strategy, constants
+        before, strategy, holdout_strategy = self._constants, self._strategy, self._holdout_strategy
+        if constants.strategy != before.strategy:  # else a strategy's file would be run again, and its state be lost
+            strategy = strategies.find(constants.strategy, rng=self._rng)
+        if constants.holdout_strategy != before.holdout_strategy:
+            holdout_strategy = strategies.find(constants.holdout_strategy, rng=self._rng)
+        self._strategy, self._holdout_strategy, self._constants = strategy, holdout_strategy, constants
         self._bytes_per_token.begin_with(constants.bytes_per_token)
         self._caches.headroom = constants.cache_headroom
         self._table = None

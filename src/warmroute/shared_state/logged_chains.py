@@ -143,7 +143,8 @@ class LoggedChains:
             self._append(new, new_ends, base, len(hashes), at)
             hashes += new
             ends += new_ends
-        return Chain(hashes, ends, prompt_bytes) if hashes else EMPTY_CHAIN
+        # Not `prompt_bytes`: the first prompt of a batch comes with the length of all.
+        return Chain(hashes, ends, ends[-1]) if hashes else EMPTY_CHAIN
 
     def _append(self, hashes: Sequence[int], ends: Sequence[int], base: _Segment | None, start: int, at: float) -> None:
         since, first, depth = at, self._appended, 1

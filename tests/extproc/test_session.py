@@ -43,6 +43,7 @@ from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
 from warmroute.routing.decision_listener import DecisionListener
+from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.router import Router
 from warmroute_lab.overhead.machine import resident_bytes
 
@@ -643,6 +644,38 @@ def test_observed_requests_are_counted_until_they_end() -> None:
     assert load.open_responses == 0
 
 
+@pytest.mark.parametrize(
+    ("request_mode", "response_mode", "observe", "counted"),
+    [
+        (BUFFERED, NONE, False, 0),
+        (BUFFERED, FULL_DUPLEX_STREAMED, False, 0),
+        (BUFFERED, NONE, True, 1),
+        (FULL_DUPLEX_STREAMED, FULL_DUPLEX_STREAMED, True, 1),
+        (FULL_DUPLEX_STREAMED, NONE, True, 0),  # Envoy ends the stream with the request's body
+    ],
+)
+def test_requests_in_flight_are_counted_only_if_asked_for_and_if_the_stream_shows_their_end(
+    request_mode: BodySendMode, response_mode: BodySendMode, observe: bool, counted: int
+) -> None:
+    stream = Stream(observe_responses=observe)
+    stream.headers(request_mode, response=response_mode)
+    stream.body()
+    assert stream.session.decision is not None
+    assert stream.session.decision.load.open_responses == counted
+
+
+def test_a_preview_reads_objective_and_session_as_a_pick_does(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return range(len(candidates))\n")
+    stream = Stream(strategy=f"{tmp_path / 'mine.py'}:choose", shed_up_to=Criticality.SHEDDABLE)
+    stream.pool.models.replace_objectives({"batch": -1})
+    stream.headers(x_session_id="s7", x_gateway_inference_objective="batch")
+    stream.session.receive(ProcessingRequest(request_body=HttpBody(body=CHAT, end_of_stream=True)), 0.0)
+    stream.session.parse()
+    assert isinstance(stream.session.preview(0.0), DecisionRecord)
+    assert stream.session.request.session_id == "s7"
+    assert stream.session.request.sheddable
+
+
 def test_an_answer_of_the_proxys_own_is_no_response_of_an_engine() -> None:
     stream = Stream()
     stream.headers()
@@ -1085,6 +1118,24 @@ def test_a_response_that_was_seen_is_read_cancelled_and_continued_where_it_is(mo
             if body is not None:
                 answers = other.body(body)
             assert destination(answers[0]) == kept
+
+
+def test_chunks_are_looked_through_for_a_responses_id_before_they_are_passed_unread() -> None:
+    stream = Stream()
+    stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED, path="/v1/responses")
+    stream.body(b'{"model": "m", "input": "Hi"}')
+    chunk = ProcessingRequest(response_body=HttpBody(body=b'{"id":"resp_77"}')).SerializeToString()
+    stream.send(ProcessingRequest(response_headers=HttpHeaders()))
+    assert stream.session.pass_chunk(chunk) is None
+    stream.send(ProcessingRequest.FromString(chunk))
+    assert stream.session.pass_chunk(chunk) is not None
+
+
+def test_what_the_body_goes_on_with_comes_before_the_session() -> None:
+    stream = Stream(session_header="x-my-session")
+    stream.headers(BUFFERED, path="/v1/responses", x_my_session="s")
+    stream.body(b'{"model": "m", "previous_response_id": "resp_77"}')
+    assert stream.session.request.state == "resp_77"
 
 
 def test_requests_of_a_session_that_cannot_be_read_go_to_one_endpoint() -> None:

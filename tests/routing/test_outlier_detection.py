@@ -264,6 +264,38 @@ def test_two_signs_of_one_restart_are_no_crash_loop() -> None:
     assert changes == []
 
 
+def test_an_engine_that_restarts_again_after_failures_begins_healthy() -> None:
+    pods = endpoints(4)
+    outliers, _ = detection(pods)
+    outliers.restarted(pods[0], 1000.0)
+    for _ in range(5):
+        outliers.responded(pods[0], 500, 1001.0)
+    assert pods[0].ejected
+    outliers.restarted(pods[0], 1000.0 + ONE_RESTART_SECONDS - 1)
+    assert not pods[0].ejected
+
+
+def test_the_backoff_of_a_crash_loop_has_a_bound() -> None:
+    pods = endpoints(4)
+    outliers, _ = detection(pods)
+    for turn in range(1, 13):
+        outliers.restarted(pods[0], 60.0 * turn)
+    outliers.advance(60.0 * 12 + LONGEST_BACKOFF - 1)
+    assert pods[0].health is Health.EJECTED
+    outliers.advance(60.0 * 12 + LONGEST_BACKOFF)
+    assert pods[0].health is Health.PROBING
+
+
+def test_endpoints_that_have_left_do_not_count_for_the_half_that_stays() -> None:
+    pods = endpoints(4)
+    outliers, _ = ejected(pods)
+    for pod in pods[2:]:
+        outliers.removed(pod)
+    for _ in range(5):
+        outliers.responded(pods[1], 500, 1.0)
+    assert not pods[1].ejected
+
+
 def test_two_signs_of_a_later_crash_count_once() -> None:
     pods = endpoints(4)
     outliers, changes = detection(pods)

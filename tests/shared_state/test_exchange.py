@@ -477,6 +477,29 @@ def test_one_decision_counts_no_more_requests_than_one_of_this_picker() -> None:
     assert len(other.load("a").sent) == MOST_REQUESTS_OF_ONE
 
 
+@pytest.mark.parametrize(("requests", "samples", "expected"), [(3, 9, 3), (3, 0, 1), (4, 2, 2)])
+def test_a_decision_has_no_more_samples_than_requests(requests: int, samples: int, expected: int) -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    other.observe("a", 0.5, prefix_queries_total=0.0)
+    decision = one.pick(LONG, 1.0)
+    batch = one.outbox.take(1.02)
+    rare(batch, requests=requests, samples=samples)
+    other.inbox.apply(batch, 1.02, 1.03)
+    (sent,) = other.load("a").confirmation._open
+    assert sent.tokens == pytest.approx(expected * decision.prompt_tokens, rel=0.01)
+
+
+def test_the_work_of_a_batch_is_that_of_its_prompts() -> None:
+    """Four prompts of a quarter of the length attend to a quarter of the tokens."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    decision = one.pick(LONG * 100, 1.0)
+    batch = one.outbox.take(1.02)
+    rare(batch, requests=4, prompts=4000)
+    other.inbox.apply(batch, 1.02, 1.03)
+    pending = other.router.load_of(other.load("a"), 1.02)[2]
+    assert pending == pytest.approx(prefill_work(decision.prompt_tokens, 4.0), rel=0.05)
+
+
 def test_one_batch_counts_a_bounded_number_of_requests() -> None:
     """703 bytes with 20 decisions of 100,000 requests held up the picker for 4.8 s."""
     one, other = Picker(names=("a",)), Picker(names=("a",))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.waiting import eventually
+from warmroute import tasks
 from warmroute.tasks import BackgroundTask, cancel
 
 
@@ -30,6 +33,27 @@ async def test_work_runs_from_start_to_stop() -> None:
     assert work.ended == 0
     await task.stop()
     assert work.ended == 1
+
+
+async def test_work_that_fails_or_ends_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tasks, "RESTART_DELAY", 0.0)
+    begun = 0
+
+    async def work() -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 1:
+            raise RuntimeError("once")
+        if begun > 2:
+            await asyncio.Event().wait()
+
+    task = BackgroundTask(work, "work")
+    task.start()
+    await eventually(lambda: begun == 3)
+    await task.stop()
+    assert [record.message for record in caplog.records] == ["background task failed and is started again"]
 
 
 async def test_it_can_be_stopped_before_it_is_started_and_twice() -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ from warmroute.routing.decision_record import short_strategy
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import Router
 from warmroute.settings import Settings
-from warmroute.tasks import cancel
+from warmroute.tasks import cancel, keep_running
 
 if TYPE_CHECKING:
     from warmroute.kubernetes.discovery import KubernetesDiscovery
@@ -56,8 +56,6 @@ EXPIRE_INTERVAL = 1.0
 """Seconds between two searches for endpoints whose retention is over."""
 SWEEP_INTERVAL = 0.01
 """Seconds between two slices of the index's clean-up, so that requests pass between them."""
-RESTART_DELAY = 1.0
-"""Seconds before a background task that failed is started again."""
 
 
 class EndpointPicker:
@@ -227,7 +225,7 @@ class EndpointPicker:
             ("live", self.live.run),
             ("bypass", lambda: bypass.watch(lambda: self._ready() and self.live.bypassed())),
         ):
-            self._tasks.append(asyncio.create_task(_keep_running(name, work), name=name))
+            self._tasks.append(asyncio.create_task(keep_running(work, name), name=name))
         logger.info(
             "serving",
             extra={
@@ -412,16 +410,6 @@ def _pick_spans() -> PickSpans:
     except ImportError as error:
         raise ConfigurationError("--tracing needs OpenTelemetry: install Warmroute with its extra `otel`") from error
     return pick_spans(clock=monotonic)
-
-
-async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``, which should never end, and start it again whenever it ends or fails."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            logger.exception("background task failed and is started again", extra={"fields": {"task": name}})
-        await asyncio.sleep(RESTART_DELAY)
 
 
 def serve(settings: Settings) -> None:

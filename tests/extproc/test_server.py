@@ -279,6 +279,32 @@ async def test_a_body_that_never_ends_gets_408(mode: BodySendMode) -> None:
         assert picker.budget.used == 0
 
 
+async def test_a_client_that_does_not_take_the_answer_is_ended() -> None:
+    """The client keeps its windows closed; it may do so once the response has begun, as long as it answers pings."""
+    async with serving(body_timeout=0.2, rules={"observe_responses": True}) as picker:
+        client = h2.connection.H2Connection()
+        client.local_settings = h2.settings.Settings(
+            client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
+        )
+        client.initiate_connection()
+        _, writer = await asyncio.open_connection("127.0.0.1", picker.server.grpc_port)
+        head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
+        head["content-type"] = "application/grpc"
+        chat, begun = body(long_chat(1)), ProcessingRequest(response_headers=HttpHeaders())
+        begun.response_headers.headers.headers.add(key=":status", raw_value=b"200")
+        for stream, messages in ((1, [headers()]), (3, [headers(), chat, begun]), (5, [headers(), chat])):
+            client.send_headers(stream, list(head.items()))
+            for message in messages:
+                data = message.SerializeToString()
+                client.send_data(stream, b"\0" + len(data).to_bytes(4, "big") + data)
+        writer.write(client.data_to_send())
+        await eventually(lambda: picker.recorder.opened == 3 and picker.server.open_streams == 1)
+        (stream,) = picker.server._streams
+        assert stream.session.response_status == 200
+        writer.close()
+        await eventually(lambda: picker.server.open_streams == 0)
+
+
 async def test_a_stream_without_a_message_is_ended() -> None:
     async with serving(body_timeout=1.0) as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)

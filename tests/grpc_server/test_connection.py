@@ -195,6 +195,83 @@ def test_a_call_that_its_message_ends_gets_no_window() -> None:
     assert (frames.WINDOW_UPDATE, 1) not in kinds
 
 
+def test_a_header_block_has_no_more_than_two_updates_of_the_tables_size() -> None:
+    block = hpack.Encoder().encode(HEADERS)
+    for updates, answered in ((b"\x20\x3f\xe1\x1f", True), (b"\x20" * 3, False), (b"\x20" * 16_000, False)):
+        pair = Pair()
+        answer = pair.raw(frame(frames.HEADERS, frames.END_HEADERS, 1, updates + block))
+        assert (len(pair.handlers) == 1) is answered
+        assert (b"too many size updates" in answer) is not answered
+
+
+def test_long_header_blocks_and_many_messages_in_a_frame_take_several_turns() -> None:
+    """Other connections get their turn between them."""
+    pair = Pair(Limits(message_bytes=1000, calls=100))
+    blocks = []
+    for number in range(20):  # each changes the table, so that it must be decoded
+        fields = [*HEADERS, *((f"x-{k}", f"{number}-{k}" * 20) for k in range(100))]
+        blocks.append(hpack.Encoder().encode(fields, huffman=False))
+    assert min(map(len, blocks)) > 2 * connection_module.BLOCK_BYTES
+    data = [frame(frames.HEADERS, frames.END_HEADERS, 1 + 2 * k, block) for k, block in enumerate(blocks)]
+    pair.server.receive(b"".join(data))
+    assert len(pair.handlers) <= MOST_AT_ONCE // 2
+    while pair.server.behind:
+        pair.server.receive(b"")
+    assert len(pair.handlers) == 20
+
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    pair.server.receive(frame(frames.DATA, frames.END_STREAM, stream, prefixed(b"") * 1000))
+    assert len(pair.handlers[0].messages) <= MOST_AT_ONCE
+    turns = 0
+    while pair.server.behind:
+        pair.server.receive(b"")
+        turns += 1
+    assert turns > 100
+    assert pair.handlers[0].messages == [b""] * 1000
+    assert pair.handlers[0].ends[0] == "half-closed"
+
+
+@pytest.mark.parametrize("end", ["data", "reset", "lost"])
+def test_messages_that_wait_for_their_turn_end_with_their_call(end: str) -> None:
+    usage = Usage()
+    pair = Pair(usage=usage)
+    stream = pair.open()
+    pair.exchange()
+    pair.server.receive(frame(frames.DATA, frames.END_STREAM, stream, prefixed(b"") * 1000))
+    if end == "data":  # after the end
+        pair.server.receive(frame(frames.DATA, 0, stream, prefixed(b"x")))
+    elif end == "reset":
+        pair.server.receive(frame(frames.RST_STREAM, 0, stream, bytes(4)))
+    else:
+        pair.server.lost()
+    while pair.server.behind:
+        pair.server.receive(b"")
+    assert pair.handlers[0].ends[-1] == "closed"
+    assert usage == Usage()
+
+
+def test_windows_that_open_and_close_again_take_a_bounded_time_of_each_turn() -> None:
+    number = 3 * connection_module.MOST_BLOCKED_AT_ONCE
+    pair = Pair(Limits(message_bytes=1000, calls=number), INITIAL_WINDOW_SIZE=0)
+    for _ in range(number):
+        stream = pair.open()
+        pair.client.send_data(stream, prefixed(b"x"))
+    pair.exchange()
+    for size in (1, 0, 1, 0):  # the first byte is written, then there is no room
+        pair.server.receive(frame(frames.SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, size)))
+        turns = 0
+        while pair.server.output() or pair.server.behind:
+            pair.server.receive(b"")
+            turns += 1
+        assert size == 0 or turns >= number // connection_module.MOST_BLOCKED_AT_ONCE
+    pair.server.receive(frame(frames.SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, 1000)))
+    while pair.server.output() or pair.server.behind:
+        pair.server.receive(b"")
+    assert not any(handler.call.unsent for handler in pair.handlers)
+
+
 @given(data=st.binary(max_size=400))
 def test_no_bytes_raise(data: bytes) -> None:
     for beginning in (b"", frames.PREFACE, frames.PREFACE + frame(frames.SETTINGS, 0, 0)):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -13,6 +16,7 @@ import pytest
 import uvloop
 
 from tests.waiting import eventually
+from warmroute import tasks
 from warmroute.extproc import tls
 from warmroute.grpc_server import frames
 from warmroute.grpc_server import server as server_module
@@ -133,6 +137,67 @@ async def test_one_connection_more_ends_one_without_calls(monkeypatch: pytest.Mo
         assert await method(channel)(b"ab") == b"ba"
         for _, writer in readers:
             writer.close()
+
+
+async def test_clients_that_come_and_go_at_once_do_not_end_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[str] = []
+    monkeypatch.setattr(tasks.logger, "exception", lambda message, **_: failures.append(message))
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 8)
+
+    def read(client: socket.socket) -> None:
+        with suppress(OSError):
+            while client.recv(1000):
+                pass
+
+    def come_and_go(port: int) -> None:
+        for _ in range(400):
+            client = socket.create_connection(("127.0.0.1", port), 60)
+            threading.Thread(target=read, args=(client,), daemon=True).start()
+            with suppress(OSError):
+                client.sendall(PREFACE + frame(SETTINGS, 0, 0))
+                client.sendall(frame(frames.WINDOW_UPDATE, 0, 0, bytes([1, 0, 0, 0])))
+            client.close()  # it ends once the thread has read something
+
+    async with serving() as (_, port):
+        await asyncio.to_thread(come_and_go, port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(60):
+            assert (await reader.read(9))[3] == SETTINGS
+        writer.close()
+    assert not failures
+
+
+async def test_without_file_descriptors_idle_connections_make_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "ACCEPT_DELAY", 0.0)
+    async with serving() as (server, port):
+
+        async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREFACE + frame(SETTINGS, 0, 0))
+            return reader, writer
+
+        clients = [await connect() for _ in range(2)]
+        await eventually(lambda: len(server._connections) == 2)
+        loop = asyncio.get_running_loop()
+        accept, failures = loop.sock_accept, iter(range(2))
+
+        async def sock_accept(listener: socket.socket) -> Any:
+            if next(failures, None) is not None:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", sock_accept)
+        clients.append(await connect())  # by the accept that was under way
+        async with asyncio.timeout(60):
+            for reader, _ in clients[:2]:
+                assert frame(frames.GOAWAY, 0, 0, bytes(8)) in await reader.read()
+        clients.append(await connect())
+        await eventually(lambda: len(server._connections) == 2)
+        for _, writer in clients:
+            writer.close()
+    assert [record.message for record in caplog.records] == ["no file descriptor for another connection (ulimit -n)"]
 
 
 async def test_connections_count_before_tls_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +342,7 @@ async def test_a_server_that_stops_sends_what_was_written() -> None:
     [
         test_silent_connections_and_those_that_do_not_answer_a_ping_are_ended,
         test_one_connection_more_ends_one_without_calls,
+        test_clients_that_come_and_go_at_once_do_not_end_the_port,
         test_connections_count_before_tls_has_begun,
         test_a_client_that_does_not_begin_tls_is_ended,
         test_from_a_client_that_does_not_read_nothing_is_read,

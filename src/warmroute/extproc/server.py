@@ -90,6 +90,8 @@ class Server:
         self.clock = clock
         self.threads = ReadingThreads()
         self.dry_run = DryRun(new_session, self.threads, clock)
+        self.body_timeout = options.body_timeout
+        """Seconds from a stream's beginning until its request must have come, and from the answer until it must be taken."""
         self.largest_message = options.max_body_bytes + MESSAGE_OVERHEAD
         """Bytes of a message of which the session sees the body."""
         checks = health.methods(lambda: self.ready)
@@ -200,12 +202,7 @@ class Server:
         while True:
             await asyncio.sleep(min(WATCH_INTERVAL, self._options.body_timeout))
             now = self.clock()
-            overdue: list[Stream] = []
-            for stream in self._streams:
-                if stream.due > now:
-                    break
-                overdue.append(stream)
-            for stream in overdue:
+            for stream in [stream for stream in self._streams if stream.due <= now]:
                 stream.end_if_overdue()
 
 
@@ -240,7 +237,7 @@ class Stream:
         self._over = False
         self.session = session
         self.due = due
-        """Time by which the request must have come."""
+        """Time by which the request must have come, and once it is answered, by which Envoy must have taken the answer."""
 
     # ---------------------------------------------------------------- the handler of the call
 
@@ -346,6 +343,7 @@ class Stream:
         """Tell the observer how the request was answered."""
         self._reported = True
         session, observer = self.session, self._server.observer
+        self.due = self._server.clock() + self._server.body_timeout
         observer.processed(self._worked)
         if session.decision is not None:
             observer.routed(session.decision, model=session.request.model, body_bytes=session.body_bytes)
@@ -401,14 +399,19 @@ class Stream:
     # ---------------------------------------------------------------- streams that end with an error
 
     def end_if_overdue(self) -> None:
-        """The request should have come: 408, or the end of the stream if no message of a request has come."""
-        session = self.session
-        if self._work is not None or not session.awaits_client:
+        """The request should have come: 408, or the end of the stream if nothing of it has. Or the answer should have been
+        taken: the end."""
+        session, call = self.session, self._call
+        if self._work is not None:
             return
-        if session.state is State.START:
-            self._call.finish(Status.DEADLINE_EXCEEDED, "no request arrived in time")
-        else:
-            self._send([session.overdue()])
+        if session.awaits_client:
+            if session.state is State.START:
+                call.finish(Status.DEADLINE_EXCEEDED, "no request arrived in time")
+            else:
+                self._send([session.overdue()])
+        elif call.unsent and session.response_status is None:
+            # Once the response has begun, Envoy may take its chunks as slowly as its own client does.
+            call.abort()
 
     def _fail(self, error: Exception) -> None:
         """An error of the peer's or of the picker's own ends this stream alone."""

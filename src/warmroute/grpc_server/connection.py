@@ -11,7 +11,7 @@ calls while its window is closed or while it does not read; the owner of the soc
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,6 +76,13 @@ MOST_AT_ONCE = 8
 """Frames and messages that :meth:`Connection.receive` takes before the answers to them are written and other connections get
 their turn: those of two or three small requests. With 64, Envoy waited meanwhile: with eight requests in flight 1,400 a
 second came through in place of 1,900 (docs/benchmarks.md)."""
+BLOCK_BYTES = 2048
+"""Bytes of a header block that is decoded that count like a frame: they take as long as a small request."""
+MOST_SIZE_UPDATES = 2
+"""Updates of the header table's size in one header block (https://www.rfc-editor.org/rfc/rfc7541#section-4.2). Each takes a
+microsecond, and a block of 16 KiB could have 16,384 of them."""
+MOST_BLOCKED_AT_ONCE = 256
+"""Calls whose windows are found closed at once: a client may open all windows by one frame, too little for any message."""
 PREFIX = 5
 """Bytes before each gRPC message: a flag and the length."""
 
@@ -248,10 +255,12 @@ class Connection:
         self._usage = usage
         self._decoder = Decoder(max_header_list_size=MAX_HEADERS)
         self._calls: dict[int, Call] = {}
-        self._waiting: dict[Call, None] = {}
+        self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls with unsent messages, in the order in which they get their turn."""
         self._blocked: dict[Call, None] = {}
         """Calls with unsent messages that wait until the client opens their windows."""
+        self._unread: dict[Call, bool] = {}
+        """Calls with whole messages that wait for the next turn (:attr:`behind`), and whether the client has ended each."""
         self._rest = b""
         """Received and not read: the beginning of the preface or of a frame, or frames that wait (:attr:`behind`)."""
         self._taken = 0
@@ -346,6 +355,7 @@ class Connection:
         self._calls.clear()
         self._waiting.clear()
         self._blocked.clear()
+        self._unread.clear()
         for call in calls:
             self._cancel(call)
 
@@ -360,6 +370,7 @@ class Connection:
             position = self._read_beginning(data)
         self._taken = 0
         self.behind = False
+        self._take_unread()
         while size - position >= HEAD.size and not self.closed:
             if self._taken >= MOST_AT_ONCE:
                 self.behind = True
@@ -382,6 +393,17 @@ class Connection:
                 take(self, stream & STREAM_MASK, flags, data[start:end])
         if position < size and not self.closed:
             self._rest = data[position:]
+        if self._unread:
+            self.behind = True
+
+    def _take_unread(self) -> None:
+        """Take messages that waited for this turn."""
+        while self._unread and self._taken < MOST_AT_ONCE:
+            call = next(iter(self._unread))
+            ended = self._unread.pop(call)
+            self._take_messages(call, b"")
+            if ended:
+                self._end_of_data(call)
 
     def _read_beginning(self, data: bytes) -> int:
         """The position after the preface; 0 if it, or the head of the first frame, has not come whole."""
@@ -410,7 +432,7 @@ class Connection:
         if call is None:
             self._check_known(stream)
             return  # it was sent before the client knew that the call is over
-        if call._half_closed:
+        if call._half_closed or self._unread.get(call):
             self._reset(call, ErrorCode.STREAM_CLOSED)
             return
         call._receive_window -= size
@@ -420,7 +442,7 @@ class Connection:
         if payload:
             self._take_messages(call, payload)
         if flags & END_STREAM:
-            self._half_close(call)
+            self._end_of_data(call)
         elif call._receive_window <= STREAM_WINDOW // 2:
             self._widen(call)
 
@@ -449,6 +471,9 @@ class Connection:
                 return
             if len(received) < end:
                 break
+            if self._taken > MOST_AT_ONCE:
+                self._unread[call] = False
+                break
             message = bytes(memoryview(received)[PREFIX:end])
             if len(received) == end:
                 received = call._received = bytearray()  # frees the memory of a long message
@@ -468,6 +493,13 @@ class Connection:
         call._unfinished = unfinished
         if size and (long or self._usage.held > HELD_FREELY):
             call._handler.arriving(max(size - PREFIX, 0))
+
+    def _end_of_data(self, call: Call) -> None:
+        """The client has ended the call: it is half closed once its messages are taken."""
+        if call in self._unread:
+            self._unread[call] = True
+        else:
+            self._half_close(call)
 
     def _half_close(self, call: Call) -> None:
         call._half_closed = True
@@ -504,7 +536,7 @@ class Connection:
         call = self._calls.get(stream)
         if call is not None:  # trailers
             if headers is not None and ":method" not in headers and ends_stream and not call._half_closed:
-                self._half_close(call)
+                self._end_of_data(call)
             else:
                 self._reset(call, ErrorCode.PROTOCOL_ERROR)
             return
@@ -530,6 +562,9 @@ class Connection:
         Each block must be decoded, since the table of headers changes with it. Blocks that leave the table as it is can be
         recognised: nearly all are equal to the one before, and decoding them takes a tenth of a small request.
         """
+        if _size_updates(block) > MOST_SIZE_UPDATES:
+            raise _ConnectionFaultError(ErrorCode.COMPRESSION_ERROR, "too many size updates in a header block")
+        self._taken += len(block) // BLOCK_BYTES
         table = self._decoder.header_table
         before = table.maxsize, next(iter(table.dynamic_entries), None)
         try:
@@ -586,7 +621,7 @@ class Connection:
     def _change_initial_window(self, value: int) -> None:
         """Change the windows of all calls, in a time that does not grow with their number."""
         if value > self._initial_window:
-            self._waiting |= self._blocked
+            self._waiting.update(self._blocked)
             self._blocked.clear()
         self._initial_window = value
 
@@ -690,13 +725,16 @@ class Connection:
 
     def _send_waiting(self) -> None:
         """Write messages that wait, one frame of each call in turn, as far as the windows allow."""
-        left = MAX_OUTPUT
+        left, blocked = MAX_OUTPUT, 0
         while self._waiting and left > 0 and self._send_window > 0:
-            call = next(iter(self._waiting))
-            del self._waiting[call]
+            call, _ = self._waiting.popitem(last=False)
             room = min(self._most_in_frame, self._window(call), self._send_window, left)
             if room <= 0:
                 self._blocked[call] = None
+                blocked += 1
+                if blocked >= MOST_BLOCKED_AT_ONCE:
+                    self.behind = True
+                    return
                 continue
             data = call._unsent[0]
             self._write(call, data[:room])
@@ -739,6 +777,7 @@ class Connection:
         del self._calls[call._stream]
         self._waiting.pop(call, None)
         self._blocked.pop(call, None)
+        self._unread.pop(call, None)
 
     def _cancel(self, call: Call) -> None:
         """The call is over."""
@@ -772,6 +811,20 @@ class Connection:
     def _wake_owner(self) -> None:
         if not self._owner_waits:
             self._wake()
+
+
+def _size_updates(block: bytes) -> int:
+    """Updates of the header table's size at the beginning of a block, up to one more than it may have; the decoder takes
+    none elsewhere."""
+    count = position = 0
+    while count <= MOST_SIZE_UPDATES and position < len(block) and block[position] & 0xE0 == 0x20:
+        count += 1
+        if block[position] & 0x1F == 0x1F:  # the size goes on in further bytes
+            position += 1
+            while position < len(block) and block[position] & 0x80:
+                position += 1
+        position += 1
+    return count
 
 
 def _without_padding(payload: bytes) -> bytes:

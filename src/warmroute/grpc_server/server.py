@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -14,6 +15,7 @@ from typing import cast
 from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Usage
 from warmroute.grpc_server.frames import Status
 from warmroute.listener import listen
+from warmroute.log_throttle import LogThrottle
 from warmroute.tasks import BackgroundTask, cancel
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ CLOSE_TIMEOUT = 0.5
 """Seconds that the last answers have to be written when the server ends a connection."""
 ACCEPT_DELAY = 0.1
 """Seconds until connections are accepted again after an error."""
+SHORTAGE_LOG_INTERVAL = 10.0
+"""Least seconds between two log lines about a lack of file descriptors."""
 BACKLOG = 1024
 """Connections that the kernel accepts before the event loop does."""
 
@@ -51,6 +55,7 @@ class GrpcServer:
         self._connections: dict[_Socket, None] = {}
         """The oldest first."""
         self._changed = asyncio.Event()
+        self._shortages = LogThrottle(SHORTAGE_LOG_INTERVAL)
 
     async def start(self, host: str, port: int, flag: str, tls: ssl.SSLContext | None = None) -> int:
         """Listen on ``host`` (empty: all interfaces, IPv6 and IPv4). Returns the port in use.
@@ -105,7 +110,9 @@ class GrpcServer:
         while True:
             try:
                 client, _ = await loop.sock_accept(listener)
-            except OSError:  # the client has gone, or there are no file descriptors
+            except OSError as error:  # the client has gone, or there are no file descriptors
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._lack_descriptors()
                 await asyncio.sleep(ACCEPT_DELAY)
                 continue
             if len(self._beginning) + len(self._connections) >= MOST_CONNECTIONS and not self._make_room():
@@ -114,6 +121,14 @@ class GrpcServer:
             beginning = asyncio.create_task(self._begin(client), name="grpc connection")
             self._beginning[beginning] = None
             beginning.add_done_callback(partial(self._begun, client))
+
+    def _lack_descriptors(self) -> None:
+        """End an idle connection, so that the next client finds a file descriptor."""
+        self._make_room()
+        failures = self._shortages.add(asyncio.get_running_loop().time())
+        if failures:
+            fields = {"connections": len(self._connections), "failures": failures}
+            logger.warning("no file descriptor for another connection (ulimit -n)", extra={"fields": fields})
 
     async def _begin(self, client: socket.socket) -> None:
         with suppress(OSError):  # it speaks no TLS, is slow, or has gone
@@ -217,10 +232,13 @@ class _Socket(asyncio.Protocol):
         reading = not connection.behind and not connection.paused
         if reading is not self._reading:
             self._reading = reading
-            if reading:
-                transport.resume_reading()
-            else:
-                transport.pause_reading()
+            try:
+                if reading:
+                    transport.resume_reading()
+                else:
+                    transport.pause_reading()
+            except RuntimeError:  # uvloop: the socket has just failed, and connection_lost follows
+                return
         if connection.behind and not self._catching_up:
             self._catching_up = True
             asyncio.get_running_loop().call_soon(self._catch_up)
@@ -269,7 +287,12 @@ class _Socket(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         while not connection.paused and (data := connection.output()):
-            transport.write(data)
+            try:
+                transport.write(data)
+            except RuntimeError:  # uvloop: the socket has just failed, and connection_lost follows
+                return
+        if connection.behind:
+            self._choose_reading()
         if connection.closed:
             transport.close()
         if not connection.calls:

@@ -35,12 +35,11 @@ from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.pool.endpoint import Endpoint, EndpointState, EngineState, Health, endpoint_state
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
+from warmroute.request.stream_ends import RefusalReason, StreamFault
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.settings import Settings
 
-StreamFault = Literal["protocol-error", "internal"]
-RefusalReason = Literal["max-streams", "not-synced"]
 ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
 
 

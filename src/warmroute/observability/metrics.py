@@ -92,7 +92,7 @@ _ARM_SERIES = (
     series.ARM_HEADERS_SECONDS,
     series.ARM_RESPONSE_SECONDS,
 )
-_ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], ...] = (
+_ROUTER_GAUGES: tuple[tuple[series.MetricFamily, Callable[[EndpointReading], float]], ...] = (
     (series.WAITING, lambda reading: reading.waiting),
     (series.RUNNING, lambda reading: reading.running),
     (series.PENDING_TOKENS, lambda reading: reading.pending_tokens),
@@ -102,14 +102,14 @@ _ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], 
     (series.INDEX_TOKENS, lambda reading: reading.index_tokens),
 )
 
-_ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...] = (
+_ENGINE_GAUGES: tuple[tuple[series.MetricFamily, Callable[[EngineState], float]], ...] = (
     (series.ENGINE_WAITING, lambda state: state.waiting),
     (series.ENGINE_RUNNING, lambda state: state.running),
     (series.KV_USAGE, lambda state: state.kv_usage),
 )
 
 
-_POOL_MEANS: tuple[tuple[tuple[series.Series, ...], Callable[[EngineState], float]], ...] = (
+_POOL_MEANS: tuple[tuple[tuple[series.MetricFamily, ...], Callable[[EngineState], float]], ...] = (
     (series.POOL_KV_USAGE, lambda state: state.kv_usage),
     (series.POOL_QUEUE_SIZE, lambda state: state.waiting),
     (series.POOL_RUNNING, lambda state: state.running),
@@ -310,7 +310,7 @@ class Metrics(PoolListener, Collector):
             yield series.whole(parts)
 
     def families(self, readings: list[EndpointReading]) -> Iterator[Iterable[Metric]]:
-        """Every metric of the catalogue and of the process, each as the parts that :meth:`Series.parts` makes of it.
+        """Every metric of the catalogue and of the process, each as the parts that :meth:`MetricFamily.parts` makes of it.
 
         Events may be counted while the parts are taken.
         """

@@ -68,6 +68,36 @@ def test_the_text_of_a_decision() -> None:
     )
 
 
+def test_the_text_of_rounded_figures_says_at_most_and_no_loser_is_cheaper() -> None:
+    chosen, loser = DECISION["endpoints"]
+    cheaper = loser | {"cost_ms": 130.0, "terms_ms": {"prefill": 130.0}}
+    rounded = DECISION | {"rounded_to": 1024, "endpoints": [chosen, cheaper]}
+    assert explanation.text(rounded).partition("\n\n")[2] == (
+        "endpoint   cached tokens  TTFT at most  waiting  running  cost at most\n"
+        "ns/vllm-1          2,048         20 ms        1        2        130 ms\n"
+        "ns/vllm-2              0        900 ms        0        0        130 ms\n"
+        "and 1 more\n"
+        "Cached tokens are rounded down to a multiple of 1,024; times may be less (docs/security.md).\n"
+        "\n"
+        "its cost: prefill and delay of fewer than 1,024 tokens (docs/cost.md)"
+    )
+    longer = rounded | {"prompt_tokens": 9000}
+    assert explanation.text(longer).endswith("its cost, at most: delay 122 ms, prefill 20 ms (docs/cost.md)")
+
+
+def test_where_state_decided_the_chosen_endpoint_may_be_the_dearer_one() -> None:
+    chosen, loser = DECISION["endpoints"]
+    decision = DECISION | {"rounded_to": 1024, "reason": "state", "endpoints": [chosen, loser | {"cost_ms": 1.0}]}
+    assert [line.split()[-2] for line in explanation.text(decision).splitlines()[5:7]] == ["142", "1.0"]
+
+
+def test_a_prompt_below_the_rounding_step_is_not_called_cold() -> None:
+    short = DECISION | {"rounded_to": 1024, "reason": "cold", "prompt_tokens": 217}
+    text = explanation.text(short)
+    assert "  shorter than 1,024 tokens: too short to tell here whether it was cached; a decision log tells\n" in text
+    assert "cold" not in text
+
+
 def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
     endpoints = [
         {key: value for key, value in endpoint.items() if key not in ("cost_ms", "terms_ms")} | {"value": 3.0}
@@ -83,7 +113,8 @@ def test_the_text_of_a_dry_run_and_of_another_strategy() -> None:
 
 def test_what_cold_means_depends_on_where_the_figures_come_from(tmp_path: Path) -> None:
     cold = DECISION | {"reason": "cold"}
-    assert "  cold: no endpoint is known to hold 1,024 tokens or more of the prompt\n" in explanation.text(cold)
+    page = cold | {"rounded_to": 1024}
+    assert "  cold: no endpoint is known to hold 1,024 tokens or more of the prompt\n" in explanation.text(page)
     (tmp_path / "log").write_text(json.dumps(cold | {"ts": "2026-11-28T10:00:00.000Z"}))
     assert "  cold: no endpoint is known to hold any of the prompt\n" in explain.logged("r1", tmp_path / "log")
 

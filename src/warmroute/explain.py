@@ -43,7 +43,7 @@ def remembered(request_id: str, debug_urls: Sequence[str], *, as_json: bool = Fa
             f"no picker at {' or '.join(debug_urls)} remembers a request {request_id!r}: each keeps its own last "
             "--debug-decisions requests; --debug-url names another picker"
         )
-    return _json(found) if as_json else _text(found, exact=False)
+    return _json(found) if as_json else _text(found)
 
 
 def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> tuple[str, bool]:
@@ -84,7 +84,7 @@ def logged(request_id: str, decision_log: Path, *, as_json: bool = False) -> str
         raise UnknownDecisionError(f"{decision_log} has no request {request_id!r}")
     if as_json:
         return _json(decisions[-MOST_DECISIONS:] + measured[-MOST_DECISIONS:])
-    text = _text(decisions[-MOST_DECISIONS:], exact=True)
+    text = _text(decisions[-MOST_DECISIONS:])
     for entry in measured[-MOST_DECISIONS:]:
         text += f"\nmeasured: {_measured(entry['measured'])}"
     return text
@@ -106,8 +106,8 @@ def _entry(line: bytes) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _text(decisions: list[Any], *, exact: bool) -> str:
-    return "\n\n".join(explanation.text(decision, exact=exact) for decision in decisions)
+def _text(decisions: list[Any]) -> str:
+    return "\n\n".join(explanation.text(decision) for decision in decisions)
 
 
 def _json(data: object) -> str:

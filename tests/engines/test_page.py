@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from warmroute.engines.dialects import Capacity, Series
-from warmroute.engines.page import MOST_LINES, MOST_SAMPLE_BYTES, Page
+from warmroute.engines.page import MOST_LINES, MOST_SAMPLE_BYTES, ScrapedPage
 from warmroute.errors import ScrapeError
 
 MOST = 1e6
@@ -43,7 +43,7 @@ def test_every_sample_is_read_as_the_client_library_reads_it(text: bytes) -> Non
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
             expected[sample.name].append((sample.labels, sample.value))
-    page = Page(text)
+    page = ScrapedPage(text)
     for name in NAMES:
         found = [(sample.labels, sample.value) for sample in page.samples(name)]
         assert repr(found) == repr(expected[name])  # nan is not equal to itself
@@ -53,7 +53,7 @@ def test_every_sample_is_read_as_the_client_library_reads_it(text: bytes) -> Non
 def test_garbage_is_a_scrape_error_or_nothing(text: bytes) -> None:
     for body in (text, b"m" + text, b'm{a="' + text, b"m 1\nm" + text, b'm{a="b"} ' + text):
         try:
-            page = Page(body)
+            page = ScrapedPage(body)
             page.figures(Series("m", where=(("a", "b"),), label="c"))
             page.total((Series("m"),), MOST)
         except ScrapeError:
@@ -66,7 +66,7 @@ def test_garbage_is_a_scrape_error_or_nothing(text: bytes) -> None:
 )
 def test_a_wanted_line_that_cannot_be_read_is_an_error(line: str) -> None:
     with pytest.raises(ScrapeError, match=r"\bm\b"):
-        Page(f"n 1\n{line}\n".encode()).samples("m")
+        ScrapedPage(f"n 1\n{line}\n".encode()).samples("m")
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_wanted_line_that_cannot_be_read_is_an_error(line: str) -> None:
     [("m 1", 1.0), ("m\t2", 2.0), ("m{} 3", 3.0), ("m {} 4 1700000000", 4.0), ("m 5\r", 5.0), ("m +Inf", math.inf)],
 )
 def test_the_formats_variants_are_read(line: str, value: float) -> None:
-    assert [sample.value for sample in Page(line.encode()).samples("m")] == [value]
+    assert [sample.value for sample in ScrapedPage(line.encode()).samples("m")] == [value]
 
 
 def test_comments_and_longer_names_are_not_samples() -> None:
-    page = Page(b"# HELP m 1\n# TYPE m gauge\nm_total 2\nxm 3\nm:x 4\n m 5\n")
+    page = ScrapedPage(b"# HELP m 1\n# TYPE m gauge\nm_total 2\nxm 3\nm:x 4\n m 5\n")
     assert page.samples("m") == []
 
 
@@ -91,7 +91,7 @@ def test_time_is_linear_whatever_the_line_holds(filler: bytes) -> None:
             began = time.thread_time()
             for body in (text, text + b"} 1"):
                 try:
-                    [sample.labels for sample in Page(body).samples("m")]
+                    [sample.labels for sample in ScrapedPage(body).samples("m")]
                 except ScrapeError:
                     pass
             best = min(best, time.thread_time() - began)
@@ -101,7 +101,7 @@ def test_time_is_linear_whatever_the_line_holds(filler: bytes) -> None:
 
 
 def test_figures_are_picked_by_labels_as_prometheus_does() -> None:
-    page = Page(b'm{kind="a",priority=""} 1\nm{kind="a",priority="7"} 2\nm{kind="a"} 4\nm{kind="b"} 8\n')
+    page = ScrapedPage(b'm{kind="a",priority=""} 1\nm{kind="a",priority="7"} 2\nm{kind="a"} 4\nm{kind="b"} 8\n')
     assert page.figures(Series("m", where=(("kind", "a"), ("priority", "")))) == [1.0, 4.0]
     assert page.figures(Series("m", label="priority")) == [7.0]
     assert page.total((Series("absent"), Series("m")), MOST) == 15.0
@@ -110,34 +110,34 @@ def test_figures_are_picked_by_labels_as_prometheus_does() -> None:
 
 
 def test_figures_out_of_bounds_do_not_count() -> None:
-    page = Page(b'm{e="0"} -1\nm{e="1"} 3\nm{e="2"} 1e308\nm{e="3"} 1e308\nsum{e="0"} 6e5\nsum{e="1"} 6e5\n')
+    page = ScrapedPage(b'm{e="0"} -1\nm{e="1"} 3\nm{e="2"} 1e308\nm{e="3"} 1e308\nsum{e="0"} 6e5\nsum{e="1"} 6e5\n')
     assert page.total((Series("m"),), MOST) == 3.0
     assert page.total((Series("sum"),), MOST) is None
     assert page.share((Series("m"),)) == pytest.approx(3 / 4)
 
 
 def test_a_share_is_clamped_rank_by_rank() -> None:
-    assert Page(b'm{e="0"} 0.5\nm{e="1"} 7\n').share((Series("m"),)) == pytest.approx(0.75)
-    assert Page(b"m -0.5\n").share((Series("m"),)) == 0.0
+    assert ScrapedPage(b'm{e="0"} 0.5\nm{e="1"} 7\n').share((Series("m"),)) == pytest.approx(0.75)
+    assert ScrapedPage(b"m -0.5\n").share((Series("m"),)) == 0.0
 
 
 def test_a_page_of_too_many_lines_is_refused() -> None:
-    Page(b"x 1\n" * MOST_LINES)
+    ScrapedPage(b"x 1\n" * MOST_LINES)
     with pytest.raises(ScrapeError, match="lines"):
-        Page(b"x 1\n" * (MOST_LINES + 1))
+        ScrapedPage(b"x 1\n" * (MOST_LINES + 1))
 
 
 def test_series_beyond_the_parse_budget_are_absent_and_the_others_are_read() -> None:
-    page = Page(b'long{a="' + b"x" * MOST_SAMPLE_BYTES + b'"} 1\nmany 1\n' + b"few 2\n" * 3)
+    page = ScrapedPage(b'long{a="' + b"x" * MOST_SAMPLE_BYTES + b'"} 1\nmany 1\n' + b"few 2\n" * 3)
     assert page.samples("long") == []
     assert [sample.value for sample in page.samples("few")] == [2.0] * 3
-    page = Page(b"many 1\n" * 19_000 + b"n" * 40 + b" 1\n")
+    page = ScrapedPage(b"many 1\n" * 19_000 + b"n" * 40 + b" 1\n")
     assert len(page.samples("many")) == 19_000
     assert len(page.samples("n" * 40)) == 1
 
 
 def test_figures_that_are_not_finite_do_not_count() -> None:
-    page = Page(b'm{e="0"} NaN\nm{e="1"} 3\nn NaN\n')
+    page = ScrapedPage(b'm{e="0"} NaN\nm{e="1"} 3\nn NaN\n')
     assert page.total((Series("m"),), MOST) == 3.0
     assert page.total((Series("n"),), MOST) is None
 
@@ -148,8 +148,8 @@ def test_capacity_adds_up_over_ranks_and_falls_back() -> None:
         Capacity(Series("info", label="blocks"), size=Series("info", label="block_size")),
     )
     told = b'info{engine="0",tokens="100",blocks="5",block_size="16"} 1\ninfo{engine="1",tokens="120"} 1\n'
-    assert Page(told).tokens(capacity, MOST) == 220
+    assert ScrapedPage(told).tokens(capacity, MOST) == 220
     counted = b'info{engine="0",tokens="None",blocks="5",block_size="16"} 1\ninfo{blocks="6",block_size="16"} 1\n'
-    assert Page(counted).tokens(capacity, MOST) == 176
-    assert Page(b'info{blocks="5"} 1\n').tokens(capacity, MOST) is None
-    assert Page(b"").tokens(capacity, MOST) is None
+    assert ScrapedPage(counted).tokens(capacity, MOST) == 176
+    assert ScrapedPage(b'info{blocks="5"} 1\n').tokens(capacity, MOST) is None
+    assert ScrapedPage(b"").tokens(capacity, MOST) is None

@@ -32,5 +32,5 @@ def test_any_message_can_be_said() -> None:
 
 
 def test_an_overloaded_picker_says_when_to_come_again() -> None:
-    refused = rejections.overloaded("Too many large bodies.", retry_after=2)
-    assert (refused.status, refused.reason, refused.retry_after) == (503, "overloaded", 2)
+    refused = rejections.overloaded("Too many large bodies.")
+    assert (refused.status, refused.reason, refused.retry_after) == (503, "overloaded", 1)

@@ -176,9 +176,11 @@ def test_the_sentence_of_a_spread_decision_names_who_holds_more() -> None:
     holder = fixture.pick(prompt(LONG * 3), 0.0)
     fixture.scrape(10.0)
     fixture.pool.observed(fixture.endpoint(holder), engine_state(10.0, running=250, waiting=200, kv_usage=1.0), 10.0)
-    sentence = last(fixture, prompt(LONG * 3)).sentence(exact=True)
+    record = last(fixture, prompt(LONG * 3))
+    sentence = record.sentence(exact=True)
     assert f"; {holder} holds 13,4" in sentence
     assert ", but costs " in sentence
+    assert f"; {holder} holds at least 13,312, but costs more, at most " in record.sentence()
 
 
 def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_one() -> None:
@@ -189,12 +191,16 @@ def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_o
     record.endpoints[chosen] = record.endpoints[chosen]._replace(running=0.1)
     assert record.cost(chosen, exact=True) < record.cost(other, exact=True)
     assert record.cost(chosen) > record.cost(other)
-    assert record.sentence().endswith(": about as much")
+    bound = duration(record.cost(other))
+    assert record.sentence().endswith(f"; at most {bound}; next best 1: at most {bound}")
+    assert record.explain(10.0, 2)["rounded_to"] == CACHED_STEP
+    assert record.explain(10.0, 2, exact=True)["rounded_to"] == 1
     assert record.sentence(exact=True).endswith(f": {duration(record.cost(other, exact=True))}")
 
 
 def test_the_sentence_of_a_request_without_a_prompt() -> None:
     assert last(Fixture(1), NO_PROMPT).sentence().startswith("no prompt to look for; ")
+    assert "at most" not in last(Fixture(1), NO_PROMPT).sentence()
     assert last(Fixture(1), NO_PROMPT).sentence().endswith("; the only candidate")
 
 

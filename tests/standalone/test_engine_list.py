@@ -15,7 +15,7 @@ import pytest
 from warmroute.discovery.file import parse
 from warmroute.errors import ConfigurationError
 from warmroute.standalone import engine_list
-from warmroute.standalone.engine_list import Engine, EngineList, PortRange, Probe, Target, document, probe
+from warmroute.standalone.engine_list import Engine, EngineList, ModelsAnswer, PortRange, Target, document, probe
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ MODELS = json.dumps({"object": "list", "data": [{"id": "qwen"}, {"id": "lora"}]}
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (200, MODELS, Probe("qwen", "")),
-        (401, b"", Probe("", "")),
-        (503, b"", Probe("", "answers 503 to GET /v1/models")),
-        (200, b"<html>", Probe("", "answers GET /v1/models without a list of models")),
-        (200, b'{"data": []}', Probe("", "answers GET /v1/models without a list of models")),
+        (200, MODELS, ModelsAnswer("qwen", "")),
+        (401, b"", ModelsAnswer("", "")),
+        (503, b"", ModelsAnswer("", "answers 503 to GET /v1/models")),
+        (200, b"<html>", ModelsAnswer("", "answers GET /v1/models without a list of models")),
+        (200, b'{"data": []}', ModelsAnswer("", "answers GET /v1/models without a list of models")),
     ],
 )
-async def test_an_engine_is_asked_for_its_models(status: int, body: bytes, expected: Probe) -> None:
+async def test_an_engine_is_asked_for_its_models(status: int, body: bytes, expected: ModelsAnswer) -> None:
     async with answering(status, body) as port:
         assert await probe([Engine("a", "127.0.0.1", port)]) == [expected]
 
@@ -187,7 +187,7 @@ async def test_an_engine_that_is_away_is_told_with_the_reason(monkeypatch: pytes
     monkeypatch.setattr(engine_list, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         away = Engine("a", "127.0.0.1", 1), Engine("b", "127.0.0.1", silent.getsockname()[1])
-        assert await probe(away) == [Probe("", "Connection refused"), Probe("", "no answer in time")]
+        assert await probe(away) == [ModelsAnswer("", "Connection refused"), ModelsAnswer("", "no answer in time")]
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.standalone import engine_list, pickers, up_options
 from warmroute.standalone.child import Child
 from warmroute.standalone.config_files import write
-from warmroute.standalone.engine_list import Engine, EngineList, Probe, Target
+from warmroute.standalone.engine_list import Engine, EngineList, ModelsAnswer, Target
 from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.greeting import greeting
 from warmroute.standalone.picker_process import PickerPorts
@@ -111,7 +111,9 @@ TWO = [Engine("gpu-a:8000", "10.0.0.7", 8000), Engine("gpu-b:8000", "10.0.0.8", 
 
 
 def test_the_greeting_says_where_everything_is() -> None:
-    text = greeting(OPTIONS, PICKER, TWO, [Probe("Qwen/Qwen2.5-7B", ""), Probe("", "Connection refused")], "warmroute")
+    text = greeting(
+        OPTIONS, PICKER, TWO, [ModelsAnswer("Qwen/Qwen2.5-7B", ""), ModelsAnswer("", "Connection refused")], "warmroute"
+    )
     assert (
         "requests    http://127.0.0.1:8081/v1  (OpenAI API; from this machine only; --host 0.0.0.0 lets others in)"
         in text
@@ -128,13 +130,17 @@ def test_the_greeting_says_where_everything_is() -> None:
 
 
 def test_the_greeting_says_who_can_reach_it() -> None:
-    text = greeting(replace(OPTIONS, host="0.0.0.0", plain_port=8080), PICKER, TWO, [Probe("", "")] * 2, "warmroute")
+    text = greeting(
+        replace(OPTIONS, host="0.0.0.0", plain_port=8080), PICKER, TWO, [ModelsAnswer("", "")] * 2, "warmroute"
+    )
     assert f"http://{socket.gethostname()}:8081/v1 from others; anybody who reaches it can use the engines" in text
     assert "to compare  http://127.0.0.1:8080/v1  (least requests, no picker)" in text
     assert "http://[::1]:8081/v1" in greeting(
-        replace(OPTIONS, host="::"), PICKER, TWO, [Probe("", "")] * 2, "warmroute"
+        replace(OPTIONS, host="::"), PICKER, TWO, [ModelsAnswer("", "")] * 2, "warmroute"
     )
-    assert "anybody" in greeting(replace(OPTIONS, host="10.0.0.1"), PICKER, TWO, [Probe("", "")] * 2, "warmroute")
+    assert "anybody" in greeting(
+        replace(OPTIONS, host="10.0.0.1"), PICKER, TWO, [ModelsAnswer("", "")] * 2, "warmroute"
+    )
 
 
 def test_a_debug_port_of_its_own_is_in_the_command() -> None:
@@ -144,7 +150,7 @@ def test_a_debug_port_of_its_own_is_in_the_command() -> None:
 
 
 def test_with_several_pickers_all_are_asked_for_an_explanation() -> None:
-    text = greeting(OPTIONS, [*PICKER, PickerPorts(5, 6, 7, 8)], TWO, [Probe("", "")] * 2, "w")
+    text = greeting(OPTIONS, [*PICKER, PickerPorts(5, 6, 7, 8)], TWO, [ModelsAnswer("", "")] * 2, "w")
     assert "w explain X-REQUEST-ID --debug-url http://127.0.0.1:9091 --debug-url http://127.0.0.1:8   (" in text
     assert "w top   (the first picker's page in a terminal; --debug-url names another one)" in text
     assert "live pages  http://127.0.0.1:9091/  (each shows its own picker's decisions)\n" in text
@@ -184,7 +190,7 @@ def test_each_picker_has_a_decision_log_of_its_own(tmp_path: Path) -> None:
 
 
 def test_many_engines_are_not_all_listed() -> None:
-    text = greeting(OPTIONS, PICKER, TWO * 50, [Probe("", "")] * 100, "w")
+    text = greeting(OPTIONS, PICKER, TWO * 50, [ModelsAnswer("", "")] * 100, "w")
     assert "100 of 100 answer" in text
     assert "and 80 more" in text
 

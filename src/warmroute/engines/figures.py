@@ -12,7 +12,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from warmroute.engines.dialects import PROCESS_START_TIME, AdapterInfo, Dialect, Series
-from warmroute.engines.page import Page
+from warmroute.engines.page import ScrapedPage
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import MOST_ADAPTERS, MOST_BLOCK_SIZE, MOST_CAPACITY, MOST_COUNTED, MOST_REQUESTS
 
@@ -71,7 +71,7 @@ class Figures:
     """LoRA adapters that fit at once, at most :data:`MOST_ADAPTERS`; 0 if unknown."""
 
 
-def read_figures(page: Page, dialect: Dialect) -> Figures:
+def read_figures(page: ScrapedPage, dialect: Dialect) -> Figures:
     """The changing figures. Raises ScrapeError if the running or waiting requests are missing or cannot be used."""
     waiting = _required(page, dialect.waiting, "waiting")
     running = _required(page, dialect.running, "running")
@@ -96,7 +96,7 @@ def read_figures(page: Page, dialect: Dialect) -> Figures:
     )
 
 
-def read_constants(page: Page, dialect: Dialect) -> Constants:
+def read_constants(page: ScrapedPage, dialect: Dialect) -> Constants:
     """The constant figures."""
     max_num_seqs = page.total(dialect.max_num_seqs, MOST_REQUESTS)
     capacity = page.tokens(dialect.capacity, MOST_CAPACITY)
@@ -114,20 +114,20 @@ def _whole(figure: float | None) -> int | None:
     return None if figure is None else round(figure) or None
 
 
-def _yes_or_no(page: Page, alternatives: tuple[Series, ...]) -> bool | None:
+def _yes_or_no(page: ScrapedPage, alternatives: tuple[Series, ...]) -> bool | None:
     """True if any rank says so, False if all that say anything say no."""
     texts = {text.lower() for series in alternatives for text in page.texts(series)}
     return True if "true" in texts else False if "false" in texts else None
 
 
-def _max_model_len(page: Page, dialect: Dialect, capacity: int | None) -> int | None:
+def _max_model_len(page: ScrapedPage, dialect: Dialect, capacity: int | None) -> int | None:
     concurrency = page.total(dialect.max_concurrency, MOST_REQUESTS)
     if capacity is None or not concurrency or capacity > MOST_CAPACITY * concurrency:
         return None
     return round(capacity / concurrency) or None
 
 
-def _required(page: Page, alternatives: tuple[Series, ...], what: str) -> int:
+def _required(page: ScrapedPage, alternatives: tuple[Series, ...], what: str) -> int:
     total = page.total(alternatives, MOST_REQUESTS)
     if total is None:
         names = " or ".join(series.name for series in alternatives)
@@ -135,7 +135,7 @@ def _required(page: Page, alternatives: tuple[Series, ...], what: str) -> int:
     return round(total)
 
 
-def _adapter_sets(page: Page, info: AdapterInfo | None) -> tuple[AdapterSet, ...]:
+def _adapter_sets(page: ScrapedPage, info: AdapterInfo | None) -> tuple[AdapterSet, ...]:
     if info is None:
         return ()
     sets = []
@@ -148,7 +148,7 @@ def _adapter_sets(page: Page, info: AdapterInfo | None) -> tuple[AdapterSet, ...
     return tuple(sets)
 
 
-def _loaded_adapters(page: Page, info: AdapterInfo | None) -> frozenset[str]:
+def _loaded_adapters(page: ScrapedPage, info: AdapterInfo | None) -> frozenset[str]:
     if info is None:
         return frozenset()
     names = frozenset(
@@ -161,7 +161,7 @@ def _loaded_adapters(page: Page, info: AdapterInfo | None) -> frozenset[str]:
     return names if len(names) <= MOST_ADAPTERS else frozenset()
 
 
-def _max_adapters(page: Page, info: AdapterInfo | None) -> int:
+def _max_adapters(page: ScrapedPage, info: AdapterInfo | None) -> int:
     """How many adapters fit at once; 0 if the page does not say."""
     if info is None:
         return 0

@@ -47,7 +47,7 @@ class Sample:
         return self._labels
 
 
-class Page:
+class ScrapedPage:
     """One page. Samples are looked up by name and parsed when they are first asked for."""
 
     __slots__ = ("_budget", "_lines", "_samples")
@@ -149,12 +149,12 @@ class Page:
         return None
 
 
-class RankPage(Page):
+class RankPage(ScrapedPage):
     """The samples of one data-parallel engine on a page, and those that name none."""
 
     __slots__ = ("_label", "_page", "_rank")
 
-    def __init__(self, page: Page, label: str, rank: str) -> None:
+    def __init__(self, page: ScrapedPage, label: str, rank: str) -> None:
         self._page, self._label, self._rank = page, label, rank
 
     def samples(self, name: str) -> list[Sample]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from warmroute.engines.dialects import Dialect
 from warmroute.engines.figures import Constants, Figures, read_constants, read_figures
-from warmroute.engines.page import Page, RankPage
+from warmroute.engines.page import RankPage, ScrapedPage
 from warmroute.engines.state_builder import StateBuilder
 from warmroute.errors import ScrapeError
 from warmroute.pool.endpoint import MOST_RANKS, EngineState
@@ -142,7 +142,7 @@ class Probe:
         """The state of one page. Nothing changes unless the whole page can be read."""
         if status != 200:
             raise StatusError(f"the engine answers its metrics path with status {status}")
-        page = Page(body)
+        page = ScrapedPage(body)
         pages = self._ranks(page) if self._split_ranks else [page]
         figures = [read_figures(each, self._dialect) for each in pages]
         if len(pages) != len(self._engines):
@@ -163,7 +163,7 @@ class Probe:
         self._remember_idle(body)
         return states[0]
 
-    def _ranks(self, page: Page) -> list[Page]:
+    def _ranks(self, page: ScrapedPage) -> list[ScrapedPage]:
         """The parts of the page, one for each data-parallel engine, if they are numbered from 0."""
         label = self._dialect.rank_label
         if label is None:

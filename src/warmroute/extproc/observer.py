@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from warmroute.request.rejections import Rejection
+from warmroute.request.stream_ends import RefusalReason, StreamFault
 from warmroute.routing.decision import Decision
 
-RefusalReason = Literal["max-streams", "not-synced"]
+__all__ = ["Observer", "RefusalReason"]
 
 
 class Observer(Protocol):
@@ -22,7 +23,7 @@ class Observer(Protocol):
     def stream_closed(self) -> None:
         """The stream has ended, well or not."""
 
-    def stream_broken(self, reason: Literal["protocol-error", "internal"]) -> None:
+    def stream_broken(self, reason: StreamFault) -> None:
         """The stream was ended by an error of the proxy or of the picker."""
 
     def picked(self, seconds: float) -> None:

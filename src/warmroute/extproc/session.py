@@ -215,8 +215,8 @@ class Session:
 
     @property
     def awaits_client(self) -> bool:
-        """The client has to send something: the owner sets it a deadline."""
-        return self.state in AWAITING_CLIENT and self._pending is None
+        """The client has to send something: the owner sets it a deadline, unless it works on a :attr:`complete` request."""
+        return self.state in AWAITING_CLIENT
 
     # ---------------------------------------------------------------- the stream's life
 

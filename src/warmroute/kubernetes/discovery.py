@@ -49,7 +49,6 @@ class KubernetesDiscovery:
         *,
         apply: Callable[[Settings], None],
         reloaded: Callable[[bool], None],
-        clock: Callable[[], float] = monotonic,
         backoff: Backoff | None = None,
     ) -> None:
         if settings.pool_name is None:
@@ -62,7 +61,6 @@ class KubernetesDiscovery:
         self._pool = pool
         self._name, self._namespace = settings.pool_name, settings.pool_namespace
         self._reloaded = reloaded
-        self._clock = clock
         self._backoff = backoff or Backoff()
         self._annotated = AnnotatedSettings(settings, apply, self._refuse)
         self._pools = self._pool_informers(VERSIONS if settings.pool_group is None else (settings.pool_group,))
@@ -159,7 +157,7 @@ class KubernetesDiscovery:
         logger.warning("the InferencePool is gone", extra={"fields": {"pool": f"{self._namespace}/{self._name}"}})
         self._served = None
         self._end_pods_watch()
-        self._pool.replace((), self._clock())
+        self._pool.replace((), monotonic())
         self._pool.synced = False
 
     def _watch_pods(self, pool: InferencePool) -> None:
@@ -185,7 +183,7 @@ class KubernetesDiscovery:
         pods, pool = self._pods, self._served
         if pods is None or pool is None or not pods.listed:  # a late event of an informer with another selector
             return
-        now = self._clock()
+        now = monotonic()
         pod = pods.objects.get(name)
         specs = {spec.id: spec for spec in pod.endpoints(pool.ports)} if pod is not None else {}
         for endpoint in endpoint_names(name, pool.ports):
@@ -205,7 +203,7 @@ class KubernetesDiscovery:
         specs: list[EndpointSpec] = []
         for pod in pods.objects.values():
             specs += pod.endpoints(pool.ports)
-        self._pool.replace(specs, self._clock())
+        self._pool.replace(specs, monotonic())
 
     # ---------------------------------------------------------------- models
 

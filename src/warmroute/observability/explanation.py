@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from warmroute.routing.decision_record import CACHED_STEP, duration, short_strategy
+from warmroute.routing.decision_record import duration, short_strategy
 
 REASONS = {
     "warm": "the endpoint probably holds more than the threshold of the prompt in its KV cache",
@@ -16,27 +16,51 @@ REASONS = {
     "state": "the endpoint keeps the response, conversation or session that the request goes on with",
 }
 """What each reason means, for one who reads it for the first time. ``{any}``: the least cached tokens that are shown."""
+CACHE_TERMS = ("prefill", "evict", "delay")
+"""Terms of the cost that depend on the cached tokens."""
 LEAST_TERM_MS = 0.05
 """Terms of the cost below this are not shown."""
 
 
-def text(explained: Mapping[str, Any], *, decided: bool = True, exact: bool = False) -> str:
+def text(explained: Mapping[str, Any], *, decided: bool = True) -> str:
     """The text for an explanation as :meth:`DecisionRecord.explain
     <warmroute.routing.decision_record.DecisionRecord.explain>` gives it. ``decided``: it was made, and is no dry run.
-    ``exact``: its cached tokens are, as in a decision log."""
-    lines = [_head(explained, decided=decided), f"  {explained['sentence']}"]
-    meaning = REASONS.get(explained["reason"])
-    if meaning is not None:
-        least = "any" if exact else f"{CACHED_STEP:,} tokens or more"
-        lines.append(f"  {explained['reason']}: {meaning.format(any=least)}")
-    rows = [_row(endpoint) for endpoint in explained["endpoints"]]
-    head = ("endpoint", "cached tokens", "predicted TTFT", "waiting", "running", _worth_of(explained))
-    lines += ["", *_table(head, rows)]
+    """
+    step = explained.get("rounded_to", 1)  # decision logs of former versions have none: they are exact
+    lines = [_head(explained, decided=decided), f"  {explained['sentence']}", *_reason(explained, step)]
+    rows = [
+        _row(endpoint, cost) for endpoint, cost in zip(explained["endpoints"], _costs(explained, step), strict=True)
+    ]
+    ttft, worth = "predicted TTFT", _worth_of(explained)
+    if step > 1:
+        ttft, worth = "TTFT at most", worth.replace("cost", "cost at most")
+    lines += ["", *_table(("endpoint", "cached tokens", ttft, "waiting", "running", worth), rows)]
     more = explained["candidates"] - len(rows)
     if more > 0:
         lines.append(f"and {more} more")
-    lines += _terms(explained["endpoints"][0])
+    if step > 1:
+        lines.append(f"Cached tokens are rounded down to a multiple of {step:,}; times may be less (docs/security.md).")
+    lines += _terms(explained, step)
     return "\n".join(lines)
+
+
+def _reason(explained: Mapping[str, Any], step: int) -> Iterable[str]:
+    reason = explained["reason"]
+    if reason == "cold" and explained["prompt_tokens"] < step:
+        yield f"  shorter than {step:,} tokens: too short to tell here whether it was cached; a decision log tells"
+    elif reason in REASONS:
+        least = f"{step:,} tokens or more" if step > 1 else "any"
+        yield f"  {reason}: {REASONS[reason].format(any=least)}"
+
+
+def _costs(explained: Mapping[str, Any], step: int) -> list[float | None]:
+    """The costs of the endpoints in milliseconds; None where the strategy has none."""
+    costs = [endpoint["cost_ms"] for endpoint in explained["endpoints"] if "cost_ms" in endpoint]
+    if not costs:
+        return [None] * len(explained["endpoints"])
+    if step > 1 and explained["reason"] != "state":
+        costs[0] = min(costs)  # a loser's bound holds for the chosen one too, which costs less
+    return costs
 
 
 def _head(explained: Mapping[str, Any], *, decided: bool) -> str:
@@ -52,9 +76,9 @@ def _worth_of(explained: Mapping[str, Any]) -> str:
     return "cost" if "cost_ms" in explained["endpoints"][0] else f"value of {short_strategy(explained['strategy'])}"
 
 
-def _row(endpoint: Mapping[str, Any]) -> Sequence[str]:
-    if "cost_ms" in endpoint:
-        worth = duration(endpoint["cost_ms"] / 1000)
+def _row(endpoint: Mapping[str, Any], cost_ms: float | None) -> Sequence[str]:
+    if cost_ms is not None:
+        worth = duration(cost_ms / 1000)
     else:  # a custom strategy may give infinity, which JSON does not have
         worth = "infinite" if endpoint["value"] is None else f"{endpoint['value']:g}"
     state = endpoint.get("state", "ready")  # decision logs of former versions have none
@@ -75,10 +99,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
         yield "  ".join((name.ljust(width), *(cell.rjust(width) for cell, width in others)))
 
 
-def _terms(chosen: Mapping[str, Any]) -> Iterable[str]:
-    """What the chosen endpoint's cost is made of, largest first."""
+def _terms(explained: Mapping[str, Any], step: int) -> Iterable[str]:
+    """What the chosen endpoint's cost is made of, largest first; without the figures that rounding alone may have made."""
+    chosen = explained["endpoints"][0]
     terms = {name: value for name, value in chosen.get("terms_ms", {}).items() if abs(value) >= LEAST_TERM_MS}
-    if terms:
-        parts = sorted(terms.items(), key=lambda term: -abs(term[1]))
+    unknown = []
+    if explained["prompt_tokens"] - chosen["cached_tokens"] < step:
+        unknown = [name for name in CACHE_TERMS if terms.pop(name, 0)]
+    parts = [
+        f"{name} {duration(value / 1000)}" for name, value in sorted(terms.items(), key=lambda term: -abs(term[1]))
+    ]
+    if unknown:
+        parts.append(f"{' and '.join(unknown)} of fewer than {step:,} tokens")
+    if parts:
+        bound = ", at most" if step > 1 and terms.keys() & set(CACHE_TERMS) else ""
         yield ""
-        yield f"its cost: {', '.join(f'{name} {duration(value / 1000)}' for name, value in parts)} (docs/cost.md)"
+        yield f"its cost{bound}: {', '.join(parts)} (docs/cost.md)"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import Metric
 from prometheus_client.metrics_core import HistogramMetricFamily
 
-from warmroute.observability.series import OTHER, Series
+from warmroute.observability.series import OTHER, MetricFamily
 
 SECONDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 1.0)
 """Bucket bounds that resolve 50 us."""
@@ -28,7 +28,7 @@ class Counter:
 
     __slots__ = ("_values", "limit", "series")
 
-    def __init__(self, series: Series, *, limit: int = 200) -> None:
+    def __init__(self, series: MetricFamily, *, limit: int = 200) -> None:
         self.series = series
         self.limit = limit
         self._values: dict[tuple[str, ...], float] = {}
@@ -70,7 +70,7 @@ class ClientCounter:
 
     __slots__ = ("_full_until", "_places", "idle", "limit", "series")
 
-    def __init__(self, series: Series, *, limit: int = 200, idle: float = 600.0) -> None:
+    def __init__(self, series: MetricFamily, *, limit: int = 200, idle: float = 600.0) -> None:
         self.series = series
         self.limit = limit
         self.idle = idle
@@ -160,7 +160,7 @@ class Histogram:
 
     __slots__ = ("_counts", "_sum", "bounds", "series")
 
-    def __init__(self, series: Series, bounds: tuple[float, ...]) -> None:
+    def __init__(self, series: MetricFamily, bounds: tuple[float, ...]) -> None:
         self.series = series
         self.bounds = bounds
         self._counts = [0] * (len(bounds) + 1)

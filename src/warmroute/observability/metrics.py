@@ -35,12 +35,11 @@ from warmroute.observability.shared_state_metrics import SharedStateReading
 from warmroute.pool.endpoint import Endpoint, EndpointState, EngineState, Health, endpoint_state
 from warmroute.pool.pool import PoolListener
 from warmroute.request.rejections import Rejection
+from warmroute.request.stream_ends import RefusalReason, StreamFault
 from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.settings import Settings
 
-StreamFault = Literal["protocol-error", "internal"]
-RefusalReason = Literal["max-streams", "not-synced"]
 ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
 
 
@@ -93,7 +92,7 @@ _ARM_SERIES = (
     series.ARM_HEADERS_SECONDS,
     series.ARM_RESPONSE_SECONDS,
 )
-_ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], ...] = (
+_ROUTER_GAUGES: tuple[tuple[series.MetricFamily, Callable[[EndpointReading], float]], ...] = (
     (series.WAITING, lambda reading: reading.waiting),
     (series.RUNNING, lambda reading: reading.running),
     (series.PENDING_TOKENS, lambda reading: reading.pending_tokens),
@@ -103,14 +102,14 @@ _ROUTER_GAUGES: tuple[tuple[series.Series, Callable[[EndpointReading], float]], 
     (series.INDEX_TOKENS, lambda reading: reading.index_tokens),
 )
 
-_ENGINE_GAUGES: tuple[tuple[series.Series, Callable[[EngineState], float]], ...] = (
+_ENGINE_GAUGES: tuple[tuple[series.MetricFamily, Callable[[EngineState], float]], ...] = (
     (series.ENGINE_WAITING, lambda state: state.waiting),
     (series.ENGINE_RUNNING, lambda state: state.running),
     (series.KV_USAGE, lambda state: state.kv_usage),
 )
 
 
-_POOL_MEANS: tuple[tuple[tuple[series.Series, ...], Callable[[EngineState], float]], ...] = (
+_POOL_MEANS: tuple[tuple[tuple[series.MetricFamily, ...], Callable[[EngineState], float]], ...] = (
     (series.POOL_KV_USAGE, lambda state: state.kv_usage),
     (series.POOL_QUEUE_SIZE, lambda state: state.waiting),
     (series.POOL_RUNNING, lambda state: state.running),
@@ -311,7 +310,7 @@ class Metrics(PoolListener, Collector):
             yield series.whole(parts)
 
     def families(self, readings: list[EndpointReading]) -> Iterator[Iterable[Metric]]:
-        """Every metric of the catalogue and of the process, each as the parts that :meth:`Series.parts` makes of it.
+        """Every metric of the catalogue and of the process, each as the parts that :meth:`MetricFamily.parts` makes of it.
 
         Events may be counted while the parts are taken.
         """

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from warmroute.errors import WarmrouteError
 from warmroute.listener import listen
 from warmroute.tasks import cancel
 
@@ -83,7 +84,7 @@ class Page:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class PageError(Exception):
+class PageError(WarmrouteError):
     """A page that answers ``status`` with ``reason`` as JSON."""
 
     def __init__(self, status: HTTPStatus, reason: str = "", headers: Mapping[str, str] | None = None) -> None:

@@ -16,11 +16,11 @@ SAMPLES_AT_ONCE = 200
 """Samples of a part: it takes about 1 ms to make and to encode."""
 
 Sample = tuple[tuple[str, ...], float]
-"""Label values, in the order of ``Series.labels``, and the value."""
+"""Label values, in the order of ``MetricFamily.labels``, and the value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class MetricFamily:
     """One metric as Prometheus sees it; ``name`` as exported, so counters end in ``_total`` and infos in ``_info``."""
 
     name: str
@@ -61,7 +61,7 @@ def whole(parts: Iterable[Metric]) -> Metric:
     return first
 
 
-_CATALOGUE: list[Series] = []
+_CATALOGUE: list[MetricFamily] = []
 
 
 def _series(
@@ -70,9 +70,9 @@ def _series(
     unit: str,
     meaning: str,
     labels: tuple[str, ...] = (),
-) -> Series:
+) -> MetricFamily:
     """Declare a series: it joins the catalogue."""
-    series = Series(name, kind, unit, meaning, labels)
+    series = MetricFamily(name, kind, unit, meaning, labels)
     _CATALOGUE.append(series)
     return series
 
@@ -484,5 +484,5 @@ POOL_READY = tuple(
 )
 EXTENSION_INFO = _series("inference_extension_info", "info", "1", "What is running.", ("commit", "build_ref"))
 
-CATALOGUE: tuple[Series, ...] = tuple(_CATALOGUE)
+CATALOGUE: tuple[MetricFamily, ...] = tuple(_CATALOGUE)
 """Every series, in the order of the documentation."""

@@ -54,19 +54,19 @@ def too_much_memory() -> Rejection:
     return Rejection(413, "invalid_request_error", "The request body takes too much memory to read.", "body-too-large")
 
 
-def shed(message: str, *, retry_after: int = 1) -> Rejection:
+def shed(message: str) -> Rejection:
     """429: the pool is saturated and the request may be dropped."""
-    return Rejection(429, "rate_limit_error", message, "saturated", retry_after=retry_after)
+    return Rejection(429, "rate_limit_error", message, "saturated", retry_after=1)
 
 
-def no_endpoint(message: str, *, reason: str = "no-endpoints", retry_after: int = 1) -> Rejection:
+def no_endpoint(message: str, *, reason: str = "no-endpoints") -> Rejection:
     """503: nothing to route to."""
-    return Rejection(503, "service_unavailable", message, reason, retry_after=retry_after)
+    return Rejection(503, "service_unavailable", message, reason, retry_after=1)
 
 
-def overloaded(message: str, *, retry_after: int = 1) -> Rejection:
+def overloaded(message: str) -> Rejection:
     """503: the picker has no memory left for another request body."""
-    return Rejection(503, "service_unavailable", message, "overloaded", retry_after=retry_after)
+    return Rejection(503, "service_unavailable", message, "overloaded", retry_after=1)
 
 
 _ANTHROPIC_TYPES = {

@@ -8,7 +8,7 @@
 ==============  ======================================================================================================
 ``wait``        seconds until the endpoint has computed the prompts assigned to it
 ``own``         seconds of computing the tokens of this prompt that it does not hold, at its speed
-``prompt``      seconds of computing the whole prompt, at its speed
+``prompt``      tokens of the whole prompt times its seconds per token; without attention, which ``own`` includes
 ``waiting``     requests there without a first token
 ``running``     requests there that have their first token
 ``requests``    both together; ``mean requests`` is over the candidates

@@ -28,6 +28,7 @@ CACHED_STEP = 1024
 
 Exact figures would let a reader of the debug page guess another client's prompt, message by message: a right guess shows as
 a few more cached tokens. The step is absolute: a share of the prompt could be moved by what follows the guess.
+Costs and times that follow from rounded tokens are upper bounds.
 """
 COST_STRATEGIES = frozenset({"PREFIX_CACHE", "DEFAULT"})
 """Strategies whose values are costs; the terms explain no other strategy. DEFAULT's are the costs if nothing is cached."""
@@ -196,6 +197,7 @@ class DecisionRecord:
             "sentence": self._sentence(chosen, others[:1], exact=exact),
             "prompt_tokens": round(self.request.prompt_tokens),
             "cached_tokens": round(self.cached_tokens(chosen, exact=exact)),
+            "rounded_to": CACHED_STEP if self._rounded(exact=exact) else 1,
             "predicted_ttft_ms": _milliseconds(self.predicted_ttft(chosen, exact=exact)),
             "candidates": len(self.names),
             "endpoints": [self._explain(k, exact=exact, split=all_terms or k == chosen) for k in shown],
@@ -222,12 +224,13 @@ class DecisionRecord:
     def sentence(self, *, exact: bool = False) -> str:
         """Why the request went there, in one line: ``holds 2,116 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s``.
 
-        The times are costs: what the request adds for all requests. Of a strategy without costs, its own values.
+        The times are costs: what the request adds for all requests; ``at most`` where cached tokens are coarse. Of a
+        strategy without costs, its own values.
         """
         return self._sentence(self.position, self.next_best(1), exact=exact)
 
     def _sentence(self, chosen: int, next_best: Sequence[int], *, exact: bool) -> str:
-        parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
+        parts = [self._holding(chosen, exact=exact), self._worth_of_chosen(next_best, exact=exact)]
         if not self.by_cost:
             parts[1] = f"{short_strategy(self.strategy)} gives it {parts[1]}"
         if self.held_out:
@@ -240,8 +243,11 @@ class DecisionRecord:
         elif (self.reason if exact else self.coarse_reason) == "spread" and self.by_cost:
             fullest = max(range(len(self.names)), key=self.cached.at)
             held = self.cached_tokens(fullest, exact=exact)
+            worth = self._worth(fullest, exact=exact)
             parts.append(
-                f"{_short(self.names[fullest])} holds {held:,.0f}, but costs {self._worth(fullest, exact=exact)}"
+                f"{_short(self.names[fullest])} holds {held:,.0f}, but costs {worth}"
+                if exact
+                else f"{_short(self.names[fullest])} holds at least {held:,.0f}, but costs more, {worth}"
             )
         if self.states:
             parts.insert(0, f"{self.states[chosen]}, and no candidate is ready")
@@ -260,17 +266,29 @@ class DecisionRecord:
             return f"a prompt of {tokens}, too short to show what is cached"
         return f"holds {f'at least {cached:,.0f}' if cached else f'less than {CACHED_STEP:,}'} of {tokens}"
 
-    def _worth_of_next(self, k: int, *, exact: bool) -> str:
-        chosen = self.position
+    def _worth_of_chosen(self, next_best: Sequence[int], *, exact: bool) -> str:
         if not self.by_cost:
-            return "as much, chosen later" if self.values[k] == self.values[chosen] else self._worth(k, exact=exact)
-        # Coarse cached tokens may put the next best endpoint before the chosen one.
-        if self.cost(k, exact=exact) < self.cost(chosen, exact=exact):
-            return "about as much"
+            return self._worth(self.position, exact=exact)
+        cost = self.cost(self.position, exact=exact)
+        if self._rounded(exact=exact) and self.reason != "state":
+            # The next best endpoint's bound may be lower. It holds for the chosen one too, which costs less.
+            cost = min([cost, *(self.cost(k) for k in next_best)])
+        return self._at_most(cost, exact=exact)
+
+    def _worth_of_next(self, k: int, *, exact: bool) -> str:
+        if not self.by_cost and self.values[k] == self.values[self.position]:
+            return "as much, chosen later"
         return self._worth(k, exact=exact)
 
     def _worth(self, k: int, *, exact: bool) -> str:
-        return duration(self.cost(k, exact=exact)) if self.by_cost else f"{self.values[k]:.2g}"
+        return self._at_most(self.cost(k, exact=exact), exact=exact) if self.by_cost else f"{self.values[k]:.2g}"
+
+    def _at_most(self, cost: float, *, exact: bool) -> str:
+        return f"at most {duration(cost)}" if self._rounded(exact=exact) else duration(cost)
+
+    def _rounded(self, *, exact: bool) -> bool:
+        """Whether cached tokens are shown coarse; a request without a prompt has none."""
+        return not exact and self.reason != "no-prompt"
 
     @property
     def _most_cached(self) -> float:

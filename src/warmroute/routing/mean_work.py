@@ -12,7 +12,7 @@ LEAST_WEIGHT = 0.1
 """Lower bound of the EWMA weight of the newest request: about the last ten requests count."""
 
 
-class _Counters(NamedTuple):
+class _TokenCounters(NamedTuple):
     """The engine's counters at one scrape. Tokens, 0 if not exported, and ``requests`` with a first token."""
 
     looked_up: float
@@ -23,7 +23,7 @@ class _Counters(NamedTuple):
     requests: float
 
 
-_AT_START = _Counters(0.0, 0.0, 0.0, 0.0, 0.0)
+_AT_START = _TokenCounters(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class MeanWork:
@@ -39,7 +39,7 @@ class MeanWork:
         self.tokens = UNKNOWN_WORK
         """The mean, in tokens of work."""
         self._requests = 0.0
-        self._counters: _Counters | None = None
+        self._counters: _TokenCounters | None = None
         """As of the last scrape that showed a new first token, since prompts are looked up some scrapes before it; None if
         the engine exports too few."""
 
@@ -53,7 +53,7 @@ class MeanWork:
         if requests is None or looked_up is None or state.prefix_hits_total is None:
             return
         before = self._counters or _AT_START
-        now = _Counters(
+        now = _TokenCounters(
             looked_up,
             looked_up - state.prefix_hits_total,
             state.computed_tokens_total or 0.0,

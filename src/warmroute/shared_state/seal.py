@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from warmroute.errors import WarmrouteError
+
 VERSION = 2
 """Of the batches that this program writes and reads; see protos/shared_state.proto."""
 SHORTEST_KEY = 16
@@ -31,7 +33,7 @@ class Sealed(NamedTuple):
     sequence: int
 
 
-class UnreadableError(Exception):
+class UnreadableError(WarmrouteError):
     """The bytes are no batch, or one that was written with another key."""
 
 

@@ -106,7 +106,7 @@ class Engine(NamedTuple):
         return canonical_target(self.address, self.port)
 
 
-class Probe(NamedTuple):
+class ModelsAnswer(NamedTuple):
     """What an engine said when it was asked for its models."""
 
     model: str
@@ -205,7 +205,7 @@ def document(engines: Sequence[Engine]) -> str:
     return yaml.safe_dump({"endpoints": entries}, sort_keys=False, width=120)
 
 
-async def probe(engines: Sequence[Engine]) -> list[Probe]:
+async def probe(engines: Sequence[Engine]) -> list[ModelsAnswer]:
     """Ask each engine which models it serves."""
     return await _in_threads(_probe, [f"http://{engine.target}/v1/models" for engine in engines])
 
@@ -237,19 +237,19 @@ def _kind(target: str) -> str | None:
     return "" if any(pages.values()) else None
 
 
-def _probe(url: str) -> Probe:
+def _probe(url: str) -> ModelsAnswer:
     try:
         answer = http_client.exchange(url, seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES)
     except OSError as error:
-        return Probe("", http_client.reason(error))
+        return ModelsAnswer("", http_client.reason(error))
     if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):  # it wants an API key, so it serves
-        return Probe("", "")
+        return ModelsAnswer("", "")
     if answer.status != HTTPStatus.OK:
-        return Probe("", f"answers {answer.status} to GET /v1/models")
+        return ModelsAnswer("", f"answers {answer.status} to GET /v1/models")
     try:
-        return Probe(str(json.loads(answer.body)["data"][0]["id"]), "")
+        return ModelsAnswer(str(json.loads(answer.body)["data"][0]["id"]), "")
     except (ValueError, LookupError, TypeError):
-        return Probe("", "answers GET /v1/models without a list of models")
+        return ModelsAnswer("", "answers GET /v1/models without a list of models")
 
 
 def _listed(path: Path) -> list[Engine]:

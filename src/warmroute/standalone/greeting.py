@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 from warmroute import __version__
-from warmroute.standalone.engine_list import Engine, Probe
+from warmroute.standalone.engine_list import Engine, ModelsAnswer
 from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.ports import reachable
 from warmroute.standalone.up_options import DEBUG_PORT, UpOptions
@@ -24,7 +24,7 @@ def greeting(
     options: UpOptions,
     pickers: Sequence[PickerPorts],
     engines: Sequence[Engine],
-    probes: Sequence[Probe],
+    probes: Sequence[ModelsAnswer],
     program: str,
 ) -> str:
     """The text. ``options`` are settled, and ``probes`` are what the engines answered. ``program`` starts this program
@@ -79,20 +79,20 @@ def _who(options: UpOptions) -> str:
     return f"{where}anybody who reaches it can use the engines"
 
 
-def _answering(probes: Sequence[Probe]) -> str:
+def _answering(probes: Sequence[ModelsAnswer]) -> str:
     answering = sum(not probe.problem for probe in probes)
     if not probes:
         return "none yet; those that begin to answer are used"
     return f"{answering} of {len(probes)} answer"
 
 
-def _state(probe: Probe) -> str:
+def _state(probe: ModelsAnswer) -> str:
     if probe.problem:
         return f"does not serve ({probe.problem}); gets requests once it does"
     return probe.model or "answers"
 
 
-def _curl(url: str, probes: Sequence[Probe]) -> str:
+def _curl(url: str, probes: Sequence[ModelsAnswer]) -> str:
     model = next((probe.model for probe in probes if probe.model), ANY_MODEL)
     body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}
     return f"curl -i {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"

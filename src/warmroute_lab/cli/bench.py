@@ -351,7 +351,11 @@ def ablate(
     sources: Annotated[list[str] | None, SOURCES] = None,
     *,
     number: Annotated[
-        list[str] | None, typer.Option(help="Setting of the cost to change, as cost_waiting; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help="Setting of the cost to change, as cost_waiting; repeatable. Default: all but cost_adapter and cost_stale, "
+            "which do not act in replays."
+        ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed of all random numbers; repeatable. Default: 1.")] = None,
     load_share: Annotated[list[float] | None, typer.Option("--load", help=LOADS_HELP)] = None,
@@ -368,7 +372,8 @@ def ablate(
 ) -> None:
     """Remove, halve and double each number of the cost, and show what that does to the time to first token.
 
-    Each row shows how far seeds and sources differ, so that noise is seen as noise.
+    Numbers that divide or bound, as prefill_rate, are halved and doubled only. Each row shows how far seeds and sources
+    differ, so that noise is seen as noise.
     """
     from rich.console import Console
 

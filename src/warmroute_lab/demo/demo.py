@@ -27,7 +27,7 @@ from warmroute.standalone.program import program
 from warmroute.tasks import cancel
 from warmroute_lab import terminal
 from warmroute_lab.demo.options import ALL_PORT_FLAGS, HOST, DemoOptions
-from warmroute_lab.demo.rounds import MODEL, ROUND1, ROUND2
+from warmroute_lab.demo.rounds import LONG, MODEL, ROUND1, ROUND2
 from warmroute_lab.json_file import require_place, write
 from warmroute_lab.load.chat_client import Answer, ChatClient
 from warmroute_lab.load.multi_round import run_with_progress
@@ -226,8 +226,12 @@ class Demo:
         chat, plain = self.base_url, self.plain_base_url
         debug = f"http://{HOST}:{self.options.debug_port}"
         other = "" if debug == DEFAULT_URL else f" --debug-url {debug}"
-        file = shlex.quote(str(self._directory / "round2.json"))
-        self._say("\nEverything runs until Ctrl-C. Commands to try:", "bold")
+        long = self._directory / "long.json"
+        long.write_bytes(LONG)
+        file = shlex.quote(str(long))
+        self._say(
+            "\nEverything runs until Ctrl-C. Commands to try, the first one twice: then its prompt is cached:", "bold"
+        )
         for line in (
             f"curl -i {chat}/chat/completions -H 'Content-Type: application/json' -d @{file}",
             f"curl -i {plain}/chat/completions -H 'Content-Type: application/json' -d @{file}",

@@ -44,5 +44,8 @@ def _request(max_tokens: int, messages: bytes) -> bytes:
 ROUND1 = _request(24, OPENING)
 ROUND2 = _request(3, OPENING + CONTINUATION)
 
+LONG = _request(24, rb'{"content":"%b","role":"user"}' % (rb"The first mate counts the barrels in the hold. " * 256))
+"""A request of about 3,000 tokens: the debug pages do not show what is cached of prompts below 1,024."""
+
 MODEL = "/model/qwen"
 """The requests' model."""

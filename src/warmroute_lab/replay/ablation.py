@@ -72,32 +72,45 @@ class Effect:
 
     typical: float
     """Geometric mean over all cells and seeds."""
-    seeds: tuple[float, float]
-    """Least and most of the geometric means of single seeds."""
-    without_one_source: tuple[float, float]
-    """Least and most of the geometric means over all sources but one."""
+    seeds: tuple[float, float] | None
+    """Least and most of the geometric means of single seeds; None: there is one seed."""
+    without_one_source: tuple[float, float] | None
+    """Least and most of the geometric means over all sources but one; None: there is one source."""
 
     @classmethod
     def of(cls, ratios: Mapping[Drawn, float]) -> Effect:
         """The effect in at least one draw."""
         seeds = sorted({drawn.seed for drawn in ratios})
         sources = sorted({drawn.cell.scenario for drawn in ratios})
-        by_seed = [_mean(ratio for drawn, ratio in ratios.items() if drawn.seed == seed) for seed in seeds]
-        rest = [
-            _mean(ratio for drawn, ratio in ratios.items() if drawn.cell.scenario != source or len(sources) == 1)
-            for source in sources
-        ]
-        return cls(_mean(ratios.values()), (min(by_seed), max(by_seed)), (min(rest), max(rest)))
+        by_seed = [[ratio for drawn, ratio in ratios.items() if drawn.seed == seed] for seed in seeds]
+        rest = [[ratio for drawn, ratio in ratios.items() if drawn.cell.scenario != source] for source in sources]
+        return cls(_mean(ratios.values()), _range(by_seed), _range(rest))
+
+    @property
+    def known(self) -> bool:
+        """Whether several seeds or several sources show how far the effect varies."""
+        return self.seeds is not None or self.without_one_source is not None
 
     @property
     def noise(self) -> bool:
         """Whether the effect has not one direction over all seeds and all choices of sources."""
-        low, high = min(self.seeds[0], self.without_one_source[0]), max(self.seeds[1], self.without_one_source[1])
-        return low <= 1 <= high
+        ends: list[float] = [self.typical, *(self.seeds or ()), *(self.without_one_source or ())]
+        return min(ends) <= 1 <= max(ends)
 
     def __str__(self) -> str:
-        (least, most), (fewest, all_but) = self.seeds, self.without_one_source
-        return f"{self.typical:.3f}  seeds {least:.2f} to {most:.2f}  sources {fewest:.2f} to {all_but:.2f}"
+        return f"{self.typical:.3f}  seeds {_shown(self.seeds)}  sources {_shown(self.without_one_source)}"
+
+
+def _range(groups: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Least and most of the groups' geometric means; None of a single group."""
+    if len(groups) == 1:
+        return None
+    means = [_mean(group) for group in groups]
+    return min(means), max(means)
+
+
+def _shown(ends: tuple[float, float] | None) -> str:
+    return f"{ends[0]:.2f} to {ends[1]:.2f}" if ends is not None else "-"
 
 
 def _mean(ratios: Iterable[float]) -> float:
@@ -139,7 +152,8 @@ def table(results: Mapping[Variation, Sequence[Result]]) -> Table:
     grid = Table(
         title=f"time after a change divided by the time before, {len(cells)} cells: geometric mean",
         caption="Above 1: the change costs time. Behind each mean: the least and the most of single seeds, and of all "
-        "sources but one. A row whose ranges include 1 for mean and p99 is noise.",
+        "sources but one; - where there is one only. A row whose ranges include 1 for mean and p99 is noise; telling noise "
+        "takes several seeds and several sources (scenarios, traces).",
     )
     grid.add_column("number", no_wrap=True)
     for name in ("change", "mean TTFT", "p99 of TTFT", ""):
@@ -147,7 +161,7 @@ def table(results: Mapping[Variation, Sequence[Result]]) -> Table:
     for variation, after in results.items():
         if variation is not UNCHANGED:
             mean, tail = (effect(after, before, figure) for figure in ("ttft_mean", "ttft_p99"))
-            verdict = "noise" if mean.noise and tail.noise else ""
+            verdict = "unknown" if not mean.known else "noise" if mean.noise and tail.noise else ""
             grid.add_row("--" + variation.number.replace("_", "-"), variation.change, str(mean), str(tail), verdict)
     return grid
 

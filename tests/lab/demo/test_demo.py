@@ -20,6 +20,7 @@ from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.ports import free_port, free_range, require_free
 from warmroute_lab.demo.demo import Demo
 from warmroute_lab.demo.options import DemoOptions
+from warmroute_lab.demo.rounds import LONG
 
 pytestmark = pytest.mark.e2e
 
@@ -106,6 +107,8 @@ async def test_two_rounds_land_on_one_engine_and_every_part_ends(tmp_path: Path)
     text = shown.getvalue()
     assert figures["log"] in text
     assert f"curl -i {demo.base_url}/chat/completions" in text
+    assert f"-d @{tmp_path}/long.json\n" in text
+    assert (tmp_path / "long.json").read_bytes() == LONG
     assert f"curl 'http://127.0.0.1:{options.debug_port}/debug/endpoints?pretty=1'" in text
     assert [child.returncode for child in (demo.envoy.child, demo.picker, demo.simulators)] == [0, 0, 0]
     for port in (options.port, options.epp_port, options.pod_port):

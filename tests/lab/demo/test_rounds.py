@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.recordings import walk_through_commands
-from warmroute_lab.demo.rounds import ROUND1, ROUND2
+from warmroute.routing.decision_record import CACHED_STEP
+from warmroute_lab.demo.rounds import LONG, ROUND1, ROUND2
 
 pytestmark = pytest.mark.integration
 
@@ -23,6 +24,11 @@ def test_bash_and_curl_send_these_bytes(name: str, expected: Any, tmp_path: Path
     subprocess.run([bash, "-c", command], cwd=tmp_path, check=True)
     sent_by_curl = (tmp_path / name).read_bytes().replace(b"\r", b"").replace(b"\n", b"")
     assert sent_by_curl == expected
+
+
+def test_the_long_one_is_above_the_rounding_step_of_the_debug_pages() -> None:
+    (message,) = json.loads(LONG)["messages"]
+    assert 2 * CACHED_STEP < len(message["content"]) / 4 < 4 * CACHED_STEP
 
 
 def test_the_second_repeats_the_first_and_goes_on() -> None:

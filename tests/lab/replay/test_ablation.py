@@ -41,11 +41,23 @@ def test_an_effect_shows_how_far_seeds_and_sources_differ() -> None:
     assert not Effect.of({Drawn(Cell("a", 0.5), 1): 1.1, Drawn(Cell("b", 0.5), 1): 1.2}).noise
 
 
+def test_one_seed_and_one_source_have_no_range() -> None:
+    found = Effect.of({Drawn(Cell("a", 0.5), 1): 0.89})
+    assert str(found) == "0.890  seeds -  sources -"
+    assert str(Effect.of({Drawn(Cell("a", 0.5), 1): 1.1, Drawn(Cell("a", 0.5), 2): 1.2})).endswith(
+        "seeds 1.10 to 1.20  sources -"
+    )
+    shown = table({UNCHANGED: [EXAMPLE], Variation("cost_running", "removed"): [replace(EXAMPLE, ttft_mean=0.1)]})
+    assert "several seeds and several sources" in str(shown.caption)
+    assert [next(iter(column.cells)) for column in shown.columns][4] == "unknown"
+
+
 def test_results_are_compared_on_equal_fleets() -> None:
     before = [EXAMPLE, replace(EXAMPLE, pods=16, ttft_mean=1.0)]
     after = [replace(EXAMPLE, ttft_mean=0.4), replace(EXAMPLE, pods=16, ttft_mean=2.0)]
     assert effect(after, before, "ttft_mean").typical == pytest.approx(2.0)
-    shown = table({UNCHANGED: before, Variation("cost_running", "removed"): after})
+    second_seed = [[replace(result, seed=2) for result in results] for results in (before, after)]
+    shown = table({UNCHANGED: before + second_seed[0], Variation("cost_running", "removed"): after + second_seed[1]})
     assert [next(iter(column.cells)) for column in shown.columns][:2] == ["--cost-running", "removed"]
     assert [next(iter(column.cells)) for column in shown.columns][4] == "", "the mean doubles"
 

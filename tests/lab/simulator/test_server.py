@@ -16,7 +16,7 @@ from tests.recordings import engine_recording
 from tests.waiting import eventually
 from warmroute.engines.dialects import VLLM
 from warmroute.engines.figures import read_constants, read_figures
-from warmroute.engines.page import Page
+from warmroute.engines.page import ScrapedPage
 from warmroute.engines.probe import Probe
 from warmroute.errors import ConfigurationError
 from warmroute.pool.endpoint import EngineState
@@ -171,7 +171,7 @@ async def test_the_metrics_page_counts_responses_by_path_method_and_status(
         'http_requests_total{handler="/v1/models",method="GET",status="2xx"} 1.0',
         'http_requests_total{handler="none",method="GET",status="4xx"} 1.0',
     ]
-    figures = read_figures(Page(page.encode()), VLLM)
+    figures = read_figures(ScrapedPage(page.encode()), VLLM)
     assert (figures.counters["responses"], figures.counters["failed_responses"]) == (7, 3)
 
 
@@ -182,7 +182,7 @@ async def test_the_picker_reads_the_longest_request_from_the_metrics_page(
     """As in vLLM, a request of the maximum length fits into the KV cache, and a longer one gets 400."""
     server = await start(num_gpu_blocks=blocks)
     async with client.get(server.url + "/metrics") as response:
-        constants = read_constants(Page(await response.read()), VLLM)
+        constants = read_constants(ScrapedPage(await response.read()), VLLM)
     async with client.get(server.url + "/v1/models") as response:
         longest = (await response.json())["data"][0]["max_model_len"]
     assert longest == (32_768 if blocks is None else 16_000)

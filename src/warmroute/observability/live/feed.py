@@ -235,13 +235,13 @@ class LiveFeed(DecisionListener):
     async def _live_page(self, _: Request) -> Page:
         """The document of the last sample. It is made once, for its first reader."""
         async with self._making:
-            document = self._document
-            if document is None:
+            body = self._document
+            if body is None:
                 sample = self._samples
-                document = orjson.dumps(await self.figures())
+                body = orjson.dumps(await self.figures())
                 if sample == self._samples:  # else it is of the sample before
-                    self._document = document
-        return Page(document, "application/json", headers=UNCACHED)
+                    self._document = body
+        return Page(body, "application/json", headers=UNCACHED)
 
     async def _history_page(self, _: Request) -> Page:
         """Five minutes of every endpoint, for a page that begins; then each document has the next second."""

@@ -57,8 +57,8 @@ class Totals(NamedTuple):
     """Requests for which a strategy failed, by its name."""
 
 
-class HitRatios(NamedTuple):
-    """Shares of the prompt tokens, 0 to 1."""
+class HitComparison(NamedTuple):
+    """Cached shares of the prompt tokens, 0 to 1: as chosen, and at random."""
 
     chosen: float
     """On the chosen endpoints."""
@@ -106,7 +106,7 @@ class Traffic:
         counts = {name: n - before.strategy_failures.get(name, 0) for name, n in after.strategy_failures.items()}
         return {name: count for name, count in counts.items() if count}
 
-    def hit_ratios(self) -> HitRatios | None:
+    def hit_ratios(self) -> HitComparison | None:
         """Of the last minute; None if it had too few prompts."""
         before, after = self._between(WINDOW_SECONDS)
         tokens = after.prompt_tokens - before.prompt_tokens
@@ -114,7 +114,7 @@ class Traffic:
             return None
         chosen = after.cached_tokens - before.cached_tokens
         random = after.random_cached_tokens - before.random_cached_tokens
-        return HitRatios(
+        return HitComparison(
             _share(chosen, tokens),
             _share(random, tokens),
             max(0.0, _rate(random, chosen, before, after)),

@@ -9,6 +9,7 @@ function costsOf(decision) {
     }
     return list;
   }
+  const rounded = decision.rounded_to > 1;
   const most = Math.max(...endpoints.map((each) => each.cost_ms), 1e-9);
   const terms = Object.keys(endpoints[0].terms_ms).filter((term) => endpoints.some((each) => each.terms_ms[term] > most / 1000));
   for (const each of endpoints) {
@@ -25,13 +26,14 @@ function costsOf(decision) {
         { className: chosen ? "candidate chosen" : "candidate" },
         element("b", {}, `${chosen ? "→ " : ""}${nameOf(each.endpoint)}`),
         stack,
-        element("span", { className: "number" }, milliseconds(each.cost_ms)),
+        element("span", { className: "number" }, (rounded ? "≤ " : "") + milliseconds(each.cost_ms)),
         element("span", { className: "detail" }, `${short(each.cached_tokens)} cached, ${count(each.waiting)} waiting, ${count(each.running)} running`),
       ),
     );
   }
   const legend = element("p", { className: "legend" });
   terms.forEach((term, k) => legend.append(element("span", {}, element("i", { className: `term-${k % 8}` }), term)));
+  if (rounded) legend.append(element("span", {}, `at most: cached tokens are rounded down to a multiple of ${count(decision.rounded_to)}`));
   const others = decision.candidates - endpoints.length;
   if (others > 0) legend.append(element("span", {}, `and ${others} more candidates`));
   list.append(legend);

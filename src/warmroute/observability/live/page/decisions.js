@@ -6,7 +6,7 @@ const MEANING = {
   warm: "The engine holds most of the prompt",
   partial: "The engine holds some of the prompt",
   spread: "Another engine holds more, but this one is cheaper",
-  cold: "No engine holds any of the prompt",
+  cold: "No engine is known to hold 1,024 tokens or more of the prompt",
   "no-prompt": "There is no prompt to look for",
   state: "The engine keeps what the request goes on with",
 };

@@ -292,11 +292,11 @@ async def test_a_client_that_does_not_take_the_answer_is_ended() -> None:
         head["content-type"] = "application/grpc"
         chat, begun = body(long_chat(1)), ProcessingRequest(response_headers=HttpHeaders())
         begun.response_headers.headers.headers.add(key=":status", raw_value=b"200")
-        for stream, messages in ((1, [headers()]), (3, [headers(), chat, begun]), (5, [headers(), chat])):
-            client.send_headers(stream, list(head.items()))
+        for number, messages in ((1, [headers()]), (3, [headers(), chat, begun]), (5, [headers(), chat])):
+            client.send_headers(number, list(head.items()))
             for message in messages:
                 data = message.SerializeToString()
-                client.send_data(stream, b"\0" + len(data).to_bytes(4, "big") + data)
+                client.send_data(number, b"\0" + len(data).to_bytes(4, "big") + data)
         writer.write(client.data_to_send())
         await eventually(lambda: picker.recorder.opened == 3 and picker.server.open_streams == 1)
         (stream,) = picker.server._streams

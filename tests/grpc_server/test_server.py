@@ -181,15 +181,18 @@ async def test_without_file_descriptors_idle_connections_make_way(
         clients = [await connect() for _ in range(2)]
         await eventually(lambda: len(server._connections) == 2)
         loop = asyncio.get_running_loop()
-        accept, failures = loop.sock_accept, iter(range(2))
+        accept, failures, exhausted = loop.sock_accept, iter(range(2)), asyncio.Event()
 
         async def sock_accept(listener: socket.socket) -> Any:
             if next(failures, None) is not None:
+                await exhausted.wait()
                 raise OSError(errno.EMFILE, "Too many open files")
             return await accept(listener)
 
         monkeypatch.setattr(loop, "sock_accept", sock_accept)
         clients.append(await connect())  # by the accept that was under way
+        await eventually(lambda: len(server._connections) == 3 and not server._beginning)
+        exhausted.set()
         async with asyncio.timeout(60):
             for reader, _ in clients[:2]:
                 assert frame(frames.GOAWAY, 0, 0, bytes(8)) in await reader.read()

@@ -138,6 +138,11 @@ async def test_the_engines_of_a_file_follow_it(tmp_path: Path) -> None:
     file.write_text("endpoints:\n- {name: a, address: localhost, port: 80}\n")
     engines = EngineList(file=file)
     assert await engines.look() == [Engine("a", "127.0.0.1", 80)]
+    roles = ("prefill", "decode", "encode", "both")
+    entries = [f"- {{name: {role}, address: localhost, port: {80 + k}, role: {role}}}" for k, role in enumerate(roles)]
+    entries.append("- {name: labelled, address: localhost, port: 90, labels: {llm-d.ai/role: prefill}}")
+    file.write_text("\n".join(("endpoints:", *entries)))
+    assert [engine.name for engine in await engines.look()] == ["decode", "both"]  # those that take clients' requests
     file.write_text("endpoints: []\n")
     assert await engines.look() == []
     file.write_text("endpoints: 3\n")

@@ -255,10 +255,10 @@ def _probe(url: str) -> Probe:
 def _listed(path: Path) -> list[Engine]:
     text = yaml_file.decoded(yaml_file.read(path, "endpoints file"))
     try:
-        entries = endpoints_file.parse(text).endpoints
+        specs = endpoints_file.parse(text).for_clients()
     except ConfigurationError as error:
         raise ConfigurationError(f"the endpoints file {path}: {error}") from error
-    return [Engine(entry.name, entry.address, entry.port) for entry in entries]
+    return [Engine(spec.name, spec.address, spec.port) for spec in specs]
 
 
 def _why(error: Exception) -> str:

@@ -151,6 +151,8 @@ def test_with_several_pickers_all_are_asked_for_an_explanation() -> None:
     assert "w top   (the first picker's page in a terminal; --debug-url names another one)" in text
     assert "live pages  http://127.0.0.1:9091/  (each shows its own picker's decisions)\n" in text
     assert "\n              http://127.0.0.1:8/\n" in text
+    assert "metrics     http://127.0.0.1:9090/metrics  (Prometheus; each picker counts its own: scrape all)\n" in text
+    assert "\n              http://127.0.0.1:7/metrics\n" in text
 
 
 def test_an_endpoints_file_is_read_before_ports_are_tried(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_missing_file_is_told() -> None:
         (
             {"shared_state": "http://nats:4222"},
             {},
-            "^--shared-state: .*nats://HOST:PORT.* \\(given: 'http://nats:4222'\\)$",
+            "^--shared-state: must be .*nats://HOST:PORT.* \\(given: 'http://nats:4222'\\)$",
         ),
         ({"shared_state": "http://me:secret@nats"}, {}, "\\(given: 'http://\\*\\*\\*@nats'\\)$"),
         ({"shared_state": "nats://a,http://b"}, {}, "nats://HOST:PORT"),

@@ -45,6 +45,7 @@ def test_an_engine_is_a_url_or_host_and_port(text: str, host: str, port: int, na
         ("http://u:p@gpu-a:8000", "http://HOST:PORT is"),
         ("http://:8000", "http://HOST:PORT is"),
         ("http://[::1:8000", "not the address of an engine"),
+        ("http://gpu-a:8000/v1#a", "http://HOST:PORT is"),
     ],
 )
 def test_what_is_no_engine_is_refused_with_a_reason(text: str, complaint: str) -> None:

@@ -512,6 +512,11 @@ async def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: 
         (("http://127.0.0.1:1", "--host", "gpu"), "--host 'gpu' is not an IP address"),
         (("--endpoints-file", "/nowhere.yaml"), "/nowhere.yaml"),
         (("http://name.invalid:1",), "the host name 'name.invalid' has no address"),
+        (
+            ("http://127.0.0.1:1", "--routing-strategy", "FOO"),
+            "there is no routing strategy 'FOO'; known are PREFIX_CACHE",
+        ),
+        (("http://127.0.0.1:1", "--routing-strategy", "nofile.py:f"), "there is no file nofile.py"),
     ],
 )
 def test_a_mistake_is_one_line(flags: tuple[str, ...], complaint: str) -> None:

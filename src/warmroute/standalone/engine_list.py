@@ -55,7 +55,8 @@ class Target:
             raise ConfigurationError(f"{text!r} is not the address of an engine: {error}") from error
         if parts.scheme != "http":
             raise ConfigurationError(f"{text!r}: engines are reached by http:// only")
-        if not host or parts.username is not None or parts.query or parts.path not in ("", "/", "/v1", "/v1/"):
+        more = parts.query or parts.fragment or parts.path not in ("", "/", "/v1", "/v1/")
+        if not host or parts.username is not None or more:
             raise ConfigurationError(f"{text!r} is not the address of an engine: http://HOST:PORT is")
         if not port:
             raise ConfigurationError(f"{text!r} names no port; vLLM's default is 8000")

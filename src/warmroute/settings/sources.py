@@ -99,7 +99,9 @@ def _validated(values: Mapping[str, Any], origin: Mapping[str, str]) -> Settings
                 given = values.get(name, item["input"])
                 if name == "shared_state" and isinstance(given, str):
                     given = without_passwords(given)
-                problems.append(f"{origin.get(name, name)}: {item['msg'].removeprefix('Value error, ')} (given: {shown(given)})")
+                problems.append(
+                    f"{origin.get(name, name)}: {item['msg'].removeprefix('Value error, ')} (given: {shown(given)})"
+                )
         raise ConfigurationError(summary(problems)) from error
 
 

@@ -3,6 +3,11 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+ifneq ($(PYTHON),)
+ifeq ($(shell command -v '$(PYTHON)'),)
+$(error PYTHON=$(PYTHON): there is no such program)
+endif
+endif
 VENV := .venv
 COMPILED := $(VENV)/compiled
 BIN := $(VENV)/bin
@@ -14,6 +19,12 @@ FROM_LOCK := $(PIP) install --progress-bar off --require-hashes --requirement
 EDITABLE := $(PIP) install --progress-bar off --no-deps --no-build-isolation --editable . --editable lab
 COMPILE := $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --custom-compile-command 'make lock' \
   --no-emit-package warmroute --no-emit-package warmroute-lab $(UPGRADE)
+
+ifeq ($(origin PYTHON),command line)
+ifneq ($(wildcard $(BIN)/python),)
+$(info $(VENV) is there and is used: PYTHON is for making it, after `make clean`)
+endif
+endif
 
 .PHONY: demo docs screenshots test test-unit test-fast test-layer test-compiled coverage e2e-kubernetes e2e-gateway lint bench soak build build-compiled wheels upload lock protos clean help
 

@@ -39,7 +39,7 @@ from warmroute.settings import Settings, changed
         ({"endpoints_file": "e.yaml", "shared_state": "nats://a"}, "needs --shared-state-key-path"),
         (
             {"endpoints_file": "e.yaml", "shared_state": "nats://a", "shared_state_key_path": "/nowhere"},
-            "--shared-state-key-path /nowhere",
+            "cannot read the file of --shared-state-key-path /nowhere: No such file or directory",
         ),
         (
             {"pool_name": "p", "shared_state": "nats://a", "ha_enable_leader_election": True},

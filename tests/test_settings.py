@@ -50,6 +50,18 @@ def test_a_missing_file_is_told() -> None:
     [
         ({"grpc_port": "99999"}, {}, "^--grpc-port: .*65535.* \\(given: '99999'\\)$"),
         ({"holdout": "500%"}, {}, "^--holdout: .* \\(given: '500%'\\)$"),
+        (
+            {"shared_state": "http://nats:4222"},
+            {},
+            "^--shared-state: must be .*nats://HOST:PORT.* \\(given: 'http://nats:4222'\\)$",
+        ),
+        ({"shared_state": "http://me:secret@nats"}, {}, "\\(given: 'http://\\*\\*\\*@nats'\\)$"),
+        ({"shared_state": "nats://a,http://b"}, {}, "nats://HOST:PORT"),
+        ({"shared_state": "nats://a,ws://b"}, {}, "all of them ws:// or wss://, or none"),
+        ({"shared_state": "nats://:4222"}, {}, "nats://HOST:PORT"),
+        ({"shared_state": "nats://a:many"}, {}, "nats://HOST:PORT"),
+        ({"shared_state": "me:secret@nats:many"}, {}, "\\(given: '\\*\\*\\*@nats:many'\\)$"),
+        ({"shared_state": "nats://a,"}, {}, "nats://HOST:PORT"),
         ({}, {"WARMROUTE_LOG_FORMAT": "xml"}, "^WARMROUTE_LOG_FORMAT: .*'console' or 'json'"),
         ({"drain_timeout": "5 parsecs"}, {}, "^--drain-timeout: .*valid number"),
     ],
@@ -75,6 +87,13 @@ OPTIONAL = sorted(name for name, info in Settings.model_fields.items() if info.d
 def test_what_is_empty_is_unset(name: str) -> None:
     assert getattr(load({}, environ={f"WARMROUTE_{name.upper()}": ""}), name) is None
     assert getattr(load({name: ""}, environ={}), name) is None
+
+
+@pytest.mark.parametrize(
+    "urls", ["nats://me:secret@a:4222, tls://b", "ws://a:80,wss://b", "a", "a:4222,nats://b", "nats://[::1]:4222"]
+)
+def test_servers_of_nats_are_taken_as_its_client_takes_them(urls: str) -> None:
+    assert load({"shared_state": urls}, environ={}).shared_state == urls
 
 
 def test_a_rate_is_no_duration() -> None:

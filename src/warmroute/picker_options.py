@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
@@ -105,9 +106,10 @@ def shared_state(settings: Settings, pool: Pool) -> SharedState:
         raise ConfigurationError("--shared-state needs NATS's client: pip install 'warmroute[shared-state]'") from error
     servers = tuple(url.strip() for url in (settings.shared_state or "").split(","))
     pool_name = f"{settings.pool_namespace}.{settings.pool_name or 'file'}"
+    secret = yaml_file.read(settings.shared_state_key_path, "file of --shared-state-key-path").strip()
     try:
-        seal = Seal(settings.shared_state_key_path.read_bytes().strip(), pool_name)
-    except (OSError, ValueError) as error:
+        seal = Seal(secret, pool_name)
+    except ValueError as error:
         raise ConfigurationError(f"--shared-state-key-path {settings.shared_state_key_path}: {error}") from error
     options = LogOptions(
         servers=servers,

@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from warmroute.cli import app
+from warmroute.errors import ConfigurationError
 from warmroute.standalone.program import program
 from warmroute_lab.load import multi_round
 from warmroute_lab.load.workload import Workload
@@ -100,6 +101,22 @@ def test_each_run_has_a_salt_of_its_own_unless_one_is_given(loads: list[Workload
     assert first != second
     assert min(len(first), len(second)) >= 8
     assert (given, without) == ("mine", "")
+
+
+# ---------------------------------------------------------------- values that cannot be used
+
+
+@pytest.mark.parametrize("flag", ["--fail-rate", "--stall-rate", "--reset-rate"])
+def test_a_share_that_is_none_is_told_by_its_flag(flag: str) -> None:
+    result = CliRunner().invoke(app, ["simulate", flag, "7"])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}': " in result.output
+
+
+def test_a_directory_is_no_trace(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", "replay", str(tmp_path)])
+    assert isinstance(result.exception, ConfigurationError)
+    assert str(result.exception) == f"{tmp_path} is a directory: name one trace file"
 
 
 # ---------------------------------------------------------------- Ctrl-C

@@ -24,7 +24,9 @@ from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
 from warmroute.shared_state.seal import VERSION, Seal
 from warmroute.shared_state.shared_state import SharedState
 from warmroute.shared_state.shared_state_pb2 import Batch
-from warmroute.standalone.nats import NatsProcess
+from warmroute.standalone.child import Child
+from warmroute.standalone.nats import NatsProcess, nats_server_path
+from warmroute.standalone.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -202,6 +204,20 @@ async def test_without_nats_it_is_ready_after_a_while(
     picker.pick(LONG)
     await picker.shared.stop()
     assert [record.message for record in caplog.records].count("shared state is away; serving with what is known") == 1
+
+
+async def test_a_server_without_jetstream_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    argv = [str(nats_server_path()), "--addr", "127.0.0.1", "--port", str(port)]
+    async with Child("nats-server", argv, tmp_path / "nats.log") as server:
+        await eventually(lambda: "Server is ready" in server.tail(), "the server")
+        picker = Picker(f"nats://127.0.0.1:{port}")
+        picker.shared.start(picker.router)
+        try:
+            await eventually(lambda: "away" in caplog.text, "the picker's try")
+        finally:
+            await picker.shared.stop()
+    assert picker.shared.why_away == "the server has no JetStream: start it with `nats-server -js`"
 
 
 async def test_nats_comes_back_and_pickers_catch_up(start: Start, nats: NatsProcess) -> None:

@@ -45,6 +45,7 @@ def test_an_engine_is_a_url_or_host_and_port(text: str, host: str, port: int, na
         ("http://u:p@gpu-a:8000", "http://HOST:PORT is"),
         ("http://:8000", "http://HOST:PORT is"),
         ("http://[::1:8000", "not the address of an engine"),
+        ("http://gpu-a:8000/v1#a", "http://HOST:PORT is"),
     ],
 )
 def test_what_is_no_engine_is_refused_with_a_reason(text: str, complaint: str) -> None:
@@ -138,6 +139,11 @@ async def test_the_engines_of_a_file_follow_it(tmp_path: Path) -> None:
     file.write_text("endpoints:\n- {name: a, address: localhost, port: 80}\n")
     engines = EngineList(file=file)
     assert await engines.look() == [Engine("a", "127.0.0.1", 80)]
+    roles = ("prefill", "decode", "encode", "both")
+    entries = [f"- {{name: {role}, address: localhost, port: {80 + k}, role: {role}}}" for k, role in enumerate(roles)]
+    entries.append("- {name: labelled, address: localhost, port: 90, labels: {llm-d.ai/role: prefill}}")
+    file.write_text("\n".join(("endpoints:", *entries)))
+    assert [engine.name for engine in await engines.look()] == ["decode", "both"]  # those that take clients' requests
     file.write_text("endpoints: []\n")
     assert await engines.look() == []
     file.write_text("endpoints: 3\n")

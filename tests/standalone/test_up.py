@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from tests.waiting import eventually
 from warmroute.cli import app
 from warmroute.discovery.file import EndpointsFile
 from warmroute.errors import ConfigurationError
+from warmroute.extproc.envoy_policy import MESSAGE_TIMEOUT
 from warmroute.standalone import engine_list, pickers, up_options
 from warmroute.standalone.child import Child
 from warmroute.standalone.config_files import write
@@ -155,6 +157,8 @@ def test_with_several_pickers_all_are_asked_for_an_explanation() -> None:
     assert "w top   (the first picker's page in a terminal; --debug-url names another one)" in text
     assert "live pages  http://127.0.0.1:9091/  (each shows its own picker's decisions)\n" in text
     assert "\n              http://127.0.0.1:8/\n" in text
+    assert "metrics     http://127.0.0.1:9090/metrics  (Prometheus; each picker counts its own: scrape all)\n" in text
+    assert "\n              http://127.0.0.1:7/metrics\n" in text
 
 
 def test_an_endpoints_file_is_read_before_ports_are_tried(tmp_path: Path) -> None:
@@ -174,10 +178,40 @@ async def test_one_of_several_pickers_is_called_by_its_number(monkeypatch: pytes
         await child.start()
     parts._nats = None
     keeping = asyncio.create_task(parts.keep_running(said.append))
-    await eventually(lambda: len(said) >= 2, "what is said")
+    await eventually(lambda: "picker 2 is back" in said, "what is said")
     await cancel(keeping)
     await parts.stop()
-    assert said[:2] == ["picker 2 ended with status 1; the others pick until it is back", "picker 2 is back"]
+    of_the_second = [line for line in said if line.startswith("picker 2")]
+    assert of_the_second[:2] == ["picker 2 ended with status 1; the others pick until it is back", "picker 2 is back"]
+
+
+@pytest.mark.integration
+async def test_a_picker_that_does_not_answer_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pickers, "ASK_INTERVAL", 0.01)
+    monkeypatch.setattr(pickers, "ASK_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        ports = [PickerPorts(1, 2, silent.getsockname()[1])]
+        parts = Pickers(tmp_path / "e.yaml", ports, tmp_path, [], {**os.environ})
+        (child,) = parts.children
+        child.argv = ("sleep", "600")
+        said: list[str] = []
+        await child.start()
+        keeping = asyncio.create_task(parts.keep_running(said.append))
+        try:
+            await eventually(lambda: said, "what is said")
+            while len(said) < 2:
+                connection, _ = await asyncio.to_thread(silent.accept)
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        finally:
+            await cancel(keeping)
+            await parts.stop()
+    assert said[:2] == [
+        "the picker does not answer; Envoy balances by least requests until it does",
+        "the picker answers again",
+    ]
 
 
 @pytest.mark.integration
@@ -418,6 +452,25 @@ async def test_several_pickers_share_and_the_others_go_on(tmp_path: Path) -> Non
         assert await up.child.wait() == 0
 
 
+@pytest.mark.e2e
+async def test_a_picker_that_hangs_gets_no_more_requests(tmp_path: Path) -> None:
+    async with running(tmp_path, "http://127.0.0.1:PORT", "--pickers", "2", engines=1) as up:
+        picker = (await asyncio.to_thread(all_children, up.child.pid, "serve"))[0]
+        os.kill(picker, signal.SIGSTOP)
+        try:
+            fast = 0  # requests in a row; Envoy takes the pickers in turn
+            async with asyncio.timeout(60):
+                while fast < 8:
+                    began = time.monotonic()
+                    assert (await up.chat()).status == 200
+                    fast = fast + 1 if time.monotonic() - began < MESSAGE_TIMEOUT / 2 else 0
+            await eventually(lambda: re.search(r"picker \d does not answer; the others pick", up.log()), "what is said")
+        finally:
+            os.kill(picker, signal.SIGCONT)
+        await eventually(lambda: re.search(r"picker \d answers again", up.log()), "the picker's return")
+        assert (await up.chat()).status == 200
+
+
 def all_children(parent: int, word: str) -> list[int]:
     """The children of ``parent`` whose command line has ``word``."""
     listed = subprocess.run(
@@ -465,6 +518,11 @@ async def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: 
         (("http://127.0.0.1:1", "--host", "gpu"), "--host 'gpu' is not an IP address"),
         (("--endpoints-file", "/nowhere.yaml"), "/nowhere.yaml"),
         (("http://name.invalid:1",), "the host name 'name.invalid' has no address"),
+        (
+            ("http://127.0.0.1:1", "--routing-strategy", "FOO"),
+            "there is no routing strategy 'FOO'; known are PREFIX_CACHE",
+        ),
+        (("http://127.0.0.1:1", "--routing-strategy", "nofile.py:f"), "there is no file nofile.py"),
     ],
 )
 def test_a_mistake_is_one_line(flags: tuple[str, ...], complaint: str) -> None:

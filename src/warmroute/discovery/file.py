@@ -99,6 +99,10 @@ class EndpointsFile(_Entry):
             for e in self.endpoints
         ]
 
+    def for_clients(self) -> list[EndpointSpec]:
+        """The endpoints that take requests of clients, in the file's order: not those with the role prefill or encode."""
+        return [spec for spec in self.specs() if spec.answers_clients]
+
     def model_table(self) -> list[Model]:
         """The models for the pool."""
         return [
@@ -256,6 +260,6 @@ class FileDiscovery:
             raise ConfigurationError(f"the endpoints file {self._path}: {error}") from error
 
     def _apply(self, content: bytes, file: EndpointsFile) -> None:
-        self._pool.replace((spec for spec in file.specs() if spec.answers_clients), self._clock())
+        self._pool.replace(file.for_clients(), self._clock())
         self._pool.models.replace(file.model_table())
         self._applied = content

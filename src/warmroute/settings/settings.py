@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from warmroute.settings.durations import seconds
 
@@ -42,7 +43,33 @@ def _false_is_off(value: object) -> object:
     return "off" if value is False else value
 
 
-_USER_AND_PASSWORD = re.compile(r"//[^@,]*@")
+_USER_AND_PASSWORD = re.compile(r"((?:^|,)\s*(?:\w+://)?)[^,]*@")
+
+
+def without_passwords(urls: str) -> str:
+    """The URLs, separated by commas, with ``***`` in place of user and password."""
+    return _USER_AND_PASSWORD.sub(r"\1***@", urls)
+
+
+def _nats_servers(urls: str | None) -> str | None:
+    """URLs that NATS's client takes, the scheme may be left out. The client would retry any other for ever."""
+    schemes = set()
+    for url in () if urls is None else urls.split(","):
+        try:
+            parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+            known = parts.scheme in (*_NATS_SCHEMES, *_WEB_SOCKET_SCHEMES) and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is no number
+            known = False
+        if not known:
+            raise ValueError("must be URLs of NATS servers: nats://HOST:PORT, tls://, ws:// or wss://")
+        schemes.add(parts.scheme)
+    if not schemes.isdisjoint(_NATS_SCHEMES) and not schemes.isdisjoint(_WEB_SOCKET_SCHEMES):
+        raise ValueError("must be all of them ws:// or wss://, or none")
+    return urls
+
+
+_NATS_SCHEMES = ("nats", "tls")
+_WEB_SOCKET_SCHEMES = ("ws", "wss")
 
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_unset)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_unset)]
@@ -79,7 +106,7 @@ class Settings(BaseModel):
 
     @field_serializer("shared_state", when_used="json-unless-none")
     def _without_password(self, urls: str) -> str:
-        return _USER_AND_PASSWORD.sub("//***@", urls)
+        return without_passwords(urls)
 
     # Pool: where the endpoints come from
     endpoints_file: OptionalPath = setting(
@@ -397,7 +424,7 @@ class Settings(BaseModel):
     )
 
     # Shared state: the log through which pickers of one pool exchange what they know (docs/shared-state.md)
-    shared_state: OptionalText = setting(
+    shared_state: Annotated[OptionalText, AfterValidator(_nats_servers)] = setting(
         None,
         "URLs of the NATS servers, separated by commas: nats://host:4222 or tls://host:4222, with user:password@ before the "
         "host to log in so. Pickers of one pool then share what they decide and learn. Unset: each knows what it has seen.",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
-from warmroute.settings.settings import HOT_SETTINGS, RETIRED, Settings, extra_of
+from warmroute.settings.settings import HOT_SETTINGS, RETIRED, Settings, extra_of, without_passwords
 from warmroute.yaml_file import shown, summary
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,11 @@ def _validated(values: Mapping[str, Any], origin: Mapping[str, str]) -> Settings
             else:
                 # As the user wrote it: pydantic's input may be converted already ("500%" is 5.0 there).
                 given = values.get(name, item["input"])
-                problems.append(f"{origin.get(name, name)}: {item['msg']} (given: {shown(given)})")
+                if name == "shared_state" and isinstance(given, str):
+                    given = without_passwords(given)
+                problems.append(
+                    f"{origin.get(name, name)}: {item['msg'].removeprefix('Value error, ')} (given: {shown(given)})"
+                )
         raise ConfigurationError(summary(problems)) from error
 
 

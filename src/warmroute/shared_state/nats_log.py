@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 from nats.js import JetStreamContext, api
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 
 from warmroute.errors import WarmrouteError
 
@@ -233,4 +233,6 @@ def tls_context(directory: Path) -> ssl.SSLContext:
 
 def reason(error: BaseException) -> str:
     """Why something failed, in a few words."""
+    if isinstance(error, ServiceUnavailableError) and error.description is None:  # nobody answers for JetStream
+        return "the server has no JetStream: start it with `nats-server -js`"
     return str(error) or type(error).__name__

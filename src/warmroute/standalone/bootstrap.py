@@ -294,11 +294,11 @@ def _epp_cluster(config: ProxyConfig) -> Tree:
         cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
         cluster["health_checks"] = [
             {
-                "timeout": "1s",
-                "interval": "1s",
-                "no_traffic_interval": "1s",  # default: a minute, until the first request
-                "no_traffic_healthy_interval": "1s",
-                "unhealthy_threshold": 1,
+                "timeout": "0.5s",
+                "interval": "0.5s",
+                "no_traffic_interval": "0.5s",  # default: a minute, until the first request
+                "no_traffic_healthy_interval": "0.5s",
+                "unhealthy_threshold": 2,  # checks without an answer; NOT_SERVING counts at once
                 "healthy_threshold": 1,
                 "grpc_health_check": {"service_name": EXT_PROC_SERVICE},
             }

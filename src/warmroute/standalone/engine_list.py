@@ -55,7 +55,8 @@ class Target:
             raise ConfigurationError(f"{text!r} is not the address of an engine: {error}") from error
         if parts.scheme != "http":
             raise ConfigurationError(f"{text!r}: engines are reached by http:// only")
-        if not host or parts.username is not None or parts.query or parts.path not in ("", "/", "/v1", "/v1/"):
+        more = parts.query or parts.fragment or parts.path not in ("", "/", "/v1", "/v1/")
+        if not host or parts.username is not None or more:
             raise ConfigurationError(f"{text!r} is not the address of an engine: http://HOST:PORT is")
         if not port:
             raise ConfigurationError(f"{text!r} names no port; vLLM's default is 8000")
@@ -255,10 +256,10 @@ def _probe(url: str) -> ModelsAnswer:
 def _listed(path: Path) -> list[Engine]:
     text = yaml_file.decoded(yaml_file.read(path, "endpoints file"))
     try:
-        entries = endpoints_file.parse(text).endpoints
+        specs = endpoints_file.parse(text).for_clients()
     except ConfigurationError as error:
         raise ConfigurationError(f"the endpoints file {path}: {error}") from error
-    return [Engine(entry.name, entry.address, entry.port) for entry in entries]
+    return [Engine(spec.name, spec.address, spec.port) for spec in specs]
 
 
 def _why(error: Exception) -> str:

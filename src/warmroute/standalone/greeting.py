@@ -41,8 +41,11 @@ def greeting(
         rows += [("", f"{other}/") for other in others]
     else:
         rows.append(("live page", f"{debug}/  (the engines, and why each request went where it went)"))
+    metrics, *more_metrics = (f"http://127.0.0.1:{picker.metrics}/metrics" for picker in pickers)
+    scope = "Prometheus; each picker counts its own: scrape all" if others else "Prometheus"
     rows += [
-        ("metrics", f"http://127.0.0.1:{options.metrics_port}/metrics  (Prometheus)"),
+        ("metrics", f"{metrics}  ({scope})"),
+        *(("", each) for each in more_metrics),
         ("engines", _answering(probes)),
     ]
     lines = [f"Warmroute {__version__} is ready.", "", *(f"  {name:<12}{text}" for name, text in rows)]

@@ -59,14 +59,29 @@ def picker(
 
 async def start_picker(child: Child, ports: PickerPorts, patience: float = PATIENCE) -> None:
     """Start it and wait until it is ready; raises ChildError."""
-    url = f"http://127.0.0.1:{ports.metrics}{READY}"
 
     async def serving() -> bool:
         try:
-            answer = await asyncio.to_thread(exchange, url, seconds=5)
+            return await _readiness(ports, 5) == HTTPStatus.OK
         except OSError:
             return False
-        return answer.status == HTTPStatus.OK
 
     await child.start()
     await child.until(serving, "ready", patience)
+
+
+async def hangs(ports: PickerPorts, seconds: float) -> bool:
+    """Whether the picker takes a connection and says nothing for ``seconds``. One that has ended does not hang."""
+    try:
+        await _readiness(ports, seconds)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+async def _readiness(ports: PickerPorts, seconds: float) -> int:
+    """The status of the picker's readiness page. Raises OSError."""
+    answer = await asyncio.to_thread(exchange, f"http://127.0.0.1:{ports.metrics}{READY}", seconds=seconds)
+    return answer.status

@@ -11,10 +11,15 @@ from warmroute.errors import WarmrouteError
 from warmroute.observability.decision_log import STDOUT
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.nats import NatsProcess
-from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
+from warmroute.standalone.picker_process import PickerPorts, hangs, picker, start_picker
+from warmroute.tasks import cancel
 
 RESTART_DELAY = 1.0
 """Seconds before a process that ended is started again."""
+ASK_INTERVAL = 1.0
+"""Seconds between two questions whether a picker still answers."""
+ASK_SECONDS = 2.0
+"""Seconds without an answer after which a picker is said to hang."""
 
 DECISION_LOG = "WARMROUTE_DECISION_LOG"
 
@@ -76,7 +81,11 @@ class Pickers:
     async def _keep_picking(self, child: Child, ports: PickerPorts, say: Say) -> None:
         meanwhile = "Envoy balances by least requests" if len(self.children) == 1 else "the others pick"
         while True:
-            status = await child.wait()
+            asking = asyncio.create_task(_tell_silence(child, ports, meanwhile, say))
+            try:
+                status = await child.wait()
+            finally:
+                await cancel(asking)
             say(f"{child.name} ended with status {status}; {meanwhile} until it is back")
             await asyncio.sleep(RESTART_DELAY)
             try:
@@ -95,6 +104,16 @@ class Pickers:
                 say("NATS is back")
             except WarmrouteError as error:
                 say(str(error))
+
+
+async def _tell_silence(child: Child, ports: PickerPorts, meanwhile: str, say: Say) -> None:
+    """Say when the running picker does not answer, and when it does again, until cancelled."""
+    silent = False
+    while True:
+        await asyncio.sleep(ASK_INTERVAL)
+        before, silent = silent, await hangs(ports, ASK_SECONDS)
+        if silent != before:
+            say(f"{child.name} " + (f"does not answer; {meanwhile} until it does" if silent else "answers again"))
 
 
 def _with_own_log(environ: Mapping[str, str], number: int) -> Mapping[str, str]:

@@ -75,8 +75,9 @@ class ProxyConfig:
     """How often a stream to the picker is opened again, on another picker if there is one, after a failed connection or
     UNAVAILABLE."""
     epp_health_check: bool = False
-    """Ask the picker's gRPC health service each second. A picker that is slow to answer once then counts as absent; needed
-    only where Envoy has no other limit: a picker that hangs in FULL_DUPLEX_STREAMED."""
+    """Ask the pickers' gRPC health service twice a second. A picker that hangs or dies gets no more requests within 2 s; one
+    that is slow to answer twice in a row counts as absent, too. For several pickers, and for one that hangs in
+    FULL_DUPLEX_STREAMED, where Envoy has no other limit."""
     failure_mode_allow: bool = True
     """FailOpen: without an answer from the picker go on without it."""
     message_timeout: float = envoy_policy.MESSAGE_TIMEOUT

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
+from warmroute.routing import strategies
 from warmroute.settings.sources import load
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
@@ -45,12 +47,14 @@ class Up:
         environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
         if options.strategy is not None:
             environ[STRATEGY] = options.strategy
-        observed = load({}, environ=environ).observe_responses
+        settings = load({}, environ=environ)
+        strategies.find(settings.routing_strategy, rng=random.Random())  # its faults are told before anything starts
+        strategies.require_name(settings.holdout_strategy, "WARMROUTE_HOLDOUT_STRATEGY")
         if options.access_log:
             flags.append("--decision-metadata=true")
         self.pickers = Pickers(self._picker_file, ports, directory, flags, environ)
         self.envoy = EnvoyProcess(
-            bootstrap(options.proxy_config(ports, self._envoy_file, response_headers=observed)),
+            bootstrap(options.proxy_config(ports, self._envoy_file, response_headers=settings.observe_responses)),
             directory,
             concurrency=min(os.cpu_count() or 1, MOST_ENVOY_THREADS),
             on_stderr=True,

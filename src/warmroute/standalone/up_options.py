@@ -80,6 +80,7 @@ class UpOptions:
             name_endpoint=True,
             access_log=self.access_log,
             response_headers=response_headers,
+            epp_health_check=len(pickers) > 1,  # a picker alone has no other one to send to
         )
 
 

@@ -42,9 +42,9 @@ def simulate(
         int, typer.Option(min=1, max=64, help="Engines behind each port; X-data-parallel-rank chooses one.")
     ] = 1,
     lora_modules: Annotated[list[str] | None, typer.Option(help="LoRA adapter as NAME=PATH; repeatable.")] = None,
-    fail_rate: Annotated[float, typer.Option(help="Share of requests answered with 500.")] = 0.0,
-    stall_rate: Annotated[float, typer.Option(help="Share of requests that get no answer.")] = 0.0,
-    reset_rate: Annotated[float, typer.Option(help="Share of requests whose connection is reset.")] = 0.0,
+    fail_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of requests answered with 500.")] = 0.0,
+    stall_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of requests that get no answer.")] = 0.0,
+    reset_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of requests whose connection is reset.")] = 0.0,
     slow_start: Annotated[float, typer.Option(min=0, help="Seconds after the start in which requests get 503.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of faults and host noise.")] = 0,
 ) -> None:

@@ -154,6 +154,7 @@ class ChatClient:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ConfigurationError(
                 f"cannot list the models at {url}: {_message(error)}; set --model if the server has one"
+                + (self._on_not_found if isinstance(error, aiohttp.ClientResponseError) and error.status == 404 else "")
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigurationError(f"{url} lists no model: set --model") from error
@@ -173,6 +174,8 @@ class ChatClient:
                 if response.status != 200:
                     text = (await response.content.read(2000)).decode(errors="replace")
                     answer.error = f"HTTP {response.status}: {text}"
+                    if response.status == 404:
+                        answer.error += self._on_not_found
                 elif response.content_type != "text/event-stream":
                     answer.error = f"expected an event stream, got {response.content_type}"
                 else:
@@ -181,6 +184,11 @@ class ChatClient:
             answer.error = _message(error)
         answer.duration = perf_counter() - start
         return answer
+
+    @property
+    def _on_not_found(self) -> str:
+        """What may be wrong with a base URL whose paths the server does not know."""
+        return "" if self._base_url.endswith("/v1") else ": the base URL usually ends in /v1"
 
     @property
     def _entered(self) -> aiohttp.ClientSession:

@@ -34,20 +34,49 @@ def conversations_in(text: str, path: Path) -> tuple[tuple[Turn, ...], ...]:
     """
     try:
         entries = json.loads(text)
-        conversations = []
-        for entry in entries:
-            turns: list[Turn] = []
-            for said in entry["conversations"]:
-                if said.get("from", "human") in {"human", "user"}:
-                    turns.append(Turn(str(said["value"])))
-                elif turns:
-                    tokens = said.get("num_tokens")
-                    turns[-1] = Turn(turns[-1].question, None if tokens is None else int(tokens))
-            if turns:
-                conversations.append(tuple(turns))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigurationError(f"{path} is not a ShareGPT file: {reason}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(
+            f"{path}:{error.lineno} is no JSON: {error}. A ShareGPT file is one JSON list: {_EXPECTED}"
+        ) from error
+    if not isinstance(entries, list):
+        raise ConfigurationError(f"{path} is not a ShareGPT file: a JSON list is expected: {_EXPECTED}")
+    conversations = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            turns = _turns(entry)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{path} is not a ShareGPT file: entry {number} of its list: {error}: {_EXPECTED}"
+            ) from error
+        if turns:
+            conversations.append(tuple(turns))
     if not conversations:
         raise ConfigurationError(f"{path} has no conversation with a human turn")
     return tuple(conversations)
+
+
+def _turns(entry: object) -> list[Turn]:
+    """The human turns of a conversation. Raises ValueError."""
+    messages = entry.get("conversations") if isinstance(entry, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError("an object with a list of messages is expected")
+    turns: list[Turn] = []
+    for said in messages:
+        if said.get("from", "human") in {"human", "user"}:
+            if "value" not in said:
+                raise ValueError("a message has no value")
+            turns.append(Turn(str(said["value"])))
+        elif turns:
+            turns[-1] = Turn(turns[-1].question, _tokens(said.get("num_tokens")))
+    return turns
+
+
+def _tokens(number: object) -> int | None:
+    """The length of an answer, if it is known. Raises ValueError."""
+    try:
+        return None if number is None else int(number)  # type: ignore[call-overload]
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"num_tokens is not a number: {number!r:.60}") from None
+
+
+_EXPECTED = '[{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}]'

@@ -8,10 +8,11 @@ every ``num_users / qps`` seconds and is replaced by a new user after ``num_roun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -97,7 +98,8 @@ async def bench(
         console.print("Interrupted. Answers received until then:")
         raise
     finally:
-        columns = [(url, Summary.of(result)) for url, result in runs]
+        names = labels([url for url, _ in runs])
+        columns = [(name, Summary.of(result)) for name, (_, result) in zip(names, runs, strict=True)]
         if columns:
             terminal.show(table("Multi-round", columns), console)
         if output is not None:
@@ -105,6 +107,12 @@ async def bench(
             console.print(f"One line per request: {output}", highlight=False, soft_wrap=True)
     console.print(_on_caches(workload, compared=bool(compare)), highlight=False, markup=False)
     return all(summary.requests for _, summary in columns)
+
+
+def labels(urls: Sequence[str]) -> list[str]:
+    """What the table calls the servers: ``host:port``, or their whole URLs where that does not tell them apart."""
+    short = [urlsplit(url).netloc.rpartition("@")[2] for url in urls]
+    return short if len(set(short)) == len(urls) else list(urls)
 
 
 def _loads(workload: Workload) -> Iterator[Workload]:

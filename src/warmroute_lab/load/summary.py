@@ -115,7 +115,7 @@ def table(title: str, columns: Sequence[tuple[str, Summary]], pods: Sequence[str
     grid = Table(title=title)
     grid.add_column("")
     for label, _ in columns:
-        grid.add_column(label, justify="right")
+        grid.add_column(label, justify="right", no_wrap=True)  # a label that is cut may look like the other one
     if len(columns) == 2:
         grid.add_column("ratio", justify="right")
 

@@ -86,6 +86,8 @@ class Plan:
             trace = read(path, seed=self.seed, limit=self.requests, skip=self.skip, closed_loop=self.closed_loop)
             kinds = kinds or (profile(DEFAULT_PROFILE),)
             fleet = Fleet(tuple(kinds[pod % len(kinds)] for pod in range(self.pods)))
+        elif path.is_dir() and self.source not in scenarios.SCENARIOS:
+            raise ConfigurationError(f"{path} is a directory: name one trace file")
         else:
             trace, fleet = scenarios.build(
                 self.source, seed=self.seed, pods=self.pods, profiles=kinds, requests=self.requests

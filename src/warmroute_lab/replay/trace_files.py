@@ -44,6 +44,7 @@ SHAREGPT_PAUSE = 10.0
 UNKNOWN_ANSWER = 200
 """Tokens of an answer whose length is not in the file."""
 
+_EXPECTED = "A trace has one JSON object a line: a request of Mooncake's format, or an OpenAI body with a timestamp"
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
 
@@ -74,6 +75,7 @@ def read(path: Path, *, seed: int, limit: int | None = None, skip: int = 0, clos
         with _open(path) as file:
             first = file.readline()
             if first.lstrip().startswith("["):
+                _refuse_list(path, first)
                 return _trace(name, _sharegpt(first + file.read(), path, rng)[:limit])
             lines = sorted(_lines(path, first, file, rng), key=lambda line: line.at)
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
@@ -83,6 +85,16 @@ def read(path: Path, *, seed: int, limit: int | None = None, skip: int = 0, clos
     began = skip % max(1, len(lines) - limit) if limit is not None else 0
     kept = lines if limit is None else lines[began : began + limit]
     return _trace(name, [TracedRequest(line.at, line.prompt, line.output_tokens) for line in kept])
+
+
+def _refuse_list(path: Path, line: str) -> None:
+    """Raise ConfigurationError if the first line is a whole list without an object: it does not begin a ShareGPT file."""
+    try:
+        entries = json.loads(line)
+    except ValueError:  # the list goes on
+        return
+    if entries and not any(isinstance(entry, dict) for entry in entries):
+        raise ConfigurationError(f"{path}:1 is not a request of a trace: it is a list. {_EXPECTED}")
 
 
 def _trace(name: str, requests: Sequence[TracedRequest], *, recorded: bool = False) -> Trace:
@@ -121,10 +133,7 @@ def _lines(path: Path, first: str, file: IO[str], rng: random.Random) -> Iterato
                 raise ValueError("it is no JSON object")
             yield _mooncake(entry, rng) if "hash_ids" in entry else _body(entry)
         except json.JSONDecodeError as error:
-            raise ConfigurationError(
-                f"{path}:{number} is no JSON: {error}. A trace has one JSON object a line: a request of Mooncake's format, "
-                "or an OpenAI body with a timestamp"
-            ) from error
+            raise ConfigurationError(f"{path}:{number} is no JSON: {error}. {_EXPECTED}") from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
             reason = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigurationError(f"{path}:{number} is not a request of a trace: {reason}") from error

@@ -131,3 +131,12 @@ async def test_a_server_that_names_no_model(engine: Any, said: Any) -> None:
     async with engine as url, ChatClient(url) as client:
         with pytest.raises(ConfigurationError, match=said):
             await client.first_model()
+
+
+async def test_a_base_url_without_v1_is_told() -> None:
+    async with Engine(b"{}", status=404) as url, ChatClient(url.removesuffix("/v1")) as client:
+        with pytest.raises(ConfigurationError, match=r"404.*: the base URL usually ends in /v1$"):
+            await client.first_model()
+        assert "the base URL usually ends in /v1" in (await client.ask(b"{}")).error
+    async with Engine(b"{}", status=404) as url, ChatClient(url) as client:
+        assert "ends in" not in (await client.ask(b"{}")).error

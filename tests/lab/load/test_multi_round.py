@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -292,6 +293,29 @@ async def test_the_command_compares_and_writes_a_line_a_request(tmp_path: Path) 
         rows = list(csv.DictReader(file))
     assert [row["base_url"] for row in rows] == [a] * 6 + [b] * 6
     assert not {row["user_id"] for row in rows[:6]} & {row["user_id"] for row in rows[6:]}
+
+
+async def test_compared_servers_can_be_told_apart_on_a_narrow_terminal() -> None:
+    shown = io.StringIO()
+    plain, picked = FakeEngine(), FakeEngine()
+    async with plain as a, picked as b:
+        await multi_round.bench(QUICK, a, Console(file=shown, width=80), compare=b)
+    _, table = shown.getvalue().split("Multi-round", 1)
+    assert "…" not in table
+    assert all(urlsplit(url).netloc in table for url in (a, b))
+
+
+@pytest.mark.parametrize(
+    ("urls", "labels"),
+    [
+        (["http://a:80/v1", "http://b:80/v1"], ["a:80", "b:80"]),
+        (["http://a:80/v1", "https://me:secret@b/v1"], ["a:80", "b"]),
+        (["http://a:80/x/v1", "http://a:80/y/v1"], ["http://a:80/x/v1", "http://a:80/y/v1"]),
+        (["http://a:80/v1"], ["a:80"]),
+    ],
+)
+def test_a_server_is_called_by_what_tells_it_apart(urls: list[str], labels: list[str]) -> None:
+    assert multi_round.labels(urls) == labels
 
 
 async def test_compared_loads_share_no_prefix_and_the_text_says_so() -> None:

@@ -112,6 +112,20 @@ def test_logs_of_openai_bodies(tmp_path: Path) -> None:
     [
         ("listeners:", r"trace:1 is no JSON.*A trace has one JSON object a line"),
         ("3", "it is no JSON object"),
+        ("[1,2]", r"trace:1 is not a request of a trace: it is a list.*A trace has one JSON object a line"),
+        ('[1,2]\n{"timestamp": 1}', r"trace:1 is not a request of a trace: it is a list"),
+        (
+            '[\n{"conversations": [{"value": "x"}]},\n1]',
+            r"trace is not a ShareGPT file: entry 2 of its list: .*\"conversations\"",
+        ),
+        ('[{"conversations": 3}]', r"entry 1 of its list: .*\"conversations\""),
+        ('[{"conversations": [3]}]', r"entry 1 of its list: .*\"conversations\""),
+        ('[{"conversations": [{"from": "human"}]}]', r"entry 1 of its list: .*\"conversations\""),
+        (
+            '[{"conversations": [{"value": "x"}, {"from": "gpt", "num_tokens": "y"}]}]',
+            r"entry 1 of its list: num_tokens",
+        ),
+        ('[{"conversations": []},\n3', r"trace:2 is no JSON: .*A ShareGPT file is one JSON list"),
         ('{"model": "m", "prompt": "x"}', "it has no field 'timestamp'"),
         ('{"timestamp": 1, "body": {"model": "m", "messages": []}}', "trace:1 is not a request of a trace"),
         ('{"timestamp": 1, "prompt": "x"}', "trace:1 is not a request of a trace"),

@@ -14,8 +14,17 @@ from warmroute.engines.fetch import MOST_CHUNKS, MOST_HEAD_BYTES, MOST_INTERIM
 from warmroute.engines.models import MOST_BYTES
 from warmroute.engines.page import MOST_LINES, MOST_SAMPLE_BYTES
 from warmroute.engines.scraper import CONCURRENCY, SILENT_CONCURRENCY
-from warmroute.extproc.headers import CONTROL, MAX_VALUE, MOST_VISIBLE, OBJECTIVES
+from warmroute.extproc.headers import (
+    CONTROL,
+    MAX_NAME,
+    MAX_VALUE,
+    MAX_WORD,
+    MOST_VISIBLE,
+    MOST_VISIBLE_BYTES,
+    OBJECTIVES,
+)
 from warmroute.extproc.server import MESSAGE_OVERHEAD, OTHER_CALLS
+from warmroute.extproc.session import HEADERS_FREELY, HEADERS_MEMORY
 from warmroute.extproc.subset import MAX_ENTRIES, MAX_ENTRY
 from warmroute.grpc_server import server as grpc
 from warmroute.grpc_server.connection import HELD_FREELY, LONG_MESSAGE, MAX_HEADERS, MOST_AT_ONCE, STREAM_WINDOW
@@ -62,7 +71,10 @@ BOUNDS = {
     "Body: many prompts": f"{MOST_MATCHED_PROMPTS} are matched",
     'Body: many `"model"` keys': f"{MAX_MODELS} keys",
     "Body: time to arrive": f"{Settings().body_timeout:.0f} s",
-    "Request headers that custom strategies see": f"the first {MOST_VISIBLE}, values up to {MAX_VALUE:,} characters",
+    "Request headers that the picker reads": f"{MAX_VALUE:,} characters, .*{MAX_NAME:,}, .*{MAX_WORD}, .*"
+    f"{HEADERS_FREELY >> 10} KiB of a request freely, {HEADERS_MEMORY >> 20} MiB",
+    "Request headers that custom strategies see": f"the first {MOST_VISIBLE}, values up to {MAX_VALUE:,} characters,"
+    f" {MOST_VISIBLE_BYTES >> 10} KiB",
     "Subset hint": f"{MAX_ENTRIES:,} entries of {MAX_ENTRY} characters",
     "ext_proc streams": f"({Settings().max_streams:,})",
     "gRPC connections: frames": f"{MAX_HEADERS >> 10} KiB of a frame and of a call's headers, {STREAM_WINDOW >> 10} KiB",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from warmroute.engines.fetch import MOST_CHUNKS, MOST_HEAD_BYTES, MOST_INTERIM
+from warmroute.engines.fetch import MOST_CHUNKS, MOST_FRAMING_BYTES, MOST_HEAD_BYTES, MOST_INTERIM
 from warmroute.engines.models import MOST_BYTES
 from warmroute.engines.page import MOST_LINES, MOST_SAMPLE_BYTES
 from warmroute.engines.scraper import CONCURRENCY, SILENT_CONCURRENCY
@@ -83,7 +83,7 @@ BOUNDS = {
     "gRPC connections: clients that say nothing": f"each {grpc.KEEPALIVE_INTERVAL:.0f} s",
     "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls .*from {LONG_MESSAGE >> 10} KiB on",
     "ext_proc messages of many": f"{MESSAGE_OVERHEAD >> 20} MiB of a message",
-    "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_SAMPLE_BYTES >> 10} KiB",
+    "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_FRAMING_BYTES >> 10} KiB beside .*, {MOST_SAMPLE_BYTES >> 10} KiB",
     "Engine's list": f"{MOST_BYTES >> 20} MiB, {MOST_SERVED_MODELS:,} names of {LONGEST_MODEL_NAME} characters",
     "Endpoints file": f"{LARGEST_FILE >> 20} MiB",
     "Kubernetes API server": f"{PAGE_SIZE} objects, lines of {MAX_EVENT_BYTES >> 20} MiB",
@@ -115,6 +115,7 @@ def test_the_bounds_of_the_architecture_are_those_of_the_code() -> None:
         f"lines ({MOST_LINES:,})",
         f"parsed ({MOST_SAMPLE_BYTES >> 10} KiB)",
         f"headers ({MOST_HEAD_BYTES >> 10} KiB)",
+        f"beside the page ({MOST_FRAMING_BYTES >> 10} KiB)",
         f"chunks ({MOST_CHUNKS:,})",
         f"interim responses ({MOST_INTERIM})",
         f"scrapes in flight ({CONCURRENCY}, of which {SILENT_CONCURRENCY} ",

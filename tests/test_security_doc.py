@@ -83,7 +83,8 @@ BOUNDS = {
     "gRPC connections: clients that say nothing": f"each {grpc.KEEPALIVE_INTERVAL:.0f} s",
     "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls .*from {LONG_MESSAGE >> 10} KiB on",
     "ext_proc messages of many": f"{MESSAGE_OVERHEAD >> 20} MiB of a message",
-    "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_FRAMING_BYTES >> 10} KiB beside .*, {MOST_SAMPLE_BYTES >> 10} KiB",
+    "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_FRAMING_BYTES >> 10} KiB beside .*, "
+    f"{MOST_SAMPLE_BYTES >> 10} KiB",
     "Engine's list": f"{MOST_BYTES >> 20} MiB, {MOST_SERVED_MODELS:,} names of {LONGEST_MODEL_NAME} characters",
     "Endpoints file": f"{LARGEST_FILE >> 20} MiB",
     "Kubernetes API server": f"{PAGE_SIZE} objects, lines of {MAX_EVENT_BYTES >> 20} MiB",

@@ -37,7 +37,9 @@ from warmroute.pool.endpoint import LONGEST_MODEL_NAME, MOST_SERVED_MODELS
 from warmroute.pool.pool import RETENTION
 from warmroute.prefix.chain import MAX_CHECKPOINTS
 from warmroute.request.content_encoding import MAX_RATIO, SMALL
-from warmroute.request.prompt import MAX_ARGUMENTS
+from warmroute.request.limits import LONG_BODY, MANY_CONTAINERS
+from warmroute.request.media import MAX_PARAMETERS, MAX_URL
+from warmroute.request.prompt import MAX_ARGUMENTS, MAX_SIGNED_MEDIA
 from warmroute.request.rewrite import MAX_MODELS
 from warmroute.routing.confirmation import MOST_OPEN
 from warmroute.routing.known_models import MOST_ADAPTERS
@@ -67,6 +69,8 @@ BOUNDS = {
     "Body: size": f"({Settings().max_body_bytes >> 20} MiB)",
     "Body: memory of all at once": f"({Settings().body_memory >> 20} MiB)",
     "Body: compressed": f"{SMALL >> 10} KiB and {MAX_RATIO} times its length",
+    "Body: time to read it": f"from {LONG_BODY >> 10} KiB on, or with {MANY_CONTAINERS:,} .*"
+    f"of {MAX_SIGNED_MEDIA:,} images .*{MAX_URL:,} characters and {MAX_PARAMETERS} parameters",
     "Body: arguments": f"{MAX_ARGUMENTS >> 10} KiB of them",
     "Body: many prompts": f"{MOST_MATCHED_PROMPTS} are matched",
     'Body: many `"model"` keys': f"{MAX_MODELS} keys",

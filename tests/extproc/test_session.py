@@ -787,6 +787,22 @@ def test_of_duplicate_headers_the_last_counts() -> None:
         assert stream.request.model == expected
 
 
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_a_short_body_of_many_lists_is_not_read_on_the_event_loop(mode: BodySendMode) -> None:
+    budget = BodyBudget(1 << 30)
+    for tool, long in (("[" * 240 + "]" * 240, True), ('"' + "x" * 478 + '"', False)):
+        body = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[%b1]}' % (f"{tool},".encode() * 200)
+        stream = Stream(budget=budget)
+        stream.headers(mode)
+        halves = (body[:50_000], body[50_000:]) if mode == FULL_DUPLEX_STREAMED else (body,)
+        for half in halves[:-1]:
+            stream.body(half, eos=False)
+        assert destination(stream.body(halves[-1])[0]) in TARGETS
+        assert stream.took_long == long
+        stream.session.finish(1.0)
+        assert budget.used == 0
+
+
 def test_a_request_id_is_short_and_printable() -> None:
     for sent, kept in (
         ("r-1", "r-1"),

@@ -53,7 +53,7 @@ from warmroute.extproc.wire import response_chunk
 from warmroute.pool.models import Criticality, ModelTable
 from warmroute.request.content_encoding import decode, decoded_limit, is_compressed
 from warmroute.request.inference import NO_HEADERS, NO_PROMPT, InferenceRequest
-from warmroute.request.limits import LONG_BODY, memory_needed
+from warmroute.request.limits import LONG_BODY, MANY_CONTAINERS, has_many_containers, memory_needed
 from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import (
     Rejection,
@@ -130,6 +130,7 @@ class Session:
         "_router",
         "_rules",
         "_stream_ends_with_response",
+        "_takes_long",
         "_truncated",
         "_visible_headers",
         "body_bytes",
@@ -170,6 +171,8 @@ class Session:
         self._response_mode: BodySendMode = NONE
         self._chunks: list[bytes] = []
         self._body = b""
+        self._takes_long: bool | None = None
+        """Whether a complete body takes long to read; None: not looked at."""
         self._truncated = False
         self._new_body: bytes | None = None
         self._held = 0
@@ -208,7 +211,12 @@ class Session:
     @property
     def takes_long(self) -> bool:
         """``parse`` takes so long that it must not run on the event loop. A compressed body may be of any length."""
-        return self.body_bytes >= LONG_BODY or (self.body_bytes > 0 and self._compressed)
+        if self.body_bytes < MANY_CONTAINERS:  # it is short, and a bracket is a byte
+            return self.body_bytes > 0 and self._compressed
+        if self._takes_long is None:
+            pieces = self._chunks or [self._body]
+            self._takes_long = self.body_bytes >= LONG_BODY or self._compressed or has_many_containers(pieces)
+        return self._takes_long
 
     @property
     def _compressed(self) -> bool:

@@ -37,7 +37,7 @@ from warmroute.pool.endpoint import LONGEST_MODEL_NAME, MOST_SERVED_MODELS
 from warmroute.pool.pool import RETENTION
 from warmroute.prefix.chain import MAX_CHECKPOINTS
 from warmroute.request.content_encoding import MAX_RATIO, SMALL
-from warmroute.request.limits import LONG_BODY, MANY_CONTAINERS
+from warmroute.request.limits import LENIENT_BODY, LENIENT_VALUES, LONG_BODY, MANY_CONTAINERS
 from warmroute.request.media import MAX_PARAMETERS, MAX_URL
 from warmroute.request.prompt import MAX_ARGUMENTS, MAX_SIGNED_MEDIA
 from warmroute.request.rewrite import MAX_MODELS
@@ -70,7 +70,8 @@ BOUNDS = {
     "Body: memory of all at once": f"({Settings().body_memory >> 20} MiB)",
     "Body: compressed": f"{SMALL >> 10} KiB and {MAX_RATIO} times its length",
     "Body: time to read it": f"from {LONG_BODY >> 10} KiB on, or with {MANY_CONTAINERS:,} .*"
-    f"of {MAX_SIGNED_MEDIA:,} images .*{MAX_URL:,} characters and {MAX_PARAMETERS} parameters",
+    f"of {MAX_SIGNED_MEDIA:,} images .*{MAX_URL:,} characters and {MAX_PARAMETERS} parameters.*"
+    f"{LENIENT_BODY >> 20} MiB and {LENIENT_VALUES:,} values",
     "Body: arguments": f"{MAX_ARGUMENTS >> 10} KiB of them",
     "Body: many prompts": f"{MOST_MATCHED_PROMPTS} are matched",
     'Body: many `"model"` keys': f"{MAX_MODELS} keys",

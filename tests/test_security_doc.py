@@ -10,12 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from warmroute.engines.fetch import MOST_CHUNKS, MOST_HEAD_BYTES, MOST_INTERIM
+from warmroute.engines.fetch import MOST_CHUNKS, MOST_FRAMING_BYTES, MOST_HEAD_BYTES, MOST_INTERIM
 from warmroute.engines.models import MOST_BYTES
 from warmroute.engines.page import MOST_LINES, MOST_SAMPLE_BYTES
 from warmroute.engines.scraper import CONCURRENCY, SILENT_CONCURRENCY
-from warmroute.extproc.headers import CONTROL, MAX_VALUE, MOST_VISIBLE, OBJECTIVES
+from warmroute.extproc.headers import (
+    CONTROL,
+    MAX_NAME,
+    MAX_VALUE,
+    MAX_WORD,
+    MOST_VISIBLE,
+    MOST_VISIBLE_BYTES,
+    OBJECTIVES,
+)
 from warmroute.extproc.server import MESSAGE_OVERHEAD, OTHER_CALLS
+from warmroute.extproc.session import HEADERS_FREELY, HEADERS_MEMORY
 from warmroute.extproc.subset import MAX_ENTRIES, MAX_ENTRY
 from warmroute.grpc_server import server as grpc
 from warmroute.grpc_server.connection import HELD_FREELY, LONG_MESSAGE, MAX_HEADERS, MOST_AT_ONCE, STREAM_WINDOW
@@ -28,7 +37,9 @@ from warmroute.pool.endpoint import LONGEST_MODEL_NAME, MOST_SERVED_MODELS
 from warmroute.pool.pool import RETENTION
 from warmroute.prefix.chain import MAX_CHECKPOINTS
 from warmroute.request.content_encoding import MAX_RATIO, SMALL
-from warmroute.request.prompt import MAX_ARGUMENTS
+from warmroute.request.limits import LENIENT_BODY, LENIENT_VALUES, LONG_BODY, MANY_CONTAINERS
+from warmroute.request.media import MAX_PARAMETERS, MAX_URL
+from warmroute.request.prompt import MAX_ARGUMENTS, MAX_SIGNED_MEDIA
 from warmroute.request.rewrite import MAX_MODELS
 from warmroute.routing.confirmation import MOST_OPEN
 from warmroute.routing.known_models import MOST_ADAPTERS
@@ -58,11 +69,17 @@ BOUNDS = {
     "Body: size": f"({Settings().max_body_bytes >> 20} MiB)",
     "Body: memory of all at once": f"({Settings().body_memory >> 20} MiB)",
     "Body: compressed": f"{SMALL >> 10} KiB and {MAX_RATIO} times its length",
+    "Body: time to read it": f"from {LONG_BODY >> 10} KiB on, or with {MANY_CONTAINERS:,} .*"
+    f"of {MAX_SIGNED_MEDIA:,} images .*{MAX_URL:,} characters and {MAX_PARAMETERS} parameters.*"
+    f"{LENIENT_BODY >> 20} MiB and {LENIENT_VALUES:,} values",
     "Body: arguments": f"{MAX_ARGUMENTS >> 10} KiB of them",
     "Body: many prompts": f"{MOST_MATCHED_PROMPTS} are matched",
     'Body: many `"model"` keys': f"{MAX_MODELS} keys",
     "Body: time to arrive": f"{Settings().body_timeout:.0f} s",
-    "Request headers that custom strategies see": f"the first {MOST_VISIBLE}, values up to {MAX_VALUE:,} characters",
+    "Request headers that the picker reads": f"{MAX_VALUE:,} characters, .*{MAX_NAME:,}, .*{MAX_WORD}, .*"
+    f"{HEADERS_FREELY >> 10} KiB of a request freely, {HEADERS_MEMORY >> 20} MiB",
+    "Request headers that custom strategies see": f"the first {MOST_VISIBLE}, values up to {MAX_VALUE:,} characters,"
+    f" {MOST_VISIBLE_BYTES >> 10} KiB",
     "Subset hint": f"{MAX_ENTRIES:,} entries of {MAX_ENTRY} characters",
     "ext_proc streams": f"({Settings().max_streams:,})",
     "gRPC connections: frames": f"{MAX_HEADERS >> 10} KiB of a frame and of a call's headers, {STREAM_WINDOW >> 10} KiB",
@@ -71,7 +88,8 @@ BOUNDS = {
     "gRPC connections: clients that say nothing": f"each {grpc.KEEPALIVE_INTERVAL:.0f} s",
     "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls .*from {LONG_MESSAGE >> 10} KiB on",
     "ext_proc messages of many": f"{MESSAGE_OVERHEAD >> 20} MiB of a message",
-    "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_SAMPLE_BYTES >> 10} KiB",
+    "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_FRAMING_BYTES >> 10} KiB beside .*, "
+    f"{MOST_SAMPLE_BYTES >> 10} KiB",
     "Engine's list": f"{MOST_BYTES >> 20} MiB, {MOST_SERVED_MODELS:,} names of {LONGEST_MODEL_NAME} characters",
     "Endpoints file": f"{LARGEST_FILE >> 20} MiB",
     "Kubernetes API server": f"{PAGE_SIZE} objects, lines of {MAX_EVENT_BYTES >> 20} MiB",
@@ -103,6 +121,7 @@ def test_the_bounds_of_the_architecture_are_those_of_the_code() -> None:
         f"lines ({MOST_LINES:,})",
         f"parsed ({MOST_SAMPLE_BYTES >> 10} KiB)",
         f"headers ({MOST_HEAD_BYTES >> 10} KiB)",
+        f"beside the page ({MOST_FRAMING_BYTES >> 10} KiB)",
         f"chunks ({MOST_CHUNKS:,})",
         f"interim responses ({MOST_INTERIM})",
         f"scrapes in flight ({CONCURRENCY}, of which {SILENT_CONCURRENCY} ",

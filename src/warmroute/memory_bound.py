@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from warmroute.extproc.session import HEADERS_MEMORY
 from warmroute.grpc_server.connection import HELD_FREELY
 from warmroute.observability.live.shared_prefixes import MOST_CHECKPOINTS, SIZE
 from warmroute.observability.log_writer import MOST_WAITING
@@ -22,6 +23,8 @@ OPEN_CHECKPOINT_MEMORY = 80
 """Bytes of memory of a checkpoint of an open prompt's chain: two integers and their places in lists."""
 DECISION_MEMORY = 6_000
 """Bytes of memory of a decision's record at 100 endpoints (tracemalloc on CPython 3.11: 5.7 KB)."""
+STREAM_MEMORY = 5_500
+"""Bytes of memory of an open ext_proc stream with headers that are held freely, bodies apart."""
 LOGGED_CHECKPOINT_MEMORY = 150
 """Bytes of memory of one of them: a dictionary entry, its places in a segment, and its integer once the index drops it."""
 
@@ -43,6 +46,8 @@ def memory_bound(settings: Settings) -> int:
         + int(CHECKPOINT_MEMORY + OPEN_CHECKPOINT_MEMORY * UNCONFIRMED_SHARE) * settings.index_limit
         + BEGINNING_CHECKPOINT_MEMORY * 2 * SIZE * MOST_CHECKPOINTS
         + settings.body_memory
+        + STREAM_MEMORY * settings.max_streams
+        + HEADERS_MEMORY
         + HELD_FREELY
         + 2 * settings.max_body_bytes
         + short_body

@@ -21,7 +21,7 @@ from warmroute.engines.scraper import Scraper
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.budget import BodyBudget
 from warmroute.extproc.server import Server
-from warmroute.extproc.session import Session
+from warmroute.extproc.session import HEADERS_MEMORY, Session
 from warmroute.observability import bypass, lag, logs
 from warmroute.observability.debug_pages import DebugPages
 from warmroute.observability.decision_log import DecisionLog
@@ -93,7 +93,7 @@ class EndpointPicker:
         self.pool.subscribe(self.metrics, now)
         self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped, owns=self._scrapes_itself)
         self._rules = session_rules(settings)
-        self._budget = BodyBudget(settings.body_memory)
+        self._budget, self._headers_budget = BodyBudget(settings.body_memory), BodyBudget(HEADERS_MEMORY)
         self.server = Server(
             server_options(settings),
             new_session=self._new_session,
@@ -301,7 +301,14 @@ class EndpointPicker:
             await asyncio.sleep(SWEEP_INTERVAL if more else EXPIRE_INTERVAL)
 
     def _new_session(self) -> Session:
-        return Session(self.router, self._rules, models=self.pool.models, budget=self._budget, chance=self._chance)
+        return Session(
+            self.router,
+            self._rules,
+            models=self.pool.models,
+            budget=self._budget,
+            headers_budget=self._headers_budget,
+            chance=self._chance,
+        )
 
     def _ready(self) -> bool:
         leading = self.election is None or self.election.leading

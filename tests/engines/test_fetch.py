@@ -165,6 +165,8 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
         CHUNKED + b"fffffffff\r\n",
         CHUNKED + b"%x\r\n" % (LIMIT + 1),
         CHUNKED + b"800\r\n" + b"x" * 0x800 + b"\r\n801\r\n",
+        CHUNKED + (b"1;" + b"x" * 60_000 + b"\r\na\r\n") * 3 + b"0\r\n\r\n",
+        CHUNKED + (b"1\r\na" + b"y" * 60_000 + b"\r\n") * 3 + b"0\r\n\r\n",
         CHUNKED + b"1\r\na\r\n" * MOST_CHUNKS + b"0\r\n\r\n",
         CHUNKED + b"0\r\n" + b"a: b\r\n" * (MOST_HEAD_BYTES // 6 + 1),
         INTERIM * (MOST_INTERIM + 1) + OK + b"content-length: 0\r\n\r\n",

@@ -121,6 +121,7 @@ class Picker:
                 session_rules(**rules),
                 models=self.pool.models,
                 budget=self.budget,
+                headers_budget=BodyBudget(1 << 30),
                 chance=random.random,
             ),
             observer=self.recorder,

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import EndpointSpec, EngineState
 from warmroute.pool.models import Criticality, Model, ModelTarget
 from warmroute.pool.pool import Pool
+from warmroute.request.inference import NO_PROMPT
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.router import Router
@@ -58,12 +60,17 @@ class Stream:
         self,
         models: Iterable[Model] = (),
         budget: BodyBudget | None = None,
+        headers_budget: BodyBudget | None = None,
         listener: DecisionListener | None = None,
         strategy: str = "PREFIX_CACHE",
         **rules: Any,
     ) -> None:
         self.pool = Pool()
         self.budget = budget or BodyBudget(1 << 30)
+        self.headers_budget = headers_budget or BodyBudget(1 << 30)
+        self.request = NO_PROMPT
+        """The request as it was routed, without its prompt, which may be large."""
+        self.took_long = False
         addresses = ("10.0.0.0", "10.0.0.1", "2001:db8::1")
         self.pool.replace([EndpointSpec("default", a, a, 8000) for a in addresses], 0.0)
         self.pool.models.replace(models)
@@ -79,6 +86,7 @@ class Stream:
             replace(session_rules(), **rules),
             models=self.pool.models,
             budget=self.budget,
+            headers_budget=self.headers_budget,
             chance=random.Random(1).random,
         )
 
@@ -86,9 +94,11 @@ class Stream:
         session = self.session
         answers = session.receive(message, 0.0)
         if session.complete:
+            self.took_long = session.takes_long
             session.parse()
             if session.rejection is None:
                 session.pick(0.0)
+            self.request = session.request._replace(parts=())
             answers += session.reply()
         if not session.closed:
             session.release_reply()
@@ -159,12 +169,12 @@ def test_a_custom_strategy_sees_headers_and_session_and_others_pay_nothing(tmp_p
     plain = Stream()
     plain.headers(**sent)
     plain.body()
-    assert (dict(plain.session.request.headers), plain.session.request.session_id) == ({}, "")
+    assert (dict(plain.request.headers), plain.request.session_id) == ({}, "")
     stream = Stream(strategy=f"{tmp_path / 'mine.py'}:choose")
     stream.headers(**sent)
     stream.body()
-    seen = stream.session.request.headers
-    assert (seen["x-tier"], stream.session.request.session_id) == ("premium", "s7")
+    seen = stream.request.headers
+    assert (seen["x-tier"], stream.request.session_id) == ("premium", "s7")
     assert "x-long" not in seen
     with pytest.raises(TypeError):
         seen["x-tier"] = "other"  # type: ignore[index]
@@ -176,7 +186,7 @@ def test_a_custom_strategy_sees_a_bounded_number_of_headers(tmp_path: Path) -> N
     many: dict[str, Any] = {f"x{k}": "v" for k in range(500)}
     stream.headers(**many)
     stream.body()
-    assert len(stream.session.request.headers) == MOST_VISIBLE
+    assert len(stream.request.headers) == MOST_VISIBLE
 
 
 def test_only_a_valid_trace_context_is_passed_on() -> None:
@@ -277,8 +287,8 @@ def test_partial_body_is_cut_json() -> None:
     stream.headers(BUFFERED_PARTIAL)
     (reply,) = stream.body(CHAT[:300], eos=False)
     assert destination(reply) in TARGETS
-    assert stream.session.request.model == "m"
-    assert 200 < stream.session.request.prompt_bytes < 300
+    assert stream.request.model == "m"
+    assert 200 < stream.request.prompt_bytes < 300
 
 
 def test_a_whole_body_with_trailers_to_come_is_not_cut_off() -> None:
@@ -286,7 +296,7 @@ def test_a_whole_body_with_trailers_to_come_is_not_cut_off() -> None:
     stream.headers(BUFFERED_PARTIAL)
     (reply,) = stream.body(CHAT, eos=False)
     assert json.loads(reply.request_body.response.body_mutation.body)["model"] == "tuned"
-    assert not stream.session.request.partial
+    assert not stream.request.partial
     stream = Stream()
     stream.headers(BUFFERED_PARTIAL)
     assert rejection(stream.body(b'{"messages": []}\n', eos=False))[:2] == (400, "no-model")
@@ -298,11 +308,11 @@ def test_a_cut_body_that_names_its_model_late_has_the_one_of_the_header() -> Non
         stream = Stream(models=[Model("lora-a")], strict_models=strict)
         stream.headers(BUFFERED_PARTIAL, x_gateway_model_name=model)
         answers = stream.body(cut, eos=False)
-        assert stream.session.request.model == model
+        assert stream.request.model == model
         if strict:
             assert rejection(answers)[:2] == (404, "unknown-model")
         else:
-            assert stream.session.request.seed.endswith(b"\xfflora-a")
+            assert stream.request.seed.endswith(b"\xfflora-a")
             assert not answers[0].request_body.response.HasField("body_mutation")
     stream = Stream(strict_models=True)
     stream.headers(BUFFERED_PARTIAL, path="/v1/files", x_gateway_model_name="m")
@@ -315,7 +325,7 @@ def test_a_body_that_is_cut_off_weighs_as_much_as_all_of_it() -> None:
         stream = Stream()
         stream.headers(BUFFERED_PARTIAL, content_length=length)
         stream.body(whole[:20_000], eos=False)
-        request = stream.session.request
+        request = stream.request
         assert request.partial == partial
         expected = len(whole) if not partial else 20_000
         assert request.prompt_bytes == pytest.approx(expected, rel=0.01)
@@ -326,14 +336,14 @@ def test_token_ids_that_are_cut_off_count_in_full() -> None:
     stream = Stream()
     stream.headers(BUFFERED_PARTIAL, path="/v1/completions", content_length=str(len(whole)))
     stream.body(whole[:20_000], eos=False)
-    assert stream.session.request.tokens == pytest.approx(10_000, rel=0.01)
+    assert stream.request.tokens == pytest.approx(10_000, rel=0.01)
 
 
 def test_strategies_are_told_whom_a_request_counts_for() -> None:
     stream = Stream()
     stream.headers(x_gateway_inference_fairness_id="team-a")
     stream.body()
-    assert stream.session.request.fairness_id == "team-a"
+    assert stream.request.fairness_id == "team-a"
 
 
 @pytest.mark.parametrize("mode", [NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED])
@@ -438,7 +448,7 @@ def test_a_model_is_renamed_in_place() -> None:
         assert sent["content-length"] == str(len(expected))
         mutation = answers[-1].request_body.response.body_mutation
         assert (mutation.body or mutation.streamed_response.body) == expected
-        assert stream.session.request.model == "tuned-v2"
+        assert stream.request.model == "tuned-v2"
 
 
 def test_unknown_models_pass_unless_strict() -> None:
@@ -572,7 +582,7 @@ def test_the_subset_hint(value: object, allowed: set[str]) -> None:
 
 @pytest.mark.parametrize("form", [list, ",".join])
 def test_a_subset_hint_is_bounded_and_read_once(form: Callable[[list[str]], object]) -> None:
-    filler = [f"192.0.2.{n}:{port}" for n in range(256) for port in range(8000, 8016)]
+    filler = [f"192.0.2.{n}:{port}" for n in range(256) for port in range(8000, 8004)]
     assert len(filler) == subset.MAX_ENTRIES
     for entries, allowed in (
         (["10.0.0.1:8000", *filler], True),
@@ -590,6 +600,17 @@ def test_a_subset_hint_is_bounded_and_read_once(form: Callable[[list[str]], obje
             else:
                 assert rejection(answers)[:2] == (503, "empty-subset")
         assert subset.read.cache_info().misses == 1
+
+
+def test_no_subset_hint_holds_the_event_loop() -> None:
+    seconds = []
+    for n in range(3):
+        sent = subset.hint_of(hint([f"[2001:db8:{n:x}:{k:x}::1]:8000" for k in range(4096)]))
+        assert sent is not None
+        began = thread_time()
+        assert len(subset.hinted(sent)) == subset.MAX_ENTRIES
+        seconds.append(thread_time() - began)
+    assert min(seconds) < 0.03
 
 
 def test_the_subset_hint_can_be_switched_off() -> None:
@@ -763,7 +784,23 @@ def test_of_duplicate_headers_the_last_counts() -> None:
             message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
         stream.send(message)
         stream.body()
-        assert stream.session.request.model == expected
+        assert stream.request.model == expected
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_a_short_body_of_many_lists_is_not_read_on_the_event_loop(mode: BodySendMode) -> None:
+    budget = BodyBudget(1 << 30)
+    for tool, long in (("[" * 240 + "]" * 240, True), ('"' + "x" * 478 + '"', False)):
+        body = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[%b1]}' % (f"{tool},".encode() * 200)
+        stream = Stream(budget=budget)
+        stream.headers(mode)
+        halves = (body[:50_000], body[50_000:]) if mode == FULL_DUPLEX_STREAMED else (body,)
+        for half in halves[:-1]:
+            stream.body(half, eos=False)
+        assert destination(stream.body(halves[-1])[0]) in TARGETS
+        assert stream.took_long == long
+        stream.session.finish(1.0)
+        assert budget.used == 0
 
 
 def test_a_request_id_is_short_and_printable() -> None:
@@ -786,6 +823,68 @@ def test_what_is_printable_is_bounded(text: str, length: int) -> None:
     assert kept.isprintable()
     if text.isprintable() and len(text) <= length:
         assert kept == text
+
+
+EMOJI = "\U0001f600"
+
+
+@pytest.mark.parametrize("kept", ["x_session_id", "x_gateway_model_name_rewrite"])
+@pytest.mark.parametrize("width", [1, headers.WIDTH])
+def test_a_value_takes_the_same_memory_whatever_its_characters(kept: str, width: int) -> None:
+    longest = (headers.MAX_VALUE if kept == "x_session_id" else headers.MAX_NAME) // width
+    first = EMOJI if width > 1 else "x"
+    for more, expected in ((0, True), (1, False)):
+        sent: dict[str, Any] = {kept: first + "x" * (longest - 1 + more)}
+        stream = Stream(strict_models=True)
+        stream.headers(**sent)
+        assert (headers.memory(stream.session._headers) > headers.MAX_NAME) == expected
+
+
+def heavy() -> dict[str, Any]:
+    """Headers that take as much memory as the picker keeps for one request."""
+    names = ("content_encoding", "traceparent", "x_session_id", *headers.CONSUMED, "x_gateway_model_name")
+    return dict.fromkeys(names, "x" * 4096) | {"path": "/v1/completions?" + "x" * 4000}
+
+
+def test_headers_of_requests_that_do_not_end_have_one_bound() -> None:
+    budget = BodyBudget(100_000)
+    streams = [Stream(headers_budget=budget) for _ in range(100)]
+    answers = [stream.headers(**heavy()) for stream in streams]
+    assert rejection(answers[-1])[:2] == (503, "overloaded")
+    assert 90_000 < budget.used <= 100_000
+    small = Stream(headers_budget=budget)
+    small.headers(x_session_id="s7")
+    assert destination(small.body()[0]) in TARGETS
+    for stream in streams:
+        stream.session.finish(1.0)
+    assert budget.used == 0
+
+
+def test_a_hint_counts_as_headers_and_does_not_hold_its_message() -> None:
+    budget = BodyBudget(100_000)
+    stream = Stream(headers_budget=budget)
+    stream.headers(subset=["10.0.0.1:8000", "9" * 50_000])
+    assert 50_000 < budget.used < 52_000
+    assert destination(stream.body()[0]) == "10.0.0.1:8000"
+    assert budget.used == 0
+    assert rejection(Stream(headers_budget=budget).headers(subset=["9" * 100_000]))[:2] == (503, "overloaded")
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
+def test_an_answered_stream_keeps_no_headers_but_its_id(mode: BodySendMode, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return range(len(candidates))\n")
+    budget = BodyBudget(100_000)
+    stream = Stream(
+        headers_budget=budget, strategy=f"{tmp_path / 'mine.py'}:choose", observe_responses=True, strict_models=False
+    )
+    stream.headers(mode, response=mode, x_session_id="s7" * 1000, x_request_id="r-7")
+    assert budget.used > 4000
+    stream.body(json.dumps({"model": "m" * 1024, "messages": [{"role": "user", "content": "x"}]}).encode())
+    assert budget.used == 0
+    assert stream.request.session_id == "s7" * 1000
+    session = stream.session
+    assert (session.request_id, session.request.headers, session._hint) == ("r-7", {}, None)
+    assert headers.memory(session._headers) + len(session.request.model) + len(session.request.seed) < 1000
 
 
 def large(kilobytes: int) -> bytes:
@@ -1025,8 +1124,8 @@ def test_a_compressed_body_is_read_and_passed_on_as_it_came(mode: BodySendMode) 
     plain.body()
     stream.headers(mode, content_encoding="gzip")
     answers = stream.body(body)
-    assert stream.session.takes_long
-    assert stream.session.request == plain.session.request
+    assert stream.took_long
+    assert stream.request == plain.request
     if mode is FULL_DUPLEX_STREAMED:
         assert answers[1].request_body.response.body_mutation.streamed_response.body == body
     else:
@@ -1060,7 +1159,7 @@ def test_a_body_that_cannot_be_decoded_is_routed_unread(encoding: str, body: byt
     stream.headers(BUFFERED, content_encoding=encoding)
     (reply,) = stream.body(body)
     assert destination(reply) in TARGETS
-    assert stream.session.request.parts == ()
+    assert stream.request.prompt_bytes == 0
     stream.session.finish(0.0)
     assert stream.budget.used == 0
 
@@ -1087,7 +1186,7 @@ def test_a_compressed_body_that_was_cut_off_is_read_as_far_as_it_goes() -> None:
     stream.headers(BUFFERED_PARTIAL, content_encoding="gzip", content_length=str(len(body)))
     (reply,) = stream.body(body[: len(body) // 2], eos=False)
     assert destination(reply) in TARGETS
-    assert stream.session.request.prompt_bytes == pytest.approx(len(words), rel=0.05)
+    assert stream.request.prompt_bytes == pytest.approx(len(words), rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------ what an engine keeps
@@ -1135,7 +1234,7 @@ def test_what_the_body_goes_on_with_comes_before_the_session() -> None:
     stream = Stream(session_header="x-my-session")
     stream.headers(BUFFERED, path="/v1/responses", x_my_session="s")
     stream.body(b'{"model": "m", "previous_response_id": "resp_77"}')
-    assert stream.session.request.state == "resp_77"
+    assert stream.request.state == "resp_77"
 
 
 def test_requests_of_a_session_that_cannot_be_read_go_to_one_endpoint() -> None:
@@ -1153,4 +1252,4 @@ def test_a_session_does_not_keep_a_prompt_from_the_endpoint_that_holds_it() -> N
     stream = Stream()
     stream.headers(BUFFERED, x_session_id="s")
     stream.body()
-    assert stream.session.request.state == ""
+    assert stream.request.state == ""

@@ -63,6 +63,7 @@ class World:
             session_rules(max_body_bytes=1 << 20, body_memory=4 << 20),
             models=self.pool.models,
             budget=self.budget,
+            headers_budget=BodyBudget(1 << 20),
             chance=random.Random(1).random,
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ from warmroute.request.limits import (
     CONTAINER_VALUES,
     KEY_VALUES,
     LENIENT_BODY,
+    LENIENT_VALUES,
+    LONG_BODY,
     MAX_JSON_VALUES,
     count_values,
+    has_many_containers,
     memory_needed,
 )
 from warmroute.request.parse import parse, parse_beginning
@@ -62,6 +67,55 @@ def test_no_bytes_raise(body: bytes, limit: int) -> None:
 
 def chat(extra: str, size: int) -> bytes:
     return f'{{"model":"m","messages":[1],"x":[{",".join([extra] * (size // (len(extra) + 1)))}]}}'.encode()
+
+
+SIGNED = "a://?hm&sig&token&signature&q-signature&x-amz-signature&x-goog-signature&x-oss-signature&"
+IMAGE = '{"type":"image_url","image_url":{"url":"%s"}}'
+BLOCKS = ('{"model":"m","messages":[{"role":"user","content":[', "]}]}")
+TOOLS = ('{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[', "]}")
+
+
+@pytest.mark.parametrize(
+    ("path", "ends", "member"),
+    [
+        (CHAT, BLOCKS, IMAGE % ("http://a?sig&" + "s&" * 4000)),
+        (CHAT, BLOCKS, IMAGE % (SIGNED + "&" * 8000)),
+        (CHAT, BLOCKS, IMAGE % (SIGNED + "s&" * 23)),
+        (CHAT, BLOCKS, IMAGE % "http://a?b=c&sig=d&se=1"),
+        (CHAT, BLOCKS, '{"image":"a://?hm&token&sig"}'),
+        (CHAT, TOOLS, "[" * 240 + "]" * 240),
+        (CHAT, ('{"model":"m","messages":[{}],"tools":["\\ud800",', "]}"), "[" * 240 + "]" * 240),
+        ("/v1/completions", ('{"model":"\\ud800","prompt":[', "]}"), "1"),
+        (CHAT, ('{"model":"m","messages":[', "]}"), '{"role":"user","content":"a"}'),
+        ("/v1/completions", ('{"model":"m","prompt":[', "]}"), "[1]"),
+        ("/v1/embeddings", ('{"model":"m","input":[', "]}"), '{"content":[{"type":"text","text":"a"}]}'),
+    ],
+    ids=[
+        "parameters",
+        "marks",
+        "signed",
+        "images",
+        "tiny images",
+        "lists",
+        "surrogate",
+        "surrogate ids",
+        "messages",
+        "ids",
+        "inputs",
+    ],
+)
+def test_what_is_read_on_the_event_loop_takes_less_than_50_ms(path: str, ends: tuple[str, str], member: str) -> None:
+    head, tail = ends
+    members = (LONG_BODY - len(head) - len(tail) - 1) // (len(member) + 1)
+    body = f"{head}{','.join([member] * members)}{tail}".encode()
+    assert len(body) < LONG_BODY
+    seconds = []
+    for _ in range(4):
+        began = thread_time()
+        parse(path, JSON, body)
+        seconds.append(thread_time() - began)
+    most = 0.05 if sys.gettrace() is None else 1  # measuring coverage multiplies the CPU
+    assert has_many_containers([body]) or min(seconds) < most
 
 
 @pytest.mark.parametrize("member", ["{}", "[]", '{"":0}', "[[1]]", "[" * 900 + "]" * 900, "0", '""'])
@@ -114,3 +168,6 @@ def test_a_large_body_that_is_no_strict_json_is_refused() -> None:
     refused = parse(CHAT, JSON, body % (b"a" * (LENIENT_BODY - len(body) + 3)))
     assert isinstance(refused, Rejection)
     assert refused.status == 400
+    for members, expected in ((90_000, InferenceRequest), (LENIENT_VALUES, Rejection)):
+        parsed = parse(CHAT, JSON, b'{"model":"m","messages":[{}],"n":NaN,"x":[%b1]}' % (b"1," * members))
+        assert isinstance(parsed, expected)

@@ -10,6 +10,7 @@ from warmroute.prefix.chain import build
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.media import unsigned
 from warmroute.request.parse import parse
+from warmroute.request.prompt import MAX_SIGNED_MEDIA
 
 LONG = "What a long text before an image. " * 300
 
@@ -65,6 +66,24 @@ def test_a_url_that_is_signed_anew_is_the_same_image(url: str) -> None:
 )
 def test_other_urls_count_as_they_are(url: str) -> None:
     assert unsigned(url) == url
+
+
+def test_of_a_query_any_member_may_sign_and_all_that_change_are_left_out() -> None:
+    assert unsigned("https://a/i?SE=1&id=5&Sig=x=y&sign=2") == "https://a/i?id=5&sign=2"
+    assert unsigned("https://a/i?sig") == "https://a/i?"
+    assert unsigned("https://a/i?x-security-token=1&token=2&signature&v=Signature") == "https://a/i?v=Signature"
+    many = "https://a/i?sig=1" + "&id=5" * 31
+    assert unsigned(many) == "https://a/i?" + "&id=5"[1:] + "&id=5" * 30
+    assert unsigned(many + "&id=5") == many + "&id=5"
+
+
+def test_the_images_of_a_request_whose_signature_is_left_out_are_bounded() -> None:
+    signed = [image(f"https://a/{k}?sig=1") for k in range(MAX_SIGNED_MEDIA + 1)]
+    one = chat(*signed)
+    for k, same in ((MAX_SIGNED_MEDIA - 1, True), (MAX_SIGNED_MEDIA, False)):
+        anew = [*signed]
+        anew[k] = image(f"https://a/{k}?sig=2")
+        assert (chat(*anew).parts == one.parts) == same
 
 
 def test_members_of_a_query_that_choose_the_image_count() -> None:

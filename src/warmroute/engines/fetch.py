@@ -27,6 +27,9 @@ MOST_HEAD_BYTES = 16 << 10
 """Bytes of status line and headers, or of a chunked body's trailers. nginx and uvicorn allow 8 to 64 kB of headers."""
 MOST_INTERIM = 4
 """Responses with status 1xx before the final one. None is expected: they answer ``Expect``, which is not sent."""
+MOST_FRAMING_BYTES = 128 << 10
+"""Bytes of an answer beside its page: heads, lines of chunks with their extensions, trailers. The lines of 4,096 chunks have
+40 kB; an extension is rarely sent."""
 MOST_CHUNKS = 4_096
 """Chunks of a chunked body. A page of 2 MiB in chunks of 512 bytes; servers send it in one or in chunks of 4 kB and more."""
 CONNECT_SHARE = 0.8
@@ -113,8 +116,9 @@ class PageFetcher:
         reusable = False
         try:
             connection.writer.write(request)
-            head = await _final_head(connection.reader)
-            body = await _body(connection.reader, head, self._most_bytes)
+            answer = _Answer(connection.reader)
+            head = await _final_head(answer)
+            body = await _body(answer, head, self._most_bytes)
             reusable = head.keep_alive
             return head.status, body
         except asyncio.IncompleteReadError as error:
@@ -186,6 +190,32 @@ class _Connection:
         self.writer.transport.abort()
 
 
+class _Answer:
+    """The bytes of one answer, as they come. Those beside the page are counted, however they are framed."""
+
+    __slots__ = ("_left", "_reader")
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._left = MOST_FRAMING_BYTES
+
+    async def line(self) -> bytes:
+        """The next line, with its end."""
+        line = await self._reader.readuntil(b"\n")
+        self._left -= len(line)
+        if self._left < 0:
+            raise ScrapeError(f"the engine's answer has more than {MOST_FRAMING_BYTES} bytes beside its page")
+        return line
+
+    async def exactly(self, size: int) -> bytes:
+        """The next ``size`` bytes of the page."""
+        return await self._reader.readexactly(size)
+
+    async def some(self) -> bytes:
+        """The next bytes of the page; empty at the end of the connection."""
+        return await self._reader.read(READ_BYTES)
+
+
 class _Head(NamedTuple):
     """Status and framing of a response."""
 
@@ -196,21 +226,21 @@ class _Head(NamedTuple):
     keep_alive: bool
 
 
-async def _final_head(reader: asyncio.StreamReader) -> _Head:
+async def _final_head(answer: _Answer) -> _Head:
     """The head of the first response that is not interim."""
     for _ in range(MOST_INTERIM + 1):
-        head = await _head(reader)
+        head = await _head(answer)
         if head.status >= 200:
             return head
     raise ScrapeError(f"the engine sends more than {MOST_INTERIM} interim responses")
 
 
-async def _head(reader: asyncio.StreamReader) -> _Head:
-    line = await _first_line(reader)
+async def _head(answer: _Answer) -> _Head:
+    line = await _first_line(answer)
     status_line = _STATUS_LINE.fullmatch(line)
     if status_line is None:
         raise ScrapeError(f"the engine does not answer in HTTP: {line[:40]!r}")
-    headers = await _headers(reader)
+    headers = await _headers(answer)
     status = int(status_line[2])
     chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
     length: int | None = None
@@ -224,20 +254,20 @@ async def _head(reader: asyncio.StreamReader) -> _Head:
     return _Head(status, length, chunked, keep_alive=not closes and (chunked or length is not None))
 
 
-async def _first_line(reader: asyncio.StreamReader) -> bytes:
+async def _first_line(answer: _Answer) -> bytes:
     try:
-        return await reader.readuntil(b"\n")
+        return await answer.line()
     except asyncio.IncompleteReadError as error:
         if not error.partial:
             raise ConnectionError("the engine hangs up without an answer") from error
         raise ScrapeError(f"the engine does not answer in HTTP: {error.partial[:40]!r}") from error
 
 
-async def _headers(reader: asyncio.StreamReader) -> dict[bytes, bytes]:
+async def _headers(answer: _Answer) -> dict[bytes, bytes]:
     """Header fields up to the empty line, names in lower case; of several with one name the last counts."""
     headers: dict[bytes, bytes] = {}
     size = 0
-    while (line := await reader.readuntil(b"\n")) not in (b"\r\n", b"\n"):
+    while (line := await answer.line()) not in (b"\r\n", b"\n"):
         size += len(line)
         if size > MOST_HEAD_BYTES:
             raise ScrapeError(f"the headers of the engine's answer exceed {MOST_HEAD_BYTES} bytes")
@@ -246,32 +276,32 @@ async def _headers(reader: asyncio.StreamReader) -> dict[bytes, bytes]:
     return headers
 
 
-async def _body(reader: asyncio.StreamReader, head: _Head, most: int) -> bytes:
+async def _body(answer: _Answer, head: _Head, most: int) -> bytes:
     if head.chunked:
-        return await _chunks(reader, most)
+        return await _chunks(answer, most)
     if head.length is not None:
         _check(head.length, most)
-        return await reader.readexactly(head.length)
+        return await answer.exactly(head.length)
     body = bytearray()
-    while data := await reader.read(READ_BYTES):
+    while data := await answer.some():
         body += data
         _check(len(body), most)
     return bytes(body)
 
 
-async def _chunks(reader: asyncio.StreamReader, most: int) -> bytes:
+async def _chunks(answer: _Answer, most: int) -> bytes:
     body = bytearray()
     for _ in range(MOST_CHUNKS):
-        match = _CHUNK_SIZE.fullmatch(await reader.readuntil(b"\n"))
+        match = _CHUNK_SIZE.fullmatch(await answer.line())
         if match is None:
             raise ScrapeError("the engine's answer has a chunk without a size")
         size = int(match[1], 16)
         if size == 0:
-            await _headers(reader)
+            await _headers(answer)
             return bytes(body)
         _check(len(body) + size, most)
-        body += await reader.readexactly(size)
-        await reader.readuntil(b"\n")
+        body += await answer.exactly(size)
+        await answer.line()
     raise ScrapeError(f"the metrics page comes in more than {MOST_CHUNKS} chunks")
 
 

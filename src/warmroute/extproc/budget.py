@@ -1,4 +1,4 @@
-"""Memory for request bodies, shared by all streams."""
+"""Memory for request bodies, and for what streams keep beside them, shared by all streams."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ SPARE = 4
 
 
 class BodyBudget:
-    """Bytes of memory that request bodies may take at once: while they come in and while they are read.
+    """Bytes of memory that request bodies may take at once: while they come in and while they are read. A second one is for
+    the headers of requests that have not come completely.
 
     Thread-safe, since long bodies are read in threads.
     """

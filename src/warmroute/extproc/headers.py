@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from sys import getsizeof
 from types import MappingProxyType
 
-from warmroute.extproc.ext_proc_pb2 import HeaderMap
+from warmroute.extproc.ext_proc_pb2 import HeaderMap, HeaderValue
 
 DATA_PARALLEL_RANK = "x-data-parallel-rank"
 """Request header: the data-parallel engine behind the port that serves the request (vLLM's OpenAI server)."""
@@ -49,24 +50,26 @@ MAX_REQUEST_ID = 128
 """Characters of ``x-request-id`` that are kept; it is for logs and debug pages only."""
 MOST_VISIBLE = 100
 """Headers of a request that custom strategies see; Envoy accepts 100 by default."""
+MOST_VISIBLE_BYTES = 16 << 10
+"""Bytes of memory of these headers, names included; further ones are left out."""
 MAX_VALUE = 4096
 """Longest value of any other header, in characters. A longer one counts as absent: a cut name would be another name."""
+MAX_NAME = 1024
+"""Longest value, in characters, of a header that names a model, an objective or a tenant."""
+MAX_WORD = 256
+"""Longest value, in characters, of a header that has a form of its own, such as a method or a media type."""
+WIDTH = 4
+"""Bytes of memory of a character in a text with characters beyond ASCII, at most: such a value may have 1/WIDTH of the
+characters."""
 
-_WANTED = frozenset(
-    (
-        *(
-            ":method",
-            ":path",
-            ":status",
-            "content-type",
-            "content-length",
-            "content-encoding",
-            "upgrade",
-            "x-request-id",
-        ),
-        *(TRACEPARENT, MODEL_NAME, TEST_SELECTION, *CONSUMED),
-    )
-)
+_LONGEST = {
+    ":path": MAX_VALUE,
+    "x-request-id": MAX_REQUEST_ID,
+    **dict.fromkeys((":method", ":status", "content-type", "content-length", "content-encoding"), MAX_WORD),
+    **dict.fromkeys(("upgrade", TRACEPARENT), MAX_WORD),
+    **dict.fromkeys((MODEL_NAME, TEST_SELECTION, *CONSUMED), MAX_NAME),
+}
+"""The headers that the picker uses, with the longest value of each in characters."""
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -74,21 +77,40 @@ def read(headers: HeaderMap, also: str = "") -> dict[str, str]:
     """The headers that the picker uses, and ``also``; of duplicates the last. Envoy fills ``raw_value``, other proxies may
     fill ``value``.
 
-    Names are lower case. Values are bounded (:data:`MAX_VALUE`), the request id is :func:`printable`.
+    Names are lower case. Values are bounded (:data:`MAX_VALUE`, :data:`MAX_NAME`, :data:`MAX_WORD`), the request id is
+    :func:`printable`.
     """
     found = {}
     for header in headers.headers:
         name = header.key.lower()
-        if name in _WANTED or name == also:
-            raw = header.raw_value
-            value = raw.decode("utf-8", "replace") if raw else header.value
+        longest = MAX_VALUE if name == also else _LONGEST.get(name, 0)
+        if longest:
+            value = _text(header)
             if name == "x-request-id":
                 found[name] = printable(value, MAX_REQUEST_ID)
-            elif len(value) <= MAX_VALUE:
+            elif _fits(value, longest):
                 found[name] = value
             else:
                 found.pop(name, None)  # of duplicates the last counts
     return found
+
+
+def memory(known: Mapping[str, str]) -> int:
+    """Bytes of memory of headers, those of the dictionary apart."""
+    size = 0
+    for name, value in known.items():
+        size += getsizeof(name) + getsizeof(value)
+    return size
+
+
+def _text(header: HeaderValue) -> str:
+    raw = header.raw_value
+    return raw.decode("utf-8", "replace") if raw else header.value
+
+
+def _fits(value: str, longest: int) -> bool:
+    """Whether a text takes no more memory than ``longest`` characters of ASCII."""
+    return len(value) <= (longest if value.isascii() else longest // WIDTH)
 
 
 def is_two_way(known: dict[str, str]) -> bool:
@@ -106,13 +128,15 @@ def is_two_way(known: dict[str, str]) -> bool:
 
 def visible(headers: HeaderMap) -> Mapping[str, str]:
     """The headers for custom strategies, read-only, names in lower case: the first :data:`MOST_VISIBLE`, without those whose
-    value is longer than :data:`MAX_VALUE`; of duplicates the last."""
+    value is longer than :data:`MAX_VALUE` or that go beyond :data:`MOST_VISIBLE_BYTES`; of duplicates the last."""
     found: dict[str, str] = {}
+    left = MOST_VISIBLE_BYTES
     for header in headers.headers[:MOST_VISIBLE]:
-        raw = header.raw_value
-        value = raw.decode("utf-8", "replace") if raw else header.value
-        if len(value) <= MAX_VALUE:
-            found[header.key.lower()] = value
+        name, value = header.key.lower(), _text(header)
+        size = getsizeof(name) + getsizeof(value)
+        if size <= left and _fits(value, MAX_VALUE):
+            left -= size
+            found[name] = value
     return MappingProxyType(found)
 
 

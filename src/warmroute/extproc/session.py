@@ -38,7 +38,6 @@ from warmroute.extproc.ext_proc_pb2 import (
     NONE,
     BodySendMode,
     HttpBody,
-    Metadata,
     ProcessingRequest,
 )
 from warmroute.extproc.transitions import (
@@ -54,7 +53,7 @@ from warmroute.extproc.wire import response_chunk
 from warmroute.pool.models import Criticality, ModelTable
 from warmroute.request.content_encoding import decode, decoded_limit, is_compressed
 from warmroute.request.inference import NO_HEADERS, NO_PROMPT, InferenceRequest
-from warmroute.request.limits import LONG_BODY, memory_needed
+from warmroute.request.limits import LONG_BODY, MANY_CONTAINERS, has_many_containers, memory_needed
 from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.rejections import (
     Rejection,
@@ -75,6 +74,12 @@ RESPONSE_BEGINNING = 16 << 10
 """Bytes at the beginning of a response in which its id is looked for."""
 LARGE_BODY = 1 << 20
 """Content length in bytes from which memory is reserved before the body comes."""
+HEADERS_FREELY = 1 << 10
+"""Bytes of memory that the headers and the subset hint of a request take freely; most take less."""
+HEADERS_MEMORY = 64 << 20
+"""Bytes of memory that those of all requests take at once, which have more and have not come completely."""
+KEPT_NAME = 256
+"""Characters of the model's name that stay with an answered stream. Metrics count longer ones than 128 as ``other``."""
 
 _INTERNAL_ERROR = Rejection(500, "internal_error", "The endpoint picker failed.", "internal")
 _OVERLOADED = overloaded("The endpoint picker has no memory for another request body now.")
@@ -111,10 +116,12 @@ class Session:
         "_chunks",
         "_criticality",
         "_headers",
+        "_headers_budget",
+        "_headers_held",
         "_held",
+        "_hint",
         "_in_flight",
         "_looked_through",
-        "_metadata",
         "_models",
         "_new_body",
         "_pending",
@@ -123,6 +130,7 @@ class Session:
         "_router",
         "_rules",
         "_stream_ends_with_response",
+        "_takes_long",
         "_truncated",
         "_visible_headers",
         "body_bytes",
@@ -142,22 +150,29 @@ class Session:
         *,
         models: ModelTable,
         budget: BodyBudget,
+        headers_budget: BodyBudget,
         chance: Callable[[], float],
     ) -> None:
         self._router = router
         self._rules = rules
         self._models = models
         self._budget = budget
+        self._headers_budget = headers_budget
         self._chance = chance
         self._headers: dict[str, str] = {}
         self._visible_headers = NO_HEADERS
         """For custom strategies."""
-        self._metadata: Metadata | None = None
+        self._headers_held = 0
+        """Bytes taken from the budget of headers."""
+        self._hint: bytes | None = None
+        """The gateway's subset hint, serialised."""
         self._criticality = Criticality.STANDARD
         self._request_mode: BodySendMode = BUFFERED  # if the gateway does not name its mode
         self._response_mode: BodySendMode = NONE
         self._chunks: list[bytes] = []
         self._body = b""
+        self._takes_long: bool | None = None
+        """Whether a complete body takes long to read; None: not looked at."""
         self._truncated = False
         self._new_body: bytes | None = None
         self._held = 0
@@ -196,7 +211,12 @@ class Session:
     @property
     def takes_long(self) -> bool:
         """``parse`` takes so long that it must not run on the event loop. A compressed body may be of any length."""
-        return self.body_bytes >= LONG_BODY or (self.body_bytes > 0 and self._compressed)
+        if self.body_bytes < MANY_CONTAINERS:  # it is short, and a bracket is a byte
+            return self.body_bytes > 0 and self._compressed
+        if self._takes_long is None:
+            pieces = self._chunks or [self._body]
+            self._takes_long = self.body_bytes >= LONG_BODY or self._compressed or has_many_containers(pieces)
+        return self._takes_long
 
     @property
     def _compressed(self) -> bool:
@@ -229,8 +249,9 @@ class Session:
         kind = message.WhichOneof("request")
         if kind is None:  # newer protocol versions send messages that this one does not know
             return []
-        if self.decision is None and message.HasField("metadata_context"):
-            self._metadata = message.metadata_context
+        with_metadata = self.decision is None and message.HasField("metadata_context")
+        if with_metadata:
+            self._hint = subset.hint_of(message.metadata_context)
         end_of_stream = kind in _WITH_END and getattr(message, kind).end_of_stream
         two_way = False
         if kind == "request_headers":
@@ -244,6 +265,13 @@ class Session:
             rejection = self._take_headers(step.action)
         elif kind == "request_body":
             rejection = self._take_body(message.request_body, step.action)
+        # What is answered at once is not kept.
+        if (
+            rejection is None
+            and (kind == "request_headers" or with_metadata)
+            and not (step.picks or self._hold_headers())
+        ):
+            rejection = _OVERLOADED
         if rejection is not None:
             return [self._reject(rejection)]
         if step.picks:
@@ -345,8 +373,9 @@ class Session:
         if self._rules.decision_metadata:
             answers[0] += replies.decision_metadata(self.decision.reason, round(self.decision.match_ratio, 2))
         # The stream may stay open as long as the answer: nothing of the request's size stays with it.
-        self._body, self._new_body, self._metadata = b"", None, None
-        self.request = self.request._replace(parts=())
+        self._body, self._new_body = b"", None
+        self.request = InferenceRequest(model=self.request.model[:KEPT_NAME])
+        self._drop_headers()
         return answers
 
     def release_reply(self) -> None:
@@ -389,6 +418,7 @@ class Session:
         self.state = State.CLOSED
         self._pending = None
         self._drop_body()
+        self._drop_headers()
         if self._in_flight and self.decision is not None:
             self._in_flight = False
             self._router.finished(self.decision, now)
@@ -413,7 +443,9 @@ class Session:
         self.state = State.CLOSED
         self._pending = None
         self._drop_body()
-        return replies.reject(rejection, self._headers.get(":path", ""))
+        reply = replies.reject(rejection, self._headers.get(":path", ""))
+        self._drop_headers()
+        return reply
 
     # ---------------------------------------------------------------- taking the request in
 
@@ -489,6 +521,24 @@ class Session:
             self._budget.give(self._held - size)
             self._held = size
 
+    def _hold_headers(self) -> bool:
+        """Take memory for what is kept of the headers and for the hint. False if too little is left."""
+        size = headers.memory(self._headers) + headers.memory(self._visible_headers) + len(self._hint or b"")
+        more = size - self._headers_held
+        if size <= HEADERS_FREELY or more <= 0:
+            return True
+        if not self._headers_budget.take(more):
+            return False
+        self._headers_held = size
+        return True
+
+    def _drop_headers(self) -> None:
+        """Keep the request's id alone."""
+        self._headers, self._visible_headers, self._hint = {"x-request-id": self.request_id}, NO_HEADERS, None
+        if self._headers_held:
+            self._headers_budget.give(self._headers_held)
+            self._headers_held = 0
+
     def _drop_body(self) -> None:
         self._chunks.clear()
         self._body, self._new_body = b"", None
@@ -540,9 +590,9 @@ class Session:
     def _allowed(self) -> frozenset[str] | None:
         if self._rules.enable_conformance_headers and self._headers.get(headers.TEST_SELECTION):
             return subset.members(subset.split(self._headers[headers.TEST_SELECTION]))
-        if self._metadata is None or self._rules.disable_endpoint_subset_filter:
+        if self._hint is None or self._rules.disable_endpoint_subset_filter:
             return None
-        return subset.hinted(self._metadata)
+        return subset.hinted(self._hint)
 
     def _first(self, names: tuple[str, ...]) -> str:
         """The value of the first of these request headers that is present and not empty."""

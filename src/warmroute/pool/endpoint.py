@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from typing import Literal
 
@@ -55,7 +55,7 @@ def canonical_address(address: str) -> str:
 @lru_cache(maxsize=4096)
 def _canonical(address: str) -> str:
     try:
-        return str(ip_address(address))
+        return str(IPv6Address(address) if ":" in address else IPv4Address(address))
     except ValueError:
         return address
 

@@ -6,6 +6,8 @@ The values are counted in the text first, at the speed of ``bytes.count``, and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from warmroute.request.json_structure import outside_strings
 
 MAX_JSON_VALUES = 1 << 20
@@ -20,10 +22,13 @@ KEY_VALUES = 2
 LONG_BODY = 512 << 10
 """Size in bytes from which a body is not to be read on the event loop.
 
-A chat of this size takes 0.5 ms, the most expensive body of this size 60 to 120 ms (lists in lists, or ten thousands of tiny
-blocks), a body of any size within the limits up to 300 ms and 10 ms per MB more. The decoder holds the GIL for up to half of
-that.
+A chat of this size takes 0.5 ms, the most expensive body of this size up to 40 ms (ten thousands of tiny blocks), a body of
+any size within the limits up to 300 ms and 10 ms per MB more. The decoder holds the GIL for up to half of that.
 """
+
+MANY_CONTAINERS = 20_000
+"""Objects and lists, brackets in texts among them, from which a shorter body is not to be read on the event loop
+either. Half a megabyte of lists in lists takes 60 to 140 ms."""
 
 PIECE = 256 << 10
 """Bytes that are counted in one step. ``bytes.count`` holds the GIL: each of the four counts of 31 MB of brackets would
@@ -38,6 +43,9 @@ of which UTF-8 copies are made."""
 
 LENIENT_BODY = 4 << 20
 """Largest body in bytes that is decoded a second time, leniently, if it is not strict JSON (NaN, lone surrogates)."""
+
+LENIENT_VALUES = 100_000
+"""Most values of such a body: the standard library decodes and writes it without releasing the GIL, a million in 0.2 s."""
 
 LENIENT_MEMORY = 5
 """Further bytes of memory for each byte of text in that case: the whole body becomes one string first."""
@@ -59,17 +67,20 @@ def count_values(body: bytes, limit: int) -> int:
     return values if values <= limit else _values_outside_strings(body, limit)
 
 
+def has_many_containers(pieces: Sequence[bytes]) -> bool:
+    """Whether a body, in pieces, has :data:`MANY_CONTAINERS`. Half a megabyte of text takes 0.02 ms, of brackets 0.3 ms."""
+    return sum([piece.count(b"[") + piece.count(b"{") for piece in pieces]) >= MANY_CONTAINERS
+
+
 def memory_needed(body: bytes, max_values: int = MAX_JSON_VALUES) -> int:
     """Upper bound of the memory, in bytes, that parsing and rewriting ``body`` takes in addition to the body itself.
 
     A body of half a megabyte takes at most 74 MB, a base64 image of 30 MB 120 MB (with an emoji in the text beside it
-    260 MB), a chat of 4 MB 20 to 80 MB, any body of 32 MiB 350 MB. Nothing is decoded: 3 ms per MB above LONG_BODY, below it
-    less than 0.1 ms. tests/request/test_limits.py compares it with what parsing takes.
+    260 MB), a chat of 4 MB 20 to 80 MB, any body of 32 MiB 350 MB. Nothing is decoded: 3 ms per MB.
+    tests/request/test_memory.py compares it with what parsing takes.
     """
     length = len(body)
-    values = min(2 * length, max_values)
-    if length > LONG_BODY:
-        values = min(values, _values(body, max_values))
+    values = min(2 * length, max_values, _values(body, max_values))
     if body.isascii() and b"\\u" not in body:
         text = PLAIN_TEXT_MEMORY * length
     else:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import orjson
 
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
-from warmroute.request.limits import LENIENT_BODY, MAX_JSON_VALUES, count_values
+from warmroute.request.limits import LENIENT_BODY, LENIENT_VALUES, MAX_JSON_VALUES, count_values
 from warmroute.request.prompt import Prompt, media_options
 from warmroute.request.rejections import Rejection, malformed, too_many_values
 from warmroute.request.routes import MEDIA_FIELDS, Document, Form, Route, find_route, model_in_path
@@ -140,7 +140,7 @@ def _decode(body: bytes) -> object:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         why = str(error)
-    if len(body) > LENIENT_BODY:
+    if len(body) > LENIENT_BODY or count_values(body, LENIENT_VALUES) > LENIENT_VALUES:
         return malformed(f"The request body is not valid JSON: {why}")
     try:  # decoded here: json.loads would accept UTF-16 too, in which the values cannot be counted
         return json.loads(body.decode("utf-8", "surrogatepass").removeprefix("\ufeff"), parse_int=_parse_integer)

@@ -49,6 +49,10 @@ MAX_ARGUMENTS = 512 << 10
 """Bytes of arguments of all tool calls that are parsed, at most 0.1 s of work (:data:`warmroute.request.limits.LONG_BODY`);
 the rest is written as text."""
 
+MAX_SIGNED_MEDIA = 1_024
+"""Media of a request whose URLs are taken apart to leave out their signatures, at most 12 us each. Further ones count as
+they are written."""
+
 TOKEN_BYTES = 4
 """Bytes of prompt of each token id."""
 
@@ -96,6 +100,7 @@ class Prompt:
         "_items_left",
         "_media_options",
         "_pending",
+        "_signed_left",
         "_spans",
         "head",
         "parts",
@@ -114,6 +119,7 @@ class Prompt:
         self._media_options = media_options
         self._items_left = MAX_ITEMS
         self._arguments_left = MAX_ARGUMENTS
+        self._signed_left = MAX_SIGNED_MEDIA
 
     def branch(self) -> None:
         """What is written already begins each of the prompts that follow."""
@@ -254,7 +260,9 @@ class Prompt:
                 self.media(one)
             return
         self._flush()
-        self._media(media_digest(content, self._media_options), MEDIA_BYTES)
+        self._signed_left -= 1
+        digest = media_digest(content, self._media_options, whole_url=self._signed_left < 0)
+        self._media(digest, MEDIA_BYTES)
 
     def _media(self, digest: bytes, prompt_bytes: int) -> None:
         self.parts.append(PromptPart(MEDIA + digest, prompt_bytes))

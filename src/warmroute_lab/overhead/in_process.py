@@ -111,7 +111,8 @@ def _picks(rounds: int, rng: random.Random, hints: Sequence[bytes | None]) -> li
     clock = count()
 
     def once(request: InferenceRequest, hint: bytes | None) -> None:
-        allowed = subset.hinted(Metadata.FromString(hint)) if hint is not None else None
+        received = subset.hint_of(Metadata.FromString(hint)) if hint is not None else None
+        allowed = subset.hinted(received) if received is not None else None
         router.pick(request, next(clock) * 2e-3, allowed=allowed)
 
     for _ in range(2 * MANY):

@@ -87,3 +87,19 @@ def test_bodies_of_many_values_cause_few_collections() -> None:
     assert (frozen > 10_000, none_frozen) == (True, 0)
     assert tuple(thresholds) == GC_THRESHOLDS
     assert untuned > 3 * young > 0
+
+
+@pytest.mark.parametrize("own", [100, None])
+def test_the_soft_limit_of_open_files_is_raised_as_far_as_the_hard_one_allows(own: int | None) -> None:
+    program = f"""
+import os, resource
+from warmroute import runtime
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+hard = {own} or hard
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+runtime.prepare(os.environ)
+soft, now = resource.getrlimit(resource.RLIMIT_NOFILE)
+most = runtime.FILE_DESCRIPTORS
+print(soft == (most if hard == resource.RLIM_INFINITY else min(most, hard)), now == hard)
+"""
+    assert run(program).stdout.split() == ["True", "True"]

@@ -151,6 +151,46 @@ async def test_busy_endpoints_are_scraped_more_often_than_idle_ones(stage: Stage
     assert 0.85 <= await stage.seconds_to_next_scrape() <= 1.15
 
 
+async def test_an_idle_endpoint_is_scraped_soon_after_a_request_was_sent_to_it(stage: Stage) -> None:
+    endpoint = stage.add()
+    await stage.settle()
+    await stage.seconds_to_next_scrape()
+    for pause in (0.2, 1.0):
+        for _ in range(int(pause / 0.05)):
+            stage.now += 0.05
+            await stage.settle()
+        before = len(stage.results)
+        sent_at = stage.now
+        while len(stage.results) == before:
+            stage.pool.sent(endpoint, stage.now)  # further requests do not put it off
+            stage.now += 0.05
+            await stage.settle()
+        assert stage.now - sent_at == pytest.approx(0.5, abs=0.06)
+    assert 1.75 <= await stage.seconds_to_next_scrape() <= 2.3, "that page showed it idle again"
+
+
+async def test_a_request_makes_no_scrape_come_before_the_pause_after_a_slow_page_or_a_failure(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = stage.add()
+    stage.engines.say(b"no metrics")
+    await stage.settle()
+    stage.pool.sent(endpoint, stage.now)
+    assert 1.75 <= await stage.seconds_to_next_scrape() <= 2.3
+    stage.engines.say(IDLE)
+    await stage.seconds_to_next_scrape()
+    read = Probe.answer
+
+    def slow(probe: Probe, status: int, body: bytes, asked_at: float) -> Any:
+        stage.now += 0.06
+        return read(probe, status, body, asked_at)
+
+    monkeypatch.setattr(Probe, "answer", slow)
+    await stage.seconds_to_next_scrape()
+    stage.pool.sent(endpoint, stage.now)
+    assert 1.15 <= await stage.seconds_to_next_scrape() <= 1.35
+
+
 async def test_a_page_that_takes_long_to_read_is_read_less_often(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.add()
     stage.engines.say(BUSY)

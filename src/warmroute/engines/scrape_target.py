@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
+from math import inf
 
 from warmroute.engines.probe import Probe
 from warmroute.pool.endpoint import Endpoint
@@ -44,6 +45,7 @@ class ScrapeTarget:
 
     __slots__ = (
         "answered_at",
+        "asked_at",
         "due",
         "endpoint",
         "engine",
@@ -55,6 +57,7 @@ class ScrapeTarget:
         "probe",
         "reading",
         "silent",
+        "soonest",
         "taken_over",
         "task",
         "url",
@@ -66,6 +69,11 @@ class ScrapeTarget:
         self.url = ""
         self.probe: Probe
         self.due = due
+        """When its page is read next, unless a request goes to it before (:meth:`awaited`)."""
+        self.asked_at = -inf
+        """When its latest page was asked for."""
+        self.soonest = due
+        """When the page may be read again at all."""
         self.task: asyncio.Task[None] | None = None
         self.outcome = ScrapeOutcome.OK
         self.silent = 0
@@ -89,6 +97,14 @@ class ScrapeTarget:
         self.url, self.models_url, self.probe = url, models_url, probe
         self.silent, self.answered_at, self.patience = 0, None, 1.0
         self.models_due = 0.0
+
+    def awaited(self, now: float, interval: float) -> bool:
+        """Whether a request was sent to the engine ``interval`` seconds ago or more that no page shows yet.
+
+        An idle engine, whose page is read seldom, may have answered it already.
+        """
+        sent_at = self.endpoint.sent_at
+        return sent_at > self.asked_at and now >= max(sent_at + interval, self.soonest)
 
     @property
     def hangs(self) -> bool:

@@ -192,10 +192,11 @@ class Scraper(PoolListener):
         if places <= 0:
             return
         due, silent_places = [], SILENT_CONCURRENCY
+        interval = busy_interval(self._settings, len(self._targets))
         for target in self._targets.values():
             if target.task is not None:
                 silent_places -= target.hangs
-            elif target.due <= now and target.endpoint.ready:
+            elif (target.due <= now or target.awaited(now, interval)) and target.endpoint.ready:
                 if self._owns(target.endpoint):
                     due.append(target)
                 else:
@@ -213,7 +214,7 @@ class Scraper(PoolListener):
             target.task.add_done_callback(self._in_flight.discard)
 
     async def _scrape(self, target: ScrapeTarget) -> None:
-        asked_at = self._clock()
+        asked_at = target.asked_at = self._clock()
         target.reading = 0.0
         outcome, message = await self._outcome(target)
         if outcome is ScrapeOutcome.OK:
@@ -223,6 +224,7 @@ class Scraper(PoolListener):
         target.task = None
         pause = min(target.reading / READING_SHARE, self._settings.idle_metrics_interval)
         target.due = asked_at + max(self._settle(target, outcome), pause)
+        target.soonest = asked_at + pause if outcome is ScrapeOutcome.OK else target.due
         if outcome is not target.outcome:
             self._log_change(target, outcome, message)
             target.outcome = outcome

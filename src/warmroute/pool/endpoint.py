@@ -279,6 +279,7 @@ class Endpoint:
         "reachable",
         "restart_signs",
         "restarted_at",
+        "sent_at",
         "spec",
         "state",
         "target",
@@ -301,6 +302,8 @@ class Endpoint:
         self.restart_signs: frozenset[RestartSign] = frozenset()
         """The signs of that restart that have come."""
         self.state: EngineState | None = None
+        self.sent_at = -inf
+        """When the first request was sent that :attr:`state` is too old to show; not later than it if there is none."""
         self.models: ServedModels | None = None
         """What the engine serves; None if it is not known."""
 

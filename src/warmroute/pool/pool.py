@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import inf
 
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, Health, RestartSign, ServedModels, rank_name
 from warmroute.pool.models import ModelTable
@@ -172,6 +173,12 @@ class Pool:
         if self._has(endpoint) and not endpoint.reachable:
             endpoint.reachable = True
             self._changed(endpoint, now)
+
+    def sent(self, endpoint: Endpoint, at: float) -> None:
+        """A request was sent to the endpoint at ``at``, by this picker or another one. Its engine is scraped soon after."""
+        shown = -inf if endpoint.state is None else endpoint.state.observed_at
+        if endpoint.sent_at <= shown < at:
+            endpoint.sent_at = at
 
     def unreachable(self, endpoint: Endpoint, now: float) -> None:
         """The engine refuses connections or does not answer."""

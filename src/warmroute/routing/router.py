@@ -436,6 +436,7 @@ class Router(PoolListener):
         decision.process = load.process
         self._choices += 1
         load.last_chosen = self._choices
+        self._pool.sent(load.endpoint, at)
         if decision.prompt_bytes:  # else engines do not count it among the prompts
             self._outliers.sent(load.endpoint, at)
             lengths = decision.known_lengths

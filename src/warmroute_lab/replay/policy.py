@@ -32,6 +32,8 @@ class Policy:
     """Seconds between two scrapes of an idle engine."""
     tick = 0.0
     """Scrapes begin at multiples of this time in seconds; 0: at any time."""
+    scrapes_after_requests = False
+    """Whether an idle engine is scraped like a busy one once a request was sent to it."""
     failed: Collection[int] = ()
     """Numbers of the requests for which the strategy failed, and the router's fallback chose."""
 
@@ -68,6 +70,7 @@ class RouterPolicy(Policy):
     """The product's router on a pool that the replay feeds."""
 
     tick = TICK
+    scrapes_after_requests = True
 
     def __init__(
         self, constants: RoutingConstants, settings: Settings, *, rng: random.Random, shared: bool = False

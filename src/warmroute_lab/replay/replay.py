@@ -164,6 +164,9 @@ class Replay:
             return
         hashes = request.blocks(pod.engine.profile.block_size)
         pod.in_flight.add(number)
+        index = choice * len(self._policies) + number % len(self._policies)
+        if self._scrapes[index].request_sent(now, self._rng):
+            self._add(self._scrapes[index].due, _Event.SCRAPE, index)
         pod.engine.submit(Request(str(number), request.prompt_tokens, request.output_tokens, hashes), now)
         self._schedule(pod)
 
@@ -222,7 +225,7 @@ class Replay:
             policy.joined(pod.number, now)
             policy.told(pod.number, self._fleet.profile(pod.number))
             self._scrapes.append(Scrapes(pod, policy))
-            self._add(now + TICK * self._rng.random(), _Event.SCRAPE, len(self._scrapes) - 1)
+            self._schedule_scrape(len(self._scrapes) - 1, now + TICK * self._rng.random())
 
     def _boot(self, number: int, now: float) -> None:
         self._pods[number].boot(self._fleet.profile(number))
@@ -282,7 +285,7 @@ class Replay:
         """Scrape a pod for one policy and enter the next scrape."""
         scrapes = self._scrapes[index]
         pod = scrapes.pod
-        if not pod.serving:
+        if not pod.serving or now != scrapes.due:
             return
         if pod.engine is None:
             interval = scrapes.fail(now)
@@ -291,7 +294,11 @@ class Replay:
             self._advance(pod, now)
             interval = scrapes.read(now)
             self._add(now + RESPONSE_DELAY, _Event.OBSERVED, index)
-        self._add(scrapes.next_at(now, interval, self._rng), _Event.SCRAPE, index)
+        self._schedule_scrape(index, scrapes.next_at(now, interval, self._rng))
+
+    def _schedule_scrape(self, index: int, at: float) -> None:
+        self._scrapes[index].due = at
+        self._add(at, _Event.SCRAPE, index)
 
     def _observed(self, index: int, now: float) -> None:
         self._scrapes[index].deliver(now)

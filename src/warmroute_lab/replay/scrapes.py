@@ -29,6 +29,8 @@ class Scrapes:
     """Scrapes without an answer since the last answer."""
     state: EngineState | None = None
     """The state of the last scrape."""
+    due: float = 0.0
+    """Time of the next scrape. An event of the replay for another time is void."""
     _builder: StateBuilder = field(default_factory=StateBuilder)
 
     def fail(self, now: float) -> float:
@@ -58,6 +60,14 @@ class Scrapes:
         """Pass the state to the policy, unless the engine has died since the scrape."""
         if self.state is not None and self.pod.engine is not None and self.incarnation == self.pod.incarnation:
             self.policy.observed(self.pod.number, self.state, now)
+
+    def request_sent(self, now: float, rng: random.Random) -> bool:
+        """A request goes to the engine. Returns whether it is scraped sooner for that."""
+        soon = self.next_at(now, self.policy.busy_interval, rng)
+        sooner = self.policy.scrapes_after_requests and not self.failures and soon < self.due
+        if sooner:
+            self.due = soon
+        return sooner
 
     def next_at(self, now: float, interval: float, rng: random.Random) -> float:
         """Time of the next scrape: ``interval`` with jitter, rounded up to the policy's tick."""

@@ -922,7 +922,7 @@ def test_a_returned_body_counts_until_it_is_written() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's figures of resident memory")
 def test_a_stream_that_stays_open_after_its_answer_keeps_neither_prompt_nor_message() -> None:
-    size, number = 8 << 20, 10
+    size, number = 8 << 20, 24
     before = resident_bytes(os.getpid())
     streams = [Stream(observe_responses=True) for _ in range(number)]
     for stream in streams:

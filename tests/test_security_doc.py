@@ -27,7 +27,15 @@ from warmroute.extproc.server import MESSAGE_OVERHEAD, OTHER_CALLS
 from warmroute.extproc.session import HEADERS_FREELY, HEADERS_MEMORY
 from warmroute.extproc.subset import MAX_ENTRIES, MAX_ENTRY
 from warmroute.grpc_server import server as grpc
-from warmroute.grpc_server.connection import HELD_FREELY, LONG_MESSAGE, MAX_HEADERS, MOST_AT_ONCE, STREAM_WINDOW
+from warmroute.grpc_server.connection import (
+    HELD_FREELY,
+    LONG_MESSAGE,
+    MAX_HEADERS,
+    MOST_AT_ONCE,
+    MOST_BLOCKED_AT_ONCE,
+    MOST_SIZE_UPDATES,
+    STREAM_WINDOW,
+)
 from warmroute.kubernetes.api import MAX_EVENT_BYTES
 from warmroute.kubernetes.informer import PAGE_SIZE
 from warmroute.observability import page_server as pages
@@ -44,6 +52,7 @@ from warmroute.request.rewrite import MAX_MODELS
 from warmroute.routing.confirmation import MOST_OPEN
 from warmroute.routing.known_models import MOST_ADAPTERS
 from warmroute.routing.router import MOST_MATCHED_PROMPTS
+from warmroute.runtime import FILE_DESCRIPTORS
 from warmroute.settings import Settings
 from warmroute.shared_state.decision_columns import MOST_DECISIONS as DECISIONS_OF_A_BATCH
 from warmroute.shared_state.nats_log import LARGEST_BATCH
@@ -82,9 +91,11 @@ BOUNDS = {
     f" {MOST_VISIBLE_BYTES >> 10} KiB",
     "Subset hint": f"{MAX_ENTRIES:,} entries of {MAX_ENTRY} characters",
     "ext_proc streams": f"({Settings().max_streams:,})",
-    "gRPC connections: frames": f"{MAX_HEADERS >> 10} KiB of a frame and of a call's headers, {STREAM_WINDOW >> 10} KiB",
+    "gRPC connections: frames": f"{MAX_HEADERS >> 10} KiB of a frame and of a call's headers, {STREAM_WINDOW >> 10} KiB"
+    f" .*{MOST_SIZE_UPDATES} updates",
     "gRPC connections: their number": f"{grpc.MOST_CONNECTIONS} on a port, .*{grpc.HANDSHAKE_TIMEOUT:.0f} s at most",
-    "gRPC connections: many small frames": f"{MOST_AT_ONCE} frames",
+    "gRPC connections: many small frames": f"{MOST_AT_ONCE} frames .*{MOST_BLOCKED_AT_ONCE} calls",
+    "File descriptors": f"{FILE_DESCRIPTORS:,} .*{grpc.MOST_CONNECTIONS} connections",
     "gRPC connections: clients that say nothing": f"each {grpc.KEEPALIVE_INTERVAL:.0f} s",
     "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls .*from {LONG_MESSAGE >> 10} KiB on",
     "ext_proc messages of many": f"{MESSAGE_OVERHEAD >> 20} MiB of a message",

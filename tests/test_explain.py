@@ -94,7 +94,7 @@ def test_where_state_decided_the_chosen_endpoint_may_be_the_dearer_one() -> None
 def test_a_prompt_below_the_rounding_step_is_not_called_cold() -> None:
     short = DECISION | {"rounded_to": 1024, "reason": "cold", "prompt_tokens": 217}
     text = explanation.text(short)
-    assert "  shorter than 1,024 tokens: too short to tell here whether it was cached; a decision log tells\n" in text
+    assert "  shorter than 1,024 tokens: too short to show whether it was cached; --decision-log shows it\n" in text
     assert "cold" not in text
 
 

@@ -8,8 +8,6 @@ from warmroute.request.rejections import Rejection
 from warmroute.request.stream_ends import RefusalReason, StreamFault
 from warmroute.routing.decision import Decision
 
-__all__ = ["Observer", "RefusalReason"]
-
 
 class Observer(Protocol):
     """What the server reports to; :class:`~warmroute.observability.metrics.Metrics` is one. Called on the event loop."""

@@ -22,7 +22,7 @@ from warmroute.errors import ProtocolError
 from warmroute.extproc import headers, health
 from warmroute.extproc.dry_run import DryRun
 from warmroute.extproc.ext_proc_pb2 import ProcessingRequest
-from warmroute.extproc.observer import Observer, RefusalReason
+from warmroute.extproc.observer import Observer
 from warmroute.extproc.reading_threads import ReadingThreads
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import State
@@ -32,6 +32,7 @@ from warmroute.grpc_server.frames import Status
 from warmroute.grpc_server.server import GrpcServer
 from warmroute.log_throttle import LogThrottle
 from warmroute.request.limits import LONG_BODY
+from warmroute.request.stream_ends import RefusalReason
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ def text(explained: Mapping[str, Any], *, decided: bool = True) -> str:
 def _reason(explained: Mapping[str, Any], step: int) -> Iterable[str]:
     reason = explained["reason"]
     if reason == "cold" and explained["prompt_tokens"] < step:
-        yield f"  shorter than {step:,} tokens: too short to tell here whether it was cached; a decision log tells"
+        yield f"  shorter than {step:,} tokens: too short to show whether it was cached; --decision-log shows it"
     elif reason in REASONS:
         least = f"{step:,} tokens or more" if step > 1 else "any"
         yield f"  {reason}: {REASONS[reason].format(any=least)}"

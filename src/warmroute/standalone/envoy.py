@@ -51,7 +51,6 @@ class EnvoyProcess(Running):
         directory: Path,
         *,
         concurrency: int = 1,
-        log_level: str = "warning",
         on_stderr: bool = False,
     ) -> None:
         self._bootstrap = bootstrap
@@ -62,7 +61,7 @@ class EnvoyProcess(Running):
             *("--config-path", str(self._configuration)),
             *("--admin-address-path", str(self._admin_file)),
             *("--concurrency", str(concurrency)),
-            *("--log-level", log_level),
+            *("--log-level", "warning"),
             "--use-dynamic-base-id",  # else a second Envoy on this machine would be taken for a hot restart
         ]
         self.child = Child("Envoy", argv, None if on_stderr else directory / "envoy.log")

@@ -29,12 +29,12 @@ def nats_server_path() -> Path:
 class NatsProcess(Running):
     """One server on loopback: an async context manager, or :meth:`start` and :meth:`stop` it.
 
-    ``directory`` gets its configuration ``nats.conf`` and its log ``nats.log``. A port of 0 takes a free one. It may be
+    ``directory`` gets its configuration ``nats.conf`` and its log ``nats.log``. It takes a free port. It may be
     started again after it has ended: then on the same port and with empty streams.
     """
 
-    def __init__(self, directory: Path, *, port: int = 0) -> None:
-        self.port = port or free_port()
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
         self._configuration = directory / "nats.conf"
         argv = [str(nats_server_path()), "--config", str(self._configuration)]
         self.child = Child("nats-server", argv, directory / "nats.log")

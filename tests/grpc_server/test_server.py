@@ -235,6 +235,18 @@ async def test_a_client_that_does_not_begin_tls_is_ended(monkeypatch: pytest.Mon
         writer.close()
 
 
+async def test_a_connection_that_is_given_up_before_its_task_has_run_is_closed() -> None:
+    async with serving() as (server, _):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            beginning = asyncio.create_task(server._begin(ours))
+            server._beginning[beginning] = ours
+            server._give_up(beginning)
+            await asyncio.gather(beginning, return_exceptions=True)
+            assert theirs.recv(1) == b""
+            assert ours.fileno() == -1
+
+
 async def test_a_server_stops_while_tls_begins() -> None:
     async with serving(tls.self_signed()) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -9,7 +9,6 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import cast
 
 from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Usage
@@ -50,8 +49,9 @@ class GrpcServer:
         self._tls: ssl.SSLContext | None = None
         self._accepting = BackgroundTask(self._accept_clients, "grpc accept")
         self._keepalive = BackgroundTask(self._find_dead_connections, "grpc keepalive")
-        self._beginning: dict[asyncio.Task[None], None] = {}
-        """Connections that begin: with TLS its handshake is under way. The oldest first."""
+        self._beginning: dict[asyncio.Task[None], socket.socket | None] = {}
+        """Connections that begin: with TLS its handshake is under way. The oldest first, each with its socket until its task
+        takes that."""
         self._connections: dict[_Socket, None] = {}
         """The oldest first."""
         self._changed = asyncio.Event()
@@ -76,7 +76,10 @@ class GrpcServer:
             return
         await self._accepting.stop()
         await self._keepalive.stop()
-        await cancel(*self._beginning)
+        beginning = list(self._beginning)
+        for each in beginning:
+            self._give_up(each)
+        await cancel(*beginning)
         self._listener.close()
         self._listener = None
         for connection in list(self._connections):
@@ -119,8 +122,8 @@ class GrpcServer:
                 client.close()
                 continue
             beginning = asyncio.create_task(self._begin(client), name="grpc connection")
-            self._beginning[beginning] = None
-            beginning.add_done_callback(partial(self._begun, client))
+            self._beginning[beginning] = client
+            beginning.add_done_callback(lambda task: self._beginning.pop(task, None))
 
     def _lack_descriptors(self) -> None:
         """End an idle connection, so that the next client finds a file descriptor."""
@@ -131,6 +134,9 @@ class GrpcServer:
             logger.warning("no file descriptor for another connection (ulimit -n)", extra={"fields": fields})
 
     async def _begin(self, client: socket.socket) -> None:
+        beginning = asyncio.current_task()
+        assert beginning is not None
+        self._beginning[beginning] = None
         with suppress(OSError):  # it speaks no TLS, is slow, or has gone
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: _Socket(self._accept, self._limits, self._usage, self._connections, self._changed),
@@ -139,18 +145,17 @@ class GrpcServer:
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self._tls is not None else None,
             )
 
-    def _begun(self, client: socket.socket, beginning: asyncio.Task[None]) -> None:
-        """The connection is established, or its beginning has failed or was cancelled, perhaps before it ran."""
-        self._beginning.pop(beginning, None)
-        if beginning.cancelled():
+    def _give_up(self, beginning: asyncio.Task[None]) -> None:
+        """End a connection that begins. A task that has not run yet never will, so it does not close its socket."""
+        client = self._beginning.pop(beginning)
+        beginning.cancel()
+        if client is not None:
             client.close()
 
     def _make_room(self) -> bool:
         """End the oldest connection that only begins, has had no calls, or has none now. False: all have calls."""
         if self._beginning:
-            beginning = next(iter(self._beginning))
-            del self._beginning[beginning]
-            beginning.cancel()
+            self._give_up(next(iter(self._beginning)))
             return True
         idle = [each for each in self._connections if not each.calls]
         if idle:

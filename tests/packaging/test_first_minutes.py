@@ -117,7 +117,7 @@ async def test_from_an_empty_folder_to_an_answer_and_its_explanation(
             *(headers["x-request-id"] if word == "X-REQUEST-ID" else word for word in explain)
         )
         assert f"went to default/{headers['x-warmroute-endpoint']}" in explained
-        assert "too short to tell here whether it was cached" in explained
+        assert "too short to show whether it was cached" in explained
         if chromium_path() is not None:
             sentence = await sentence_on_the_page(minutes.said(r"live page +(\S+)"), headers["x-request-id"])
             assert sentence

@@ -19,6 +19,7 @@ from warmroute.request.limits import (
     LENIENT_BODY,
     LENIENT_VALUES,
     LONG_BODY,
+    MANY_CONTAINERS,
     MAX_JSON_VALUES,
     count_values,
     has_many_containers,
@@ -171,3 +172,9 @@ def test_a_large_body_that_is_no_strict_json_is_refused() -> None:
     for members, expected in ((90_000, InferenceRequest), (LENIENT_VALUES, Rejection)):
         parsed = parse(CHAT, JSON, b'{"model":"m","messages":[{}],"n":NaN,"x":[%b1]}' % (b"1," * members))
         assert isinstance(parsed, expected)
+
+
+@pytest.mark.parametrize("lists", [0, 1, 199, 200, 201, MANY_CONTAINERS - 5_001, MANY_CONTAINERS - 5_000])
+def test_few_and_many_containers_are_counted_alike(lists: int) -> None:
+    pieces = [b"text [" * lists, b"{" * 5_000]
+    assert has_many_containers(pieces) is (lists + 5_000 >= MANY_CONTAINERS)

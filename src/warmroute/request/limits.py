@@ -30,6 +30,9 @@ MANY_CONTAINERS = 20_000
 """Objects and lists, brackets in texts among them, from which a shorter body is not to be read on the event loop
 either. Half a megabyte of lists in lists takes 60 to 140 ms."""
 
+FEW_BRACKETS = 200
+"""Brackets of a kind that are searched one by one."""
+
 PIECE = 256 << 10
 """Bytes that are counted in one step. ``bytes.count`` holds the GIL: each of the four counts of 31 MB of brackets would
 stop the event loop for 30 ms."""
@@ -68,8 +71,18 @@ def count_values(body: bytes, limit: int) -> int:
 
 
 def has_many_containers(pieces: Sequence[bytes]) -> bool:
-    """Whether a body, in pieces, has :data:`MANY_CONTAINERS`. Half a megabyte of text takes 0.02 ms, of brackets 0.3 ms."""
-    return sum([piece.count(b"[") + piece.count(b"{") for piece in pieces]) >= MANY_CONTAINERS
+    """Whether a body, in pieces, has :data:`MANY_CONTAINERS`. 400 KB of text take 0.02 ms, with many brackets 0.2 ms."""
+    return sum([_count(piece, b"[") + _count(piece, b"{") for piece in pieces]) >= MANY_CONTAINERS
+
+
+def _count(piece: bytes, bracket: bytes) -> int:
+    """As ``bytes.count``, which looks at each byte; where there are few, ``bytes.find`` is ten times as fast (memchr)."""
+    position = -1
+    for found in range(FEW_BRACKETS):
+        position = piece.find(bracket, position + 1)
+        if position < 0:
+            return found
+    return piece.count(bracket)
 
 
 def memory_needed(body: bytes, max_values: int = MAX_JSON_VALUES) -> int:

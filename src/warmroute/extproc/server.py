@@ -170,7 +170,7 @@ class Server:
             self._was_ready = True
         if len(self._streams) >= self._options.max_streams:
             return self._refuse(call, "max-streams", Status.RESOURCE_EXHAUSTED, "too many streams")
-        stream = Stream(self, call, self._new_session(), self.clock() + self._options.body_timeout)
+        stream = Stream(self, call, self._new_session(), self.clock() + self.body_timeout)
         if self._options.tracing:
             stream.session.gateway_traceparent = headers.trace_context_of(call.headers.items())
         self._streams[stream] = None
@@ -201,7 +201,7 @@ class Server:
     async def _end_overdue_streams(self) -> None:
         """One task for all: a timer for each stream would cost every request as much as parsing it."""
         while True:
-            await asyncio.sleep(min(WATCH_INTERVAL, self._options.body_timeout))
+            await asyncio.sleep(min(WATCH_INTERVAL, self.body_timeout))
             now = self.clock()
             for stream in [stream for stream in self._streams if stream.due <= now]:
                 stream.end_if_overdue()

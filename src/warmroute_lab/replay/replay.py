@@ -165,8 +165,9 @@ class Replay:
         hashes = request.blocks(pod.engine.profile.block_size)
         pod.in_flight.add(number)
         index = choice * len(self._policies) + number % len(self._policies)
-        if self._scrapes[index].request_sent(now, self._rng):
-            self._add(self._scrapes[index].due, _Event.SCRAPE, index)
+        soon = self._scrapes[index].sooner(now, self._rng)
+        if soon is not None:
+            self._schedule_scrape(index, soon)
         pod.engine.submit(Request(str(number), request.prompt_tokens, request.output_tokens, hashes), now)
         self._schedule(pod)
 
@@ -297,6 +298,7 @@ class Replay:
         self._schedule_scrape(index, scrapes.next_at(now, interval, self._rng))
 
     def _schedule_scrape(self, index: int, at: float) -> None:
+        """Enter a scrape in place of the one that was planned."""
         self._scrapes[index].due = at
         self._add(at, _Event.SCRAPE, index)
 

@@ -61,13 +61,12 @@ class Scrapes:
         if self.state is not None and self.pod.engine is not None and self.incarnation == self.pod.incarnation:
             self.policy.observed(self.pod.number, self.state, now)
 
-    def request_sent(self, now: float, rng: random.Random) -> bool:
-        """A request goes to the engine. Returns whether it is scraped sooner for that."""
+    def sooner(self, now: float, rng: random.Random) -> float | None:
+        """A request goes to the engine: when it is scraped for that; None: as planned before."""
+        if not self.policy.scrapes_after_requests:
+            return None
         soon = self.next_at(now, self.policy.busy_interval, rng)
-        sooner = self.policy.scrapes_after_requests and not self.failures and soon < self.due
-        if sooner:
-            self.due = soon
-        return sooner
+        return soon if not self.failures and soon < self.due else None
 
     def next_at(self, now: float, interval: float, rng: random.Random) -> float:
         """Time of the next scrape: ``interval`` with jitter, rounded up to the policy's tick."""

@@ -46,17 +46,37 @@ def popular(rng: random.Random, kinds: int, exponent: float) -> Callable[[], int
     return lambda: rng.choices(range(kinds), cum_weights=total)[0]
 
 
+def questions(
+    rng: random.Random,
+    context: Callable[[], list[int]],
+    *,
+    number: int,
+    per_second: float,
+    length: tuple[int, int],
+    answer: Callable[[], int],
+) -> list[Request]:
+    """Questions at random times, each of a ``length`` between these and behind a context that others ask about, too."""
+    requests, at = [], 0.0
+    for _ in range(number):
+        at += rng.expovariate(per_second)
+        blocks = context()
+        prompt_tokens = len(blocks) * BLOCK + rng.randint(*length)
+        requests.append(Request(at, prompt_tokens, answer(), blocks))
+    return requests
+
+
 def zipf_documents(rng: random.Random, blocks: Blocks) -> list[Request]:
     """Questions about 1,500 documents of 4,000 to 32,000 tokens, a few of them popular."""
     draw = popular(rng, 1500, 0.9)
     documents = [blocks.new(rng.uniform(4000, 32_000)) for _ in range(1500)]
-    requests, at = [], 0.0
-    for _ in range(REQUESTS):
-        at += rng.expovariate(6)
-        document = documents[draw()]
-        question = rng.randint(50, 400)
-        requests.append(Request(at, len(document) * BLOCK + question, int(rng.lognormvariate(5, 0.6)), document))
-    return requests
+    return questions(
+        rng,
+        lambda: documents[draw()],
+        number=REQUESTS,
+        per_second=6,
+        length=(50, 400),
+        answer=lambda: int(rng.lognormvariate(5, 0.6)),
+    )
 
 
 def fan_out(rng: random.Random, blocks: Blocks) -> list[Request]:
@@ -96,12 +116,14 @@ def few_shot(rng: random.Random, blocks: Blocks) -> list[Request]:
     """Classification: forty templates of 2,000 to 5,000 tokens, short inputs, answers of a few tokens, many a second."""
     draw = popular(rng, 40, 1.1)
     templates = [blocks.new(rng.randint(2000, 5000)) for _ in range(40)]
-    requests, at = [], 0.0
-    for _ in range(2 * REQUESTS):
-        at += rng.expovariate(60)
-        template = templates[draw()]
-        requests.append(Request(at, len(template) * BLOCK + rng.randint(60, 500), rng.randint(1, 8), template))
-    return requests
+    return questions(
+        rng,
+        lambda: templates[draw()],
+        number=2 * REQUESTS,
+        per_second=60,
+        length=(60, 500),
+        answer=lambda: rng.randint(1, 8),
+    )
 
 
 def reasoning(rng: random.Random, blocks: Blocks) -> list[Request]:

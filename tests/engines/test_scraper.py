@@ -97,6 +97,16 @@ class Stage:
     def add(self, name: str = "a", address: str = "10.0.0.1", **labels: str) -> Endpoint:
         return self.pool.upsert(EndpointSpec("default", name, address, 8000, labels=labels), self.now)
 
+    def read_slowly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Reading a page takes 0.06 s from now on."""
+        read = Probe.answer
+
+        def slow(probe: Probe, status: int, body: bytes, asked_at: float) -> Any:
+            self.now += 0.06
+            return read(probe, status, body, asked_at)
+
+        monkeypatch.setattr(Probe, "answer", slow)
+
     async def settle(self) -> None:
         """Start what is due now and let it go as far as it can: nothing here waits for anything but the event loop."""
         self.scraper.start_due(self.now)
@@ -179,13 +189,7 @@ async def test_a_request_makes_no_scrape_come_before_the_pause_after_a_slow_page
     assert 1.75 <= await stage.seconds_to_next_scrape() <= 2.3
     stage.engines.say(IDLE)
     await stage.seconds_to_next_scrape()
-    read = Probe.answer
-
-    def slow(probe: Probe, status: int, body: bytes, asked_at: float) -> Any:
-        stage.now += 0.06
-        return read(probe, status, body, asked_at)
-
-    monkeypatch.setattr(Probe, "answer", slow)
+    stage.read_slowly(monkeypatch)
     await stage.seconds_to_next_scrape()
     stage.pool.sent(endpoint, stage.now)
     assert 1.15 <= await stage.seconds_to_next_scrape() <= 1.35
@@ -196,13 +200,7 @@ async def test_a_page_that_takes_long_to_read_is_read_less_often(stage: Stage, m
     stage.engines.say(BUSY)
     for _ in range(3):
         await stage.seconds_to_next_scrape()
-    read = Probe.answer
-
-    def slow(probe: Probe, status: int, body: bytes, asked_at: float) -> Any:
-        stage.now += 0.06
-        return read(probe, status, body, asked_at)
-
-    monkeypatch.setattr(Probe, "answer", slow)
+    stage.read_slowly(monkeypatch)
     await stage.seconds_to_next_scrape()
     assert 1.15 <= await stage.seconds_to_next_scrape() <= 1.35
     stage.scraper.apply(changed(stage.settings, {"idle_metrics_interval": 0.8}))

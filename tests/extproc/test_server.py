@@ -168,6 +168,30 @@ def body(data: bytes, *, eos: bool = True) -> ProcessingRequest:
     return ProcessingRequest(request_body=HttpBody(body=data, end_of_stream=eos))
 
 
+CALL = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", METHOD),
+    (":authority", "picker"),
+    ("content-type", "application/grpc"),
+]
+"""Headers of a stream, for clients that speak HTTP/2 by hand."""
+
+
+def client_with_closed_windows() -> h2.connection.H2Connection:
+    """A client of HTTP/2 that takes no message, on a connection that has begun."""
+    client = h2.connection.H2Connection()
+    closed = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
+    client.local_settings = h2.settings.Settings(client=True, initial_values=closed)
+    client.initiate_connection()
+    return client
+
+
+def prefixed(message: bytes) -> bytes:
+    """A gRPC message on the wire."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
 async def test_a_request_is_answered_and_the_stream_closed() -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
@@ -283,21 +307,14 @@ async def test_a_body_that_never_ends_gets_408(mode: BodySendMode) -> None:
 async def test_a_client_that_does_not_take_the_answer_is_ended() -> None:
     """The client keeps its windows closed; it may do so once the response has begun, as long as it answers pings."""
     async with serving(body_timeout=0.2, rules={"observe_responses": True}) as picker:
-        client = h2.connection.H2Connection()
-        client.local_settings = h2.settings.Settings(
-            client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
-        )
-        client.initiate_connection()
+        client = client_with_closed_windows()
         _, writer = await asyncio.open_connection("127.0.0.1", picker.server.grpc_port)
-        head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
-        head["content-type"] = "application/grpc"
         chat, begun = body(long_chat(1)), ProcessingRequest(response_headers=HttpHeaders())
         begun.response_headers.headers.headers.add(key=":status", raw_value=b"200")
         for number, messages in ((1, [headers()]), (3, [headers(), chat, begun]), (5, [headers(), chat])):
-            client.send_headers(number, list(head.items()))
+            client.send_headers(number, CALL)
             for message in messages:
-                data = message.SerializeToString()
-                client.send_data(number, b"\0" + len(data).to_bytes(4, "big") + data)
+                client.send_data(number, prefixed(message.SerializeToString()))
         writer.write(client.data_to_send())
         await eventually(lambda: picker.recorder.opened == 3 and picker.server.open_streams == 1)
         (stream,) = picker.server._streams
@@ -429,10 +446,8 @@ async def test_messages_that_do_not_end_take_no_more_than_the_memory_of_bodies()
         unsent = {client.get_next_available_stream_id() + 2 * k: 3 << 20 for k in range(4)}
         replies: dict[int, bytes] = {}
         first = b"\0" + (4 << 20).to_bytes(4, "big")
-        head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
-        head["content-type"] = "application/grpc"
         for stream in unsent:
-            client.send_headers(stream, list(head.items()))
+            client.send_headers(stream, CALL)
             client.send_data(stream, first)
         async with asyncio.timeout(60):
             while any(unsent.values()):
@@ -464,21 +479,14 @@ async def test_replies_that_envoy_does_not_take_are_within_the_memory_of_bodies(
     """The client keeps its windows closed; pings find nothing."""
     monkeypatch.setattr(connection, "HELD_FREELY", 0)
     async with serving(budget=100_000) as picker:
-        client = h2.connection.H2Connection()
-        client.local_settings = h2.settings.Settings(
-            client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
-        )
-        client.initiate_connection()
+        client = client_with_closed_windows()
         _, writer = await asyncio.open_connection("127.0.0.1", picker.server.grpc_port)
-        head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
-        head["content-type"] = "application/grpc"
         begin, chunk = headers(STREAMED), body(b"", eos=False)
         for message in (begin, *[chunk] * 1000):
             for stream in (1, 3, 5):
                 if message is begin:
-                    client.send_headers(stream, list(head.items()))
-                data = message.SerializeToString()
-                client.send_data(stream, b"\0" + len(data).to_bytes(4, "big") + data)
+                    client.send_headers(stream, CALL)
+                client.send_data(stream, prefixed(message.SerializeToString()))
         writer.write(client.data_to_send())
         await eventually(lambda: picker.recorder.closed == 2 and picker.budget.used > 70_000, "one stream goes on")
         assert picker.budget.used <= 100_000
@@ -494,13 +502,12 @@ def test_a_chunk_of_the_response_keeps_no_memory_once_it_is_passed(monkeypatch: 
     port = connection.Connection(picker.server._open, lambda: None, connection.Limits(1 << 20, 10), connection.Usage())
     client = h2.connection.H2Connection()
     client.initiate_connection()
-    head = {":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "picker"}
-    client.send_headers(1, list({**head, "content-type": "application/grpc"}.items()))
+    client.send_headers(1, CALL)
     begin = headers(FULL_DUPLEX_STREAMED)
     begin.protocol_config.response_body_mode = FULL_DUPLEX_STREAMED
     chunk = ProcessingRequest(response_body=HttpBody(body=b"x" * 4000)).SerializeToString()
     for message in (begin.SerializeToString(), body(long_chat(10)).SerializeToString(), chunk):
-        data = b"\0" + len(message).to_bytes(4, "big") + message
+        data = prefixed(message)
         while data:
             client.send_data(1, data[:3000])
             port.receive(client.data_to_send())

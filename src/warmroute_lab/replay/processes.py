@@ -49,8 +49,9 @@ def replay_all(
                     console.print(f"{done} of {len(arguments)} replays", highlight=False)
         except BrokenProcessPool as error:
             raise WarmrouteError("a replay's process was killed; possibly the machine has too little memory") from error
-        finally:
+        except BaseException:
             workers.shutdown(wait=False, cancel_futures=True)
+            raise
     return [each.result() for each in running]
 
 

@@ -34,6 +34,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
             cost=CostConstants(
                 eviction=settings.cost_eviction,
                 waiting=settings.cost_waiting,
+                pool_waiting=settings.cost_pool_waiting,
                 running=settings.cost_running,
                 balance=settings.cost_balance,
                 balance_from=settings.cost_balance_from,

@@ -44,9 +44,9 @@ def factors(**changes: Any) -> EndpointFactors:
     return endpoint_factors(CONSTANTS, **(idle | changes))
 
 
-def request(prompt_tokens: float, *, mean_requests: float = 0.0) -> RequestFactors:
-    """A request on a pool with that many requests on each endpoint, on average."""
-    return RequestFactors(prompt_tokens, mean_requests, NOW)
+def request(prompt_tokens: float, *, mean_requests: float = 0.0, pool_waiting: float = 0.0) -> RequestFactors:
+    """A request on a pool with that many requests on each endpoint, and of them waiting."""
+    return RequestFactors(prompt_tokens, mean_requests, pool_waiting, NOW)
 
 
 def candidates(endpoints: list[EndpointFactors]) -> Candidates:
@@ -110,8 +110,9 @@ def test_a_part_of_the_candidates_is_priced_as_if_there_were_no_others(
 
 
 def test_the_worked_example() -> None:
-    """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests."""
-    one = request(1000, mean_requests=9)
+    """1,000 tokens, 600 cached, on an endpoint with 2,000 pending tokens, 2 waiting and 10 running requests, in a pool where
+    one waits."""
+    one = request(1000, mean_requests=9, pool_waiting=1)
     endpoint = factors(waiting=2.0, running=10.0, pending_at_zero=2000.0, kv_usage=0.5, cache_fill=0.5)
     terms = cost_terms(CONSTANTS, endpoint, one, cached_tokens=600)
     own = (prefill_work(1000) - prefill_work(600)) / 5000
@@ -120,7 +121,7 @@ def test_the_worked_example() -> None:
             wait=2000 / 5000,
             prefill=own,
             evict=own * CONSTANTS.eviction * 0.5,
-            delay=own * (2 + 0.15 * 10 * 0.5),
+            delay=own * (0.5 * 2 + 0.15 * 10 * 0.5 + 1),
             balance=1000 / 5000 * 12 / (3 + 9),
             adapter=0,
             stale=0,
@@ -150,8 +151,29 @@ def test_beyond_the_longest_a_prompt_delays_and_balances_no_more() -> None:
     endpoint = factors(waiting=3.0, running=5.0, kv_usage=0.5)
     long, longer = (cost_terms(CONSTANTS, endpoint, request(tokens), cached_tokens=0) for tokens in (30_000, 200_000))
     assert (long.delay, long.balance) == (longer.delay, longer.balance)
-    assert long.delay == pytest.approx(24_576 / 5000 * (3 + 0.15 * 5 * 0.5))
+    assert long.delay == pytest.approx(12_288 / 5000 * (0.5 * 3 + 0.15 * 5 * 0.5))
     assert longer.prefill > 5 * long.prefill
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "busy"), [({}, 0), ({"running": 0.5}, 0.5), ({"running": 3.0}, 1), ({"waiting": 9.0}, 1)]
+)
+def test_a_prefill_takes_computing_time_from_all_who_wait_in_the_pool(endpoint: dict[str, float], busy: float) -> None:
+    """Its whole length counts. An idle endpoint takes none from them."""
+    own = prefill_work(100_000) / 5000
+    calm, queueing = (
+        cost_terms(CONSTANTS, factors(**endpoint), request(100_000, pool_waiting=waiting), cached_tokens=0)
+        for waiting in (0, 4)
+    )
+    assert queueing.delay - calm.delay == pytest.approx(own * 4 * busy)
+
+
+def test_one_long_queue_is_not_a_busy_pool() -> None:
+    """So a second copy of a popular prompt is made while other endpoints are idle."""
+    queues = [0.0, 0.0, 0.0, 40.0]
+    assert candidates([factors(waiting=waiting) for waiting in queues]).request_factors(1000, NOW).pool_waiting == 0
+    queues = [1.0, 40.0, 2.0, 3.0]
+    assert candidates([factors(waiting=waiting) for waiting in queues]).request_factors(1000, NOW).pool_waiting == 2
 
 
 def test_adapters_and_old_metrics_cost_seconds() -> None:

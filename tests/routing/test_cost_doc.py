@@ -53,7 +53,9 @@ def row(number: int) -> list[str]:
 def test_the_situations_of_the_document(number: int) -> None:
     a, held_a, b, held_b, pick = SITUATIONS[number - 1]
     endpoints = [endpoint_factors(CONSTANTS, **(IDLE | changes)) for changes in (a, b)]
-    request = RequestFactors(PROMPT, sum(endpoint.waiting + endpoint.running for endpoint in endpoints) / 2, 0.0)
+    mean_requests = sum(endpoint.waiting + endpoint.running for endpoint in endpoints) / 2
+    pool_waiting = min(endpoint.waiting for endpoint in endpoints)
+    request = RequestFactors(PROMPT, mean_requests, pool_waiting, 0.0)
     costs = [
         cost_terms(CONSTANTS, endpoint, request, cached_tokens=held).total
         for endpoint, held in zip(endpoints, (held_a, held_b), strict=True)

@@ -29,6 +29,7 @@ _COLUMNS = (
     "_base",
     "_delay",
     "_per_token",
+    "_pool_delay",
     "_prefill",
     "_requests_seconds",
     "_wait_rate",
@@ -68,6 +69,8 @@ class Candidates:
         """Cost of each token of uncached work without the delay of others: ``prefill`` and ``evict``."""
         self._delay: list[float] = [0.0] * size
         """Cost of the delay of others, for each token of uncached work up to ``constants.longest``."""
+        self._pool_delay: list[float] = [0.0] * size
+        """Cost of each token of uncached work for each request that waits at the median candidate; 0 on an idle endpoint."""
         self._requests_seconds: list[float] = [0.0] * size
         """Requests in flight times the endpoint's seconds per token."""
 
@@ -91,6 +94,7 @@ class Candidates:
             constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
         self._per_token[k] = prefill + delay
+        self._pool_delay[k] = seconds_per_token * constants.pool_waiting * min(1.0, waiting + running)
         self._requests_seconds[k] = seconds_per_token * total
 
     def only(self, members: Members, selected: Sequence[bool]) -> Candidates:
@@ -110,7 +114,9 @@ class Candidates:
 
     def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
-        return RequestFactors(prompt_tokens, sum(self.total) / len(self.total), now, prompts)
+        size = len(self.total)
+        pool_waiting = sorted(self.waiting)[(size - 1) // 2]
+        return RequestFactors(prompt_tokens, sum(self.total) / size, pool_waiting, now, prompts)
 
     def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
         """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of
@@ -121,9 +127,10 @@ class Candidates:
         """
         now, longest, (default, overrides) = request.now, constants.longest, cached
         work = request.uncached_work(default)
+        bounded, pool_waiting = min(work, longest), request.pool_waiting
         balance = min(request.prompt_tokens, longest) * balance_weight(constants, request.mean_requests)
-        prefill, delay = self._prefill, self._delay
-        if work <= longest:
+        prefill, delay, pool_delay = self._prefill, self._delay, self._pool_delay
+        if work <= longest and not pool_waiting:
             costs = [
                 base - now * rate + work * per_token + balance * requests
                 for base, rate, per_token, requests in zip(
@@ -131,16 +138,17 @@ class Candidates:
                 )
             ]
         else:
+            queued = work * pool_waiting
             costs = [
-                base - now * rate + work * own + longest * others + balance * requests
-                for base, rate, own, others, requests in zip(
-                    self._base, self._wait_rate, prefill, delay, self._requests_seconds, strict=True
+                base - now * rate + work * own + bounded * others + queued * pool + balance * requests
+                for base, rate, own, others, pool, requests in zip(
+                    self._base, self._wait_rate, prefill, delay, pool_delay, self._requests_seconds, strict=True
                 )
             ]
         for k, held in overrides.items():
             uncached_work = request.uncached_work(held)
-            costs[k] -= (work - uncached_work) * prefill[k]
-            costs[k] -= (min(work, longest) - min(uncached_work, longest)) * delay[k]
+            costs[k] -= (work - uncached_work) * (prefill[k] + pool_waiting * pool_delay[k])
+            costs[k] -= (bounded - min(uncached_work, longest)) * delay[k]
         return costs
 
 

@@ -2,19 +2,22 @@
 
 ::
 
-    cost = wait + own + own*EVICTION*fill + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage)
+    cost = wait + own + own*EVICTION*fill
+           + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage) + own*POOL*pool waiting*busy
            + BALANCE*min(prompt, LONGEST)*requests/(FROM + mean requests) + adapter + stale
 
-==============  ======================================================================================================
-``wait``        seconds until the endpoint has computed the prompts assigned to it
-``own``         seconds of computing the tokens of this prompt that it does not hold, at its speed
-``prompt``      tokens of the whole prompt times its seconds per token; without attention, which ``own`` includes
-``waiting``     requests there without a first token
-``running``     requests there that have their first token
-``requests``    both together; ``mean requests`` is over the candidates
-``fill``        share of its KV cache that holds prompts, by the prefix index
-``usage``       its KV cache utilization, estimated between scrapes, at most 1
-==============  ======================================================================================================
+================  =================================================================================================
+``wait``          seconds until the endpoint has computed the prompts assigned to it
+``own``           seconds of computing the tokens of this prompt that it does not hold, at its speed
+``prompt``        tokens of the whole prompt times its seconds per token; without attention, which ``own`` includes
+``waiting``       requests there without a first token
+``running``       requests there that have their first token
+``requests``      both together; ``mean requests`` is over the candidates
+``pool waiting``  requests without a first token at the median candidate (the lower of two)
+``busy``          its requests, at most 1: computing on an idle endpoint takes time from nobody who waits elsewhere
+``fill``          share of its KV cache that holds prompts, by the prefix index
+``usage``         its KV cache utilization, estimated between scrapes, at most 1
+================  =================================================================================================
 
 Each term, what it models, when it acts and what breaks without it: docs/cost.md. The formula stands here once, in two steps.
 :func:`endpoint_factors` computes what does not depend on the request, when the endpoint's load changes.
@@ -37,6 +40,7 @@ class CostConstants:
 
     eviction: float
     waiting: float
+    pool_waiting: float
     running: float
     balance: float
     balance_from: float
@@ -79,6 +83,8 @@ class RequestFactors(NamedTuple):
     """At least 1."""
     mean_requests: float
     """Requests in flight of a candidate, on average."""
+    pool_waiting: float
+    """Requests without a first token at the median candidate: at least half of the candidates have as many."""
     now: float
     """Monotonic seconds."""
     prompts: float = 1.0
@@ -99,7 +105,8 @@ class CostTerms(NamedTuple):
     evict: float
     """Computing again what the new tokens evict: ``own * EVICTION*fill``."""
     delay: float
-    """The delay of other requests by this prefill: ``min(own, LONGEST) * (WAITING*waiting + RUNNING*running*usage)``."""
+    """The delay of other requests by this prefill: ``min(own, LONGEST) * (WAITING*waiting + RUNNING*running*usage)`` of
+    those on the endpoint, ``own * POOL*pool waiting*busy`` of the pool's."""
     balance: float
     """Requests come back to where they were: ``BALANCE * min(prompt, LONGEST) * requests / (FROM + mean requests)``."""
     adapter: float
@@ -154,11 +161,12 @@ def cost_terms(
     own, bounded = seconds_per_token * uncached_work, seconds_per_token * min(uncached_work, constants.longest)
     prompt = seconds_per_token * min(request.prompt_tokens, constants.longest)
     delay = constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage
+    pool_delay = constants.pool_waiting * request.pool_waiting * min(1.0, endpoint.waiting + endpoint.running)
     return CostTerms(
         wait=endpoint.wait(request.now),
         prefill=own,
         evict=own * endpoint.eviction,
-        delay=bounded * delay,
+        delay=bounded * delay + own * pool_delay,
         balance=prompt * balance_weight(constants, request.mean_requests) * (endpoint.waiting + endpoint.running),
         adapter=adapter,
         stale=endpoint.stale,

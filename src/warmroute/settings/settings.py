@@ -328,8 +328,17 @@ class Settings(BaseModel):
         ge=0,
     )
     cost_waiting: float = setting(
+        0.5,
+        "Weight of the delay that a prefill causes to requests of the same endpoint still waiting for their first token. "
+        "1: counted in full.",
+        group="Cost",
+        hot=True,
+        ge=0,
+    )
+    cost_pool_waiting: float = setting(
         1.0,
-        "Weight of the delay that a prefill causes to requests still waiting for their first token. 1: counted in full.",
+        "Weight of the delay that a prefill causes to requests of the whole pool: as many as wait for their first token "
+        "at the median candidate.",
         group="Cost",
         hot=True,
         ge=0,
@@ -357,7 +366,7 @@ class Settings(BaseModel):
         gt=0,
     )
     cost_longest: float = setting(
-        24_576.0,
+        12_288.0,
         "Most tokens of a prompt that count in the delay of other requests and in load balancing.",
         group="Cost",
         hot=True,

@@ -25,6 +25,7 @@ from warmroute_lab.replay.standings import Drawn, Options, Result, replay_one
 NUMBERS = (
     "cost_eviction",
     "cost_waiting",
+    "cost_pool_waiting",
     "cost_running",
     "cost_balance",
     "cost_balance_from",

@@ -266,11 +266,7 @@ async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(
             server.apply(annotated(POOL, **bad, QUEUE_SLACK="5"))
             server.apply(annotated(POOL, **bad, QUEUE_SLACK="6"))
             await eventually(lambda: picker.settings.queue_slack == 6)
-        default = Settings(pool_name="vllm-qwen-pool")
-        assert (picker.settings.routing_strategy, picker.settings.cost_waiting) == (
-            "PREFIX_CACHE",
-            default.cost_waiting,
-        )
+        assert (picker.settings.routing_strategy, picker.settings.cost_waiting) == ("PREFIX_CACHE", 0.5)
         told = [vars(r)["fields"]["annotation"] for r in caplog.records if r.message == "annotation not used"]
         assert sorted(key.rpartition("/")[2] for key in told) == sorted(key.replace("_", "-") for key in bad)
         await eventually(lambda: len(server.all("/api/v1/namespaces/default/events")) == 3)

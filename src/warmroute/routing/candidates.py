@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
+from statistics import median_low
 
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import CostConstants, EndpointFactors, RequestFactors, balance_weight
@@ -114,9 +115,8 @@ class Candidates:
 
     def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
-        size = len(self.total)
-        pool_waiting = sorted(self.waiting)[(size - 1) // 2]
-        return RequestFactors(prompt_tokens, sum(self.total) / size, pool_waiting, now, prompts)
+        mean_requests = sum(self.total) / len(self.total)
+        return RequestFactors(prompt_tokens, mean_requests, median_low(self.waiting), now, prompts)
 
     def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
         """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of

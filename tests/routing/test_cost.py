@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.factories import routing_constants
@@ -76,10 +76,11 @@ anything = st.builds(
 
 @given(
     st.lists(anything, min_size=1, max_size=6),
-    st.floats(1, 1e6),
+    st.floats(1, 1e4) | st.floats(1, 1e6),
     st.floats(0, 1),
     st.dictionaries(st.integers(0, 5), st.floats(0, 1)),
 )
+@example([factors(waiting=2.0), factors(waiting=3.0, running=1.0), factors()], 1000.0, 0.0, {0: 0.5})
 def test_a_decision_prices_every_candidate_as_the_formula_does(
     endpoints: list[EndpointFactors], prompt_tokens: float, default: float, shares: dict[int, float]
 ) -> None:

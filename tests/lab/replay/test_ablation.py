@@ -20,6 +20,8 @@ EXAMPLE = Result("PREFIX_CACHE", "agents", 0.5, 1, 8, 30, 0.2, 0.1, 0.3, 0.4, 2.
 def test_every_number_is_a_setting_of_the_cost_and_changes_as_said() -> None:
     settings = Settings()
     assert set(NUMBERS) <= set(Settings.model_fields)
+    weights = {name for name in Settings.model_fields if name.startswith("cost_")}
+    assert weights - set(NUMBERS) == {"cost_adapter", "cost_stale"}, "no replay has adapters or outages"
     for variation in variations(NUMBERS):
         factor = {"removed": 0.0, "halved": 0.5, "doubled": 2.0}[variation.change]
         changed = variation.apply(settings)

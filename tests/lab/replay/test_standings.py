@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -157,6 +158,12 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
     with (console := Console(width=100, force_terminal=False)).capture() as shown:
         standings.measure(replace(SMALL, strategies=("random",), requests=5), Settings(), console)
     assert "33 of 33 replays" in shown.get()
+
+
+def test_the_workers_have_ended_when_the_results_are_there() -> None:
+    """Else the interpreter, at its end, may write to a pipe that is closed."""
+    assert processes.replay_all(abs, [(-1,), (-2,)], quiet(), jobs=2) == [1, 2]
+    assert multiprocessing.active_children() == []
 
 
 def _die(*_: object) -> None:

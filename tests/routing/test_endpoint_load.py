@@ -212,7 +212,7 @@ def test_the_memory_of_a_load_is_bounded() -> None:
     load, _ = make()
     for _ in range(2 * MOST_ASSIGNED):
         load.assign(1.0, 1000.0, 0.0)
-    assert len(load.queue.assigned) == MOST_ASSIGNED
+    assert len(load.queue.assigned_at) == MOST_ASSIGNED
 
 
 def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:

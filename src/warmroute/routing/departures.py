@@ -45,11 +45,11 @@ class SentSinceScrape:
     def __len__(self) -> int:
         return len(self.times)
 
-    def add(self, at: float, per_second: float) -> None:
-        """One more is sent at ``at``, not before the latest."""
-        self._left = self.left(at, per_second) + 1
+    def add(self, at: float, per_second: float, *, requests: int = 1) -> None:
+        """More are sent at ``at``, not before the latest."""
+        self._left = self.left(at, per_second) + requests
         self._left_at = at
-        self.times.append(at)
+        self.times.extend([at] * requests)
 
     def left(self, now: float, per_second: float) -> float:
         """Expected requests of these that are still there at ``now``."""

@@ -178,24 +178,23 @@ class EndpointLoad:
         """``work`` tokens in ``requests`` equal requests go to the endpoint, whose queue drains at ``rate`` tokens per
         second. Requests without a prompt are not in the mean work."""
         each = work / requests
-        for _ in range(requests):
-            self.queue.assign(each, rate, now)
-            self.sent.add(now, self.departures.per_second)
-            if has_prompt:
-                self.mean_work.assigned(each)
+        self.queue.assign(each, rate, now, requests=requests)
+        self.sent.add(now, self.departures.per_second, requests=requests)
+        if has_prompt:
+            self.mean_work.assigned(each, requests=requests)
 
     def assign_late(self, work: float, rate: float, at: float, *, requests: int = 1, has_prompt: bool = True) -> None:
         """As :meth:`assign`, of requests that became known later than ``at``, when they were sent: by another picker, or by
         the gateway's retry. Not counted if a scrape includes them."""
         if self.observed_at is not None and at <= self.observed_at - TRANSIT:
             if has_prompt:
-                self.mean_work.assigned(work / requests)
+                self.mean_work.assigned(work / requests, requests=requests)
             return
-        sent, assigned = self.sent.times, self.queue.assigned
+        sent, assigned = self.sent.times, self.queue.assigned_at
         if sent and sent[-1] > at:  # both are kept in order of time
             at = sent[-1]
-        if assigned and assigned[-1].at > at:
-            at = assigned[-1].at
+        if assigned and assigned[-1] > at:
+            at = assigned[-1]
         self.assign(work, rate, at, requests=requests, has_prompt=has_prompt)
 
     def response_ended(self, now: float) -> None:

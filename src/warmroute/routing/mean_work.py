@@ -75,10 +75,10 @@ class MeanWork:
         if work >= 0:
             self._add(work / (requests - before.requests), requests - before.requests)
 
-    def assigned(self, work: float) -> None:
-        """Learn from one of this picker's requests, unless the engine's counters include it."""
+    def assigned(self, work: float, *, requests: int = 1) -> None:
+        """Learn from requests of this work each that pickers sent, unless the engine's counters include them."""
         if self._counters is None:
-            self._add(work, 1.0)
+            self._add(work, float(requests))
 
     def _add(self, work: float, requests: float) -> None:
         self._requests += requests

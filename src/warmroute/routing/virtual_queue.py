@@ -21,9 +21,11 @@ the engine may not show them yet.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
+from itertools import accumulate, repeat
 from math import inf
-from typing import NamedTuple
+from operator import truediv
 
 ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished if neither a scrape nor its response says otherwise. An
@@ -37,14 +39,6 @@ TRANSIT = 0.05
 """Seconds from a decision until the engine's scheduler has the request. An assumption; it only delays a correction."""
 MOST_ASSIGNED = 1024
 """Assigned requests that are remembered as possibly without a token."""
-
-
-class Assigned(NamedTuple):
-    """A request that may be without a token: when it was assigned, its work in tokens, when it should be computed."""
-
-    at: float
-    work: float
-    done_at: float
 
 
 class _Untracked:
@@ -89,15 +83,19 @@ class VirtualQueue:
     """Prompts that one endpoint has to compute. Times are monotonic seconds, work is in tokens, rates in tokens a
     second."""
 
-    __slots__ = ("_busy_until", "_finish_times", "_first_tokens", "_untracked", "assigned")
+    __slots__ = ("_busy_until", "_done_at", "_finish_times", "_first_tokens", "_untracked", "_work", "assigned_at")
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """The engine is a new process: nothing is queued."""
-        self.assigned: deque[Assigned] = deque(maxlen=MOST_ASSIGNED)
-        """Requests that may be without a token, oldest first."""
+        self.assigned_at: deque[float] = deque(maxlen=MOST_ASSIGNED)
+        """When each request was assigned that may be without a token, oldest first."""
+        self._work: deque[float] = deque(maxlen=MOST_ASSIGNED)
+        """The work of each of them in tokens."""
+        self._done_at: deque[float] = deque(maxlen=MOST_ASSIGNED)
+        """When each of them should be computed."""
         self._finish_times: deque[float] = deque()
         self._untracked: _Untracked | None = None
         self._busy_until = 0.0
@@ -107,9 +105,12 @@ class VirtualQueue:
     def __len__(self) -> int:
         return len(self._finish_times) + (self._untracked.left if self._untracked is not None else 0)
 
-    def assign(self, work: float, rate: float, now: float) -> None:
-        """A request of ``work`` tokens goes to the endpoint, which computes ``rate`` tokens per second."""
-        self._append(work, work / rate, now)
+    def assign(self, work: float, rate: float, now: float, *, requests: int = 1) -> None:
+        """Requests of ``work`` tokens each go to the endpoint, which computes ``rate`` tokens per second."""
+        for _ in range(requests):
+            self._append(work / rate, now)
+        self.assigned_at.extend([now] * requests)
+        self._work.extend([work] * requests)
 
     def expire(self, now: float) -> None:
         """Drop the entries that should be computed by ``now``."""
@@ -147,14 +148,14 @@ class VirtualQueue:
         since the last scrape. If the engine has more than those, they are untracked: other clients sent them, before
         ours.
         """
-        known = sum(1 for request in self.assigned if request.at <= at)
+        known = self._assigned_by(at)
         left = known
         if self._first_tokens is not None and first_tokens is not None:
             left -= int(first_tokens - self._first_tokens)
         self._first_tokens = first_tokens
         entries = min(max(left, awaiting), awaiting + self._unseen(at, rate))
         for _ in range(known - entries):
-            self.assigned.popleft()
+            self._pop()
         self._rebuild(at, rate, untracked=max(0, entries - known), mean_work=mean_work)
 
     def estimate(
@@ -183,8 +184,16 @@ class VirtualQueue:
 
     def _unseen(self, at: float, rate: float) -> int:
         """Requests that the engine may not have shown at ``at`` though they were sent before."""
-        unseen_from = at - TRANSIT - STEP_TOKENS / rate
-        return sum(1 for request in self.assigned if unseen_from < request.at <= at)
+        return self._assigned_by(at) - self._assigned_by(at - TRANSIT - STEP_TOKENS / rate)
+
+    def _assigned_by(self, at: float) -> int:
+        """Requests of :attr:`assigned_at` that were assigned by ``at``."""
+        return bisect_right(self.assigned_at, at)
+
+    def _pop(self) -> None:
+        self.assigned_at.popleft()
+        self._work.popleft()
+        self._done_at.popleft()
 
     def _drop(
         self, at: float, rate: float, *, assigned_by: float, sent_since: int, most: float, most_forgotten: int = 0
@@ -192,34 +201,35 @@ class VirtualQueue:
         """Drop what is computed at ``at``, what was assigned by ``assigned_by``, and the oldest beyond ``most``.
 
         Rebuild the queue if that changes it, or if more than ``most_forgotten`` of its entries are not remembered in
-        ``assigned`` any more: then it is that long because the endpoint is faster than estimated.
+        ``assigned_at`` any more: then it is that long because the endpoint is faster than estimated.
         """
-        assigned = self.assigned
-        while assigned and assigned[0].done_at <= at:
-            assigned.popleft()
+        assigned, done_at = self.assigned_at, self._done_at
+        while done_at and done_at[0] <= at:
+            self._pop()
         self.expire(at)
         before = len(assigned)
-        while assigned and (len(assigned) - sent_since > most or assigned[0].at <= assigned_by):
-            assigned.popleft()
+        while assigned and (len(assigned) - sent_since > most or assigned[0] <= assigned_by):
+            self._pop()
         if len(assigned) < before or len(self) > len(assigned) + most_forgotten:
             self._rebuild(at, rate)
 
     def _rebuild(self, at: float, rate: float, *, untracked: int = 0, mean_work: float = 0.0) -> None:
-        """New finish times from ``at`` on: untracked requests of ``mean_work`` each, then those in ``assigned``."""
-        assigned = self.assigned
+        """New finish times from ``at`` on: untracked requests of ``mean_work`` each, then those in ``assigned_at``."""
         self._untracked = _Untracked(untracked, at, mean_work, rate) if untracked else None
         self._busy_until = self._untracked.last_finish if self._untracked is not None else at
-        self._finish_times, self.assigned = deque(), deque(maxlen=MOST_ASSIGNED)
-        first = not untracked
-        for request in assigned:
-            seconds = request.work / rate
-            if first and request.at <= at:
-                seconds = min(max(request.done_at - at, LEAST_REMAINING * seconds), seconds)
-            first = False
-            self._append(request.work, seconds, request.at)
+        before = self._assigned_by(at)
+        seconds = list(map(truediv, self._work, repeat(rate)))
+        if before and not untracked:  # the first one is being computed
+            seconds[0] = min(max(self._done_at[0] - at, LEAST_REMAINING * seconds[0]), seconds[0])
+        finish_times = list(accumulate(seconds[:before], initial=self._busy_until))  # they follow each other
+        self._busy_until = finish_times[-1]
+        self._finish_times, self._done_at = deque(finish_times[1:]), deque(finish_times[1:], MOST_ASSIGNED)
+        for k in range(before, len(seconds)):
+            self._append(seconds[k], self.assigned_at[k])
 
-    def _append(self, work: float, seconds: float, at: float) -> None:
+    def _append(self, seconds: float, at: float) -> None:
+        """One more request, which takes so many seconds, comes at ``at``."""
         start = self._busy_until if self._busy_until > at else at
         self._busy_until = start + seconds
         self._finish_times.append(self._busy_until)
-        self.assigned.append(Assigned(at, work, self._busy_until))
+        self._done_at.append(self._busy_until)

@@ -6,7 +6,6 @@ from warmroute.extproc.session import HEADERS_MEMORY
 from warmroute.grpc_server.connection import HELD_FREELY
 from warmroute.observability.live.shared_prefixes import MOST_CHECKPOINTS, SIZE
 from warmroute.observability.log_writer import MOST_WAITING
-from warmroute.picker_options import LOGGED_SHARE
 from warmroute.prefix.index import UNCONFIRMED_SHARE
 from warmroute.request.limits import LENIENT_MEMORY, LONG_BODY, TEXT_MEMORY, VALUE_MEMORY
 from warmroute.settings import Settings
@@ -25,8 +24,6 @@ DECISION_MEMORY = 6_000
 """Bytes of memory of a decision's record at 100 endpoints (tracemalloc on CPython 3.11: 5.7 KB)."""
 STREAM_MEMORY = 5_500
 """Bytes of memory of an open ext_proc stream with headers that are held freely, bodies apart."""
-LOGGED_CHECKPOINT_MEMORY = 150
-"""Bytes of memory of one of them: a dictionary entry, its places in a segment, and its integer once the index drops it."""
 
 
 def memory_bound(settings: Settings) -> int:
@@ -38,8 +35,6 @@ def memory_bound(settings: Settings) -> int:
     short_body = VALUE_MEMORY * min(2 * LONG_BODY, settings.max_json_values)
     short_body += (TEXT_MEMORY + LENIENT_MEMORY) * LONG_BODY
     waiting_decisions = MOST_WAITING if settings.decision_log is not None else 0
-    remembered = LOGGED_SHARE * settings.index_limit if settings.shared_state is not None else 0
-    logged = int(1.5 * LOGGED_CHECKPOINT_MEMORY * remembered)  # chains in use keep half that number more
     return (
         IDLE_MEMORY
         + DECISION_MEMORY * (settings.debug_decisions + waiting_decisions)
@@ -51,5 +46,4 @@ def memory_bound(settings: Settings) -> int:
         + HELD_FREELY
         + 2 * settings.max_body_bytes
         + short_body
-        + logged
     )

@@ -341,7 +341,6 @@ class EndpointPicker:
                 "unreadable": traffic.unreadable + applied.unreadable,
                 "unknown-version": traffic.unknown_versions,
                 "unknown-endpoint": applied.unknown_endpoints,
-                "unknown-chain": applied.unknown_chains,
                 "dropped": shared.outbox.dropped,
                 "too-large": traffic.too_large,
             },

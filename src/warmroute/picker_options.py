@@ -20,8 +20,6 @@ from warmroute.settings import Settings
 if TYPE_CHECKING:
     from warmroute.shared_state.shared_state import SharedState
 
-LOGGED_SHARE = 0.25
-"""Checkpoints of the log that a picker remembers, as a share of those of its index."""
 SHED_UP_TO = {"off": None, "sheddable": Criticality.SHEDDABLE, "upstream-v0.5": Criticality.STANDARD}
 """The setting ``shedding`` as a criticality."""
 
@@ -121,4 +119,4 @@ def shared_state(settings: Settings, pool: Pool) -> SharedState:
         max_bytes=settings.shared_state_bytes,
         replicas=settings.shared_state_replicas,
     )
-    return SharedState(options, seal, pool, most_checkpoints=int(LOGGED_SHARE * settings.index_limit))
+    return SharedState(options, seal, pool)

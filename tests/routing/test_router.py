@@ -19,7 +19,6 @@ from warmroute.errors import ConfigurationError
 from warmroute.observability.recent_decisions import RecentDecisions
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.pool import Pool
-from warmroute.prefix.chain import EMPTY_CHAIN
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
@@ -30,7 +29,7 @@ from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
-from warmroute.routing.sent_request import SentRequest
+from warmroute.routing.sent_request import RemoteRequests
 
 
 def prompt(*texts: str, model: str = "m") -> InferenceRequest:
@@ -354,7 +353,7 @@ def test_requests_without_a_prompt_are_no_work_of_prompts(own: bool, observed_at
         if own:
             fixture.pick(NO_PROMPT, 2.0)
         else:
-            fixture.router.learn(SentRequest(load, 1.0, 1.0, 0.0, 0, EMPTY_CHAIN), 2.0)
+            fixture.router.learn(RemoteRequests(load=load, at=1.0, decisions=1, requests=1, work=1.0), 2.0)
     assert load.mean_work.tokens == mean_work
 
 

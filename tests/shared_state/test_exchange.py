@@ -24,9 +24,8 @@ from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
 from warmroute.shared_state import shared_state_pb2 as pb
-from warmroute.shared_state.decision_columns import COLUMNS, MOST_DECISIONS, RARE_COLUMNS
-from warmroute.shared_state.inbox import MOST_FURTHER_REQUESTS, MOST_ROWS, Inbox
-from warmroute.shared_state.logged_chains import LONGEST_PROMPT, LoggedChains
+from warmroute.shared_state.decision_columns import COLUMNS, MOST_DECISIONS, PROMPT_COLUMNS, RARE_COLUMNS
+from warmroute.shared_state.inbox import MOST_REQUESTS, Inbox
 from warmroute.shared_state.nats_log import LARGEST_BATCH
 from warmroute.shared_state.outbox import LONGEST_LIST, MOST_OF_A_KIND, MOST_WAITING, Outbox
 
@@ -38,12 +37,11 @@ class Picker:
 
     def __init__(self, *, incarnation: str = "", names: tuple[str, ...] = ("a", "b")) -> None:
         self.pool = Pool()
-        chains = LoggedChains(retention=600, limit=100_000)
-        self.outbox = Outbox(chains)
+        self.outbox = Outbox(retention=600)
         listeners = (self.outbox,)
         self.router = Router(self.pool, routing_constants(), rng=random.Random(0), now=0.0, listeners=listeners)
         self.pool.subscribe(self.outbox, 0.0)
-        self.inbox = Inbox(self.router, self.pool, chains, self.outbox)
+        self.inbox = Inbox(self.router, self.pool, self.outbox)
         specs = [EndpointSpec("ns", name, "10.0.0.1", 8000 + k, {}, incarnation) for k, name in enumerate(names)]
         self.pool.replace(specs, 0.0)
 
@@ -103,7 +101,7 @@ def test_the_prompts_of_a_batch_are_as_long_for_the_other_picker_and_confirmed_l
     assert isinstance(decision, Decision)
     send(one, other, 1.02)
     lengths = [[round(sent.tokens) for sent in picker.load("a").confirmation._open] for picker in (one, other)]
-    assert lengths[0] == lengths[1] == [10_000] * 3
+    assert lengths == [[10_000] * 3, [30_000]]
     for picker in (one, other):  # the engine has looked up the three prompts and is idle
         picker.observe("a", 3.0, prefix_queries_total=30_000.0, prefix_hits_total=0.0)
         assert all(picker.router.holders(chain.hashes) for chain in decision.chains)
@@ -183,8 +181,8 @@ def test_decisions_from_before_a_restart_are_not_of_the_new_process(told: bool) 
     before = one.pick(LONG, 1.0)
     picker = one if told else other
     picker.pool.restarted(picker.pool.endpoints["ns/a"], 1.01)
-    after = one.pick(f"after {LONG}", 1.015)
-    send(one, other, 1.02)
+    after = one.pick(f"after {LONG}", 1.015 if told else 1.025)
+    send(one, other, 1.03)
     assert other.router.holders(before.chain.hashes) == []
     assert other.router.holders(after.chain.hashes) == ["ns/a"]
     assert len(other.load("a").sent) == 1
@@ -207,15 +205,41 @@ def test_an_endpoint_that_is_not_there_is_ignored() -> None:
     assert other.inbox.applied.unknown_endpoints == 2
 
 
-def test_a_chain_whose_beginning_is_unknown_is_load_alone() -> None:
+def test_a_picker_that_knows_nothing_of_a_prompt_learns_from_its_next_turn_how_far_it_is_held() -> None:
+    """It has read the first turn neither from the log nor before: the deepest checkpoint is enough."""
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.pick(LONG, 1.0)
     one.outbox.take(1.02)
+    second = one.pick(LONG + "and what came next " * 50, 2.0)
+    batch = send(one, other, 2.02)
+    assert len(batch.decisions.hashes) < len(second.chain.hashes) / 2
+    assert other.router.holders(second.chain.hashes) == ["ns/a"]
+
+
+def test_a_prompt_that_is_used_again_is_told_again() -> None:
+    """A picker that started meanwhile knows then what the engine holds, and that others have this beginning."""
+    one, starter = Picker(names=("a",)), Picker(names=("a",))
+    first = one.pick(LONG, 1.0)
+    one.outbox.take(1.02)
     one.pick(LONG, 2.0)
-    send(one, other, 2.02)
-    assert other.inbox.applied.unknown_chains == 1
-    assert len(other.load("a").sent) == 1
-    assert other.router.held(other.load("a")) == (0, 0)
+    batch = send(one, starter, 2.02)
+    assert list(batch.decisions.hashes) == [first.chain.hashes[-1]]
+    assert starter.pick(LONG, 2.1).match_ratio > 0.9
+
+
+def test_a_picker_that_starts_learns_a_system_prompt_from_the_next_conversation() -> None:
+    """Not from the first one, which it did not read."""
+    one, starter = Picker(names=("a",)), Picker(names=("a",))
+
+    def ask(picker: Picker, question: str, now: float) -> Decision:
+        parts = tuple(PromptPart(text.encode(), len(text)) for text in (LONG, question))
+        return picker.pick("", now, parts=parts, prompt_bytes=sum(part.prompt_bytes for part in parts))
+
+    ask(one, "first", 1.0)
+    one.outbox.take(1.02)
+    ask(one, "second", 2.0)
+    assert len(send(one, starter, 2.02).decisions.hashes) == 2
+    assert ask(starter, "third", 2.1).match_ratio > 0.9
 
 
 EVERY_FIGURE: dict[str, Any] = {
@@ -440,29 +464,23 @@ def test_an_estimate_outside_the_range_is_not_taken_over(estimate: float) -> Non
     assert other.router.bytes_per_token == 4.0
 
 
-def test_a_batch_with_more_rows_than_pickers_write_is_not_applied() -> None:
-    """Each can name a long chain that is known already: 5,000 rows took 2 s."""
+def test_a_batch_with_more_groups_than_pickers_write_is_not_applied() -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.pick(LONG, 1.0)
     batch = one.outbox.take(1.02)
     other.inbox.apply(batch, 1.02, 1.03)
     for name in COLUMNS:
         column = getattr(batch.decisions, name)
-        if name == "base":
-            column[:] = [batch.decisions.hashes[-1]]
-        if name == "known":
-            column[:] = [len(batch.decisions.hashes)]
-        if name == "added":
-            column[:] = [0]
-        column.extend(list(column) * MOST_ROWS)
-    del batch.decisions.hashes[:], batch.decisions.distances[:]
+        column[:] = [0 if name == "prompts" else column[0]] * (MOST_DECISIONS + 1)
+    for name in (*PROMPT_COLUMNS, "hashes"):
+        del getattr(batch.decisions, name)[:]
     other.inbox.apply(batch, 1.02, 1.03)
     assert other.inbox.applied.unreadable == 1
     assert other.inbox.applied.decisions == 1
 
 
 def rare(batch: pb.Batch, **numbers: int) -> None:
-    """Give every row of the batch these numbers in the rare columns, 0 in the others."""
+    """Give every group of the batch these numbers in the rare columns, 0 in the others."""
     rows = len(batch.decisions.endpoint)
     for name in RARE_COLUMNS:
         getattr(batch.decisions, name)[:] = [numbers.get(name, 0)] * rows
@@ -472,31 +490,34 @@ def test_one_decision_counts_no_more_requests_than_one_of_this_picker() -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.pick(LONG, 1.0)
     batch = one.outbox.take(1.02)
-    rare(batch, requests=2**32 - 1, samples=2**32 - 1)
+    rare(batch, further=2**32 - 1)
     other.inbox.apply(batch, 1.02, 1.03)
     assert len(other.load("a").sent) == MOST_REQUESTS_OF_ONE
 
 
-@pytest.mark.parametrize(("requests", "samples", "expected"), [(3, 9, 3), (3, 0, 1), (4, 2, 2)])
-def test_a_decision_has_no_more_samples_than_requests(requests: int, samples: int, expected: int) -> None:
+def test_each_sample_looks_its_prompt_up_and_finds_it() -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
-    other.observe("a", 0.5, prefix_queries_total=0.0)
-    decision = one.pick(LONG, 1.0)
-    batch = one.outbox.take(1.02)
-    rare(batch, requests=requests, samples=samples)
-    other.inbox.apply(batch, 1.02, 1.03)
-    (sent,) = other.load("a").confirmation._open
-    assert sent.tokens == pytest.approx(expected * decision.prompt_tokens, rel=0.01)
+    for picker in (one, other):
+        picker.observe("a", 0.5, prefix_queries_total=0.0)
+    decision = one.pick(LONG, 1.0, samples=3)
+    send(one, other, 1.02)
+    (here,), (sent,) = (picker.load("a").confirmation._open for picker in (one, other))
+    assert (sent.tokens, sent.cached_tokens) == pytest.approx((here.tokens, here.cached_tokens), rel=0.01)
+    assert sent.tokens == pytest.approx(3 * decision.prompt_tokens, rel=0.01)
+    assert len(other.load("a").sent) == 3
 
 
 def test_the_work_of_a_batch_is_that_of_its_prompts() -> None:
     """Four prompts of a quarter of the length attend to a quarter of the tokens."""
     one, other = Picker(names=("a",)), Picker(names=("a",))
-    decision = one.pick(LONG * 100, 1.0)
-    batch = one.outbox.take(1.02)
-    rare(batch, requests=4, prompts=4000)
-    other.inbox.apply(batch, 1.02, 1.03)
-    pending = other.router.load_of(other.load("a"), 1.02)[2]
+    parts = tuple(PromptPart(f"{k} {LONG * 25}".encode(), len(f"{k} {LONG * 25}")) for k in range(4))
+    prompt_bytes = sum(part.prompt_bytes for part in parts)
+    decision = one.router.pick(
+        InferenceRequest(model="m", parts=parts, prompt_bytes=prompt_bytes, starts=(1, 2, 3)), 1.0
+    )
+    assert isinstance(decision, Decision)
+    send(one, other, 1.001)
+    pending = other.router.load_of(other.load("a"), 1.002)[2]
     assert pending == pytest.approx(prefill_work(decision.prompt_tokens, 4.0), rel=0.05)
 
 
@@ -504,58 +525,177 @@ def test_one_batch_counts_a_bounded_number_of_requests() -> None:
     """703 bytes with 20 decisions of 100,000 requests held up the picker for 4.8 s."""
     one, other = Picker(names=("a",)), Picker(names=("a",))
     for k in range(200):
-        one.pick(f"{k}", 1.0)
-    batch = one.outbox.take(1.02)
-    rare(batch, requests=2**32 - 1, samples=2**32 - 1)
-    other.inbox.apply(batch, 1.02, 1.03)
-    assert other.inbox.applied.decisions == 200
-    assert MOST_FURTHER_REQUESTS <= len(other.load("a").sent) <= MOST_FURTHER_REQUESTS + 200
+        one.pick(f"{k}", 1.0 + 0.1 * k)  # groups of their own
+    batch = one.outbox.take(21.0)
+    assert len(batch.decisions.endpoint) == 200
+    rare(batch, further=2**32 - 1)
+    other.inbox.apply(batch, 21.0, 21.0)
+    assert len(other.load("a").sent) == MOST_REQUESTS
 
 
-def a_held_prompt_and_another_ones_batch() -> tuple[Picker, Decision, pb.Batch]:
-    """A picker that knows which prompt its endpoint holds, that prompt's decision, and the batch with another one's."""
+@pytest.mark.parametrize("bytes_of_one", [6 * 10**7, 2**32 - 1])
+def test_a_prompt_that_is_longer_than_the_cache_evicts_nothing(bytes_of_one: int) -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
-    held = one.pick(LONG, 1.0)
-    send(one, other, 1.02)
-    one.pick(f"other {LONG}", 2.0)
-    return other, held, one.outbox.take(2.02)
-
-
-def test_a_chain_that_is_longer_than_its_prompt_evicts_nothing() -> None:
-    other, held, batch = a_held_prompt_and_another_ones_batch()
-    batch.decisions.distances[-1] = 2**32 - 1
-    other.inbox.apply(batch, 2.02, 2.03)
-    assert other.inbox.applied.unknown_chains == 1
-    assert other.router.holders(held.chain.hashes) == ["ns/a"]
-
-
-def test_a_prompt_is_no_longer_than_the_longest_that_is_matched() -> None:
-    """Its positions may not be, either, whatever its length is said to be."""
-    other, held, batch = a_held_prompt_and_another_ones_batch()
-    batch.decisions.distances[-1] = batch.decisions.prompt_bytes[0] = batch.decisions.prompt_tokens[0] = 2**32 - 1
-    other.inbox.apply(batch, 2.02, 2.03)
-    assert other.inbox.applied.unknown_chains == 1
-    assert other.router.holders(held.chain.hashes) == ["ns/a"]
-    assert other.router.load_of(other.load("a"), 2.03)[2] <= prefill_work(LONGEST_PROMPT) + 10_000
-
-
-def test_a_prompt_that_the_engine_rejects_is_told_by_its_bytes() -> None:
-    """A chain of 60 MB with one token would evict all that the engine holds."""
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    for picker in (one, other):
-        picker.observe("a", 0.5, max_model_len=8192)
     held = one.pick(LONG, 1.0)
     send(one, other, 1.02)
     one.pick(f"other {LONG}", 2.0)
     batch = one.outbox.take(2.02)
-    batch.decisions.distances[-1], batch.decisions.prompt_bytes[0], batch.decisions.prompt_tokens[0] = (
-        6 * 10**7,
-        2**31,
-        1,
-    )
+    batch.decisions.new_bytes[0] = batch.decisions.prompt_bytes[0] = bytes_of_one
     other.inbox.apply(batch, 2.02, 2.03)
-    assert other.inbox.applied.unknown_chains == 0
     assert other.router.holders(held.chain.hashes) == ["ns/a"]
+
+
+def test_a_prompt_that_the_engine_rejects_for_its_length_is_load_alone() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, max_model_len=1000)
+    decision = one.pick(LONG * 10, 1.0)
+    assert not send(one, other, 1.02).decisions.hashes
+    assert other.router.holders(decision.chain.hashes) == []
+    assert len(other.load("a").sent) == 1
+
+
+def test_decisions_of_nearly_one_time_are_added_up() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    decisions = [one.pick(f"{k} {LONG}", 1.0 + 0.001 * k) for k in range(10)]
+    batch = send(one, other, 1.012)
+    assert list(batch.decisions.decisions) == [10]
+    for decision in decisions:
+        assert other.router.holders(decision.chain.hashes) == ["ns/a"]
+    assert other.inbox.applied.decisions == len(other.load("a").sent) == 10
+    here, there = (picker.router.load_of(picker.load("a"), 1.02) for picker in (one, other))
+    assert there == pytest.approx(here, rel=0.05)
+
+
+def test_a_long_prompt_is_confirmed_by_itself() -> None:
+    """The engine may reject it, and accept those beside it."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    short = one.pick(LONG, 1.0)
+    long = one.pick(f"long {LONG * 20}", 1.001)
+    assert list(send(one, other, 1.01).decisions.decisions) == [1, 1]
+    assert other.router.holders(long.chain.hashes) == ["ns/a"]
+    other.observe("a", 3.0, prefix_queries_total=short.prompt_tokens, prefix_hits_total=0.0)  # and is idle
+    assert other.router.holders(short.chain.hashes) == ["ns/a"]
+    assert other.router.holders(long.chain.hashes) == []
+
+
+def test_short_prompts_that_the_engine_rejects_evict_little() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, capacity_tokens=20_000, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    held = other.pick(LONG, 0.9)
+    for k in range(100):  # 280 KB, none of which the engine looks up
+        one.pick(f"{k} {LONG}", 1.0 + 0.03 * k)
+        send(one, other, 1.02 + 0.03 * k)
+    assert other.router.holders(held.chain.hashes) == ["ns/a"]
+
+
+def test_short_prompts_of_nearly_one_time_are_confirmed_at_once() -> None:
+    """Together they are as long as a prompt that waits for the engine to look it up."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    for k in range(10):
+        one.pick(f"{k} {LONG}", 1.0 + 0.001 * k)
+    send(one, other, 1.02)
+    (sent,) = other.load("a").confirmation._open
+    assert sent.claim is None
+    assert sent.prompts == 10
+    assert one.load("a").cache_fill > 0
+    assert other.load("a").cache_fill == pytest.approx(one.load("a").cache_fill)
+
+
+def test_a_long_prompt_fills_the_cache_once_it_is_confirmed() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    decision = one.pick(LONG * 20, 1.0)
+    send(one, other, 1.02)
+    for picker in (one, other):
+        assert picker.load("a").cache_fill == 0.0
+        picker.observe("a", 2.0, prefix_queries_total=decision.prompt_tokens, prefix_hits_total=0.0, running=1)
+        assert picker.load("a").cache_fill > 0.0
+    assert other.load("a").cache_fill == pytest.approx(one.load("a").cache_fill)
+
+
+def test_a_prompt_that_reads_no_cache_waits_for_no_lookup() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    decision = one.pick(LONG, 1.0, reads_cache=False)
+    send(one, other, 1.02)
+    assert not other.load("a").confirmation._open
+    assert other.router.holders(decision.chain.hashes) == ["ns/a"]
+
+
+def test_hits_are_expected_of_an_engine_as_its_own_picker_expects_them() -> None:
+    """Whatever the trust in it is at each."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    one.pick(LONG, 1.0)
+    send(one, other, 1.02)
+    one.load("a").confirmation.trust = 0.5
+    one.observe("a", 1.5, prefix_queries_total=0.0, prefix_hits_total=0.0, running=1)
+    one.pick(LONG, 2.0)
+    send(one, other, 2.02)
+    expected = [picker.load("a").confirmation._open[-1].cached_tokens for picker in (one, other)]
+    assert expected[0] == pytest.approx(expected[1], rel=0.01) != pytest.approx(0.5 * expected[1], rel=0.1)
+
+
+def test_two_adapters_of_nearly_one_time_are_known_to_be_loaded() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.observe("a", 0.5, loaded_adapters=frozenset({"lora-1", "lora-2"}), max_adapters=2)
+    one.outbox.take(0.5)
+    for name in ("lora-1", "lora-2"):
+        one.pick("prompt", 1.0, model=name)
+    send(one, other, 1.02)
+    assert all(name in other.load("a").adapters for name in ("lora-1", "lora-2"))
+
+
+def test_requests_without_a_prompt_are_no_prompts_beside_others() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pick(LONG, 1.0, partial=True)
+    for _ in range(5):
+        assert isinstance(one.router.pick(NO_PROMPT, 1.001), Decision)
+    send(one, other, 1.02)
+    unserved = [picker.router._outliers._records["ns/a"].unserved for picker in (one, other)]
+    assert unserved == [1, 1]
+    assert other.load("a").mean_work.tokens == pytest.approx(one.load("a").mean_work.tokens, rel=0.05)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_lengths_of_prompts_are_known_to_all(samples: int) -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for picker in (one, other):
+        picker.observe("a", 0.5, prompt_requests_total=0.0, prompt_tokens_total=0.0)
+    for k in range(4):
+        one.pick(f"{k} {LONG}", 1.0 + 0.001 * k, samples=samples)
+    send(one, other, 1.02)
+    windows = [picker.router._bytes_per_token._windows[picker.load("a")] for picker in (one, other)]
+    assert windows[0].in_flight == windows[1].in_flight
+    assert len(windows[1].in_flight) == 4 * samples
+    assert other.router.booked == 4
+
+
+def test_the_next_pick_sees_what_another_picker_has_decided() -> None:
+    one, other = Picker(), Picker()
+    other.pick("before", 0.5)
+    chosen = one.pick(LONG * 10, 1.0).endpoint
+    send(one, other, 1.001)
+    assert other.pick("after", 1.004).endpoint.id != chosen.id
+
+
+def test_a_group_counts_no_more_requests_than_its_decisions_may() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for k in range(3):
+        one.pick(f"{k} {LONG}", 1.0)
+    batch = one.outbox.take(1.02)
+    rare(batch, further=2**32 - 1)
+    other.inbox.apply(batch, 1.02, 1.03)
+    assert len(other.load("a").sent) == 3 * MOST_REQUESTS_OF_ONE
 
 
 @pytest.mark.parametrize("kind", ["events", "reports", "served"])
@@ -586,7 +726,7 @@ def test_many_facts_are_several_batches(monkeypatch: pytest.MonkeyPatch) -> None
         assert [len(getattr(batch, kind)) for batch in batches] == [2, 2, 1]
 
 
-@pytest.mark.parametrize("column", ["endpoint", "base", "known", "added", "hashes", "distances", "flags"])
+@pytest.mark.parametrize("column", ["endpoint", "work", "prompts", "checkpoints", "held_bytes", "hashes", "flags"])
 def test_columns_of_different_lengths_are_not_applied(column: str) -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.pick(LONG, 1.0)
@@ -601,8 +741,8 @@ def test_many_decisions_are_several_batches() -> None:
     one = Picker()
     for _ in range(MOST_DECISIONS + 1):
         one.pick("prompt", 1.0)
-    assert len(one.outbox.take(1.0).decisions.endpoint) == MOST_DECISIONS
-    assert len(one.outbox.take(1.0).decisions.endpoint) == 1
+    assert sum(one.outbox.take(1.0).decisions.decisions) == MOST_DECISIONS
+    assert sum(one.outbox.take(1.0).decisions.decisions) == 1
 
 
 def test_a_log_that_is_away_for_long_costs_the_oldest_decisions() -> None:
@@ -616,7 +756,9 @@ def test_a_log_that_is_away_for_long_costs_the_oldest_decisions() -> None:
     assert len(one.outbox) == (MOST_WAITING - 1) * MOST_DECISIONS + 1
 
 
-def test_chains_whose_beginning_was_dropped_are_published_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_whose_beginning_was_dropped_are_known_when_they_are_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("warmroute.shared_state.outbox.MOST_WAITING", 1)
     monkeypatch.setattr("warmroute.shared_state.decision_columns.MOST_DECISIONS", 2)
     one, other = Picker(names=("a",)), Picker(names=("a",))
@@ -624,22 +766,7 @@ def test_chains_whose_beginning_was_dropped_are_published_whole(monkeypatch: pyt
         one.pick(LONG, 1.0)
     assert one.outbox.dropped == 2
     send(one, other, 1.02)
-    assert other.inbox.applied.unknown_chains == 0
     assert other.pick(LONG, 1.03).match_ratio > 0.9
-
-
-def test_dropped_decisions_leave_those_of_the_others_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_WAITING", 1)
-    monkeypatch.setattr("warmroute.shared_state.decision_columns.MOST_DECISIONS", 2)
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    one.pick(LONG, 1.0)
-    send(one, other, 1.02)
-    for _ in range(3):
-        other.pick("prompt", 1.5)
-    assert other.outbox.dropped
-    one.pick(LONG + " more " * 200, 2.0)
-    send(one, other, 2.02)
-    assert other.inbox.applied.unknown_chains == 0
 
 
 def test_long_prompts_cost_them_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,7 +776,7 @@ def test_long_prompts_cost_them_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
         one.pick(f"{k} {LONG}", 1.0)
     assert one.outbox.dropped > 0
     taken = one.outbox.take(1.0).decisions
-    assert 0 < len(taken.hashes) - taken.added[-1] <= 50
+    assert 0 < len(taken.hashes) - len(one.pick(f"0 {LONG}", 1.0).chain.hashes) <= 50
 
 
 def test_every_prompt_of_a_batch_comes_through() -> None:
@@ -746,7 +873,7 @@ def test_decisions_and_long_lists_fit_into_batches() -> None:
         one.pick(f"{k} {LONG * 3}", 1.0)
     batches = take_all(one, 1.02)
     assert max(batch.ByteSize() for batch in batches) < LARGEST_BATCH
-    assert sum(len(batch.decisions.endpoint) for batch in batches) == 1000
+    assert sum(sum(batch.decisions.decisions) for batch in batches) == 1000
     assert sum(len(batch.reports) for batch in batches) == len(names)
     assert sum(served.listed for batch in batches for served in batch.served) == len(names)
 
@@ -796,28 +923,29 @@ figures = st.one_of(st.integers(0, 10), st.just(2**32 - 1))
 @st.composite
 def remote_decisions(draw: st.DrawFn) -> pb.Decisions:
     """Columns that fit, with any figures."""
-    rows = draw(st.integers(0, 8))
-    added = draw(st.lists(st.integers(0, 4), min_size=rows, max_size=rows))
+    groups = draw(st.integers(0, 8))
+    prompts = draw(st.lists(st.integers(0, 3), min_size=groups, max_size=groups))
+    checkpoints = draw(st.lists(st.integers(0, 4), min_size=sum(prompts), max_size=sum(prompts)))
 
-    def column(values: st.SearchStrategy[int], length: int = rows) -> list[int]:
+    def column(values: st.SearchStrategy[int], length: int = groups) -> list[int]:
         return draw(st.lists(values, min_size=length, max_size=length))
 
     return pb.Decisions(
         endpoint=column(positions),
         age=column(figures),
-        prompt_tokens=column(figures),
+        decisions=column(figures),
+        work=column(figures),
+        tokens=column(figures),
         cached_tokens=column(figures),
         prompt_bytes=column(figures),
+        prompts=prompts,
         flags=column(figures),
         adapter=column(positions),
-        base=column(st.sampled_from([0, 1, 2, 2**64 - 1])),
-        known=column(figures),
-        added=added,
-        requests=column(figures),
-        samples=column(figures),
-        prompts=column(figures),
-        hashes=column(st.integers(0, 5), sum(added)),
-        distances=column(figures, sum(added)),
+        further=column(figures),
+        checkpoints=checkpoints,
+        held_bytes=column(figures, len(checkpoints)),
+        new_bytes=column(figures, len(checkpoints)),
+        hashes=column(st.integers(0, 5), sum(checkpoints)),
     )
 
 

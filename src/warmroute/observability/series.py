@@ -413,7 +413,7 @@ SHARED_STATE_SKIPPED = _series(
     "counter",
     "items",
     "What was not applied. Batches: duplicate, outdated (stored a minute after they were published), unreadable (another "
-    "key), unknown-version. Of batches: unknown-endpoint, unknown-chain (counted as load only). "
+    "key), unknown-version. Of batches: unknown-endpoint. "
     "Own decisions that were never published because the log was away: dropped. Own batches that the server does not take: "
     "too-large.",
     ("reason",),

@@ -17,21 +17,26 @@ Who holds a checkpoint holds all those before it on the chain. Insertion and evi
 (and touched) tail first, so that an ancestor is always used more recently than its descendants, and a segment loses its last
 checkpoints first. vLLM evicts in that order too, the tail of a chain before its head
 (https://docs.vllm.ai/en/latest/design/prefix_caching.html).
+
+That is so for own prompts. Of those that other pickers have sent, :mod:`warmroute.prefix.remote` keeps the new checkpoints,
+without chains; one of them is forgotten as a whole. A holder holds a chain as far as the deeper of the two says. Both count
+against its capacity and its share of the limit, and what was used longest ago goes first.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain as chained
 from math import inf
 
 from warmroute.prefix.chain import Chain, common_checkpoints
+from warmroute.prefix.remote import PromptGrowth, RemoteCheckpoints, RemoteHolding, RemotePrompt
 
 UNCONFIRMED_SHARE = 0.25
 """Unconfirmed bytes of a holder as a share of its capacity, and checkpoints as a share of those that it may have, at most;
-beyond it the oldest are dropped."""
+beyond it the oldest are dropped. The share of checkpoints holds for own prompts and for other pickers' ones, each."""
 SEGMENT_SIZE = 4
 """Checkpoints that a segment and its place at one holder count as beside its own: their memory is about 410 bytes, that of a
 checkpoint 86 (tracemalloc, CPython 3.11, segments of 1 to 250 checkpoints)."""
@@ -125,17 +130,34 @@ class _Uses:
         """The segment that was used longest ago; of those used at once, the last one on the chain."""
         return next(iter(self._order.values()))[-1]
 
+    @property
+    def oldest_number(self) -> float:
+        """The number of that use; infinite if there is none."""
+        return next(iter(self._order), inf)
+
 
 class _Holding:
     """The segments of one holder."""
 
-    __slots__ = ("bit", "capacity", "confirmed", "unconfirmed")
+    __slots__ = ("bit", "capacity", "confirmed", "remote", "unconfirmed")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.capacity = capacity
         self.confirmed = _Uses()
         self.unconfirmed = _Uses()
+        self.remote = RemoteHolding(bit)
+        """What other pickers have sent to its engine and no own prompt went on from."""
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Confirmed bytes of prompt: what takes room in the engine's cache."""
+        return self.confirmed.prompt_bytes + self.remote.prompt_bytes
+
+    @property
+    def size(self) -> int:
+        """What counts against the limit."""
+        return self.confirmed.size + self.unconfirmed.size + self.remote.size
 
     def confirm(self, segment: _Segment, number: int) -> None:
         """The segment is used, and confirmed if it was not."""
@@ -151,9 +173,10 @@ class _Holding:
 class PrefixIndex:
     """The index. Capacities are in bytes of prompt, at least 1.
 
-    ``limit`` bounds the checkpoints of all open holders together, those of a segment counted as :data:`SEGMENT_SIZE` more.
+    ``limit`` bounds the checkpoints of all open holders together, those of a segment counted as :data:`SEGMENT_SIZE` more,
+    those of another picker's prompt as :data:`~warmroute.prefix.remote.PROMPT_SIZE` more.
     It is shared out evenly. An insertion keeps its holder within its share. What else takes a holder beyond it waits for
-    :meth:`sweep`: the smaller share after :meth:`open`, unconfirmed checkpoints (a quarter of a share at most), and segments
+    :meth:`sweep`: the smaller share after :meth:`open`, unconfirmed checkpoints (half of a share at most), and segments
     that other holders split. Once :meth:`sweep` returns False, each holder has been within its share since the last
     :meth:`open`.
     """
@@ -162,7 +185,10 @@ class PrefixIndex:
         self._limit = limit
         self._segments: dict[int, _Segment] = {}
         """By their first checkpoint."""
+        self._by_end: dict[int, _Segment] = {}
+        """By their last one, and by the one before: a prompt that goes on inside its last message has that one in common."""
         self._checkpoints = 0
+        self._remote = RemoteCheckpoints()
         self._open: dict[int, _Holding] = {}
         self._closed: dict[int, _Holding] = {}
         self._turns: deque[_Holding] = deque()
@@ -206,8 +232,8 @@ class PrefixIndex:
         return int(UNCONFIRMED_SHARE * self._limit / len(self._open))
 
     def sweep(self, budget: int = 1000) -> bool:
-        """A slice of the clean-up, of up to ``budget`` segments: take closed holders off, and let the next
-        :data:`HOLDERS_A_SLICE` open ones forget what is above their share.
+        """A slice of the clean-up, of up to ``budget`` segments and other pickers' prompts: take closed holders off, and let
+        the next :data:`HOLDERS_A_SLICE` open ones forget what is above their share.
 
         True while closed holders are left, or holders that were not looked at since the last one was opened.
         """
@@ -218,7 +244,11 @@ class PrefixIndex:
                     segment, _ = uses.last.popitem()
                     self._take_off(segment, holding.bit)
                     budget -= 1
-            if not holding.confirmed.last and not holding.unconfirmed.last:
+            remote = holding.remote
+            while budget > 0 and (prompt := remote.oldest()) is not None:
+                self._remote.drop(prompt)
+                budget -= 1
+            if not (holding.confirmed.last or holding.unconfirmed.last or remote.oldest()):
                 del self._closed[holder]
                 self._free.append(holder)
         self._shrink(budget)
@@ -234,10 +264,10 @@ class PrefixIndex:
             if self._open.get(holding.bit.bit_length() - 1) is not holding:
                 turns.popleft()
             else:
-                confirmed, unconfirmed = holding.confirmed, holding.unconfirmed
+                unconfirmed = holding.unconfirmed
                 budget = self._evict(holding, unconfirmed, unconfirmed.prompt_bytes, self.most_unconfirmed, budget)
-                most = self._limit // len(self._open) - unconfirmed.size
-                budget = self._evict(holding, confirmed, confirmed.prompt_bytes, most, budget)
+                budget = self._fit_unconfirmed_remote(holding, budget)
+                budget = self._fit(holding, holding.prompt_bytes, budget)
                 if budget <= 0:
                     return  # its turn goes on
                 turns.rotate(-1)
@@ -251,9 +281,16 @@ class PrefixIndex:
         ``candidates`` is a mask of open holders. Returns disjoint groups ``(mask, depth)``, shallowest first: the
         holders in ``mask`` have exactly the first ``depth`` checkpoints. Holders that have none are in no group.
 
-        The cost grows with the number of segments, not with the number of checkpoints or holders.
+        The cost grows with the number of segments, not with the number of holders.
         """
         hashes = chain.hashes
+        groups = self._match(hashes, candidates)
+        all_hold = groups[0][1] if groups and sum([mask for mask, _ in groups]) == candidates else 0
+        remote = self._remote.depths(hashes, candidates, beyond=all_hold)
+        return _deepest(groups, remote) if remote else groups
+
+    def _match(self, hashes: Sequence[int], candidates: int) -> list[tuple[int, int]]:
+        """The groups by the segments."""
         size = len(hashes)
         find = self._segments.get
         live, depth = candidates, 0
@@ -280,7 +317,8 @@ class PrefixIndex:
             depth += common_checkpoints(segment.hashes, hashes, depth)
             if segment in holding.confirmed.last:
                 accepted = depth
-        return accepted, depth
+        remote_accepted, remote_depth = self._remote.known(holding.remote, hashes)
+        return max(accepted, remote_accepted), max(depth, remote_depth)
 
     def holders(self, hashes: Sequence[int]) -> int:
         """The mask of the open holders that have all of a chain's first checkpoints."""
@@ -291,22 +329,24 @@ class PrefixIndex:
     def held(self, holder: int) -> tuple[int, int]:
         """Checkpoints and bytes of prompt that the holder has, unconfirmed ones included."""
         holding = self._open[holder]
-        confirmed, unconfirmed = holding.confirmed, holding.unconfirmed
-        return confirmed.checkpoints + unconfirmed.checkpoints, confirmed.prompt_bytes + unconfirmed.prompt_bytes
+        unconfirmed, remote = holding.unconfirmed, holding.remote
+        checkpoints = holding.confirmed.checkpoints + unconfirmed.checkpoints
+        checkpoints += remote.checkpoints
+        return checkpoints, holding.prompt_bytes + unconfirmed.prompt_bytes
 
     def size(self, holder: int) -> int:
-        """What the holder has, as it counts against the limit: checkpoints, and :data:`SEGMENT_SIZE` for each segment."""
-        holding = self._open[holder]
-        return holding.confirmed.size + holding.unconfirmed.size
+        """What the holder has, as it counts against the limit."""
+        return self._open[holder].size
 
     def fill(self, holder: int) -> float:
         """Share of the holder's capacity that is used."""
         holding = self._open[holder]
-        return holding.confirmed.prompt_bytes / holding.capacity
+        return holding.prompt_bytes / holding.capacity
 
     def __len__(self) -> int:
-        """Distinct checkpoints in the index, including those of closed holders that are not swept yet."""
-        return self._checkpoints
+        """Distinct checkpoints in the index, including those of closed holders that are not swept yet. One that own prompts
+        have and other pickers', too, counts twice."""
+        return self._checkpoints + len(self._remote)
 
     # ---------------------------------------------------------------- changes
 
@@ -324,14 +364,16 @@ class PrefixIndex:
             self.uses += 1
             holding.confirm(segment, self.uses)
         self._merge(confirmed, path, holding.bit)
-        most = self._limit // len(self._open) - holding.unconfirmed.size
-        if confirmed.prompt_bytes > holding.capacity or confirmed.size > most:
-            self._evict(holding, confirmed, holding.capacity, most)
+        known = max(known, self._remote.take_over(holding.remote, chain.hashes))
+        self._fit(holding, holding.capacity)
         return known
 
     def insert_unconfirmed(self, holder: int, chain: Chain) -> None:
         """The holder's engine may accept the chain: match its new tail from now on, but evict nothing for it."""
         holding = self._open[holder]
+        known, _ = self._remote.known(holding.remote, chain.hashes)
+        if known:
+            self.insert(holder, Chain(chain.hashes[:known], chain.ends[:known], chain.ends[known - 1]))
         confirmed, unconfirmed, accepted = holding.confirmed, holding.unconfirmed, False
         for segment in reversed(self._grow(chain)):
             accepted = accepted or segment in confirmed.last  # and so is all before it
@@ -344,6 +386,63 @@ class PrefixIndex:
                 segment.mask |= holding.bit
                 unconfirmed.add(segment, self.uses)
         self._evict(holding, unconfirmed, int(UNCONFIRMED_SHARE * holding.capacity), self.most_unconfirmed)
+
+    def insert_remote(
+        self, holder: int, growths: Iterable[PromptGrowth], *, confirmed: bool
+    ) -> tuple[RemotePrompt, ...]:
+        """Another picker has sent prompts to the holder's engine. Unconfirmed, they are matched, but evict nothing until
+        :meth:`confirm_remote`."""
+        holding = self._open[holder]
+        prompts = tuple([RemotePrompt(holding.remote, growth) for growth in growths])
+        for prompt in prompts:
+            self._remote.enter(prompt)
+            if confirmed:
+                self._confirm_remote(holding, prompt)
+            else:
+                self._remote.wait(prompt)
+        if confirmed:
+            self._fit(holding, holding.capacity)
+        else:
+            self._fit_unconfirmed_remote(holding)
+        return prompts
+
+    def confirm_remote(self, holder: int, prompts: Sequence[RemotePrompt]) -> None:
+        """The holder's engine has the prompts, which may have become known to an earlier holder of that engine. Nothing to
+        do for those that are decided already."""
+        holding = self._open[holder]
+        for prompt in prompts:
+            if prompt.confirmed or not prompt.entry:
+                continue
+            if prompt.holding is holding.remote:
+                self._remote.accept(prompt)
+                self._confirm_remote(holding, prompt)
+            else:
+                self._remote.drop(prompt)
+                self.insert_remote(holder, [PromptGrowth(prompt.hashes, 0, prompt.prompt_bytes)], confirmed=True)
+        self._fit(holding, holding.capacity)
+
+    def discard_remote(self, prompts: Sequence[RemotePrompt]) -> None:
+        """The engine rejected the prompts. Nothing to do for those that are decided already."""
+        for prompt in prompts:
+            if not prompt.confirmed:
+                self._remote.drop(prompt)
+
+    def _confirm_remote(self, holding: _Holding, prompt: RemotePrompt) -> None:
+        """Count the prompt as used, and then the own segment that it goes on from: the tail is forgotten first."""
+        self.uses += 2
+        if self._own(holding, prompt.goes_on_from) is not None:
+            prompt.rests_on = prompt.goes_on_from
+        # Where a picker has begun to read, nothing else counts what the engine held. Later on, own prompts mostly do.
+        beginning = 0 if holding.confirmed.last else prompt.held_bytes
+        self._remote.confirm(prompt, self.uses - 1, unknown=beginning)
+        segment = self._own(holding, prompt.rests_on)
+        if segment is not None:
+            holding.confirmed.touch(segment, self.uses)
+
+    def _own(self, holding: _Holding, key: int | None) -> _Segment | None:
+        """The segment that ends at this checkpoint, or just after it, if the holder has confirmed it."""
+        segment = None if key is None else self._by_end.get(key)
+        return segment if segment is not None and segment in holding.confirmed.last else None
 
     def discard(self, holder: int, chain: Chain) -> None:
         """The holder's engine rejected the chain: forget its unconfirmed checkpoints."""
@@ -376,6 +475,35 @@ class PrefixIndex:
                     part = self._split(segment, depth - start) if start < depth else segment
                     self._forget(holding, uses, part)
 
+    def _fit(self, holding: _Holding, most_bytes: int, most_segments: float = inf) -> float:
+        """Forget what was used longest ago, until the holder has no more confirmed bytes than that and is within its share
+        of the limit, or ``most_segments`` parts of segments and groups are forgotten. Returns how many more could have
+        been."""
+        confirmed, remote = holding.confirmed, holding.remote
+        most = self._limit // len(self._open) - holding.unconfirmed.size
+        while most_segments > 0:
+            more_bytes = confirmed.prompt_bytes + remote.prompt_bytes - most_bytes
+            more = confirmed.size + remote.size - most
+            if more_bytes <= 0 and more <= 0:
+                break
+            if remote.oldest_number < confirmed.oldest_number:
+                self._remote.drop(next(iter(remote.confirmed)))
+            elif confirmed.last:
+                left_bytes, left = confirmed.prompt_bytes - max(0, more_bytes), confirmed.size - max(0, more)
+                self._evict(holding, confirmed, left_bytes, left, 1)
+            else:
+                break  # unconfirmed ones only
+            most_segments -= 1
+        return most_segments
+
+    def _fit_unconfirmed_remote(self, holding: _Holding, most_groups: float = inf) -> float:
+        """Forget the oldest unconfirmed groups of other pickers' prompts, as :meth:`_fit` does."""
+        remote = holding.remote
+        while most_groups > 0 and remote.unconfirmed_size > self.most_unconfirmed:
+            self._remote.drop(next(iter(remote.unconfirmed)))
+            most_groups -= 1
+        return most_groups
+
     def _evict(self, holding: _Holding, uses: _Uses, most_bytes: int, most: int, most_segments: float = inf) -> float:
         """Forget the checkpoints that were used longest ago, until no more bytes and no greater size than that are left, or
         parts of ``most_segments`` segments are forgotten. Returns how many more could have been."""
@@ -404,6 +532,16 @@ class PrefixIndex:
         first = segment.hashes[0]
         if self._segments.get(first) is segment:
             del self._segments[first]
+        self._unlist_end(segment)
+
+    def _list_end(self, segment: _Segment) -> None:
+        for key in segment.hashes[-2:]:
+            self._by_end[key] = segment
+
+    def _unlist_end(self, segment: _Segment) -> None:
+        for key in segment.hashes[-2:]:
+            if self._by_end.get(key) is segment:
+                del self._by_end[key]
 
     # ---------------------------------------------------------------- segments
 
@@ -438,6 +576,7 @@ class PrefixIndex:
                 before = ends[depth - 1] if depth else 0
                 segment = _Segment(tuple(hashes[depth:end]), tuple(ends[depth:end]), depth, before)
                 self._segments[hashes[depth]] = segment
+                self._list_end(segment)
                 self._checkpoints += end - depth
             elif segment.start != depth:
                 break
@@ -465,11 +604,14 @@ class PrefixIndex:
                 continue
             if len(run) > 1:
                 first = run[0]
-                first.hashes = tuple(chained.from_iterable(one.hashes for one in run))
-                first.ends = tuple(chained.from_iterable(one.ends for one in run))
                 for one in run[1:]:
                     confirmed.merge(one)
+                for one in run:
                     self._unlist(one)
+                first.hashes = tuple(chained.from_iterable(one.hashes for one in run))
+                first.ends = tuple(chained.from_iterable(one.ends for one in run))
+                self._segments[first.hashes[0]] = first
+                self._list_end(first)
             run = []
 
     def _split(self, segment: _Segment, size: int) -> _Segment:
@@ -478,12 +620,27 @@ class PrefixIndex:
         rest = _Segment(hashes[size:], ends[size:], segment.start + size, ends[size - 1])
         rest.mask = segment.mask
         self._segments.setdefault(rest.hashes[0], rest)  # it has one only after a collision
+        self._unlist_end(segment)
         segment.hashes, segment.ends = hashes[:size], ends[:size]
+        self._list_end(segment)
+        self._list_end(rest)
         for holder in holders_of(segment.mask):
             holding = self._open.get(holder) or self._closed[holder]
             holding.confirmed.split(segment, rest)
             holding.unconfirmed.split(segment, rest)
         return rest
+
+
+def _deepest(groups: list[tuple[int, int]], remote: dict[int, int]) -> list[tuple[int, int]]:
+    """The groups of holders and depths with the depths of single holders, where these are greater."""
+    masks = {depth: mask for mask, depth in groups}
+    for bit, further in remote.items():
+        depth = next((depth for depth, mask in masks.items() if mask & bit), 0)
+        if further > depth:
+            if depth:
+                masks[depth] ^= bit
+            masks[further] = masks.get(further, 0) | bit
+    return [(masks[depth], depth) for depth in sorted(masks) if masks[depth]]
 
 
 def holders_of(mask: int) -> Iterator[int]:

@@ -60,11 +60,11 @@ class BytesPerToken:
         self._initial = initial
         self._update()
 
-    def sent(self, load: EndpointLoad, prompt_bytes: int) -> None:
-        """A request with a prompt of ``prompt_bytes``, or of :data:`UNKNOWN` length, went to the endpoint."""
+    def sent(self, load: EndpointLoad, prompt_bytes: int, *, requests: int = 1) -> None:
+        """Requests with a prompt of ``prompt_bytes`` each, or of :data:`UNKNOWN` length, went to the endpoint."""
         window = self._windows.get(load)
         if window is not None:
-            window.in_flight.append(prompt_bytes)
+            window.in_flight.extend([prompt_bytes] * requests)
 
     def observe(self, load: EndpointLoad, state: EngineState) -> None:
         """Compare the engine's counters with what it was sent. Call it after ``load.observe(state)``."""

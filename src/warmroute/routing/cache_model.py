@@ -8,12 +8,13 @@ from http import HTTPStatus
 from warmroute.pool.endpoint import EngineState
 from warmroute.prefix.chain import Chain
 from warmroute.prefix.index import PrefixIndex, holders_of
+from warmroute.prefix.remote import RemotePrompt
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Members
 from warmroute.routing.confirmation import UNPROVEN_SHARE, SentPrompt, Verdict
 from warmroute.routing.decision import Decision
 from warmroute.routing.endpoint_load import EndpointLoad
-from warmroute.routing.sent_request import SentRequest
+from warmroute.routing.sent_request import NOT_ENTERED, RemoteRequests, SentRequest
 
 LONG_TAIL = 16_384
 """Bytes of a prompt beyond what the endpoint holds (about 4,000 tokens) from which they are unconfirmed until the engine has
@@ -182,7 +183,7 @@ class CacheModel:
         state = load.endpoint.state
         longest = None if state is None else state.max_model_len
         if longest is not None and tokens > longest * (1.0 if exact else LENGTH_ERROR):
-            return (len(chain.hashes),), ()  # nothing to take back
+            return (NOT_ENTERED,), ()
         confirmation = load.confirmation
         if not confirmation.counts:
             return (self._insert(load, chain),), ()
@@ -210,6 +211,46 @@ class CacheModel:
                 unconfirmed = chain
         sent = confirmation.sent(looked_up, expected, unconfirmed, now, most_checkpoints=self._index.most_unconfirmed)
         return (held,), (sent,)
+
+    def expect_remote(self, remote: RemoteRequests) -> None:
+        """Another picker's prompts were sent to the engine. As :meth:`expect`, for all of them together.
+
+        A prompt whose new part is longer than the engine's cache is an absurd figure: it is not entered.
+        """
+        load, confirmation = remote.load, remote.load.confirmation
+        if self._without_cache >> load.holder & 1:
+            return
+        if not confirmation.counts:
+            self._insert_remote(remote, confirmed=True)
+            return
+        if not remote.reads_cache:
+            self._insert_remote(remote, confirmed=False)
+            return
+        if confirmation.settle_late(remote.tokens, remote.cached_tokens, remote.at, prompts=len(remote.growths)):
+            self._insert_remote(remote, confirmed=True)
+            return
+        unproven_bytes = confirmation.unproven * remote.prompt_bytes / remote.tokens
+        proven = unproven_bytes <= UNPROVEN_SHARE * self._index.capacity(load.holder)
+        longest = max([growth.new_bytes for growth in remote.growths])
+        confirmed = not longest or (proven and longest < LONG_TAIL)
+        claim = self._insert_remote(remote, confirmed=confirmed)
+        confirmation.sent(
+            remote.tokens,
+            remote.cached_tokens,
+            None if confirmed else claim,
+            remote.at,
+            most_checkpoints=self._index.most_unconfirmed,
+            prompts=len(remote.growths),
+        )
+
+    def _insert_remote(self, remote: RemoteRequests, *, confirmed: bool) -> tuple[RemotePrompt, ...]:
+        holder = remote.load.holder
+        capacity = self._index.capacity(holder)
+        growths = [growth for growth in remote.growths if growth.new_bytes <= capacity]
+        prompts = self._index.insert_remote(holder, growths, confirmed=confirmed)
+        if confirmed:
+            self._update_fill(remote.load)
+        return prompts
 
     # ---------------------------------------------------------------- evidence
 
@@ -251,21 +292,31 @@ class CacheModel:
             for sent in decision.sent:
                 decision.load.confirmation.withdraw(sent)
             for chain, held in zip(decision.chains, decision.held, strict=False):  # none is held without a cache
-                self._index.remove(decision.load.holder, chain, held, until=decision.until)
+                if held != NOT_ENTERED:
+                    self._index.remove(decision.load.holder, chain, held, until=decision.until)
         decision.held, decision.sent = (), ()
 
     def _settle(self, load: EndpointLoad, verdicts: Iterable[Verdict]) -> None:
-        for chain, accepted in verdicts:
-            if accepted:
-                self._insert(load, chain)
-            else:
-                self._index.discard(load.holder, chain)
+        for claim, accepted in verdicts:
+            match claim:
+                case Chain() if accepted:
+                    self._insert(load, claim)
+                case Chain():
+                    self._index.discard(load.holder, claim)
+                case prompts if accepted:
+                    self._index.confirm_remote(load.holder, prompts)
+                    self._update_fill(load)
+                case prompts:
+                    self._index.discard_remote(prompts)
 
     def _insert(self, load: EndpointLoad, chain: Chain) -> int:
         held = self._index.insert(load.holder, chain)
+        self._update_fill(load)
+        return held
+
+    def _update_fill(self, load: EndpointLoad) -> None:
         # Of the first tier: a new token moves another one out of it, whatever the second one still holds.
         load.cache_fill = min(1.0, self._index.fill(load.holder) * self.headroom * load.cache_extent.factor)
-        return held
 
     def _set_block_size(self, holder: int, size: int | None) -> None:
         """Note the block size of the holder's engine; None, or at most :data:`USUAL_BLOCK`: found token by token."""

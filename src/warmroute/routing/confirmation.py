@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from warmroute.pool.endpoint import EngineState
 from warmroute.prefix.chain import Chain
+from warmroute.prefix.remote import RemotePrompt
 
 MOST_OPEN = 4096
 """Prompts of one endpoint that wait for the counter. Older ones stay undecided: were they accepted, a client could have
@@ -74,14 +75,31 @@ LEAST_FACTOR = 0.05
 """Lower bound of that factor, so that the expectation before scaling stays known."""
 
 
+Claim = Chain | tuple[RemotePrompt, ...]
+"""What an engine holds if it accepts what was sent: an own prompt, or another picker's prompts."""
+
+
 @dataclass(slots=True, eq=False)
 class SentPrompt:
-    """A prompt that was sent to the engine. Only the same object is equal."""
+    """A prompt that was sent to the engine, or several that another picker sent at nearly one time. Compared by identity."""
 
     at: float
     tokens: float
     cached_tokens: float
-    chain: Chain | None
+    claim: Claim | None
+    prompts: int = 1
+    """As windows count them."""
+
+    @property
+    def checkpoints(self) -> int:
+        """Checkpoints of the claim."""
+        match self.claim:
+            case None:
+                return 0
+            case Chain() as chain:
+                return len(chain.hashes)
+            case prompts:
+                return sum([len(prompt.hashes) for prompt in prompts])
 
     @property
     def new_tokens(self) -> float:
@@ -101,9 +119,9 @@ class HitRatios(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of a prompt whose chain waited for confirmation."""
+    """What became of a prompt whose claim waited for confirmation."""
 
-    chain: Chain
+    claim: Claim
     accepted: bool
 
 
@@ -180,26 +198,33 @@ class Confirmation:
         return max(LEAST_FACTOR, self.trust) if self.trust < threshold else 1.0
 
     def sent(
-        self, tokens: float, cached_tokens: float, chain: Chain | None, now: float, *, most_checkpoints: int
+        self,
+        tokens: float,
+        cached_tokens: float,
+        claim: Claim | None,
+        now: float,
+        *,
+        most_checkpoints: int,
+        prompts: int = 1,
     ) -> SentPrompt:
-        """A prompt was sent. ``chain`` is what is to be confirmed, if anything.
+        """A prompt was sent, or several that have these tokens together. ``claim`` is what is to be confirmed, if anything.
 
-        Of the prompts that wait, the oldest stay undecided beyond MOST_OPEN and ``most_checkpoints`` of their chains.
+        Of the prompts that wait, the oldest stay undecided beyond MOST_OPEN and ``most_checkpoints`` of their claims.
         """
-        prompt = SentPrompt(now, tokens, cached_tokens, chain)
+        prompt = SentPrompt(now, tokens, cached_tokens, claim, prompts)
         self.unproven += prompt.new_tokens
         self._open.append(prompt)
-        if chain is not None:
-            self._open_checkpoints += len(chain.hashes)
+        if claim is not None:
+            self._open_checkpoints += prompt.checkpoints
         while len(self._open) > MOST_OPEN or self._open_checkpoints > most_checkpoints:
             self._next()
         return prompt
 
-    def settle_late(self, tokens: float, cached_tokens: float, at: float) -> bool:
-        """Whether the engine's last scrape counts another picker's prompt, sent at ``at``. Then it is accepted; else it
-        waits like others (:meth:`sent`).
+    def settle_late(self, tokens: float, cached_tokens: float, at: float, *, prompts: int = 1) -> bool:
+        """Whether the engine's last scrape counts another picker's prompts, sent at ``at``. Then they are accepted; else
+        they wait like others (:meth:`sent`).
 
-        After more than :data:`SETTLING` nothing shows it any more: it is accepted, and no window counts it.
+        After more than :data:`SETTLING` nothing shows it any more: they are accepted, and no window counts them.
         """
         if self._before is None or at > self._before.observed_at:
             return False
@@ -207,7 +232,7 @@ class Confirmation:
             return True
         if sum(lookups for _, lookups in self._unexplained) < NEARLY * tokens:
             return False
-        self._settle(tokens, cached_tokens)
+        self._settle(tokens, cached_tokens, prompts)
         while tokens > 0 and self._unexplained:
             scraped_at, lookups = self._unexplained.popleft()
             if lookups > tokens:
@@ -215,8 +240,8 @@ class Confirmation:
             tokens -= lookups
         return True
 
-    def _settle(self, tokens: float, cached_tokens: float) -> None:
-        self._settled += 1
+    def _settle(self, tokens: float, cached_tokens: float, prompts: int) -> None:
+        self._settled += prompts
         self._settled_tokens += tokens
         self._expected += cached_tokens
 
@@ -224,13 +249,13 @@ class Confirmation:
         """The engine did not serve the prompt: no lookups are to be expected."""
         if prompt in self._open:
             self._open.remove(prompt)
-            if prompt.chain is not None:
-                self._open_checkpoints -= len(prompt.chain.hashes)
+            if prompt.claim is not None:
+                self._open_checkpoints -= prompt.checkpoints
 
     def _next(self) -> SentPrompt:
         prompt = self._open.popleft()
-        if prompt.chain is not None:
-            self._open_checkpoints -= len(prompt.chain.hashes)
+        if prompt.claim is not None:
+            self._open_checkpoints -= prompt.checkpoints
         return prompt
 
     def observe(self, state: EngineState) -> Iterator[Verdict]:
@@ -265,16 +290,16 @@ class Confirmation:
             prompt = self._next()
             self._credit = max(0.0, self._credit - prompt.tokens)
             self.unproven = max(0.0, self.unproven - FORGIVENESS * prompt.new_tokens)
-            self._settle(prompt.tokens, prompt.cached_tokens)
-            if prompt.chain is not None:
-                yield Verdict(prompt.chain, accepted=True)
+            self._settle(prompt.tokens, prompt.cached_tokens, prompt.prompts)
+            if prompt.claim is not None:
+                yield Verdict(prompt.claim, accepted=True)
 
     def _reject(self, sent_by: float) -> Iterator[Verdict]:
         waiting = self._open
         while waiting and waiting[0].at <= sent_by:
             prompt = self._next()
-            if prompt.chain is not None:
-                yield Verdict(prompt.chain, accepted=False)
+            if prompt.claim is not None:
+                yield Verdict(prompt.claim, accepted=False)
 
     def _compare(self) -> None:
         """End the window if it is complete, or if nothing was found although much was expected."""

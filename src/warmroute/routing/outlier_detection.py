@@ -159,14 +159,14 @@ class OutlierDetection:
             record.backoff = min(FIRST_BACKOFF * 2 ** min(record.crashes - 1, 10), LONGEST_BACKOFF)
             self._eject(record, Evidence.CRASH_LOOP, now)
 
-    def sent(self, endpoint: Endpoint, at: float) -> None:
-        """A request with a prompt was sent to the endpoint at ``at``; of another picker's request this is known later."""
+    def sent(self, endpoint: Endpoint, at: float, *, requests: int = 1) -> None:
+        """Requests with a prompt were sent to the endpoint at ``at``; of another picker's requests this is known later."""
         record = self._records[endpoint.id]
         if at < record.since:
             return
         if not record.unserved:
             record.unserved_since = at
-        record.unserved += 1
+        record.unserved += requests
         if endpoint.health is Health.PROBING:
             record.until = at + TRIAL_SECONDS
             self._change(record.endpoint, Health.TRIAL, None, at)

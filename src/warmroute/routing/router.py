@@ -19,7 +19,7 @@ from warmroute.prefix.chain import EMPTY_CHAIN, Chain, build, build_each
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.rejections import Rejection, no_endpoint, shed
 from warmroute.routing import strategies
-from warmroute.routing.bytes_per_token import RANGE, BytesPerToken
+from warmroute.routing.bytes_per_token import RANGE, UNKNOWN, BytesPerToken
 from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
@@ -32,7 +32,7 @@ from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.known_models import KnownModels
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.saturation import SaturationLimits, saturated
-from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, SentRequest
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, RemoteRequests, SentRequest
 from warmroute.routing.slowness import update_slowness
 from warmroute.routing.state_keepers import StateKeepers
 from warmroute.routing.virtual_queue import ASSUMED_DURATION
@@ -397,20 +397,29 @@ class Router(PoolListener):
         """The load of a member of the pool; None if it is none."""
         return self._loads.get(endpoint.id)
 
-    def learn(self, remote: SentRequest, now: float) -> None:
-        """Another picker has sent a request to an endpoint: count it as if it had been decided here at that time.
+    def learn(self, remote: RemoteRequests, now: float) -> None:
+        """Another picker has sent requests to an endpoint: count them as if they had been decided here at that time.
 
-        One of long ago only says what the endpoint holds.
+        Those of long ago only say what the endpoint holds.
         """
-        load = remote.load
-        if remote.at <= now - ASSUMED_DURATION:
-            if remote.chain.hashes:
-                self._caches.expect(remote, exact=remote.exact, now=remote.at)
-            return
-        self._assign_known_late(remote)
-        self._book(remote, now)
-        if self._table is not None:
-            self._table.outdated(load)
+        load, at = remote.load, remote.at
+        if at > now - ASSUMED_DURATION:
+            rate = load.drain_rate(self._constants.load)
+            has_prompts = remote.prompt_bytes > 0
+            load.assign_late(remote.work, rate, at, requests=remote.requests, has_prompt=has_prompts)
+            self._choices += remote.decisions
+            load.last_chosen = self._choices
+            self._pool.sent(load.endpoint, at)
+            if has_prompts:
+                self._outliers.sent(load.endpoint, at, requests=remote.decisions)
+                length = remote.prompt_bytes // remote.requests if remote.length_known else UNKNOWN
+                self._bytes_per_token.sent(load, length, requests=remote.requests)
+            if remote.adapter:
+                load.adapters.use(remote.adapter, now)
+            if self._table is not None:
+                self._table.outdated(load)
+        if remote.tokens and remote.growths:
+            self._caches.expect_remote(remote)
 
     def learn_ejected(self, endpoint: Endpoint, now: float) -> None:
         """Another picker has ejected the endpoint because its responses failed."""
@@ -441,8 +450,8 @@ class Router(PoolListener):
             self._outliers.sent(load.endpoint, at)
             lengths = decision.known_lengths
             for length in lengths:
-                for _ in range(min(decision.samples, MOST_REQUESTS_OF_ONE // len(lengths))):
-                    self._bytes_per_token.sent(load, length)
+                requests = min(decision.samples, MOST_REQUESTS_OF_ONE // len(lengths))
+                self._bytes_per_token.sent(load, length, requests=requests)
         if decision.adapter:
             load.adapters.use(decision.adapter, now)
         if decision.chain.hashes:

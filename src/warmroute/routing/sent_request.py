@@ -1,23 +1,57 @@
-"""A request that was sent to an endpoint, as load and prefix index count it. WITHOUT IO."""
+"""Requests that were sent to an endpoint, as load and prefix index count them. WITHOUT IO."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from warmroute.pool.endpoint import Endpoint
 from warmroute.pool.work import prefill_work
 from warmroute.prefix.chain import Chain
+from warmroute.prefix.remote import PromptGrowth
 from warmroute.routing.bytes_per_token import UNKNOWN
 from warmroute.routing.confirmation import SentPrompt
 from warmroute.routing.endpoint_load import EndpointLoad
 
 MOST_REQUESTS_OF_ONE = 1024
 """Requests in an engine that one request of a client counts for, at most."""
+NOT_ENTERED = -1
+"""In place of the checkpoints that the endpoint had: the prompt is not in the prefix index, since the engine rejects it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RemoteRequests:
+    """Requests that another picker has sent to one endpoint within some milliseconds, added up."""
+
+    load: EndpointLoad
+    """The load of the endpoint."""
+    at: float
+    """When the first was decided, in monotonic seconds of this process."""
+    decisions: int
+    """Requests of clients, at least 1."""
+    requests: int
+    """Requests that the engine queues: one for each prompt and sample."""
+    work: float
+    """Tokens of work that the endpoint must compute."""
+    tokens: float = 0.0
+    """Tokens that the engine looks up in its cache: of each prompt, once for each sample; 0 if none is looked up."""
+    cached_tokens: float = 0.0
+    """Of these, as many as the prefix index says that the endpoint holds."""
+    prompt_bytes: int = 0
+    """Bytes of the prompts, those of each sample counted; 0 if they have none."""
+    growths: Sequence[PromptGrowth] = ()
+    """Of the prompts that are in the sender's prefix index."""
+    adapter: str = ""
+    """The LoRA adapter that they ask for; empty if none."""
+    length_known: bool = True
+    """``prompt_bytes`` counts all of the prompts' bytes."""
+    reads_cache: bool = True
+    """The engine may take beginnings of the prompts from its cache."""
 
 
 @dataclass(slots=True)
 class SentRequest:
-    """A request that this picker or another one of the pool has sent to an endpoint."""
+    """A request that this picker has sent to an endpoint."""
 
     load: EndpointLoad
     """The load of the endpoint that the request is booked on."""
@@ -30,7 +64,7 @@ class SentRequest:
     prompt_bytes: int
     """Length of the prompt, estimated if ``partial``; 0: the request has none."""
     chain: Chain
-    """Without checkpoints if it has no prompt, or, of another picker's request, if the chain is not known here."""
+    """Without checkpoints if it has no prompt."""
     further: tuple[Chain, ...] = ()
     """The chains of the second and further prompts of a batch, as many as are matched."""
     exact: bool = False
@@ -50,7 +84,7 @@ class SentRequest:
     process: int = 0
     """The process of the endpoint's engine to which it was sent (``load.process`` then)."""
     held: tuple[int, ...] = ()
-    """Checkpoints that the endpoint had before, of each chain."""
+    """Checkpoints that the endpoint had before, of each chain, or :data:`NOT_ENTERED`."""
     until: int = 0
     """The prefix index's latest use when the prompts were inserted."""
     sent: tuple[SentPrompt, ...] = ()
@@ -73,11 +107,16 @@ class SentRequest:
         return (self.chain, *self.further)
 
     @property
+    def length_known(self) -> bool:
+        """Whether it has prompts, and their bytes are known."""
+        return bool(self.further) or (self.prompt_bytes > 0 and not self.partial and self.requests == self.samples)
+
+    @property
     def known_lengths(self) -> list[int]:
         """Bytes of each prompt; one UNKNOWN where they are not known one by one."""
         if self.further:
             return [chain.prompt_bytes for chain in self.chains]
-        return [UNKNOWN if self.partial or self.requests > self.samples else self.prompt_bytes]
+        return [self.prompt_bytes if self.length_known else UNKNOWN]
 
     @property
     def uncached_work(self) -> float:

@@ -427,7 +427,7 @@ class Settings(BaseModel):
     index_limit: int = setting(
         2_000_000,
         "Most checkpoints in the prefix index, all endpoints together (130 bytes each at most). "
-        "A run of them counts as four more.",
+        "A run of them counts as four more, and so does a prompt of another picker.",
         group="Prefix index",
         ge=1000,
     )

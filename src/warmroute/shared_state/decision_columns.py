@@ -1,7 +1,7 @@
 """Decisions as the columns of a batch, and the names that a batch refers to by position. WITHOUT IO.
 
-A decision is taken apart when it is made, and nothing of it is kept but numbers: its chain is in the processor's cache then,
-and requests go on in memory that has just been freed.
+A decision is added up with others for its endpoint when it is made, and nothing of it is kept but numbers: its chain is
+still in the processor's cache then, and can be freed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from functools import lru_cache
 from xxhash import xxh32_intdigest
 
 from warmroute.pool.endpoint import Endpoint
+from warmroute.prefix.remote import PromptGrowth
+from warmroute.routing.cache_model import LONG_TAIL
 from warmroute.routing.decision import Decision
+from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.sent_request import NOT_ENTERED
 from warmroute.shared_state import shared_state_pb2 as pb
-from warmroute.shared_state.logged_chains import Addition, LoggedChains
 
 MOST_DECISIONS = 1000
 """Decisions in one batch."""
@@ -23,16 +26,16 @@ prompt more. A NATS server takes messages of 1 MB."""
 NAME_SIZE = 12
 """Bytes of an entry in the tables beside its name."""
 LARGEST = 2**32 - 1
-COLUMNS = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "base", "known", "added")
-"""Columns with one number for each decision."""
-RARE_COLUMNS = ("flags", "adapter", "requests", "samples", "prompts")
+SPAN = 0.02
+"""Seconds within which decisions for one endpoint are added up."""
+COLUMNS = ("endpoint", "age", "decisions", "work", "tokens", "cached_tokens", "prompt_bytes", "prompts")
+"""Columns with one number for each group of decisions."""
+PROMPT_COLUMNS = ("checkpoints", "held_bytes", "new_bytes")
+"""Columns with one number for each prompt."""
+RARE_COLUMNS = ("flags", "adapter", "further")
 """Columns that have none if they would be 0 throughout."""
-EXACT, PARTIAL, FURTHER, READS_NO_CACHE = 1, 2, 4, 8
+UNKNOWN_LENGTH, READS_NO_CACHE, NO_PROMPT = 1, 2, 4
 """Bits of the column ``flags``."""
-THOUSANDTHS = 1000
-"""Unit of the column ``prompts``."""
-_ORDINARY = (0, 0, 0, 0, 0)
-"""What ordinary requests have in the rare columns."""
 
 
 class Names:
@@ -69,68 +72,117 @@ class Names:
         batch.adapters.extend(self._adapters)
 
 
+class _Group:
+    """Decisions for one endpoint, added up."""
+
+    __slots__ = (
+        "adapter", "at", "cached_tokens", "decisions", "endpoint", "flags", "further", "growths", "prompt_bytes", "tokens",
+        "work",
+    )  # fmt: skip
+
+    def __init__(self, endpoint: int, flags: int, adapter: int, at: float) -> None:
+        self.endpoint = endpoint
+        self.flags = flags
+        self.adapter = adapter
+        self.at = at
+        """When the first was made."""
+        self.decisions = self.further = self.prompt_bytes = 0
+        self.work = self.tokens = self.cached_tokens = 0.0
+        self.growths: list[PromptGrowth] = []
+
+    def columns(self, now: float) -> tuple[int, ...]:
+        """In the order of :data:`COLUMNS`."""
+        return (
+            self.endpoint,
+            age(self.at, now),
+            self.decisions,
+            whole(self.work),
+            whole(self.tokens),
+            whole(self.cached_tokens),
+            whole(self.prompt_bytes),
+            len(self.growths),
+        )
+
+
 class DecisionColumns:
     """The decisions of one batch."""
 
     def __init__(self) -> None:
         self.names = Names()
-        self._rows: list[tuple[int, float, int, int, int, int, int, int]] = []
-        """In the order of :data:`COLUMNS`; the time of the decision in place of its age."""
-        self._rare: list[tuple[int, ...]] = []
-        self._hashes: list[int] = []
-        self._distances: list[int] = []
+        self._groups: list[_Group] = []
+        self._latest: dict[tuple[EndpointLoad, int, int, int], _Group] = {}
+        """The group that may grow, by endpoint, process of its engine, flags and adapter."""
+        self._decisions = self._checkpoints = 0
 
     def __len__(self) -> int:
-        """Prompts, mostly one for each decision."""
-        return len(self._rows)
+        """Decisions."""
+        return self._decisions
 
     @property
     def full(self) -> bool:
         """The next decision belongs to the next batch."""
-        return len(self._rows) >= MOST_DECISIONS or len(self._hashes) >= MOST_CHECKPOINTS
+        return self._decisions >= MOST_DECISIONS or self._checkpoints >= MOST_CHECKPOINTS
 
-    def add(self, decision: Decision, chains: LoggedChains) -> None:
-        """A decision. ``chains`` are what the log has before it. Further prompts are left out once it has added
-        :data:`MOST_CHECKPOINTS`."""
-        most = len(self._hashes) + MOST_CHECKPOINTS
-        endpoint, at = self.names.endpoint(decision.load.endpoint), decision.at
-        tokens = whole(decision.prompt_tokens), whole(decision.cached_tokens)
-        self._add_prompt((endpoint, at, *tokens, whole(decision.prompt_bytes)), chains.add(decision.chain, at))
-        self._rare.append(self._rare_row(decision))
-        for chain in decision.further:
-            if len(self._hashes) >= most:
-                break
-            self._add_prompt((0, at, 0, 0, whole(chain.prompt_bytes)), chains.add(chain, at))
-            self._rare.append((FURTHER, 0, 0, 0, 0))
-
-    def _add_prompt(self, numbers: tuple[int, float, int, int, int], addition: Addition) -> None:
-        """A row: the first five numbers of it, then what the log lacks of the prompt's chain."""
-        base, known, new, distances = addition
-        self._hashes += new
-        self._distances += distances
-        self._rows.append((*numbers, base, known, len(new)))
-
-    def _rare_row(self, decision: Decision) -> tuple[int, ...]:
-        ordinary = decision.requests == 1 and decision.reads_cache
-        if ordinary and not (decision.adapter or decision.exact or decision.partial):
-            return _ORDINARY
-        return (
-            EXACT * decision.exact + PARTIAL * decision.partial + READS_NO_CACHE * (not decision.reads_cache),
-            1 + self.names.adapter(decision.adapter) if decision.adapter else 0,
-            decision.requests,
-            decision.samples,
-            whole(THOUSANDTHS * decision.prompts),
+    def add(self, decision: Decision) -> None:
+        """A decision. Further prompts are left out once it has added :data:`MOST_CHECKPOINTS`."""
+        load = decision.load
+        growths = _growths(decision)
+        flags = (
+            UNKNOWN_LENGTH * (not decision.length_known)
+            + READS_NO_CACHE * (not decision.reads_cache)
+            + NO_PROMPT * (not decision.prompt_bytes)
         )
+        adapter = 1 + self.names.adapter(decision.adapter) if decision.adapter else 0
+        key = load, decision.process, flags, adapter
+        long = any(growth.new_bytes >= LONG_TAIL for growth in growths)
+        group = self._latest.get(key)
+        if group is None or long or decision.at >= group.at + SPAN:
+            group = _Group(self.names.endpoint(load.endpoint), flags, adapter, decision.at)
+            self._groups.append(group)
+            if not long:  # its engine may reject it: it is confirmed by itself
+                self._latest[key] = group
+        self._decisions += 1
+        group.decisions += 1
+        group.further += decision.requests - 1
+        group.work += decision.uncached_work
+        group.prompt_bytes += decision.prompt_bytes * decision.samples
+        if growths:
+            again = (decision.samples - 1) * decision.prompt_tokens
+            group.tokens += decision.prompt_tokens + again
+            group.cached_tokens += decision.cached_tokens / load.confirmation.factor + again
+            group.growths += growths
+            self._checkpoints += sum([len(growth.hashes) for growth in growths])
 
     def write(self, columns: pb.Decisions, now: float) -> None:
         """Add the decisions to a batch that is published at ``now``."""
-        for name, column in zip(COLUMNS, zip(*self._rows, strict=True), strict=False):
-            getattr(columns, name).extend([age(at, now) for at in column] if name == "age" else column)
-        for name, column in zip(RARE_COLUMNS, zip(*self._rare, strict=True), strict=False):
-            if any(column):
-                getattr(columns, name).extend(column)
-        columns.hashes.extend(self._hashes)
-        columns.distances.extend(self._distances)
+        groups = self._groups
+        if not groups:
+            return
+        for name, column in zip(COLUMNS, zip(*[group.columns(now) for group in groups], strict=True), strict=True):
+            getattr(columns, name).extend(column)
+        for name in RARE_COLUMNS:
+            rare = [getattr(group, name) for group in groups]
+            if any(rare):
+                getattr(columns, name).extend(rare)
+        growths = [growth for group in groups for growth in group.growths]
+        columns.checkpoints.extend([len(growth.hashes) for growth in growths])
+        columns.held_bytes.extend([whole(growth.held_bytes) for growth in growths])
+        columns.new_bytes.extend([whole(growth.new_bytes) for growth in growths])
+        for growth in growths:
+            columns.hashes.extend(growth.hashes)
+
+
+def _growths(decision: Decision) -> list[PromptGrowth]:
+    """What the decision's prompts add to the cache of its endpoint."""
+    growths: list[PromptGrowth] = []
+    checkpoints = 0
+    for chain, held in zip(decision.chains, decision.held, strict=False):  # none is held without a cache
+        if held == NOT_ENTERED or checkpoints >= MOST_CHECKPOINTS:
+            continue
+        held_bytes = chain.ends[held - 1] if held else 0
+        growths.append(PromptGrowth(chain.hashes[max(0, held - 1) :], held_bytes, chain.ends[-1] - held_bytes))
+        checkpoints += len(growths[-1].hashes)
+    return growths
 
 
 def incarnation_of(endpoint: Endpoint) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from warmroute.pool.endpoint import (
@@ -19,24 +19,20 @@ from warmroute.pool.endpoint import (
     ServedModels,
 )
 from warmroute.pool.pool import ONE_RESTART_SECONDS, Pool
-from warmroute.prefix.chain import EMPTY_CHAIN, Chain
-from warmroute.routing.bytes_per_token import RANGE
+from warmroute.prefix.remote import PromptGrowth
 from warmroute.routing.outlier_detection import FIRST_BACKOFF
 from warmroute.routing.router import Router
-from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, SentRequest
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, RemoteRequests
 from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.decision_columns import (
     COLUMNS,
-    EXACT,
-    FURTHER,
     MOST_DECISIONS,
-    PARTIAL,
+    PROMPT_COLUMNS,
     RARE_COLUMNS,
     READS_NO_CACHE,
-    THOUSANDTHS,
+    UNKNOWN_LENGTH,
     incarnation_of,
 )
-from warmroute.shared_state.logged_chains import LONGEST_PROMPT, Addition, LoggedChains
 from warmroute.shared_state.outbox import EQUAL_FIGURES, MOST_OF_A_KIND, Outbox
 
 REPLAYED_REPORTS = 1.0
@@ -58,20 +54,14 @@ class Applied:
     """Decisions, states and events of endpoints that the pool does not have, or of an earlier process of the engine."""
     unreadable: int = 0
     """Batches with more of a kind than any picker writes, or whose columns of decisions have different lengths."""
-    unknown_chains: int = 0
-    """Prompts whose chain begins with checkpoints that are not known here: counted as load, but not in the index."""
 
 
 _ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
 """Figures that every report has; a batch leaves out zeros."""
 
 
-MOST_ROWS = 2 * MOST_DECISIONS
-"""Rows of decisions in one batch: the prompts of its last decision may exceed MOST_DECISIONS. A row can take half a
-millisecond."""
-MOST_FURTHER_REQUESTS = 16 * MOST_REQUESTS_OF_ONE
-"""Requests that the decisions of one batch count for, the first of each not counted: about 40 ms of work."""
-MOST_BYTES_PER_TOKEN = int(RANGE[1])
+MOST_REQUESTS = 16 * MOST_REQUESTS_OF_ONE
+"""Requests that the decisions of one batch count for: some milliseconds of work. Those beyond are left out."""
 
 
 class _Reading(NamedTuple):
@@ -88,14 +78,11 @@ class _Reading(NamedTuple):
 class Inbox:
     """Applies batches. Times are monotonic seconds of this process."""
 
-    def __init__(self, router: Router, pool: Pool, chains: LoggedChains, outbox: Outbox) -> None:
+    def __init__(self, router: Router, pool: Pool, outbox: Outbox) -> None:
         self._router = router
         self._pool = pool
-        self._chains = chains
         self._outbox = outbox
         self.applied = Applied()
-        self.lacked_at = -inf
-        """When the latest decision whose chain is not known here was published."""
 
     def apply(self, batch: pb.Batch, published_at: float, now: float, *, replayed: bool = False) -> None:
         """Apply another picker's batch, published at ``published_at``; ``replayed``: read at the start, from the past."""
@@ -160,52 +147,52 @@ class Inbox:
 
     def _apply_decisions(self, decisions: pb.Decisions, reading: _Reading) -> None:
         """Apply all, or none if the columns contradict each other."""
-        added, hashes, distances = list(decisions.added), list(decisions.hashes), list(decisions.distances)
-        rows = len(added)
+        growths, hashes = _growths(decisions), len(decisions.hashes)
         columns = [getattr(decisions, name) for name in COLUMNS]
-        rare_columns = [getattr(decisions, name) or (0,) * rows for name in RARE_COLUMNS]
+        groups, prompts = len(decisions.prompts), sum(decisions.prompts)
+        rare_columns = [getattr(decisions, name) or (0,) * groups for name in RARE_COLUMNS]
         lengths = {len(column) for column in (*columns, *rare_columns)}
-        if rows > MOST_ROWS or lengths != {rows} or not sum(added) == len(hashes) == len(distances):
+        if (
+            groups > MOST_DECISIONS
+            or lengths != {groups}
+            or prompts != len(growths)
+            or hashes != sum(decisions.checkpoints)
+        ):
             self.applied.unreadable += 1
             return
         loads = [None if endpoint is None else self._router.load(endpoint) for endpoint in reading.endpoints]
-        start, further_requests = 0, MOST_FURTHER_REQUESTS
-        decision: SentRequest | None = None
-        held = True  # else the cache was emptied since the decision
-        for row, (ordinary, rare) in enumerate(
-            zip(zip(*columns, strict=True), zip(*rare_columns, strict=True), strict=True)
-        ):
-            place, age, prompt_tokens, cached_tokens, prompt_bytes, base, known, count = ordinary
-            prompt_bytes = min(prompt_bytes, LONGEST_PROMPT)
-            addition = Addition(base, known, hashes[start : start + count], distances[start : start + count])
-            start += count
-            chain = self._chains.join(addition, prompt_bytes, reading.published_at)
-            if chain is None:
-                self.applied.unknown_chains += 1
-                self.lacked_at = max(self.lacked_at, reading.published_at)
-            if row and rare[0] & FURTHER:
-                if decision is not None and chain is not None and held and prompt_bytes and decision.prompt_bytes:
-                    _add_chain(decision, chain)
-                continue
-            if decision is not None:
-                self._router.learn(decision, reading.now)
-                decision = None
+        end, left = 0, MOST_REQUESTS
+        for (
+            (place, age, decisions_made, work, tokens, cached_tokens, prompt_bytes, prompts_sent),
+            (flags, adapter, further),
+        ) in zip(zip(*columns, strict=True), zip(*rare_columns, strict=True), strict=True):
+            start, end, decided = end, end + prompts_sent, min(decisions_made, left)
             load = loads[place] if place < len(loads) else None
             at = min(reading.published_at - age / 1e6, reading.now)
             if load is None or at < load.endpoint.restarted_at:
-                self.applied.unknown_endpoints += 1
+                self.applied.unknown_endpoints += decided
                 continue
-            self.applied.decisions += 1
-            held = at >= self._outbox.last(load.endpoint).emptied
-            # No fewer than its bytes can have: by them it is found to be too long for the engine.
-            prompt_tokens = min(max(prompt_tokens, prompt_bytes // MOST_BYTES_PER_TOKEN, 1), LONGEST_PROMPT)
-            cached_tokens, chain = min(cached_tokens, prompt_tokens), (chain if held else None) or EMPTY_CHAIN
-            decision = SentRequest(load, at, prompt_tokens, cached_tokens, prompt_bytes, chain)
-            if any(rare):
-                _add_rare(decision, rare, reading.adapters, most_requests=1 + further_requests)
-                further_requests -= decision.requests - 1
-        if decision is not None:
-            self._router.learn(decision, reading.now)
+            requests = min(decided + min(further, (MOST_REQUESTS_OF_ONE - 1) * decided), left)
+            if not requests:
+                continue
+            left -= requests
+            self.applied.decisions += decided
+            held = at >= self._outbox.last(load.endpoint).emptied  # else the cache was emptied since
+            remote = RemoteRequests(
+                load=load,
+                at=at,
+                decisions=decided,
+                requests=requests,
+                work=work,
+                tokens=tokens,
+                cached_tokens=min(cached_tokens, tokens),
+                prompt_bytes=prompt_bytes,
+                growths=growths[start:end] if held else (),
+                adapter=reading.adapters[adapter - 1] if 0 < adapter <= len(reading.adapters) else "",
+                length_known=not flags & UNKNOWN_LENGTH,
+                reads_cache=not flags & READS_NO_CACHE,
+            )
+            self._router.learn(remote, reading.now)
 
     def _apply_models(self, served: pb.Served, reading: _Reading) -> None:
         endpoint = self._found(served.endpoint, reading)
@@ -223,23 +210,17 @@ class Inbox:
         return endpoint
 
 
-def _add_chain(decision: SentRequest, chain: Chain) -> None:
-    """A further prompt of the decision, or its first one that is known here."""
-    if decision.chain.hashes:
-        decision.further += (chain,)
-    else:
-        decision.chain = chain
-
-
-def _add_rare(decision: SentRequest, rare: tuple[int, ...], adapters: Sequence[str], *, most_requests: int) -> None:
-    """What ordinary requests do not have: the numbers of :data:`RARE_COLUMNS`."""
-    flags, adapter, requests, samples, prompts = rare
-    decision.exact, decision.partial = flags & EXACT != 0, flags & PARTIAL != 0
-    decision.reads_cache = not flags & READS_NO_CACHE
-    decision.adapter = adapters[adapter - 1] if 0 < adapter <= len(adapters) else ""
-    decision.requests = min(max(requests, 1), MOST_REQUESTS_OF_ONE, most_requests)
-    decision.samples = min(max(samples, 1), decision.requests)
-    decision.prompts = max(prompts / THOUSANDTHS, 1.0)
+def _growths(decisions: pb.Decisions) -> list[PromptGrowth]:
+    """What the prompts add to their endpoints; none if the columns have different lengths."""
+    hashes = list(decisions.hashes)
+    ends = list(accumulate(decisions.checkpoints, initial=0))
+    columns = [getattr(decisions, name) for name in PROMPT_COLUMNS[1:]]
+    if any(len(column) != len(decisions.checkpoints) for column in columns):
+        return []
+    return [
+        PromptGrowth(hashes[start:end], held_bytes, new_bytes)
+        for (start, end), held_bytes, new_bytes in zip(pairwise(ends), *columns, strict=True)
+    ]
 
 
 def _state(report: pb.Report, adapters: Sequence[str], observed_at: float) -> EngineState:

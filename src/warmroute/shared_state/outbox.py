@@ -17,7 +17,6 @@ from warmroute.routing.decision import Decision
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.shared_state import shared_state_pb2 as pb
 from warmroute.shared_state.decision_columns import DecisionColumns, Names, age
-from warmroute.shared_state.logged_chains import LoggedChains
 
 MOST_WAITING = 20
 """Batches of decisions that wait for a log that is away; the oldest are dropped."""
@@ -51,10 +50,10 @@ class LastTimes:
 class Outbox(PoolListener):
     """Collects and makes batches. Times are monotonic seconds."""
 
-    def __init__(self, chains: LoggedChains, *, owns: Callable[[str], bool] = lambda name: True) -> None:
-        """``owns``: whether this picker scrapes the endpoint of that id."""
+    def __init__(self, *, retention: float, owns: Callable[[str], bool] = lambda name: True) -> None:
+        """``retention``: seconds that the log goes back. ``owns``: whether this picker scrapes the endpoint of that id."""
         self._owns = owns
-        self._chains = chains
+        self._retention = retention
         self._decisions: deque[DecisionColumns] = deque()
         """Batches, all but the last full."""
         self._states: dict[str, Endpoint] = {}
@@ -83,8 +82,7 @@ class Outbox(PoolListener):
             waiting.append(DecisionColumns())
             if len(waiting) > MOST_WAITING:
                 self.dropped += len(waiting.popleft())
-                self._chains.lost()  # the log lacks what was dropped
-        waiting[-1].add(decision, self._chains)
+        waiting[-1].add(decision)
         last = self._last.get(decision.endpoint.id)
         if last is not None:  # else it has left
             last.decided = decision.at
@@ -154,7 +152,7 @@ class Outbox(PoolListener):
     # ---------------------------------------------------------------- batches
 
     def __len__(self) -> int:
-        """Prompts, states, lists of models and events that wait."""
+        """Decisions, states, lists of models and events that wait."""
         decisions = sum(map(len, self._decisions))
         return decisions + len(self._states) + len(self._events) + len(self._changed_models)
 
@@ -164,7 +162,7 @@ class Outbox(PoolListener):
         Lists of models go without decisions, so that a long one fits.
         """
         if now >= self._repeat_at:
-            self._repeat_at = now + self._chains.retention / REPEATS
+            self._repeat_at = now + self._retention / REPEATS
             self._repeat(now)
         batch = pb.Batch(bytes_per_token=bytes_per_token, leaving=leaving)
         alone = not self._decisions or bool(self._changed_models)

@@ -33,15 +33,12 @@ class OwnBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def add(self, sequence: int, sealed: bytes, now: float) -> bool:
-        """Keep a batch that is sent now. False: there were too many, and the oldest ones may never get into the log."""
+    def add(self, sequence: int, sealed: bytes, now: float) -> None:
+        """Keep a batch that is sent now. If there are too many, the oldest ones are given up: the log may lack them."""
         self._batches[sequence] = OwnBatch(sealed, now, now)
         self._bytes += len(sealed)
-        fits = True
         while len(self._batches) > MOST_UNREAD or self._bytes > MOST_UNREAD_BYTES:
             self.remove(next(iter(self._batches)))
-            fits = False
-        return fits
 
     def get(self, sequence: int) -> OwnBatch | None:
         """The batch; None if it is not kept."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from warmroute.errors import WarmrouteError
 
-VERSION = 2
+VERSION = 3
 """Of the batches that this program writes and reads; see protos/shared_state.proto."""
 SHORTEST_KEY = 16
 """Fewest bytes of a key file, white space at both ends not counted."""

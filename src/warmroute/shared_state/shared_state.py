@@ -24,7 +24,6 @@ from warmroute.routing.router import Router
 from warmroute.shared_state.clock import ClockOffset
 from warmroute.shared_state.duplicates import Duplicates
 from warmroute.shared_state.inbox import Applied, Inbox
-from warmroute.shared_state.logged_chains import LoggedChains
 from warmroute.shared_state.membership import HEARTBEAT, SILENCE, Membership
 from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog, Position
 from warmroute.shared_state.outbox import Outbox
@@ -53,8 +52,6 @@ SLICE = 0.01
 LATEST = 60.0
 """Seconds between publishing and storing a batch after which it is not applied. Batches that were not read back come again
 when NATS is back; the limit bounds what somebody can store again who may write to NATS and does not have the key."""
-ASK_AGAIN = 10.0
-"""Seconds from asking the others to append chains again until a chain that is not known leads to asking again."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about batches that could not be applied."""
 
@@ -86,7 +83,6 @@ class SharedState:
         seal: Seal,
         pool: Pool,
         *,
-        most_checkpoints: int,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._options = options
@@ -95,9 +91,8 @@ class SharedState:
         self._clock = clock
         self.id = secrets.randbits(64)
         """The number of this picker."""
-        self._chains = LoggedChains(retention=options.max_age, limit=most_checkpoints)
         self._membership = Membership(self.id)
-        self.outbox = Outbox(self._chains, owns=self._membership.owns)
+        self.outbox = Outbox(retention=options.max_age, owns=self._membership.owns)
         pool.subscribe(self.outbox, clock())
         self._inbox: Inbox | None = None
         self._router: Router | None = None
@@ -110,8 +105,6 @@ class SharedState:
         self._turn_at = 0.0
         """When the loop had its last turn."""
         self._published_at = 0.0
-        self._asked_at = -inf
-        """When the others were asked to append chains again."""
         self._position: Position | None = None
         self._works_from: float = inf
         """Sequence number from which on a batch that is read back shows that the connection works; 0: one was."""
@@ -141,7 +134,7 @@ class SharedState:
     def start(self, router: Router) -> None:
         """Begin to read and to publish for ``router``."""
         self._router = router
-        self._inbox = Inbox(router, self._pool, self._chains, self.outbox)
+        self._inbox = Inbox(router, self._pool, self.outbox)
         self._started_at = self.away_since = self._clock()
         self._tasks = [
             asyncio.create_task(self._run(), name="shared-state"),
@@ -223,8 +216,6 @@ class SharedState:
             self._began_slice = self._turn_at
             await log.read(self._position)
             if self._position is None or self._position.created != log.created:
-                if self._position is not None:
-                    self._chains.lost()
                 self._position = Position(log.created, 0)
             await self._send_again(log)
             self._works_from = self._sequence + 1
@@ -280,7 +271,6 @@ class SharedState:
         if len(sealed) > log.most_bytes:
             self.traffic.too_large += 1
             self._unread.remove(sequence)
-            self._chains.lost()
             return
         await log.publish(sealed)
 
@@ -295,14 +285,10 @@ class SharedState:
         self._sequence += 1
         # Nobody leaves an engine to a picker that is not ready, or whose figures may not come.
         batch.leaving = batch.leaving or not self.ready or self._works_from > 0
-        lacked_at = -inf if self._inbox is None else self._inbox.lacked_at
-        if lacked_at > max(self._asked_at + ASK_AGAIN, self._clock() - self._options.max_age / 2):
-            batch.lacks_chains, self._asked_at = True, self._clock()
         batch.log_time = self._offset.log_time(self._clock())
         sealed = self._seal.close(batch.SerializeToString(), self.id, self._sequence)
         self._published_at = self._clock()
-        if not self._unread.add(self._sequence, sealed, self._published_at):
-            self._chains.lost()
+        self._unread.add(self._sequence, sealed, self._published_at)
         self.traffic.batches_out += 1
         self.traffic.bytes_out += len(sealed)
         return sealed
@@ -352,8 +338,6 @@ class SharedState:
             return
         # A batch that was sent again is stamped later. A stamp may be later than now if the log's clock was set forward.
         published_at = min(self._offset.own_time(min(entry.stamped_at, batch.log_time)), now)
-        if batch.lacks_chains:
-            self._chains.lost()
         if batch.leaving:
             self._membership.left(head.picker)
         elif published_at > now - SILENCE:

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Batch(_message.Message):
-    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving", "log_time", "lacks_chains")
+    __slots__ = ("endpoints", "adapters", "events", "reports", "decisions", "served", "bytes_per_token", "leaving", "log_time")
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -18,7 +18,6 @@ class Batch(_message.Message):
     BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     LOG_TIME_FIELD_NUMBER: _ClassVar[int]
-    LACKS_CHAINS_FIELD_NUMBER: _ClassVar[int]
     endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
     adapters: _containers.RepeatedScalarFieldContainer[str]
     events: _containers.RepeatedCompositeFieldContainer[Event]
@@ -28,8 +27,7 @@ class Batch(_message.Message):
     bytes_per_token: float
     leaving: bool
     log_time: float
-    lacks_chains: bool
-    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ..., log_time: _Optional[float] = ..., lacks_chains: _Optional[bool] = ...) -> None: ...
+    def __init__(self, endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., decisions: _Optional[_Union[Decisions, _Mapping]] = ..., served: _Optional[_Iterable[_Union[Served, _Mapping]]] = ..., bytes_per_token: _Optional[float] = ..., leaving: _Optional[bool] = ..., log_time: _Optional[float] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("id", "incarnation")
@@ -40,38 +38,38 @@ class Endpoint(_message.Message):
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Decisions(_message.Message):
-    __slots__ = ("endpoint", "age", "prompt_tokens", "cached_tokens", "prompt_bytes", "base", "known", "added", "flags", "adapter", "requests", "samples", "prompts", "hashes", "distances")
+    __slots__ = ("endpoint", "age", "decisions", "work", "tokens", "cached_tokens", "prompt_bytes", "prompts", "flags", "adapter", "further", "checkpoints", "held_bytes", "new_bytes", "hashes")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    BASE_FIELD_NUMBER: _ClassVar[int]
-    KNOWN_FIELD_NUMBER: _ClassVar[int]
-    ADDED_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
-    REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    SAMPLES_FIELD_NUMBER: _ClassVar[int]
-    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NEW_BYTES_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
-    DISTANCES_FIELD_NUMBER: _ClassVar[int]
     endpoint: _containers.RepeatedScalarFieldContainer[int]
     age: _containers.RepeatedScalarFieldContainer[int]
-    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    decisions: _containers.RepeatedScalarFieldContainer[int]
+    work: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
     cached_tokens: _containers.RepeatedScalarFieldContainer[int]
     prompt_bytes: _containers.RepeatedScalarFieldContainer[int]
-    base: _containers.RepeatedScalarFieldContainer[int]
-    known: _containers.RepeatedScalarFieldContainer[int]
-    added: _containers.RepeatedScalarFieldContainer[int]
+    prompts: _containers.RepeatedScalarFieldContainer[int]
     flags: _containers.RepeatedScalarFieldContainer[int]
     adapter: _containers.RepeatedScalarFieldContainer[int]
-    requests: _containers.RepeatedScalarFieldContainer[int]
-    samples: _containers.RepeatedScalarFieldContainer[int]
-    prompts: _containers.RepeatedScalarFieldContainer[int]
+    further: _containers.RepeatedScalarFieldContainer[int]
+    checkpoints: _containers.RepeatedScalarFieldContainer[int]
+    held_bytes: _containers.RepeatedScalarFieldContainer[int]
+    new_bytes: _containers.RepeatedScalarFieldContainer[int]
     hashes: _containers.RepeatedScalarFieldContainer[int]
-    distances: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[int]] = ..., known: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., requests: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., prompts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, endpoint: _Optional[_Iterable[int]] = ..., age: _Optional[_Iterable[int]] = ..., decisions: _Optional[_Iterable[int]] = ..., work: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., prompt_bytes: _Optional[_Iterable[int]] = ..., prompts: _Optional[_Iterable[int]] = ..., flags: _Optional[_Iterable[int]] = ..., adapter: _Optional[_Iterable[int]] = ..., further: _Optional[_Iterable[int]] = ..., checkpoints: _Optional[_Iterable[int]] = ..., held_bytes: _Optional[_Iterable[int]] = ..., new_bytes: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("endpoint", "kind", "age")

@@ -12,7 +12,6 @@ from warmroute.request.rejections import Rejection
 from warmroute.routing.router import Router, RoutingConstants
 from warmroute.settings import Settings
 from warmroute.shared_state.inbox import Inbox
-from warmroute.shared_state.logged_chains import LoggedChains
 from warmroute.shared_state.outbox import Outbox
 from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute_lab.replay.trace import TracedRequest
@@ -80,11 +79,10 @@ class RouterPolicy(Policy):
         self._pool = Pool()
         self.shared = shared
         """Whether it publishes its decisions and applies those of others."""
-        chains = LoggedChains(retention=600.0, limit=settings.index_limit)
-        self._outbox = Outbox(chains)
+        self._outbox = Outbox(retention=600.0)
         listeners = (self._outbox,) if shared else ()
         self.router = Router(self._pool, constants, rng=rng, now=0.0, listeners=listeners)
-        self._inbox = Inbox(self.router, self._pool, chains, self._outbox)
+        self._inbox = Inbox(self.router, self._pool, self._outbox)
         self._endpoints: dict[int, Endpoint] = {}
         self._pods: dict[str, int] = {}
         self.failed: set[int] = set()

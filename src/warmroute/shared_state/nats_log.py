@@ -28,7 +28,7 @@ from warmroute.errors import WarmrouteError
 CONNECT_TIMEOUT = 2.0
 """Seconds for a connection, and for each question to the server."""
 MOST_REPLAYED = 8 << 20
-"""Bytes of the log that a picker reads at its start, the newest: about 130,000 decisions, 3 seconds of work
+"""Bytes of the log that a picker reads at its start, the newest: about 120,000 decisions, 3 seconds of work
 (docs/shared-state.md)."""
 LARGEST_BATCH = 1 << 20
 """Bytes of a message, NATS's own default."""

@@ -70,6 +70,18 @@ def test_an_own_prompt_takes_over_what_it_goes_on_from() -> None:
     assert len(index) == 8
 
 
+def test_what_was_unconfirmed_was_not_held_before_an_own_prompt() -> None:
+    """If the own one is not served, nothing of it stays."""
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    chain = chain_of((0,) * 4)
+    insert_remote(index, holder, chain, confirmed=False)
+    known = index.insert(holder, chain)
+    assert known == 0
+    index.remove(holder, chain, known, until=index.uses)
+    assert depths(index, chain, holder) == [0]
+
+
 def test_an_own_prompt_that_branches_off_leaves_the_rest() -> None:
     index = PrefixIndex()
     holder = index.open(PLENTY)
@@ -129,6 +141,28 @@ def test_an_own_prompt_that_another_picker_goes_on_from_counts_as_used() -> None
     insert_remote(index, holder, chain_of((0,) * 7), 6)
     assert index.fill(holder) == 1.0
     assert depths(index, own, holder) + depths(index, other, holder) == [6, 3]
+
+
+def test_an_own_prompt_counts_as_used_by_all_turns_that_follow_it() -> None:
+    """The third turn goes on from the second, which another picker has sent, too."""
+    index = PrefixIndex()
+    holder = index.open(100)
+    own, other = chain_of((0,) * 5), chain_of((1,) * 3)
+    index.insert(holder, own)
+    insert_remote(index, holder, chain_of((0,) * 6), 5)
+    index.insert(holder, other)
+    insert_remote(index, holder, chain_of((0,) * 7), 6)
+    insert_remote(index, holder, chain_of((1, 0, 0)), 1)
+    assert depths(index, own, holder) + depths(index, other, holder) == [5, 1]
+
+
+def test_a_picker_that_begins_to_read_counts_what_the_engine_held() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    insert_remote(index, holder, chain_of((0,) * 7), 6)
+    assert index.held(holder)[1] == 70
+    insert_remote(index, holder, chain_of((0,) * 8), 7)
+    assert index.held(holder)[1] == 80
 
 
 def test_unconfirmed_ones_evict_nothing_until_they_are_confirmed() -> None:

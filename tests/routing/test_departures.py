@@ -40,3 +40,10 @@ def test_each_is_left_with_the_probability_of_its_age(
     assert list(sent.times) == times
     expected = sum(exp(-rate * (now + after - at)) for at in times)
     assert sent.left(now + after, rate) == pytest.approx(expected, abs=1e-9)
+
+
+def test_requests_that_are_sent_together_are_left_together() -> None:
+    sent = SentSinceScrape()
+    sent.add(1.0, 0.5, requests=3)
+    assert list(sent.times) == [1.0] * 3
+    assert sent.left(3.0, 0.5) == pytest.approx(3 * exp(-1))

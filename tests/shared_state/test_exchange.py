@@ -59,6 +59,14 @@ class Picker:
         self.pool.observed(self.pool.endpoints[f"ns/{name}"], engine_state(at, **figures), at)
 
 
+def two_whose_engine_counts_lookups() -> tuple[Picker, Picker]:
+    """Two pickers of one engine, which has looked up nothing yet."""
+    pickers = Picker(names=("a",)), Picker(names=("a",))
+    for picker in pickers:
+        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    return pickers
+
+
 def take_all(source: Picker, now: float) -> list[pb.Batch]:
     """All that waits, as :class:`~warmroute.shared_state.shared_state.SharedState` publishes it."""
     batches = [source.outbox.take(now)]
@@ -567,18 +575,19 @@ def test_decisions_of_nearly_one_time_are_added_up() -> None:
     assert there == pytest.approx(here, rel=0.05)
 
 
-def test_a_long_prompt_is_confirmed_by_itself() -> None:
+@pytest.mark.parametrize("long_first", [True, False])
+def test_a_long_prompt_is_confirmed_by_itself(long_first: bool) -> None:
     """The engine may reject it, and accept those beside it."""
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    for picker in (one, other):
-        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
-    short = one.pick(LONG, 1.0)
-    long = one.pick(f"long {LONG * 20}", 1.001)
+    one, other = two_whose_engine_counts_lookups()
+    texts = {False: LONG, True: f"long {LONG * 20}"}
+    decisions = {long: one.pick(texts[long], 1.0) for long in (long_first, not long_first)}
     assert list(send(one, other, 1.01).decisions.decisions) == [1, 1]
-    assert other.router.holders(long.chain.hashes) == ["ns/a"]
-    other.observe("a", 3.0, prefix_queries_total=short.prompt_tokens, prefix_hits_total=0.0)  # and is idle
-    assert other.router.holders(short.chain.hashes) == ["ns/a"]
-    assert other.router.holders(long.chain.hashes) == []
+    assert other.router.holders(decisions[True].chain.hashes) == ["ns/a"]
+    if not long_first:  # the counter's growth is of the first prompt in line
+        tokens = decisions[False].prompt_tokens
+        other.observe("a", 3.0, prefix_queries_total=tokens, prefix_hits_total=0.0)  # and is idle
+        assert other.router.holders(decisions[False].chain.hashes) == ["ns/a"]
+        assert other.router.holders(decisions[True].chain.hashes) == []
 
 
 def test_short_prompts_that_the_engine_rejects_evict_little() -> None:
@@ -594,9 +603,7 @@ def test_short_prompts_that_the_engine_rejects_evict_little() -> None:
 
 def test_short_prompts_of_nearly_one_time_are_confirmed_at_once() -> None:
     """Together they are as long as a prompt that waits for the engine to look it up."""
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    for picker in (one, other):
-        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    one, other = two_whose_engine_counts_lookups()
     for k in range(10):
         one.pick(f"{k} {LONG}", 1.0 + 0.001 * k)
     send(one, other, 1.02)
@@ -608,9 +615,7 @@ def test_short_prompts_of_nearly_one_time_are_confirmed_at_once() -> None:
 
 
 def test_a_long_prompt_fills_the_cache_once_it_is_confirmed() -> None:
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    for picker in (one, other):
-        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    one, other = two_whose_engine_counts_lookups()
     decision = one.pick(LONG * 20, 1.0)
     send(one, other, 1.02)
     for picker in (one, other):
@@ -621,9 +626,7 @@ def test_a_long_prompt_fills_the_cache_once_it_is_confirmed() -> None:
 
 
 def test_a_prompt_that_reads_no_cache_waits_for_no_lookup() -> None:
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    for picker in (one, other):
-        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    one, other = two_whose_engine_counts_lookups()
     decision = one.pick(LONG, 1.0, reads_cache=False)
     send(one, other, 1.02)
     assert not other.load("a").confirmation._open
@@ -632,9 +635,7 @@ def test_a_prompt_that_reads_no_cache_waits_for_no_lookup() -> None:
 
 def test_hits_are_expected_of_an_engine_as_its_own_picker_expects_them() -> None:
     """Whatever the trust in it is at each."""
-    one, other = Picker(names=("a",)), Picker(names=("a",))
-    for picker in (one, other):
-        picker.observe("a", 0.5, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    one, other = two_whose_engine_counts_lookups()
     one.pick(LONG, 1.0)
     send(one, other, 1.02)
     one.load("a").confirmation.trust = 0.5
@@ -666,6 +667,15 @@ def test_requests_without_a_prompt_are_no_prompts_beside_others() -> None:
     assert other.load("a").mean_work.tokens == pytest.approx(one.load("a").mean_work.tokens, rel=0.05)
 
 
+def test_an_old_decision_is_none_of_the_prompts_in_flight() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    other.observe("a", 99.0, prompt_requests_total=0.0, prompt_tokens_total=0.0)
+    one.pick(LONG, 1.0)
+    other.inbox.apply(one.outbox.take(1.02), 1.02, 100.0)
+    assert not other.router._bytes_per_token._windows[other.load("a")].in_flight
+    assert other.router.booked == 0
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_lengths_of_prompts_are_known_to_all(samples: int) -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
@@ -681,11 +691,12 @@ def test_lengths_of_prompts_are_known_to_all(samples: int) -> None:
 
 
 def test_the_next_pick_sees_what_another_picker_has_decided() -> None:
-    one, other = Picker(), Picker()
-    other.pick("before", 0.5)
-    chosen = one.pick(LONG * 10, 1.0).endpoint
+    """Its figures of that endpoint would hold for ever."""
+    one, other = Picker(names=("b",)), Picker(names=("a", "b"))
+    assert other.pick("before", 0.5).endpoint.id == "ns/a"
+    one.pick(LONG * 10, 1.0)
     send(one, other, 1.001)
-    assert other.pick("after", 1.004).endpoint.id != chosen.id
+    assert other.router.load_of(other.load("b"), 1.004)[0] == 1
 
 
 def test_a_group_counts_no_more_requests_than_its_decisions_may() -> None:

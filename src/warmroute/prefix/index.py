@@ -281,7 +281,8 @@ class PrefixIndex:
         ``candidates`` is a mask of open holders. Returns disjoint groups ``(mask, depth)``, shallowest first: the
         holders in ``mask`` have exactly the first ``depth`` checkpoints. Holders that have none are in no group.
 
-        The cost grows with the number of segments, not with the number of holders.
+        The cost grows with the number of segments, not of holders; for what only other pickers have sent, with
+        the checkpoints and the holders that have them.
         """
         hashes = chain.hashes
         groups = self._match(hashes, candidates)
@@ -414,7 +415,7 @@ class PrefixIndex:
             if prompt.confirmed or not prompt.entry:
                 continue
             if prompt.holding is holding.remote:
-                self._remote.accept(prompt)
+                self._remote.end_wait(prompt)
                 self._confirm_remote(holding, prompt)
             else:
                 self._remote.drop(prompt)
@@ -430,12 +431,13 @@ class PrefixIndex:
     def _confirm_remote(self, holding: _Holding, prompt: RemotePrompt) -> None:
         """Count the prompt as used, and then the own segment that it goes on from: the tail is forgotten first."""
         self.uses += 2
-        if self._own(holding, prompt.goes_on_from) is not None:
+        segment = self._own(holding, prompt.goes_on_from)
+        if segment is not None:
             prompt.rests_on = prompt.goes_on_from
         # Where a picker has begun to read, nothing else counts what the engine held. Later on, own prompts mostly do.
         beginning = 0 if holding.confirmed.last else prompt.held_bytes
         self._remote.confirm(prompt, self.uses - 1, unknown=beginning)
-        segment = self._own(holding, prompt.rests_on)
+        segment = segment or self._own(holding, prompt.rests_on)
         if segment is not None:
             holding.confirmed.touch(segment, self.uses)
 
@@ -475,15 +477,14 @@ class PrefixIndex:
                     part = self._split(segment, depth - start) if start < depth else segment
                     self._forget(holding, uses, part)
 
-    def _fit(self, holding: _Holding, most_bytes: int, most_segments: float = inf) -> float:
+    def _fit(self, holding: _Holding, most_bytes: int, budget: float = inf) -> float:
         """Forget what was used longest ago, until the holder has no more confirmed bytes than that and is within its share
-        of the limit, or ``most_segments`` parts of segments and groups are forgotten. Returns how many more could have
-        been."""
+        of the limit, or ``budget`` parts of segments and other pickers' prompts are forgotten. Returns the budget that is
+        left."""
         confirmed, remote = holding.confirmed, holding.remote
-        most = self._limit // len(self._open) - holding.unconfirmed.size
-        while most_segments > 0:
-            more_bytes = confirmed.prompt_bytes + remote.prompt_bytes - most_bytes
-            more = confirmed.size + remote.size - most
+        share = self._limit // len(self._open)
+        while budget > 0:
+            more_bytes, more = holding.prompt_bytes - most_bytes, holding.size - share
             if more_bytes <= 0 and more <= 0:
                 break
             if remote.oldest_number < confirmed.oldest_number:
@@ -493,16 +494,16 @@ class PrefixIndex:
                 self._evict(holding, confirmed, left_bytes, left, 1)
             else:
                 break  # unconfirmed ones only
-            most_segments -= 1
-        return most_segments
+            budget -= 1
+        return budget
 
-    def _fit_unconfirmed_remote(self, holding: _Holding, most_groups: float = inf) -> float:
-        """Forget the oldest unconfirmed groups of other pickers' prompts, as :meth:`_fit` does."""
+    def _fit_unconfirmed_remote(self, holding: _Holding, budget: float = inf) -> float:
+        """Forget the oldest of other pickers' unconfirmed prompts, as :meth:`_fit` does."""
         remote = holding.remote
-        while most_groups > 0 and remote.unconfirmed_size > self.most_unconfirmed:
+        while budget > 0 and remote.unconfirmed_size > self.most_unconfirmed:
             self._remote.drop(next(iter(remote.unconfirmed)))
-            most_groups -= 1
-        return most_groups
+            budget -= 1
+        return budget
 
     def _evict(self, holding: _Holding, uses: _Uses, most_bytes: int, most: int, most_segments: float = inf) -> float:
         """Forget the checkpoints that were used longest ago, until no more bytes and no greater size than that are left, or

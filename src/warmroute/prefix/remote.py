@@ -166,12 +166,12 @@ class RemoteCheckpoints:
         holding.size += prompt.size
 
     def wait(self, prompt: RemotePrompt) -> None:
-        """It is not certain yet that the engine has the prompt: it is unconfirmed."""
+        """It is not certain yet that the engine has the prompt: it is unconfirmed until :meth:`end_wait`."""
         prompt.holding.unconfirmed[prompt] = None
         prompt.holding.unconfirmed_size += prompt.size
 
-    def accept(self, prompt: RemotePrompt) -> None:
-        """An unconfirmed prompt is certain now. :meth:`confirm` follows."""
+    def end_wait(self, prompt: RemotePrompt) -> None:
+        """An unconfirmed prompt is decided. :meth:`confirm` follows if the engine has it."""
         del prompt.holding.unconfirmed[prompt]
         prompt.holding.unconfirmed_size -= prompt.size
 
@@ -201,7 +201,7 @@ class RemoteCheckpoints:
             del holding.confirmed[prompt]
             holding.prompt_bytes -= prompt.prompt_bytes
         else:
-            self.accept(prompt)
+            self.end_wait(prompt)
         if prompt.left:
             for key in prompt.hashes if prompt.goes_on_from is None else (prompt.goes_on_from, *prompt.hashes):
                 among = prompts.get(key, ())

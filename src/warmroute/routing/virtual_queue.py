@@ -228,7 +228,7 @@ class VirtualQueue:
             self._append(seconds[k], self.assigned_at[k])
 
     def _append(self, seconds: float, at: float) -> None:
-        """One more request, which takes so many seconds, comes at ``at``."""
+        """Enter the finish time of a request that comes at ``at`` and takes ``seconds``."""
         start = self._busy_until if self._busy_until > at else at
         self._busy_until = start + seconds
         self._finish_times.append(self._busy_until)

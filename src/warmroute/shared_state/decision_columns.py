@@ -34,7 +34,7 @@ PROMPT_COLUMNS = ("checkpoints", "held_bytes", "new_bytes")
 """Columns with one number for each prompt."""
 RARE_COLUMNS = ("flags", "adapter", "further")
 """Columns that have none if they would be 0 throughout."""
-UNKNOWN_LENGTH, READS_NO_CACHE, NO_PROMPT = 1, 2, 4
+UNKNOWN_LENGTH, READS_NO_CACHE = 1, 2
 """Bits of the column ``flags``."""
 
 
@@ -110,8 +110,8 @@ class DecisionColumns:
     def __init__(self) -> None:
         self.names = Names()
         self._groups: list[_Group] = []
-        self._latest: dict[tuple[EndpointLoad, int, int, int], _Group] = {}
-        """The group that may grow, by endpoint, process of its engine, flags and adapter."""
+        self._latest: dict[tuple[EndpointLoad, int, int, int, bool], _Group] = {}
+        """The group that may grow, by endpoint, process of its engine, flags, adapter, and whether there are prompts."""
         self._decisions = self._checkpoints = 0
 
     def __len__(self) -> int:
@@ -127,13 +127,9 @@ class DecisionColumns:
         """A decision. Further prompts are left out once it has added :data:`MOST_CHECKPOINTS`."""
         load = decision.load
         growths = _growths(decision)
-        flags = (
-            UNKNOWN_LENGTH * (not decision.length_known)
-            + READS_NO_CACHE * (not decision.reads_cache)
-            + NO_PROMPT * (not decision.prompt_bytes)
-        )
+        flags = UNKNOWN_LENGTH * (not decision.length_known) + READS_NO_CACHE * (not decision.reads_cache)
         adapter = 1 + self.names.adapter(decision.adapter) if decision.adapter else 0
-        key = load, decision.process, flags, adapter
+        key = load, decision.process, flags, adapter, decision.prompt_bytes > 0
         long = any(growth.new_bytes >= LONG_TAIL for growth in growths)
         group = self._latest.get(key)
         if group is None or long or decision.at >= group.at + SPAN:

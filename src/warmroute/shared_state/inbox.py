@@ -147,7 +147,7 @@ class Inbox:
 
     def _apply_decisions(self, decisions: pb.Decisions, reading: _Reading) -> None:
         """Apply all, or none if the columns contradict each other."""
-        growths, hashes = _growths(decisions), len(decisions.hashes)
+        growths, hashes = _read_growths(decisions), len(decisions.hashes)
         columns = [getattr(decisions, name) for name in COLUMNS]
         groups, prompts = len(decisions.prompts), sum(decisions.prompts)
         rare_columns = [getattr(decisions, name) or (0,) * groups for name in RARE_COLUMNS]
@@ -210,7 +210,7 @@ class Inbox:
         return endpoint
 
 
-def _growths(decisions: pb.Decisions) -> list[PromptGrowth]:
+def _read_growths(decisions: pb.Decisions) -> list[PromptGrowth]:
     """What the prompts add to their endpoints; none if the columns have different lengths."""
     hashes = list(decisions.hashes)
     ends = list(accumulate(decisions.checkpoints, initial=0))

@@ -226,12 +226,14 @@ main()
 """
 
 
+@pytest.mark.usefixtures("a_terminal")
 def test_ctrl_c_before_the_command_runs_ends_it_without_a_traceback() -> None:
     argv = [sys.executable, "-c", INTERRUPTED_LATER]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.usefixtures("a_terminal")
 def test_ctrl_c_during_the_imports_ends_the_command_without_a_traceback() -> None:
     interrupted, ignoring = (
         subprocess.run(

@@ -176,13 +176,12 @@ def test_a_worker_that_is_killed_is_an_error_with_a_word(monkeypatch: pytest.Mon
         standings.measure(SMALL, Settings(), quiet())
 
 
+@pytest.mark.usefixtures("a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_the_command(number: signal.Signals) -> None:
     """Ctrl-C reaches the workers, too; of a signal to the command alone they learn by its end."""
     command = [sys.executable, "-m", "warmroute", "bench", "standings", "--jobs", "2"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
-    signal.signal(signal.SIGINT, before)
     try:
         _until(lambda: len(_alive(process.pid)) == 3)
         started = _alive(process.pid)  # two workers and multiprocessing's own resource tracker

@@ -286,6 +286,8 @@ class PrefixIndex:
         """
         hashes = chain.hashes
         groups = self._match(hashes, candidates)
+        if not self._remote:
+            return groups
         all_hold = groups[0][1] if groups and sum([mask for mask, _ in groups]) == candidates else 0
         remote = self._remote.depths(hashes, candidates, beyond=all_hold)
         return _deepest(groups, remote) if remote else groups

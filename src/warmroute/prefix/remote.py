@@ -215,6 +215,8 @@ class RemoteCheckpoints:
         """Forget the holder's checkpoints of a chain, which count elsewhere from now on. Returns how many of the chain's
         first checkpoints the holder had confirmed."""
         prompts, confirmed = self._prompts, 0
+        if not prompts:
+            return 0
         deepest: dict[RemotePrompt, int] = {}
         for depth in [depth for depth, key in enumerate(hashes, 1) if key in prompts]:
             key = hashes[depth - 1]

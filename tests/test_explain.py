@@ -68,21 +68,32 @@ def test_the_text_of_a_decision() -> None:
     )
 
 
-def test_the_text_of_rounded_figures_says_at_most_and_no_loser_is_cheaper() -> None:
+def test_the_text_of_rounded_figures_says_at_most_and_why_a_loser_may_show_less() -> None:
     chosen, loser = DECISION["endpoints"]
     cheaper = loser | {"cost_ms": 130.0, "terms_ms": {"prefill": 130.0}}
     rounded = DECISION | {"rounded_to": 1024, "endpoints": [chosen, cheaper]}
     assert explanation.text(rounded).partition("\n\n")[2] == (
         "endpoint   cached tokens  TTFT at most  waiting  running  cost at most\n"
-        "ns/vllm-1          2,048         20 ms        1        2        130 ms\n"
+        "ns/vllm-1          2,048         20 ms        1        2        142 ms\n"
         "ns/vllm-2              0        900 ms        0        0        130 ms\n"
         "and 1 more\n"
         "Cached tokens are rounded down to a multiple of 1,024; times may be less (docs/security.md).\n"
+        "An endpoint that shows a lower cost than the chosen one costs more or was left out (docs/cost.md).\n"
         "\n"
         "its cost: prefill and delay of fewer than 1,024 tokens (docs/cost.md)"
     )
     longer = rounded | {"prompt_tokens": 9000}
     assert explanation.text(longer).endswith("its cost, at most: delay 122 ms, prefill 20 ms (docs/cost.md)")
+
+
+def test_the_text_says_which_endpoints_were_left_out() -> None:
+    chosen, loser = DECISION["endpoints"]
+    left_out = DECISION | {"endpoints": [chosen | {"left_out": False}, loser | {"cost_ms": 100.0, "left_out": True}]}
+    assert [line.rpartition("  ")[2] for line in explanation.text(left_out).splitlines()[5:7]] == [
+        "142 ms",
+        "100 ms, left out",
+    ]
+    assert "costs more or was left out" not in explanation.text(left_out)
 
 
 def test_where_state_decided_the_chosen_endpoint_may_be_the_dearer_one() -> None:

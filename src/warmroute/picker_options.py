@@ -36,7 +36,7 @@ def routing_constants(settings: Settings) -> RoutingConstants:
                 running=settings.cost_running,
                 balance=settings.cost_balance,
                 balance_from=settings.cost_balance_from,
-                longest=settings.cost_longest,
+                detour=settings.cost_detour,
                 adapter=settings.cost_adapter,
                 stale=settings.cost_stale,
             ),

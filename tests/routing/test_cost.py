@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,15 +12,17 @@ from hypothesis import strategies as st
 from tests.factories import routing_constants
 from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.pool.work import prefill_work
-from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Candidates, Members
 from warmroute.routing.cost import (
+    LEFT_OUT,
     CostTerms,
     EndpointFactors,
     RequestFactors,
     balance_weight,
     cost_terms,
     endpoint_factors,
+    most_direct,
     time_to_first_token,
 )
 from warmroute.routing.endpoint_load import EndpointLoad
@@ -88,11 +91,20 @@ def test_a_decision_prices_every_candidate_as_the_formula_does(
     overrides = {k: share * (prompt_tokens - 1) for k, share in shares.items() if k < len(endpoints) - 1}
     cached = CachedTokens(default * (prompt_tokens - 1), overrides)
     one = columns.request_factors(prompt_tokens, NOW)
+    adapters = [CONSTANTS.adapter * (k % 2) for k in range(len(endpoints))]
     expected = [
-        cost_terms(CONSTANTS, endpoint, one, cached_tokens=cached.at(k)) for k, endpoint in enumerate(endpoints)
+        cost_terms(CONSTANTS, endpoint, one, cached_tokens=cached.at(k), adapter=adapter)
+        for k, (endpoint, adapter) in enumerate(zip(endpoints, adapters, strict=True))
     ]
-    for cost, terms in zip(columns.costs(one, cached, CONSTANTS), expected, strict=True):
-        assert cost == pytest.approx(terms.total, rel=1e-6, abs=1e-6 * sum(map(abs, terms)) + 1e-6)
+    costs = columns.costs(one, cached, CONSTANTS, adapters, leave_out=False)
+    bounded = columns.costs(one, cached, CONSTANTS, adapters)
+    most = most_direct(CONSTANTS, min(terms.direct for terms in expected))
+    for cost, with_bound, terms in zip(costs, bounded, expected, strict=True):
+        error = 1e-6 * sum(map(abs, terms)) + 1e-6
+        assert cost == pytest.approx(terms.total, rel=1e-6, abs=error)
+        assert with_bound in (cost, pytest.approx(cost + LEFT_OUT))
+        if abs(terms.direct - most) > error:
+            assert (with_bound == cost) == (terms.direct < most)
 
 
 @given(st.lists(anything, min_size=1, max_size=6), st.data())
@@ -122,13 +134,15 @@ def test_the_worked_example() -> None:
             wait=2000 / 5000,
             prefill=own,
             evict=own * CONSTANTS.eviction * 0.5,
-            delay=own * (0.5 * 2 + 0.15 * 10 * 0.5 + 1),
+            delay=own * (0.5 * 2 + 0.15 * 10 * 0.5),
+            pool_delay=own,
             balance=1000 / 5000 * 12 / (3 + 9),
             adapter=0,
             stale=0,
         )
     )
     assert terms.total == pytest.approx(sum(terms))
+    assert terms.direct == pytest.approx(terms.total - terms.delay)
     assert time_to_first_token(endpoint, one, cached_tokens=600) == pytest.approx(terms.wait + terms.prefill)
 
 
@@ -148,25 +162,52 @@ def test_an_equally_busy_pool_balances_nothing() -> None:
     assert balance_weight(CONSTANTS, 1e9) * 1e9 == pytest.approx(CONSTANTS.balance)
 
 
-def test_beyond_the_longest_a_prompt_delays_and_balances_no_more() -> None:
-    endpoint = factors(waiting=3.0, running=5.0, kv_usage=0.5)
-    long, longer = (cost_terms(CONSTANTS, endpoint, request(tokens), cached_tokens=0) for tokens in (30_000, 200_000))
-    assert (long.delay, long.balance) == (longer.delay, longer.balance)
-    assert long.delay == pytest.approx(12_288 / 5000 * (0.5 * 3 + 0.15 * 5 * 0.5))
-    assert longer.prefill > 5 * long.prefill
+def test_a_request_takes_no_long_way_for_the_sake_of_others() -> None:
+    """The endpoint with the lower cost is taken if its direct cost is at most 1.2 times the other's; else it is left out."""
+    busy = factors(waiting=8.0, cache_fill=0.0)
+    for wait, taken in ((1.5, 1), (1.6, 0)):
+        calm = factors(pending_at_zero=wait * 5000, waiting=1.0, cache_fill=0.0)
+        columns = candidates([busy, calm])
+        one = columns.request_factors(5000, NOW)
+        direct = [cost_terms(CONSTANTS, each, one, cached_tokens=0).direct for each in (busy, calm)]
+        assert (direct[1] <= (1 + CONSTANTS.detour) * direct[0]) is bool(taken)
+        plain = columns.costs(one, NOTHING_CACHED, CONSTANTS, leave_out=False)
+        assert plain[1] < plain[0]
+        costs = columns.costs(one, NOTHING_CACHED, CONSTANTS)
+        assert costs.index(min(costs)) == taken
+        assert costs[1 - taken] == pytest.approx(plain[1 - taken] + (0 if taken else LEFT_OUT))
+
+
+def test_endpoints_that_are_left_out_keep_their_order() -> None:
+    columns = candidates([factors(pending_at_zero=wait * 5000) for wait in (30.0, 0.0, 20.0)])
+    costs = columns.costs(columns.request_factors(1000, NOW), NOTHING_CACHED, CONSTANTS)
+    assert costs[1] < LEFT_OUT < costs[2] < costs[0]
+
+
+def test_without_a_detour_the_least_direct_cost_decides() -> None:
+    constants = replace(CONSTANTS, detour=0.0)
+    columns = candidates([factors(waiting=8.0, cache_fill=0.0), factors(pending_at_zero=10_000)])
+    assert columns.costs(columns.request_factors(5000, NOW), NOTHING_CACHED, constants)[1] > LEFT_OUT
+
+
+@pytest.mark.parametrize("least", [-2.0, 0.0, 3.0])
+def test_the_endpoint_with_the_least_direct_cost_is_never_left_out(least: float) -> None:
+    """Also where rounding makes a wait of nothing less than nothing."""
+    assert most_direct(CONSTANTS, least) >= least
 
 
 @pytest.mark.parametrize(
     ("endpoint", "busy"), [({}, 0), ({"running": 0.5}, 0.5), ({"running": 3.0}, 1), ({"waiting": 9.0}, 1)]
 )
 def test_a_prefill_takes_computing_time_from_all_who_wait_in_the_pool(endpoint: dict[str, float], busy: float) -> None:
-    """Its whole length counts. An idle endpoint takes none from them."""
+    """An idle endpoint takes none from them."""
     own = prefill_work(100_000) / 5000
     calm, queueing = (
         cost_terms(CONSTANTS, factors(**endpoint), request(100_000, pool_waiting=waiting), cached_tokens=0)
         for waiting in (0, 4)
     )
-    assert queueing.delay - calm.delay == pytest.approx(own * 4 * busy)
+    assert (calm.pool_delay, queueing.pool_delay) == (0, pytest.approx(own * 4 * busy))
+    assert queueing.delay == calm.delay
 
 
 def test_one_long_queue_is_not_a_busy_pool() -> None:

@@ -15,6 +15,7 @@ from warmroute.pool.pool import Pool
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.rejections import Rejection
 from warmroute.routing.cached_tokens import CachedTokens
+from warmroute.routing.cost import LEFT_OUT
 from warmroute.routing.decision import Decision, Measurement
 from warmroute.routing.decision_record import CACHED_STEP, DecisionRecord, duration
 from warmroute.routing.router import Router
@@ -180,7 +181,29 @@ def test_the_sentence_of_a_spread_decision_names_who_holds_more() -> None:
     sentence = record.sentence(exact=True)
     assert f"; {holder} holds 13,4" in sentence
     assert ", but costs " in sentence
-    assert f"; {holder} holds at least 13,312, but costs more, at most " in record.sentence()
+    assert f"; {holder} holds at least 13,312, but costs more or is left out, at most " in record.sentence()
+
+
+def test_the_sentence_and_the_fields_show_who_was_left_out() -> None:
+    """Not where cached tokens are rounded: who was left out would show whether a prompt is cached."""
+    record = last(Fixture(2), prompt(LONG * 3))
+    chosen, other = record.position, 1 - record.position
+    assert record.explain(10.0, 2, exact=True)["endpoints"][1]["left_out"] is False
+    busy = record.endpoints[chosen]._replace(waiting=20.0)
+    record.endpoints[chosen] = busy
+    record.values[other] += LEFT_OUT
+    record.values[chosen] = record.cost(chosen, exact=True)
+    cheaper = duration(record.cost(other, exact=True))
+    assert record.sentence(exact=True).endswith(f"; next best {other}: {cheaper}, left out")
+    assert [each["left_out"] for each in record.explain(10.0, 2, exact=True)["endpoints"]] == [False, True]
+    assert record.sentence().endswith(f"; next best {other}")
+    assert "left_out" not in record.explain(10.0, 2)["endpoints"][1]
+    record.strategy, record.cached = "DEFAULT", CachedTokens(5000.0, {})  # it prices nothing as cached
+    assert record.sentence().endswith(f"; next best {other}: {record.value(other):.2g}, left out")
+    assert record.explain(10.0, 2)["endpoints"][1]["value"] < record.explain(10.0, 2)["endpoints"][0]["value"]
+    record.strategy = "MINE"  # a custom one's values mean something else
+    assert "left_out" not in record.explain(10.0, 2)["endpoints"][1]
+    assert "left out" not in record.sentence()
 
 
 def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_one() -> None:
@@ -191,8 +214,7 @@ def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_o
     record.endpoints[chosen] = record.endpoints[chosen]._replace(running=0.1)
     assert record.cost(chosen, exact=True) < record.cost(other, exact=True)
     assert record.cost(chosen) > record.cost(other)
-    bound = duration(record.cost(other))
-    assert record.sentence().endswith(f"; at most {bound}; next best 1: at most {bound}")
+    assert record.sentence().endswith(f"; at most {duration(record.cost(chosen))}; next best 1")
     assert record.explain(10.0, 2)["rounded_to"] == CACHED_STEP
     assert record.explain(10.0, 2, exact=True)["rounded_to"] == 1
     assert record.sentence(exact=True).endswith(f": {duration(record.cost(other, exact=True))}")

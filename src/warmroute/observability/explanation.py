@@ -16,7 +16,7 @@ REASONS = {
     "state": "the endpoint keeps the response, conversation or session that the request goes on with",
 }
 """What each reason means, for one who reads it for the first time. ``{any}``: the least cached tokens that are shown."""
-CACHE_TERMS = ("prefill", "evict", "delay")
+CACHE_TERMS = ("prefill", "evict", "delay", "pool_delay")
 """Terms of the cost that depend on the cached tokens."""
 LEAST_TERM_MS = 0.05
 """Terms of the cost below this are not shown."""
@@ -28,9 +28,7 @@ def text(explained: Mapping[str, Any], *, decided: bool = True) -> str:
     """
     step = explained.get("rounded_to", 1)  # decision logs of former versions have none: they are exact
     lines = [_head(explained, decided=decided), f"  {explained['sentence']}", *_reason(explained, step)]
-    rows = [
-        _row(endpoint, cost) for endpoint, cost in zip(explained["endpoints"], _costs(explained, step), strict=True)
-    ]
+    rows = [_row(endpoint) for endpoint in explained["endpoints"]]
     ttft, worth = "predicted TTFT", _worth_of(explained)
     if step > 1:
         ttft, worth = "TTFT at most", worth.replace("cost", "cost at most")
@@ -40,6 +38,11 @@ def text(explained: Mapping[str, Any], *, decided: bool = True) -> str:
         lines.append(f"and {more} more")
     if step > 1:
         lines.append(f"Cached tokens are rounded down to a multiple of {step:,}; times may be less (docs/security.md).")
+        costs = [endpoint["cost_ms"] for endpoint in explained["endpoints"] if "cost_ms" in endpoint]
+        if costs and min(costs) < costs[0]:
+            lines.append(
+                "An endpoint that shows a lower cost than the chosen one costs more or was left out (docs/cost.md)."
+            )
     lines += _terms(explained, step)
     return "\n".join(lines)
 
@@ -51,16 +54,6 @@ def _reason(explained: Mapping[str, Any], step: int) -> Iterable[str]:
     elif reason in REASONS:
         least = f"{step:,} tokens or more" if step > 1 else "any"
         yield f"  {reason}: {REASONS[reason].format(any=least)}"
-
-
-def _costs(explained: Mapping[str, Any], step: int) -> list[float | None]:
-    """The costs of the endpoints in milliseconds; None where the strategy has none."""
-    costs = [endpoint["cost_ms"] for endpoint in explained["endpoints"] if "cost_ms" in endpoint]
-    if not costs:
-        return [None] * len(explained["endpoints"])
-    if step > 1 and explained["reason"] != "state":
-        costs[0] = min(costs)  # a loser's bound holds for the chosen one too, which costs less
-    return costs
 
 
 def _head(explained: Mapping[str, Any], *, decided: bool) -> str:
@@ -76,11 +69,13 @@ def _worth_of(explained: Mapping[str, Any]) -> str:
     return "cost" if "cost_ms" in explained["endpoints"][0] else f"value of {short_strategy(explained['strategy'])}"
 
 
-def _row(endpoint: Mapping[str, Any], cost_ms: float | None) -> Sequence[str]:
-    if cost_ms is not None:
-        worth = duration(cost_ms / 1000)
+def _row(endpoint: Mapping[str, Any]) -> Sequence[str]:
+    if "cost_ms" in endpoint:
+        worth = duration(endpoint["cost_ms"] / 1000)
     else:  # a custom strategy may give infinity, which JSON does not have
         worth = "infinite" if endpoint["value"] is None else f"{endpoint['value']:g}"
+    if endpoint.get("left_out"):
+        worth += ", left out"
     state = endpoint.get("state", "ready")  # decision logs of former versions have none
     return (
         endpoint["endpoint"] if state == "ready" else f"{endpoint['endpoint']}, {state}",

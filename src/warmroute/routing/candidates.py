@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
+from math import inf
 from statistics import median_low
 
 from warmroute.routing.cached_tokens import CachedTokens
-from warmroute.routing.cost import CostConstants, EndpointFactors, RequestFactors, balance_weight
+from warmroute.routing.cost import LEFT_OUT, CostConstants, EndpointFactors, RequestFactors, balance_weight, most_direct
 from warmroute.routing.endpoint_load import EndpointLoad
 
 
@@ -29,7 +30,6 @@ _NO_MEMBERS = Members(())
 _COLUMNS = (
     "_base",
     "_delay",
-    "_per_token",
     "_pool_delay",
     "_prefill",
     "_requests_seconds",
@@ -64,12 +64,10 @@ class Candidates:
         self._base: list[float] = [0.0] * size
         """Cost that depends on no request, at time 0: ``wait`` and ``stale``."""
         self._wait_rate: list[float] = [0.0] * size
-        self._per_token: list[float] = [0.0] * size
-        """Cost of each token of uncached work up to ``constants.longest``: ``_prefill + _delay``."""
         self._prefill: list[float] = [0.0] * size
         """Cost of each token of uncached work without the delay of others: ``prefill`` and ``evict``."""
         self._delay: list[float] = [0.0] * size
-        """Cost of the delay of others, for each token of uncached work up to ``constants.longest``."""
+        """Cost of the delay of the requests there, for each token of uncached work."""
         self._pool_delay: list[float] = [0.0] * size
         """Cost of each token of uncached work for each request that waits at the median candidate; 0 on an idle endpoint."""
         self._requests_seconds: list[float] = [0.0] * size
@@ -90,11 +88,10 @@ class Candidates:
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
         self._base[k] = factors.wait_at_zero + factors.stale
         self._wait_rate[k] = factors.wait_rate
-        self._prefill[k] = prefill = seconds_per_token * (1 + factors.eviction)
-        self._delay[k] = delay = seconds_per_token * (
+        self._prefill[k] = seconds_per_token * (1 + factors.eviction)
+        self._delay[k] = seconds_per_token * (
             constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
-        self._per_token[k] = prefill + delay
         self._pool_delay[k] = seconds_per_token * constants.pool_waiting * min(1.0, waiting + running)
         self._requests_seconds[k] = seconds_per_token * total
 
@@ -118,37 +115,45 @@ class Candidates:
         mean_requests = sum(self.total) / len(self.total)
         return RequestFactors(prompt_tokens, mean_requests, median_low(self.waiting), now, prompts)
 
-    def costs(self, request: RequestFactors, cached: CachedTokens, constants: CostConstants) -> list[float]:
-        """Seconds that the request costs on every candidate, without the term ``adapter``: the totals of
-        :func:`~warmroute.routing.cost.cost_terms`.
+    def costs(
+        self,
+        request: RequestFactors,
+        cached: CachedTokens,
+        constants: CostConstants,
+        adapter_costs: Sequence[float] | None = None,
+        *,
+        leave_out: bool = True,
+    ) -> list[float]:
+        """Seconds that the request costs on every candidate: the totals of :func:`~warmroute.routing.cost.cost_terms`.
+        ``adapter_costs``: the term ``adapter``, by position. ``leave_out``: those above
+        :func:`~warmroute.routing.cost.most_direct` cost :data:`~warmroute.routing.cost.LEFT_OUT` more.
 
         All are priced as if they held the default number of cached tokens, in one pass; the few others are then
         corrected by the difference.
         """
-        now, longest, (default, overrides) = request.now, constants.longest, cached
-        work = request.uncached_work(default)
-        bounded, pool_waiting = min(work, longest), request.pool_waiting
-        balance = min(request.prompt_tokens, longest) * balance_weight(constants, request.mean_requests)
+        now, (default, overrides) = request.now, cached
+        work, pool_waiting = request.uncached_work(default), request.pool_waiting
+        balance = request.prompt_tokens * balance_weight(constants, request.mean_requests)
         prefill, delay, pool_delay = self._prefill, self._delay, self._pool_delay
-        if work <= longest and not pool_waiting:
-            costs = [
-                base - now * rate + work * per_token + balance * requests
-                for base, rate, per_token, requests in zip(
-                    self._base, self._wait_rate, self._per_token, self._requests_seconds, strict=True
-                )
-            ]
-        else:
-            queued = work * pool_waiting
-            costs = [
-                base - now * rate + work * own + bounded * others + queued * pool + balance * requests
-                for base, rate, own, others, pool, requests in zip(
-                    self._base, self._wait_rate, prefill, delay, pool_delay, self._requests_seconds, strict=True
-                )
-            ]
-        for k, held in overrides.items():
-            uncached_work = request.uncached_work(held)
-            costs[k] -= (work - uncached_work) * (prefill[k] + pool_waiting * pool_delay[k])
-            costs[k] -= (bounded - min(uncached_work, longest)) * delay[k]
+        queued = work * pool_waiting
+        direct = [
+            base - now * rate + work * own + queued * pool + balance * requests
+            for base, rate, own, pool, requests in zip(
+                self._base, self._wait_rate, prefill, pool_delay, self._requests_seconds, strict=True
+            )
+        ]
+        if adapter_costs is not None:
+            direct = [cost + adapter for cost, adapter in zip(direct, adapter_costs, strict=True)]
+        less_work = {k: work - request.uncached_work(held) for k, held in overrides.items()}
+        for k, less in less_work.items():
+            direct[k] -= less * (prefill[k] + pool_waiting * pool_delay[k])
+        most = most_direct(constants, min(direct)) if leave_out else inf
+        costs = [
+            cost + work * others if cost <= most else cost + work * others + LEFT_OUT
+            for cost, others in zip(direct, delay, strict=True)
+        ]
+        for k, less in less_work.items():
+            costs[k] -= less * delay[k]
         return costs
 
 

@@ -2,9 +2,12 @@
 
 ::
 
-    cost = wait + own + own*EVICTION*fill
-           + min(own, LONGEST)*(WAITING*waiting + RUNNING*running*usage) + own*POOL*pool waiting*busy
-           + BALANCE*min(prompt, LONGEST)*requests/(FROM + mean requests) + adapter + stale
+    cost   = direct + own*(WAITING*waiting + RUNNING*running*usage)
+    direct = wait + own + own*EVICTION*fill + own*POOL*pool waiting*busy
+             + BALANCE*prompt*requests/(FROM + mean requests) + adapter + stale
+
+An endpoint is left out if its direct cost is more than ``1 + DETOUR`` times the least one: for the requests that are there,
+a request takes no longer way than that.
 
 ================  =================================================================================================
 ``wait``          seconds until the endpoint has computed the prompts assigned to it
@@ -33,6 +36,9 @@ from typing import NamedTuple
 
 from warmroute.pool.work import prefill_work
 
+LEFT_OUT = 1e6
+"""Seconds that an endpoint costs more if it is left out: it comes behind all others. Those that are keep their order."""
+
 
 @dataclass(frozen=True, slots=True)
 class CostConstants:
@@ -44,7 +50,7 @@ class CostConstants:
     running: float
     balance: float
     balance_from: float
-    longest: float
+    detour: float
     adapter: float
     stale: float
 
@@ -105,10 +111,11 @@ class CostTerms(NamedTuple):
     evict: float
     """Computing again what the new tokens evict: ``own * EVICTION*fill``."""
     delay: float
-    """The delay of other requests by this prefill: ``min(own, LONGEST) * (WAITING*waiting + RUNNING*running*usage)`` of
-    those on the endpoint, ``own * POOL*pool waiting*busy`` of the pool's."""
+    """The delay of the requests there by this prefill: ``own * (WAITING*waiting + RUNNING*running*usage)``."""
+    pool_delay: float
+    """The delay of the pool's waiting requests by this prefill: ``own * POOL*pool waiting*busy``."""
     balance: float
-    """Requests come back to where they were: ``BALANCE * min(prompt, LONGEST) * requests / (FROM + mean requests)``."""
+    """Requests come back to where they were: ``BALANCE * prompt * requests / (FROM + mean requests)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -118,6 +125,11 @@ class CostTerms(NamedTuple):
     def total(self) -> float:
         """The cost in seconds."""
         return sum(self)
+
+    @property
+    def direct(self) -> float:
+        """The cost without the delay of the requests there."""
+        return sum(self) - self.delay
 
 
 def endpoint_factors(
@@ -156,21 +168,24 @@ def cost_terms(
     adapter: float = 0.0,
 ) -> CostTerms:
     """The cost of ``request`` on ``endpoint``, which holds ``cached_tokens`` of its prompt."""
-    seconds_per_token = endpoint.seconds_per_token
-    uncached_work = request.uncached_work(cached_tokens)
-    own, bounded = seconds_per_token * uncached_work, seconds_per_token * min(uncached_work, constants.longest)
-    prompt = seconds_per_token * min(request.prompt_tokens, constants.longest)
-    delay = constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage
-    pool_delay = constants.pool_waiting * request.pool_waiting * min(1.0, endpoint.waiting + endpoint.running)
+    own = endpoint.seconds_per_token * request.uncached_work(cached_tokens)
+    prompt = endpoint.seconds_per_token * request.prompt_tokens
+    busy = min(1.0, endpoint.waiting + endpoint.running)
     return CostTerms(
         wait=endpoint.wait(request.now),
         prefill=own,
         evict=own * endpoint.eviction,
-        delay=bounded * delay + own * pool_delay,
+        delay=own * (constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage),
+        pool_delay=own * constants.pool_waiting * request.pool_waiting * busy,
         balance=prompt * balance_weight(constants, request.mean_requests) * (endpoint.waiting + endpoint.running),
         adapter=adapter,
         stale=endpoint.stale,
     )
+
+
+def most_direct(constants: CostConstants, least: float) -> float:
+    """The direct cost above which an endpoint is left out; ``least`` is that of the candidate with the least."""
+    return least + constants.detour * abs(least)
 
 
 def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, cached_tokens: float) -> float:

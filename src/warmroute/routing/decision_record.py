@@ -13,6 +13,7 @@ from typing import Any
 from warmroute.pool.endpoint import EndpointState, endpoint_state
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import (
+    LEFT_OUT,
     CostConstants,
     CostTerms,
     EndpointFactors,
@@ -123,8 +124,11 @@ class DecisionRecord:
     @property
     def by_cost(self) -> bool:
         """The strategy's values are the costs, with what is cached."""
-        strategy = self.strategy.upper()
-        return strategy in COST_STRATEGIES and (strategy != "DEFAULT" or not self._most_cached)
+        return self._has_costs and (self.strategy.upper() != "DEFAULT" or not self._most_cached)
+
+    @property
+    def _has_costs(self) -> bool:
+        return self.strategy.upper() in COST_STRATEGIES
 
     @property
     def coarse_reason(self) -> str:
@@ -159,6 +163,16 @@ class DecisionRecord:
     def cost(self, k: int, *, exact: bool = False) -> float:
         """The candidate's cost in seconds."""
         return self.terms(k, exact=exact).total
+
+    def left_out(self, k: int) -> bool:
+        """The candidate costs less than the chosen one, but its direct cost was too high
+        (:func:`~warmroute.routing.cost.most_direct`)."""
+        return self.values[k] > self.values[self.position] and self.value(k) < self.value(self.position)
+
+    def value(self, k: int) -> float:
+        """What the strategy gave the candidate, also if it was left out."""
+        value = self.values[k]
+        return value - LEFT_OUT if value >= LEFT_OUT and self._has_costs else value
 
     def predicted_ttft(self, k: int, *, exact: bool = False) -> float:
         """Seconds until the first token if the candidate gets the request, as predicted."""
@@ -213,8 +227,10 @@ class DecisionRecord:
             "waiting": round(endpoint.waiting, 1),
             "running": round(endpoint.running, 1),
         }
+        if self._shows_left_out(exact=exact):
+            explained["left_out"] = self.left_out(k)
         if not self.by_cost:
-            return explained | {"value": float(f"{self.values[k]:.2g}")}
+            return explained | {"value": float(f"{self.value(k):.2g}")}
         terms = self.terms(k, exact=exact)
         explained["cost_ms"] = _milliseconds(terms.total)
         if split:
@@ -230,24 +246,24 @@ class DecisionRecord:
         return self._sentence(self.position, self.next_best(1), exact=exact)
 
     def _sentence(self, chosen: int, next_best: Sequence[int], *, exact: bool) -> str:
-        parts = [self._holding(chosen, exact=exact), self._worth_of_chosen(next_best, exact=exact)]
+        parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
         if not self.by_cost:
             parts[1] = f"{short_strategy(self.strategy)} gives it {parts[1]}"
         if self.held_out:
             parts[1] = f"held out (--holdout): {parts[1]}"
         if self.failed_strategy:
             parts[1] = f"{short_strategy(self.failed_strategy)} failed, {self.strategy} chose: {parts[1]}"
-        parts += [f"next best {_short(self.names[k])}: {self._worth_of_next(k, exact=exact)}" for k in next_best]
+        parts += [f"next best {_short(self.names[k])}{self._worth_of_next(k, exact=exact)}" for k in next_best]
         if len(self.names) == 1:
             parts.append("the only candidate")
         elif (self.reason if exact else self.coarse_reason) == "spread" and self.by_cost:
             fullest = max(range(len(self.names)), key=self.cached.at)
-            held = self.cached_tokens(fullest, exact=exact)
+            name, held = _short(self.names[fullest]), self.cached_tokens(fullest, exact=exact)
             worth = self._worth(fullest, exact=exact)
             parts.append(
-                f"{_short(self.names[fullest])} holds {held:,.0f}, but costs {worth}"
+                f"{name} holds {held:,.0f}, but costs {worth}"
                 if exact
-                else f"{_short(self.names[fullest])} holds at least {held:,.0f}, but costs more, {worth}"
+                else f"{name} holds at least {held:,.0f}, but costs more or is left out, {worth}"
             )
         if self.states:
             parts.insert(0, f"{self.states[chosen]}, and no candidate is ready")
@@ -266,25 +282,24 @@ class DecisionRecord:
             return f"a prompt of {tokens}, too short to show what is cached"
         return f"holds {f'at least {cached:,.0f}' if cached else f'less than {CACHED_STEP:,}'} of {tokens}"
 
-    def _worth_of_chosen(self, next_best: Sequence[int], *, exact: bool) -> str:
-        if not self.by_cost:
-            return self._worth(self.position, exact=exact)
-        cost = self.cost(self.position, exact=exact)
-        if self._rounded(exact=exact) and self.reason != "state":
-            # The next best endpoint's bound may be lower. It holds for the chosen one too, which costs less.
-            cost = min([cost, *(self.cost(k) for k in next_best)])
-        return self._at_most(cost, exact=exact)
-
     def _worth_of_next(self, k: int, *, exact: bool) -> str:
         if not self.by_cost and self.values[k] == self.values[self.position]:
-            return "as much, chosen later"
-        return self._worth(k, exact=exact)
+            return ": as much, chosen later"
+        if self.by_cost and self._rounded(exact=exact) and self.cost(k) < self.cost(self.position):
+            return ""  # it costs more or is left out, and rounded figures do not show it
+        return f": {self._worth(k, exact=exact)}"
 
     def _worth(self, k: int, *, exact: bool) -> str:
-        return self._at_most(self.cost(k, exact=exact), exact=exact) if self.by_cost else f"{self.values[k]:.2g}"
+        if not self.by_cost:
+            worth = f"{self.value(k):.2g}"
+        else:
+            at_most = "at most " if self._rounded(exact=exact) else ""
+            worth = f"{at_most}{duration(self.cost(k, exact=exact))}"
+        return f"{worth}, left out" if self._shows_left_out(exact=exact) and self.left_out(k) else worth
 
-    def _at_most(self, cost: float, *, exact: bool) -> str:
-        return f"at most {duration(cost)}" if self._rounded(exact=exact) else duration(cost)
+    def _shows_left_out(self, *, exact: bool) -> bool:
+        """Whether to show which candidates were left out: not where it follows from cached tokens that are rounded."""
+        return self._has_costs and not (self.by_cost and self._rounded(exact=exact))
 
     def _rounded(self, *, exact: bool) -> bool:
         """Whether cached tokens are shown coarse; a request without a prompt has none."""

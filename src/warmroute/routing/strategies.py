@@ -54,7 +54,8 @@ class Candidate:
     kv_usage: float
     """KV cache utilization at the last scrape, 0 to 1."""
     cost: float
-    """The cost that PREFIX_CACHE uses, in seconds; for strategies that change only a detail."""
+    """The cost that PREFIX_CACHE uses, in seconds, also where PREFIX_CACHE leaves the endpoint out (docs/cost.md); for
+    strategies that change only a detail."""
 
 
 StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[float]]
@@ -73,13 +74,11 @@ class PickContext:
     adapter_costs: Sequence[float] | None
     """Seconds of loading the request's LoRA adapter, by position; None if it asks for none."""
 
-    def costs(self, cached: CachedTokens | None = None) -> list[float]:
+    def costs(self, cached: CachedTokens | None = None, *, leave_out: bool = True) -> list[float]:
         """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`), as if each held these ``cached`` tokens if
-        they are given."""
-        costs = self.candidates.costs(self.factors, self.cached if cached is None else cached, self.constants)
-        if self.adapter_costs is not None:
-            costs = [cost + adapter for cost, adapter in zip(costs, self.adapter_costs, strict=True)]
-        return costs
+        they are given. ``leave_out``: those whose direct cost is too high come behind all others."""
+        held = self.cached if cached is None else cached
+        return self.candidates.costs(self.factors, held, self.constants, self.adapter_costs, leave_out=leave_out)
 
 
 class Strategy(Protocol):
@@ -170,7 +169,7 @@ class Custom:
                 kv_usage=load.kv_usage,
                 cost=cost,
             )
-            for k, (load, cost) in enumerate(zip(columns.loads, context.costs(), strict=True))
+            for k, (load, cost) in enumerate(zip(columns.loads, context.costs(leave_out=False), strict=True))
         )
         return self._values(context.request, candidates)
 

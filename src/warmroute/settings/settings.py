@@ -365,12 +365,13 @@ class Settings(BaseModel):
         hot=True,
         gt=0,
     )
-    cost_longest: float = setting(
-        12_288.0,
-        "Most tokens of a prompt that count in the delay of other requests and in load balancing.",
+    cost_detour: float = setting(
+        0.2,
+        "An endpoint is left out if its cost, without the delay of the requests there, exceeds the least one by more than "
+        "this share. Bounds what a request waits for the sake of others.",
         group="Cost",
         hot=True,
-        gt=0,
+        ge=0,
     )
     cost_adapter: float = setting(0.1, "Seconds that loading a LoRA adapter costs.", group="Cost", hot=True, ge=0)
     cost_stale: float = setting(

@@ -29,12 +29,12 @@ NUMBERS = (
     "cost_running",
     "cost_balance",
     "cost_balance_from",
-    "cost_longest",
+    "cost_detour",
     "drain_factor",
     "prefill_rate",
 )
 """Settings of the cost that act in replays, which have no adapters and no outages of metrics."""
-POSITIVE = frozenset(("cost_balance_from", "cost_longest", "drain_factor", "prefill_rate"))
+POSITIVE = frozenset(("cost_balance_from", "drain_factor", "prefill_rate"))
 """Numbers that cannot be removed, since they divide."""
 CHANGES = {"removed": 0.0, "halved": 0.5, "doubled": 2.0}
 """Factors by name."""

@@ -27,7 +27,7 @@ function costsOf(decision) {
         element("b", {}, `${chosen ? "→ " : ""}${nameOf(each.endpoint)}`),
         stack,
         element("span", { className: "number" }, (rounded ? "≤ " : "") + milliseconds(each.cost_ms)),
-        element("span", { className: "detail" }, `${short(each.cached_tokens)} cached, ${count(each.waiting)} waiting, ${count(each.running)} running`),
+        element("span", { className: "detail" }, `${short(each.cached_tokens)} cached, ${count(each.waiting)} waiting, ${count(each.running)} running${each.left_out ? ", left out" : ""}`),
       ),
     );
   }

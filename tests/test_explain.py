@@ -82,6 +82,11 @@ def test_the_text_of_rounded_figures_says_at_most_and_why_a_loser_may_show_less(
         "\n"
         "its cost: prefill and delay of fewer than 1,024 tokens (docs/cost.md)"
     )
+    assert "was left out" not in explanation.text(rounded | {"endpoints": [chosen, loser]})
+    queued = [chosen | {"terms_ms": {"pool_delay": 142.0}}, loser]
+    assert explanation.text(rounded | {"endpoints": queued}).endswith(
+        "its cost: pool_delay of fewer than 1,024 tokens (docs/cost.md)"
+    )
     longer = rounded | {"prompt_tokens": 9000}
     assert explanation.text(longer).endswith("its cost, at most: delay 122 ms, prefill 20 ms (docs/cost.md)")
 
@@ -100,6 +105,7 @@ def test_where_state_decided_the_chosen_endpoint_may_be_the_dearer_one() -> None
     chosen, loser = DECISION["endpoints"]
     decision = DECISION | {"rounded_to": 1024, "reason": "state", "endpoints": [chosen, loser | {"cost_ms": 1.0}]}
     assert [line.split()[-2] for line in explanation.text(decision).splitlines()[5:7]] == ["142", "1.0"]
+    assert "was left out" not in explanation.text(decision)
 
 
 def test_a_prompt_below_the_rounding_step_is_not_called_cold() -> None:

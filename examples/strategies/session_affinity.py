@@ -18,7 +18,7 @@ DETOUR = 2.0
 def session_affinity(request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
     """The cost, and for every endpoint but the session's own the detour beside it."""
     if not request.session_id:
-        return [candidate.cost for candidate in candidates]
+        return [candidate.cost + DETOUR * candidate.left_out for candidate in candidates]
     # Rendezvous hashing: endpoints that come and go move only their own sessions.
     ranks = [crc32(f"{request.session_id} {candidate.endpoint.id}".encode()) for candidate in candidates]
     home = ranks.index(max(ranks))

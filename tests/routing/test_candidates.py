@@ -25,7 +25,7 @@ def test_more_than_its_share_of_the_requests_is_dear() -> None:
     table = CandidateTable([busy, idle], CONSTANTS, 1.0)
     request = table.all.request_factors(1000.0, 1.0)
     assert request.mean_requests == 3
-    costs = table.all.costs(request, CachedTokens(0.0, {}), CONSTANTS.cost, leave_out=False)
+    costs = table.all.costs(request, CachedTokens(0.0, {}), CONSTANTS.cost)
     assert 1000 * (costs[0] - costs[1]) == pytest.approx(1000 * 6 / 6)
 
 

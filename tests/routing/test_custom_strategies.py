@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.factories import routing_constants
-from tests.routing.test_router import LONG, Fixture, prompt
+from tests.routing.test_router import LONG, Fixture, only, prompt
 from warmroute.errors import ConfigurationError
 from warmroute.picker import EndpointPicker
 from warmroute.pool.endpoint import EndpointSpec
@@ -262,3 +262,31 @@ def test_the_log_names_the_holdout_strategy_that_failed(tmp_path: Path, caplog: 
         fixture.pick(prompt(LONG), 0.0)
     (logged,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert vars(logged)["fields"]["strategy"] == name
+
+
+FAILS = "def choose(request, candidates):\n    return [0.0] if candidates[0].prompt_tokens > 100 else [0.0, 0.0]\n"
+SPARES = "def choose(request, candidates):\n    return [each.cost + 9 * each.left_out for each in candidates]\n"
+COST_ALONE = "def choose(request, candidates):\n    return [each.cost for each in candidates]\n"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "detour", "chosen"),
+    [
+        ("PREFIX_CACHE", 0.2, "0"),
+        ("PREFIX_CACHE", 1e9, "1"),
+        ("DEFAULT", 0.2, "0"),
+        (FAILS, 0.2, "0"),
+        (SPARES, 0.2, "0"),
+        (COST_ALONE, 0.2, "1"),
+    ],
+)
+def test_who_waits_too_long_to_spare_others(tmp_path: Path, strategy: str, detour: float, chosen: str) -> None:
+    """Many short prompts wait on 0, one long prompt on 1. PREFIX_CACHE leaves 1 out, and strategies see that."""
+    name = written(tmp_path, strategy) if "def" in strategy else strategy
+    fixture = Fixture(2, routing_strategy=name, cost_detour=detour)
+    for k in range(12):
+        fixture.pick(prompt(f"{k} short"), 0.0, allowed=only("0"))
+    fixture.pick(prompt("one long prompt " * 2500), 0.0, allowed=only("1"))
+    assert fixture.pick(prompt(LONG), 0.0) == chosen
+    record = fixture.decisions.newest_first()[0]
+    assert max(map(record.value, range(2))) < 1e3, "no figure that is shown has the addition"

@@ -33,9 +33,9 @@ def test_the_table_names_every_attribute_of_a_candidate() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (`?[a-z{}]+`?) \|", text, re.MULTILINE))
     own = [field.name for field in fields(Candidate) if field.name != "endpoint"]
     assert [name for name in rows if "." not in name] == own
-    assert all(rows[name] == "float" for name in own)
+    assert {name: rows[name] for name in own} == {field.name: field.type for field in fields(Candidate)[1:]}
     spec = EndpointSpec("d", "a", "10.0.0.1", 8000, {"tier": "fast"})
-    candidate = Candidate(Endpoint(spec, engine="vllm", now=0.0), *[0.0] * len(own))
+    candidate = Candidate(Endpoint(spec, engine="vllm", now=0.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     nested = [name for name in rows if "." in name]
     assert {"endpoint.id", "endpoint.spec.labels", "endpoint.spec.address"} <= set(nested)
     for name in nested:

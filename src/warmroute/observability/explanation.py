@@ -39,7 +39,7 @@ def text(explained: Mapping[str, Any], *, decided: bool = True) -> str:
     if step > 1:
         lines.append(f"Cached tokens are rounded down to a multiple of {step:,}; times may be less (docs/security.md).")
         costs = [endpoint["cost_ms"] for endpoint in explained["endpoints"] if "cost_ms" in endpoint]
-        if costs and min(costs) < costs[0]:
+        if costs and min(costs) < costs[0] and explained["reason"] != "state":
             lines.append(
                 "An endpoint that shows a lower cost than the chosen one costs more or was left out (docs/cost.md)."
             )

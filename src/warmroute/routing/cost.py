@@ -6,8 +6,8 @@
     direct = wait + own + own*EVICTION*fill + own*POOL*pool waiting*busy
              + BALANCE*prompt*requests/(FROM + mean requests) + adapter + stale
 
-An endpoint is left out if its direct cost is more than ``1 + DETOUR`` times the least one: for the requests that are there,
-a request takes no longer way than that.
+The cheapest endpoint gets the request, unless its direct cost is more than ``1 + DETOUR`` times the least one. Then it is
+left out, with all others of which that is so, and the cheapest of the rest gets it.
 
 ================  =================================================================================================
 ``wait``          seconds until the endpoint has computed the prompts assigned to it
@@ -36,8 +36,8 @@ from typing import NamedTuple
 
 from warmroute.pool.work import prefill_work
 
-LEFT_OUT = 1e6
-"""Seconds that an endpoint costs more if it is left out: it comes behind all others. Those that are keep their order."""
+LEFT_OUT = 1e9
+"""Seconds that an endpoint costs more if it is left out: it comes behind all others. Several keep their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,13 @@ def cost_terms(
 
 
 def most_direct(constants: CostConstants, least: float) -> float:
-    """The direct cost above which an endpoint is left out; ``least`` is that of the candidate with the least."""
+    """The direct cost above which an endpoint may be left out; ``least`` is that of the candidate with the least."""
     return least + constants.detour * abs(least)
+
+
+def plain_cost(cost: float) -> float:
+    """The cost of an endpoint without :data:`LEFT_OUT`."""
+    return cost - LEFT_OUT if cost >= LEFT_OUT else cost
 
 
 def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, cached_tokens: float) -> float:

@@ -54,7 +54,7 @@ def reason_of(cached_tokens: float, *, best: float, threshold: float, has_prompt
     """Why an endpoint was chosen that holds ``cached_tokens`` of the prompt.
 
     ``warm``: it holds more than ``threshold`` tokens; ``partial``: it holds some; ``spread``: another one holds more
-    (``best``), but this one is cheaper; ``cold``: no endpoint holds any; ``no-prompt``: there was nothing to match;
+    (``best``), but costs more or was left out; ``cold``: no endpoint holds any; ``no-prompt``: there was nothing to match;
     ``state``: it stores the state that the request continues (:mod:`warmroute.routing.state_keepers`).
     """
     if has_state:

@@ -13,12 +13,12 @@ from typing import Any
 from warmroute.pool.endpoint import EndpointState, endpoint_state
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import (
-    LEFT_OUT,
     CostConstants,
     CostTerms,
     EndpointFactors,
     RequestFactors,
     cost_terms,
+    plain_cost,
     time_to_first_token,
 )
 from warmroute.routing.decision import Decision, reason_of
@@ -165,14 +165,13 @@ class DecisionRecord:
         return self.terms(k, exact=exact).total
 
     def left_out(self, k: int) -> bool:
-        """The candidate costs less than the chosen one, but its direct cost was too high
+        """The candidate costs less than the chosen one, but the request itself would wait too long there
         (:func:`~warmroute.routing.cost.most_direct`)."""
         return self.values[k] > self.values[self.position] and self.value(k) < self.value(self.position)
 
     def value(self, k: int) -> float:
         """What the strategy gave the candidate, also if it was left out."""
-        value = self.values[k]
-        return value - LEFT_OUT if value >= LEFT_OUT and self._has_costs else value
+        return plain_cost(self.values[k]) if self._has_costs else self.values[k]
 
     def predicted_ttft(self, k: int, *, exact: bool = False) -> float:
         """Seconds until the first token if the candidate gets the request, as predicted."""
@@ -180,7 +179,7 @@ class DecisionRecord:
         return time_to_first_token(self.endpoints[k], self.request, cached_tokens=cached)
 
     def next_best(self, most: int) -> list[int]:
-        """Positions of the candidates with the lowest values, the chosen one left out."""
+        """Positions of the candidates with the lowest values, without the chosen one."""
         chosen = self.position
         others = nsmallest(most + 1, range(len(self.names)), key=self.values.__getitem__)
         return [k for k in others if k != chosen][:most]
@@ -261,7 +260,7 @@ class DecisionRecord:
             name, held = _short(self.names[fullest]), self.cached_tokens(fullest, exact=exact)
             worth = self._worth(fullest, exact=exact)
             parts.append(
-                f"{name} holds {held:,.0f}, but costs {worth}"
+                f"{name} holds {held:,.0f}, but {'is left out' if self.left_out(fullest) else f'costs {worth}'}"
                 if exact
                 else f"{name} holds at least {held:,.0f}, but costs more or is left out, {worth}"
             )
@@ -285,8 +284,9 @@ class DecisionRecord:
     def _worth_of_next(self, k: int, *, exact: bool) -> str:
         if not self.by_cost and self.values[k] == self.values[self.position]:
             return ": as much, chosen later"
-        if self.by_cost and self._rounded(exact=exact) and self.cost(k) < self.cost(self.position):
-            return ""  # it costs more or is left out, and rounded figures do not show it
+        comparable = self.reason == "state" or not (self.by_cost and self._rounded(exact=exact))
+        if not comparable and self.cost(k) < self.cost(self.position):
+            return ""  # its bound is lower, though it costs more or was left out
         return f": {self._worth(k, exact=exact)}"
 
     def _worth(self, k: int, *, exact: bool) -> str:

@@ -24,7 +24,7 @@ from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.cost import CostConstants, RequestFactors
+from warmroute.routing.cost import LEFT_OUT, CostConstants, RequestFactors, plain_cost
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
 FALLBACK = "PREFIX_CACHE"
@@ -54,8 +54,9 @@ class Candidate:
     kv_usage: float
     """KV cache utilization at the last scrape, 0 to 1."""
     cost: float
-    """The cost that PREFIX_CACHE uses, in seconds, also where PREFIX_CACHE leaves the endpoint out (docs/cost.md); for
-    strategies that change only a detail."""
+    """The cost that PREFIX_CACHE uses, in seconds; for strategies that change only a detail."""
+    left_out: bool = False
+    """PREFIX_CACHE does not choose it, though its cost may be the least: the request itself would wait too long there."""
 
 
 StrategyFunction = Callable[[InferenceRequest, Sequence[Candidate]], Sequence[float]]
@@ -74,11 +75,11 @@ class PickContext:
     adapter_costs: Sequence[float] | None
     """Seconds of loading the request's LoRA adapter, by position; None if it asks for none."""
 
-    def costs(self, cached: CachedTokens | None = None, *, leave_out: bool = True) -> list[float]:
+    def costs(self, cached: CachedTokens | None = None) -> list[float]:
         """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`), as if each held these ``cached`` tokens if
-        they are given. ``leave_out``: those whose direct cost is too high come behind all others."""
+        they are given. Those that are left out come behind all others."""
         held = self.cached if cached is None else cached
-        return self.candidates.costs(self.factors, held, self.constants, self.adapter_costs, leave_out=leave_out)
+        return self.candidates.costs(self.factors, held, self.constants, self.adapter_costs)
 
 
 class Strategy(Protocol):
@@ -94,7 +95,8 @@ class Strategy(Protocol):
 
 
 class MarginalCost:
-    """The time that the request adds for all requests, cached prefixes counted (PREFIX_CACHE) or not (DEFAULT)."""
+    """The time that the request adds for all requests, cached prefixes counted (PREFIX_CACHE) or not (DEFAULT), without
+    endpoints where it would itself wait too long (docs/cost.md)."""
 
     uses_headers = False
 
@@ -167,9 +169,10 @@ class Custom:
                 waiting=columns.waiting[k],
                 running=columns.running[k],
                 kv_usage=load.kv_usage,
-                cost=cost,
+                cost=plain_cost(cost),
+                left_out=cost >= LEFT_OUT,
             )
-            for k, (load, cost) in enumerate(zip(columns.loads, context.costs(leave_out=False), strict=True))
+            for k, (load, cost) in enumerate(zip(columns.loads, context.costs(), strict=True))
         )
         return self._values(context.request, candidates)
 

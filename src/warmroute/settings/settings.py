@@ -87,7 +87,7 @@ def setting(
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
-RETIRED = frozenset(("cost_slots", "cost_kv", "cost_decode"))
+RETIRED = frozenset(("cost_slots", "cost_kv", "cost_decode", "cost_longest"))
 """Settings of earlier versions: accepted with a warning, wherever they are given."""
 
 
@@ -367,8 +367,8 @@ class Settings(BaseModel):
     )
     cost_detour: float = setting(
         0.2,
-        "An endpoint is left out if its cost, without the delay of the requests there, exceeds the least one by more than "
-        "this share. Bounds what a request waits for the sake of others.",
+        "How much a request may lose to spare the requests on another endpoint: its cost without their delay may be this "
+        "share above the least one of any endpoint.",
         group="Cost",
         hot=True,
         ge=0,

@@ -5,7 +5,7 @@ function costsOf(decision) {
   const list = element("div", { className: "costs" });
   if (endpoints[0]?.terms_ms === undefined) {
     for (const each of endpoints) {
-      list.append(element("p", {}, element("b", {}, nameOf(each.endpoint)), ` ${decision.strategy.split("/").pop()} gives it ${each.value}; ${short(each.cached_tokens)} tokens cached`));
+      list.append(element("p", {}, element("b", {}, nameOf(each.endpoint)), ` ${decision.strategy.split("/").pop()} gives it ${each.value}${each.left_out ? ", left out" : ""}; ${short(each.cached_tokens)} tokens cached`));
     }
     return list;
   }
@@ -34,6 +34,9 @@ function costsOf(decision) {
   const legend = element("p", { className: "legend" });
   terms.forEach((term, k) => legend.append(element("span", {}, element("i", { className: `term-${k % 8}` }), term)));
   if (rounded) legend.append(element("span", {}, `at most: cached tokens are rounded down to a multiple of ${count(decision.rounded_to)}`));
+  if (rounded && decision.reason !== "state" && endpoints.some((each) => each.cost_ms < endpoints[0].cost_ms)) {
+    legend.append(element("span", {}, "an endpoint that shows a lower cost costs more or was left out"));
+  }
   const others = decision.candidates - endpoints.length;
   if (others > 0) legend.append(element("span", {}, `and ${others} more candidates`));
   list.append(legend);

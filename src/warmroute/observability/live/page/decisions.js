@@ -5,7 +5,7 @@ const REASONS = ["warm", "partial", "spread", "cold", "no-prompt", "state"];
 const MEANING = {
   warm: "The engine holds most of the prompt",
   partial: "The engine holds some of the prompt",
-  spread: "Another engine holds more, but this one is cheaper",
+  spread: "Another engine holds more, but costs more or was left out",
   cold: "No engine is known to hold 1,024 tokens or more of the prompt",
   "no-prompt": "There is no prompt to look for",
   state: "The engine keeps what the request goes on with",

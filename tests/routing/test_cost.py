@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import Any
@@ -197,28 +198,39 @@ def test_nobody_is_left_out_if_the_cheapest_endpoint_is_near() -> None:
 
 
 def test_without_a_detour_the_least_direct_cost_decides() -> None:
-    """Among equal ones the delay of others does."""
-    constants = replace(CONSTANTS, detour=0.0)
-    columns = candidates([factors(running=9.0, kv_usage=0.9), factors(running=9.0), factors(pending_at_zero=1.0)])
-    costs = columns.costs(columns.request_factors(5000, NOW), NOTHING_CACHED, constants)
-    assert costs.index(min(costs)) == 2
-    columns = candidates([factors(running=9.0, kv_usage=0.9), factors(running=9.0)])
-    costs = columns.costs(columns.request_factors(5000, NOW), NOTHING_CACHED, constants)
-    assert costs[1] < costs[0] < LEFT_OUT
+    columns = candidates([factors(waiting=8.0, cache_fill=0.0), factors(pending_at_zero=10_000, cache_fill=0.0)])
+    costs = columns.costs(columns.request_factors(5000, NOW), NOTHING_CACHED, replace(CONSTANTS, detour=0.0))
+    assert costs[0] < LEFT_OUT < costs[1]
+    assert plain_cost(costs[1]) < costs[0]
 
 
-def test_what_is_cached_and_adapters_count_in_the_direct_cost() -> None:
-    busy, calm = factors(waiting=40.0, cache_fill=0.0), factors(pending_at_zero=7500, cache_fill=0.0)
-    columns = candidates([busy, calm])
-    one = columns.request_factors(5000, NOW)
-    near = columns.costs(one, CachedTokens(0.0, {}), CONSTANTS, [1.0, 0.0])
-    assert max(near) < LEFT_OUT
-    assert near[1] < near[0]
-    far = columns.costs(one, CachedTokens(0.0, {}), CONSTANTS, [0.0, 3.0])
-    assert [cost >= LEFT_OUT for cost in far] == [False, True]
-    held = columns.costs(one, CachedTokens(0.0, {0: 4500.0}), CONSTANTS, [0.0, 0.0])
-    assert [cost >= LEFT_OUT for cost in held] == [False, True]
-    assert plain_cost(held[1]) < held[0]
+def left_out(
+    first: EndpointFactors, second: EndpointFactors, cached: CachedTokens, adapters: Sequence[float] = (0.0, 0.0)
+) -> list[bool]:
+    """Which of the two are left out, of a prompt of 5,000 tokens."""
+    columns = candidates([first, second])
+    costs = columns.costs(columns.request_factors(5000, NOW), cached, CONSTANTS, adapters)
+    return [cost >= LEFT_OUT for cost in costs]
+
+
+def waiting(requests: float, seconds: float = 0.0) -> EndpointFactors:
+    """An endpoint where as many requests wait, and as many seconds of prefill."""
+    return factors(waiting=requests, pending_at_zero=seconds * 5000, cache_fill=0.0)
+
+
+def test_adapters_count_in_the_direct_cost() -> None:
+    near = waiting(40), waiting(0, 1.5)
+    assert left_out(*near, NOTHING_CACHED, [1.0, 0.0]) == [False, False]
+    assert left_out(*near, NOTHING_CACHED, [0.0, 3.0]) == [False, True]
+
+
+def test_what_is_cached_counts_in_the_direct_cost() -> None:
+    """Each way to give the cached tokens: the first holds some, the second does, all do but the first."""
+    assert left_out(waiting(40), waiting(0, 1.5), NOTHING_CACHED) == [False, False]
+    assert left_out(waiting(40), waiting(0, 1.5), CachedTokens(0.0, {0: 4500.0})) == [False, True]
+    assert left_out(waiting(40), waiting(0, 1.0), CachedTokens(0.0, {0: 4500.0})) == [False, False]
+    assert left_out(waiting(2), waiting(2, 3.3), CachedTokens(0.0, {1: 4000.0})) == [False, True]
+    assert left_out(waiting(3), waiting(0, 2.2), CachedTokens(4500.0, {0: 0.0})) == [False, True]
 
 
 @pytest.mark.parametrize("least", [-2.0, 0.0, 3.0])

@@ -182,6 +182,8 @@ def test_the_sentence_of_a_spread_decision_names_who_holds_more() -> None:
     assert f"; {holder} holds 13,4" in sentence
     assert ", but costs " in sentence
     assert f"; {holder} holds at least 13,312, but costs more or is left out, at most " in record.sentence()
+    record.values[record.position], record.values[1 - record.position] = 700.0, 600.0 + LEFT_OUT
+    assert record.sentence(exact=True).endswith(", but is left out")
 
 
 def test_the_sentence_and_the_fields_show_who_was_left_out() -> None:
@@ -202,6 +204,8 @@ def test_the_sentence_and_the_fields_show_who_was_left_out() -> None:
     assert record.sentence().endswith(f"; next best {other}: {record.value(other):.2g}, left out")
     assert record.explain(10.0, 2)["endpoints"][1]["value"] < record.explain(10.0, 2)["endpoints"][0]["value"]
     record.strategy = "MINE"  # a custom one's values mean something else
+    record.values[other] = 2 * LEFT_OUT
+    assert record.value(other) == 2 * LEFT_OUT
     assert "left_out" not in record.explain(10.0, 2)["endpoints"][1]
     assert "left out" not in record.sentence()
 
@@ -215,6 +219,9 @@ def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_o
     assert record.cost(chosen, exact=True) < record.cost(other, exact=True)
     assert record.cost(chosen) > record.cost(other)
     assert record.sentence().endswith(f"; at most {duration(record.cost(chosen))}; next best 1")
+    record.reason = "state"  # the cost did not decide
+    assert record.sentence().endswith(f"; next best 1: at most {duration(record.cost(other))}")
+    record.reason = "cold"
     assert record.explain(10.0, 2)["rounded_to"] == CACHED_STEP
     assert record.explain(10.0, 2, exact=True)["rounded_to"] == 1
     assert record.sentence(exact=True).endswith(f": {duration(record.cost(other, exact=True))}")

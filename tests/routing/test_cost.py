@@ -24,6 +24,7 @@ from warmroute.routing.cost import (
     balance_weight,
     cost_terms,
     endpoint_factors,
+    is_left_out,
     most_direct,
     plain_cost,
     time_to_first_token,
@@ -109,8 +110,8 @@ def test_a_decision_prices_every_candidate_as_the_formula_does(
         chosen = costs.index(min(costs))
         assert within[chosen]
         assert expected[chosen].total <= min(compress((terms.total for terms in expected), within)) + 2 * error
-        if any(cost >= LEFT_OUT for cost in costs):
-            assert [cost < LEFT_OUT for cost in costs] == within
+        if any(map(is_left_out, costs)):
+            assert [not is_left_out(cost) for cost in costs] == within
 
 
 @given(st.lists(anything, min_size=1, max_size=6), st.data())
@@ -180,7 +181,7 @@ def test_a_request_takes_no_long_way_for_the_sake_of_others() -> None:
         costs = columns.costs(one, NOTHING_CACHED, CONSTANTS)
         assert plain_cost(costs[1]) < plain_cost(costs[0])
         assert costs.index(min(costs)) == taken
-        assert [cost >= LEFT_OUT for cost in costs] == [False, not taken]
+        assert [is_left_out(cost) for cost in costs] == [False, not taken]
 
 
 def test_endpoints_that_are_left_out_keep_their_order() -> None:
@@ -204,13 +205,22 @@ def test_without_a_detour_the_least_direct_cost_decides() -> None:
     assert plain_cost(costs[1]) < costs[0]
 
 
+def test_a_large_detour_bounds_too() -> None:
+    """Where the delay of others could be more than the whole cost, the quick look does not let a long way pass."""
+    columns = candidates([waiting(40), waiting(0, 12.0)])
+    for detour, out in ((3.0, True), (6.0, False)):
+        costs = columns.costs(columns.request_factors(5000, NOW), NOTHING_CACHED, replace(CONSTANTS, detour=detour))
+        assert is_left_out(costs[1]) is out
+        assert plain_cost(costs[1]) < costs[0]
+
+
 def left_out(
     first: EndpointFactors, second: EndpointFactors, cached: CachedTokens, adapters: Sequence[float] = (0.0, 0.0)
 ) -> list[bool]:
     """Which of the two are left out, of a prompt of 5,000 tokens."""
     columns = candidates([first, second])
     costs = columns.costs(columns.request_factors(5000, NOW), cached, CONSTANTS, adapters)
-    return [cost >= LEFT_OUT for cost in costs]
+    return [is_left_out(cost) for cost in costs]
 
 
 def waiting(requests: float, seconds: float = 0.0) -> EndpointFactors:
@@ -236,7 +246,7 @@ def test_what_is_cached_counts_in_the_direct_cost() -> None:
 @pytest.mark.parametrize("least", [-2.0, 0.0, 3.0])
 def test_the_endpoint_with_the_least_direct_cost_is_never_left_out(least: float) -> None:
     """Also where rounding makes a wait of nothing less than nothing."""
-    assert most_direct(CONSTANTS, least) == pytest.approx(least + 0.2 * abs(least))
+    assert most_direct(CONSTANTS, least) == pytest.approx(least + 0.2 * max(0.0, least))
 
 
 @pytest.mark.parametrize(

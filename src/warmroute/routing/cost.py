@@ -185,12 +185,17 @@ def cost_terms(
 
 def most_direct(constants: CostConstants, least: float) -> float:
     """The direct cost above which an endpoint may be left out; ``least`` is that of the candidate with the least."""
-    return least + constants.detour * abs(least)
+    return least + constants.detour * max(0.0, least)
+
+
+def is_left_out(cost: float) -> bool:
+    """Whether the cost has :data:`LEFT_OUT` in it. Without it, a cost may be a little less than nothing by rounding."""
+    return cost > LEFT_OUT / 2
 
 
 def plain_cost(cost: float) -> float:
     """The cost of an endpoint without :data:`LEFT_OUT`."""
-    return cost - LEFT_OUT if cost >= LEFT_OUT else cost
+    return cost - LEFT_OUT if is_left_out(cost) else cost
 
 
 def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, cached_tokens: float) -> float:

@@ -24,7 +24,7 @@ from warmroute.pool.endpoint import Endpoint, EndpointSpec
 from warmroute.request.inference import InferenceRequest, PromptPart
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.cost import LEFT_OUT, CostConstants, RequestFactors, plain_cost
+from warmroute.routing.cost import CostConstants, RequestFactors, is_left_out, plain_cost
 
 ENTRY_POINT_GROUP = "warmroute.strategies"
 FALLBACK = "PREFIX_CACHE"
@@ -170,7 +170,7 @@ class Custom:
                 running=columns.running[k],
                 kv_usage=load.kv_usage,
                 cost=plain_cost(cost),
-                left_out=cost >= LEFT_OUT,
+                left_out=is_left_out(cost),
             )
             for k, (load, cost) in enumerate(zip(columns.loads, context.costs(), strict=True))
         )

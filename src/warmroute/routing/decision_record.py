@@ -259,11 +259,12 @@ class DecisionRecord:
             fullest = max(range(len(self.names)), key=self.cached.at)
             name, held = _short(self.names[fullest]), self.cached_tokens(fullest, exact=exact)
             worth = self._worth(fullest, exact=exact)
-            parts.append(
-                f"{name} holds {held:,.0f}, but {'is left out' if self.left_out(fullest) else f'costs {worth}'}"
-                if exact
-                else f"{name} holds at least {held:,.0f}, but costs more or is left out, {worth}"
-            )
+            if not exact:
+                parts.append(f"{name} holds at least {held:,.0f}, but costs more or is left out, {worth}")
+            else:
+                parts.append(
+                    f"{name} holds {held:,.0f}, but {'is left out' if self.left_out(fullest) else f'costs {worth}'}"
+                )
         if self.states:
             parts.insert(0, f"{self.states[chosen]}, and no candidate is ready")
         return "; ".join(parts)
@@ -284,8 +285,7 @@ class DecisionRecord:
     def _worth_of_next(self, k: int, *, exact: bool) -> str:
         if not self.by_cost and self.values[k] == self.values[self.position]:
             return ": as much, chosen later"
-        comparable = self.reason == "state" or not (self.by_cost and self._rounded(exact=exact))
-        if not comparable and self.cost(k) < self.cost(self.position):
+        if self._hides_costs(exact=exact) and self.reason != "state" and self.cost(k) < self.cost(self.position):
             return ""  # its bound is lower, though it costs more or was left out
         return f": {self._worth(k, exact=exact)}"
 
@@ -299,7 +299,11 @@ class DecisionRecord:
 
     def _shows_left_out(self, *, exact: bool) -> bool:
         """Whether to show which candidates were left out: not where it follows from cached tokens that are rounded."""
-        return self._has_costs and not (self.by_cost and self._rounded(exact=exact))
+        return self._has_costs and not self._hides_costs(exact=exact)
+
+    def _hides_costs(self, *, exact: bool) -> bool:
+        """Whether only upper bounds of the costs are shown."""
+        return self.by_cost and self._rounded(exact=exact)
 
     def _rounded(self, *, exact: bool) -> bool:
         """Whether cached tokens are shown coarse; a request without a prompt has none."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.factories import engine_state, idle_load
 from tests.routing.loads import CONSTANTS, assign, make
 from warmroute.routing.cached_tokens import CachedTokens
-from warmroute.routing.candidate_table import CandidateTable
+from warmroute.routing.candidate_table import REFRESH_INTERVAL, CandidateTable
 
 
 def stale(table: CandidateTable) -> list[float]:
@@ -75,7 +75,7 @@ def test_a_newcomer_is_known_better_once_the_others_are() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 3), st.floats(1, 1e5)) | st.tuples(st.none(), st.floats(0.001, 40)),
+        st.tuples(st.integers(0, 3), st.floats(1, 1e5)) | st.tuples(st.none(), st.floats(REFRESH_INTERVAL, 40)),
         max_size=40,
     )
 )
@@ -101,3 +101,19 @@ def test_a_refreshed_table_equals_a_new_one(events: list[tuple[int | None, float
         )
         for position in range(4):
             assert table.all.pending(position, now) == pytest.approx(fresh.all.pending(position, now), abs=1e-6)
+
+
+def test_what_changes_within_the_interval_changes_in_one_pass() -> None:
+    first, second = make()[0], make()[0]
+    first.holder, second.holder = 0, 1
+    assign(first, 1000)  # a second of work
+    assign(second, 1000 * (1 + 0.2 * REFRESH_INTERVAL))
+    table = CandidateTable([first, second], CONSTANTS, 0.0)
+    seen = []
+    for share in (-0.5, 0.1, 0.5, 1.0, 1.2):
+        table.refresh(1.0 + share * REFRESH_INTERVAL)
+        seen.append(list(table.all.waiting))
+    assert seen == [[1, 1], [0, 1], [0, 1], [0, 1], [0, 0]]
+    assign(first, 1000, at=1.1)
+    table.update(first, 1.1)
+    assert table.all.waiting == [1, 0], "a change by a decision or a scrape is not late"

@@ -13,6 +13,8 @@ from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 
 STALE_CAP = 60.0
 """Seconds for which the staleness penalty grows."""
+REFRESH_INTERVAL = 0.005
+"""Seconds by which a figure that changes with time alone may be late: what changes within them changes in one pass."""
 MOST_SELECTIONS = 256
 """Subset hints whose members are remembered."""
 
@@ -47,7 +49,7 @@ class CandidateTable:
         self._next_change = [-inf] * len(loads)
         self._last_observed = max((load.observed_at for load in loads if load.observed_at is not None), default=-inf)
         self._soonest = -inf
-        """No later than the earliest of ``_next_change``."""
+        """When the next pass is due: at the earliest of ``_next_change``, or up to :data:`REFRESH_INTERVAL` later."""
         self.refresh(now)
 
     def select(self, allowed: frozenset[str] | None, model: str) -> Candidates:
@@ -87,13 +89,13 @@ class CandidateTable:
         return None if all(selected) else (Members(list(compress(self.all.loads, selected))), selected)
 
     def refresh(self, now: float) -> None:
-        """Recompute the figures that have changed with time alone."""
+        """Recompute the figures that have changed with time alone, if a pass is due."""
         if self._soonest > now:
             return
         next_change = self._next_change
         for k in [k for k, due in enumerate(next_change) if due <= now]:
             self._update(k, now)
-        self._soonest = min(next_change, default=inf)
+        self._soonest = max(min(next_change, default=inf), now + REFRESH_INTERVAL)
 
     def update(self, load: EndpointLoad, now: float) -> None:
         """Recompute the figures of an endpoint whose load has changed, if it is in the table."""
@@ -125,7 +127,7 @@ class CandidateTable:
         else:
             stale_seconds, until = min(stale_seconds, STALE_CAP), min(until, now + 1.0)
         self._next_change[k] = until
-        self._soonest = min(self._soonest, until)
+        self._soonest = min(self._soonest, max(until, now + REFRESH_INTERVAL))
         factors = endpoint_factors(
             constants.cost,
             waiting=estimate.waiting,

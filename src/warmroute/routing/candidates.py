@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import compress
-from operator import sub
 from statistics import median_low
 
 from warmroute.routing.cached_tokens import CachedTokens
@@ -65,9 +64,9 @@ class Candidates:
         """Cost that depends on no request, at time 0: ``wait`` and ``stale``."""
         self._wait_rate: list[float] = [0.0] * size
         self._per_token: list[float] = [0.0] * size
-        """Cost of each token of uncached work: ``prefill``, ``evict`` and ``delay``."""
+        """Cost of each token of uncached work: ``prefill`` and ``evict``."""
         self._delay: list[float] = [0.0] * size
-        """``delay`` alone, for each token of uncached work."""
+        """``delay`` for each token of uncached work."""
         self._pool_delay: list[float] = [0.0] * size
         """Cost of each token of uncached work for each request that waits at the median candidate; 0 on an idle endpoint."""
         self._requests_seconds: list[float] = [0.0] * size
@@ -88,10 +87,10 @@ class Candidates:
         self.waiting[k], self.running[k], self.total[k] = waiting, running, total
         self._base[k] = factors.wait_at_zero + factors.stale
         self._wait_rate[k] = factors.wait_rate
-        self._delay[k] = delay = seconds_per_token * (
+        self._per_token[k] = seconds_per_token * (1 + factors.eviction)
+        self._delay[k] = seconds_per_token * (
             constants.waiting * waiting + constants.running * running * factors.kv_usage
         )
-        self._per_token[k] = seconds_per_token * (1 + factors.eviction) + delay
         self._pool_delay[k] = seconds_per_token * constants.pool_waiting * min(1.0, waiting + running)
         self._requests_seconds[k] = seconds_per_token * total
 
@@ -133,9 +132,9 @@ class Candidates:
         now, (default, overrides) = request.now, cached
         work, pool_waiting = request.uncached_work(default), request.pool_waiting
         balance = request.prompt_tokens * balance_weight(constants, request.mean_requests)
-        per_token, pool_delay = self._per_token, self._pool_delay
+        per_token, pool_delay, delay = self._per_token, self._pool_delay, self._delay
         if not pool_waiting:
-            costs = [
+            direct = [
                 base - now * rate + work * own + balance * requests
                 for base, rate, own, requests in zip(
                     self._base, self._wait_rate, per_token, self._requests_seconds, strict=True
@@ -143,7 +142,7 @@ class Candidates:
             ]
         else:
             queued = work * pool_waiting
-            costs = [
+            direct = [
                 base - now * rate + work * own + queued * pool + balance * requests
                 for base, rate, own, pool, requests in zip(
                     self._base, self._wait_rate, per_token, pool_delay, self._requests_seconds, strict=True
@@ -151,30 +150,18 @@ class Candidates:
             ]
         other_work = {k: request.uncached_work(held) for k, held in overrides.items()}
         for k, uncached_work in other_work.items():
-            costs[k] -= (work - uncached_work) * (per_token[k] + pool_waiting * pool_delay[k])
+            direct[k] -= (work - uncached_work) * (per_token[k] + pool_waiting * pool_delay[k])
         if adapter_costs is not None:
-            costs = [cost + adapter for cost, adapter in zip(costs, adapter_costs, strict=True)]
-        self._leave_out(costs, work, other_work, constants)
-        return costs
-
-    def _leave_out(
-        self, costs: list[float], work: float, other_work: Mapping[int, float], constants: CostConstants
-    ) -> None:
-        """Add :data:`~warmroute.routing.cost.LEFT_OUT` where it belongs. ``work`` is the uncached work of each candidate,
-        but for ``other_work``, by position."""
-        delay, cheapest = self._delay, min(costs)
-        k = costs.index(cheapest)
-        direct_of_cheapest = cheapest - other_work.get(k, work) * delay[k]
-        # No direct cost is less than this. While few requests run, that alone shows that the cheapest one stays.
-        least = cheapest - max([work, *other_work.values()]) * max(delay)
-        if direct_of_cheapest <= most_direct(constants, least):
-            return
-        direct = list(map(sub, costs, [work * each for each in delay]))
-        for other, uncached_work in other_work.items():
-            direct[other] += (work - uncached_work) * delay[other]
+            direct = [cost + adapter for cost, adapter in zip(direct, adapter_costs, strict=True)]
+        if not any(delay):
+            return direct
+        costs = [cost + work * each for cost, each in zip(direct, delay, strict=True)]
+        for k, uncached_work in other_work.items():
+            costs[k] = direct[k] + uncached_work * delay[k]
         most = most_direct(constants, min(direct))
-        if direct[k] > most:
-            costs[:] = [cost if own <= most else cost + LEFT_OUT for cost, own in zip(costs, direct, strict=True)]
+        if direct[costs.index(min(costs))] > most:
+            return [cost if own <= most else cost + LEFT_OUT for cost, own in zip(costs, direct, strict=True)]
+        return costs
 
 
 _NO_FACTORS = EndpointFactors(*[0.0] * 9)

@@ -588,10 +588,11 @@ def _equal_prompts(lengths: Sequence[int]) -> float:
 def _lowest(values: Sequence[float], loads: Sequence[EndpointLoad]) -> int:
     """Position of the lowest value; of equal ones the least recently chosen endpoint's."""
     lowest = min(values)
-    k = values.index(lowest)
-    if values.count(lowest) > 1:
-        return min((i for i in range(k, len(values)) if values[i] == lowest), key=lambda i: loads[i].last_chosen)
-    return k
+    if values.count(lowest) == 1:
+        return values.index(lowest)
+    equal = [k for k, value in enumerate(values) if value == lowest]
+    chosen = [loads[k].last_chosen for k in equal]
+    return equal[chosen.index(min(chosen))]
 
 
 def _targets(values: Sequence[float], loads: Sequence[EndpointLoad], k: int, most: int) -> str:

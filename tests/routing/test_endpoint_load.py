@@ -353,6 +353,33 @@ def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
     assert table.all.pending(0, 1.0) > 50
 
 
+def test_the_longer_of_the_waits_for_a_slot_and_for_prefill_counts() -> None:
+    slots = CONSTANTS.max_num_seqs
+    load, table = leaving(10, kv=0.1, running=slots)
+    assign(load, *[50] * 20, at=1.0)  # one second of prefill
+    table.update(load, 1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(1000 * 21 / 10, rel=0.1), "21 must leave, at ten a second"
+    assign(load, 50_000, at=1.0)
+    table.update(load, 1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(51_000, rel=0.01)
+
+
+def test_those_that_ended_in_the_last_step_have_not_freed_their_slots_for_long() -> None:
+    slots = CONSTANTS.max_num_seqs
+    load, table = leaving(10, kv=0.1, running=slots - 3)
+    load.observe(engine_state(1.1, running=slots - 3, waiting=9, kv_usage=0.1), CONSTANTS)
+    table.update(load, 1.1)
+    assert table.all.pending(0, 1.1) == pytest.approx(1000 * 7 / 10, rel=0.2)
+
+
+def test_slots_that_fill_between_two_scrapes_are_full() -> None:
+    slots = CONSTANTS.max_num_seqs
+    load, table = leaving(1, kv=0.1, running=slots - 20)
+    assign(load, *[1] * 30, at=1.0)
+    table.update(load, 1.1)
+    assert table.all.pending(0, 1.1) == pytest.approx(1000 * 11, rel=0.2)
+
+
 def test_cached_prompts_that_wait_for_a_slot_wait_until_others_leave() -> None:
     """The engine counts first tokens, so the queue is rebuilt from them: prompts without work would be computed at once."""
     load, table = counting(*[1.0] * 30)
@@ -378,6 +405,23 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
     assert load.seqs_limit(CONSTANTS) == 600
     load.max_num_seqs = 512
     assert load.seqs_limit(CONSTANTS) == 512, "what the page says needs no guess"
+
+
+def test_the_limit_of_an_engine_that_does_not_export_it_shows_while_requests_wait() -> None:
+    load, _ = make()
+
+    def limit_after(running: int, waiting: int) -> int:
+        at = (load.observed_at or 0.0) + 1.0
+        load.observe(engine_state(at, running=running, waiting=waiting), CONSTANTS)
+        return load.seqs_limit(CONSTANTS)
+
+    assert [limit_after(400, 9), limit_after(399, 30)] == [800, 800]
+    assert limit_after(400, 0) == 800, "nobody waited"
+    assert limit_after(396, 5) == 400
+    assert limit_after(350, 5) == 800, "fewer ran though others waited: something else limits it"
+    assert [limit_after(400, 9) for _ in range(3)] == [800, 800, 400]
+    assert limit_after(410, 9) == 820, "more ran than its limit was taken to be"
+    assert [limit_after(410, 9), limit_after(410, 9)] == [820, 410]
 
 
 def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:

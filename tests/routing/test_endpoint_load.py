@@ -13,7 +13,7 @@ from tests.factories import engine_state
 from tests.routing.loads import CONSTANTS, ROUTING, assign, make
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.departures import SHORTEST
-from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.endpoint_load import LEAST_FULL_PAGES, EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
 from warmroute.routing.saturation import saturated
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED
@@ -372,6 +372,12 @@ def test_those_that_ended_in_the_last_step_have_not_freed_their_slots_for_long()
     assert table.all.pending(0, 1.1) == pytest.approx(1000 * 7 / 10, rel=0.2)
 
 
+def test_a_full_cache_counts_while_a_few_slots_are_left() -> None:
+    slots = CONSTANTS.max_num_seqs
+    _, table = leaving(10, kv=0.97, running=slots - 3)
+    assert table.all.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave"
+
+
 def test_slots_that_fill_between_two_scrapes_are_full() -> None:
     slots = CONSTANTS.max_num_seqs
     load, table = leaving(1, kv=0.1, running=slots - 20)
@@ -415,13 +421,14 @@ def test_the_limit_of_an_engine_that_does_not_export_it_shows_while_requests_wai
         load.observe(engine_state(at, running=running, waiting=waiting), CONSTANTS)
         return load.seqs_limit(CONSTANTS)
 
-    assert [limit_after(400, 9), limit_after(399, 30)] == [800, 800]
+    most = LEAST_FULL_PAGES
+    assert [limit_after(400 - k % 8, 9) for k in range(most - 1)] == [800] * (most - 1)
     assert limit_after(400, 0) == 800, "nobody waited"
-    assert limit_after(396, 5) == 400
+    assert limit_after(393, 5) == 400
     assert limit_after(350, 5) == 800, "fewer ran though others waited: something else limits it"
-    assert [limit_after(400, 9) for _ in range(3)] == [800, 800, 400]
+    assert [limit_after(400, 9) for _ in range(most)] == [800] * (most - 1) + [400]
     assert limit_after(410, 9) == 820, "more ran than its limit was taken to be"
-    assert [limit_after(410, 9), limit_after(410, 9)] == [820, 410]
+    assert [limit_after(410, 9) for _ in range(most - 1)] == [820] * (most - 2) + [410]
 
 
 def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:

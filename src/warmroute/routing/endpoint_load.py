@@ -23,17 +23,16 @@ this multiple of the most that were seen running, until :data:`LEAST_FULL_PAGES`
 FULL_SHARE = 0.98
 """Share of an engine's limit of running requests from which it is at its limit: vLLM's page does not count the requests
 that ended in the last step."""
-LEAST_FULL_PAGES = 3
-"""Scrapes in a row from which the most requests seen running are taken to be the limit: all showed :data:`FULL_SHARE` of
-them, and others that waited."""
+LEAST_FULL_PAGES = 10
+"""Scrapes in a row, of a busy endpoint those of a second, from which the most requests seen running are taken to be the
+limit: all showed :data:`FULL_SHARE` of them, and others that waited."""
 KV_FULL = 0.95
 """KV cache utilization from which an engine admits a request only when another one leaves."""
 PREFILL_SHARE = 0.01
 """If pending prefill is under this share of the expected wait for KV blocks, the endpoint is limited by capacity: that
-wait counts in place of the pending prefill. Of a wait for a sequence slot, the longer of the two counts: slots are equal,
-so that wait is better known. Chosen with ``warmroute bench standings``: without it
-full hits pile up on one endpoint with a full cache (scenario full-hits; p99 of a minute on one seed in nine); with 0.1
-the p99 above saturation is a tenth higher on long prompts."""
+wait counts in place of the pending prefill. Chosen with ``warmroute bench standings``: without it full hits pile up on one
+endpoint with a full cache (scenario full-hits; p99 of a minute on one seed in nine); with 0.1 the p99 above saturation is a
+tenth higher on long prompts. Sequence slots are counted, not estimated: of their wait and the prefill, the longer counts."""
 FEWEST_FOR_KV_MEAN = 4
 """Fewest reported requests whose mean KV cache footprint predicts that of one more. With fewer, their number is taken
 to be this."""
@@ -311,8 +310,8 @@ class EndpointLoad:
             self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0
         )
         leave_first, share = 0.0, 1.0
-        if slots_full or running >= limit:
-            leave_first = max(0.0, total + 1 - limit)
+        if total + 1 > limit and (slots_full or running >= limit):
+            leave_first = total + 1 - limit
         elif kv_usage >= KV_FULL:
             leave_first, share = waiting + 1, PREFILL_SHARE
         if leave_first:

@@ -13,7 +13,7 @@ from tests.factories import engine_state
 from tests.routing.loads import CONSTANTS, ROUTING, assign, make
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.departures import SHORTEST
-from warmroute.routing.endpoint_load import LEAST_FULL_PAGES, EndpointLoad
+from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
 from warmroute.routing.saturation import saturated
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED
@@ -378,6 +378,47 @@ def test_a_full_cache_counts_while_a_few_slots_are_left() -> None:
     assert table.all.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave"
 
 
+def test_a_steady_queue_for_slots_takes_as_long_as_it_takes_to_leave() -> None:
+    slots = CONSTANTS.max_num_seqs
+    load, table = make()
+    for second in range(60):
+        load.observe(engine_state(float(second), running=slots, waiting=slots), CONSTANTS)
+        assign(load, *[1] * 32, at=second + 0.5)
+    load.observe(engine_state(60.0, running=slots, waiting=slots), CONSTANTS)
+    table.update(load, 60.0)
+    assert table.all.pending(0, 60.0) == pytest.approx(1000 * (slots + 1) / 32, rel=0.1), "32 leave each second"
+
+
+def test_free_slots_are_taken_at_once() -> None:
+    slots = CONSTANTS.max_num_seqs
+    load, table = leaving(1, kv=0.1, running=slots - 4)
+    assign(load, *[1] * 3, at=1.0)
+    table.update(load, 1.5)
+    assert table.all.waiting == [0.0]
+
+
+def test_the_prefill_of_others_counts_while_slots_are_full() -> None:
+    load, table = make()
+    load.mean_work.assigned(5000.0)
+    for at in (0.0, 1.0):
+        load.observe(engine_state(at, running=CONSTANTS.max_num_seqs, waiting=20), CONSTANTS)
+        assign(load, *[1] * 10, at=at + 0.5)
+    load.observe(engine_state(2.0, running=CONSTANTS.max_num_seqs, waiting=20), CONSTANTS)
+    table.update(load, 2.0)
+    assert table.all.pending(0, 2.0) >= 20 * load.mean_work.tokens * 0.9
+
+
+def test_a_request_more_makes_no_wait_shorter_where_slots_and_cache_are_full() -> None:
+    slots = CONSTANTS.max_num_seqs
+    load, table = leaving(10, kv=0.97, running=slots - 4)
+    waits = []
+    for _ in range(8):
+        assign(load, 0.0, at=1.0)
+        table.update(load, 1.0)
+        waits.append(table.all.pending(0, 1.0))
+    assert waits == sorted(waits)
+
+
 def test_slots_that_fill_between_two_scrapes_are_full() -> None:
     slots = CONSTANTS.max_num_seqs
     load, table = leaving(1, kv=0.1, running=slots - 20)
@@ -413,22 +454,12 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
     assert load.seqs_limit(CONSTANTS) == 512, "what the page says needs no guess"
 
 
-def test_the_limit_of_an_engine_that_does_not_export_it_shows_while_requests_wait() -> None:
+def test_an_engine_that_restarts_may_have_another_limit() -> None:
     load, _ = make()
-
-    def limit_after(running: int, waiting: int) -> int:
-        at = (load.observed_at or 0.0) + 1.0
-        load.observe(engine_state(at, running=running, waiting=waiting), CONSTANTS)
-        return load.seqs_limit(CONSTANTS)
-
-    most = LEAST_FULL_PAGES
-    assert [limit_after(400 - k % 8, 9) for k in range(most - 1)] == [800] * (most - 1)
-    assert limit_after(400, 0) == 800, "nobody waited"
-    assert limit_after(393, 5) == 400
-    assert limit_after(350, 5) == 800, "fewer ran though others waited: something else limits it"
-    assert [limit_after(400, 9) for _ in range(most)] == [800] * (most - 1) + [400]
-    assert limit_after(410, 9) == 820, "more ran than its limit was taken to be"
-    assert [limit_after(410, 9) for _ in range(most - 1)] == [820] * (most - 2) + [410]
+    load.observe(engine_state(1.0, running=300), CONSTANTS)
+    load.max_num_seqs = 512
+    load.reset(2.0)
+    assert load.seqs_limit(CONSTANTS) == CONSTANTS.max_num_seqs
 
 
 def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:

@@ -107,7 +107,7 @@ class Candidates:
     def pending(self, k: int, now: float) -> float:
         """Tokens of work that the endpoint at position ``k`` has to compute."""
         factors = self.factors[k]
-        return factors.wait(now) / factors.seconds_per_token
+        return max(0.0, factors.wait(now)) / factors.seconds_per_token
 
     def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""

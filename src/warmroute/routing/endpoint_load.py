@@ -19,20 +19,17 @@ from warmroute.routing.virtual_queue import ASSUMED_DURATION, TRANSIT, VirtualQu
 
 SEQS_SPARE = 2
 """If an engine that does not export ``max_num_seqs`` runs more requests than the setting says, its limit is taken to be
-this multiple of the most that were seen running, until :data:`LEAST_FULL_PAGES` show the limit."""
+this multiple of the most that were seen running."""
 FULL_SHARE = 0.98
 """Share of an engine's limit of running requests from which it is at its limit: vLLM's page does not count the requests
 that ended in the last step."""
-LEAST_FULL_PAGES = 10
-"""Scrapes in a row, of a busy endpoint those of a second, from which the most requests seen running are taken to be the
-limit: all showed :data:`FULL_SHARE` of them, and others that waited."""
 KV_FULL = 0.95
 """KV cache utilization from which an engine admits a request only when another one leaves."""
 PREFILL_SHARE = 0.01
 """If pending prefill is under this share of the expected wait for KV blocks, the endpoint is limited by capacity: that
 wait counts in place of the pending prefill. Chosen with ``warmroute bench standings``: without it full hits pile up on one
 endpoint with a full cache (scenario full-hits; p99 of a minute on one seed in nine); with 0.1 the p99 above saturation is a
-tenth higher on long prompts. Sequence slots are counted, not estimated: of their wait and the prefill, the longer counts."""
+tenth higher on long prompts. Of the wait for a sequence slot and the prefill, the longer counts."""
 FEWEST_FOR_KV_MEAN = 4
 """Fewest reported requests whose mean KV cache footprint predicts that of one more. With fewer, their number is taken
 to be this."""
@@ -89,7 +86,6 @@ class EndpointLoad:
         "departures",
         "ended",
         "endpoint",
-        "full_pages",
         "holder",
         "kv_usage",
         "last_chosen",
@@ -124,12 +120,6 @@ class EndpointLoad:
         self.decode_rate: float | None = None
         self.slowness = 1.0
         """Speed ratio: the pool's median speed divided by its own (:mod:`warmroute.routing.slowness`)."""
-        self.max_num_seqs: int | None = None
-        self.most_running = 0
-        """Most requests that a scrape has shown running."""
-        self.full_pages = 0
-        """Scrapes in a row that showed :data:`FULL_SHARE` of these and waiting requests; those that showed no waiting
-        requests are passed over."""
         self.queue = VirtualQueue()
         self.mean_work = MeanWork()
         self.adapters = LoadedAdapters()
@@ -154,6 +144,9 @@ class EndpointLoad:
         self.ended: deque[float] = deque()
         """Times of observed ends of own requests since the last scrape."""
         self.observed_at: float | None = None
+        self.max_num_seqs: int | None = None
+        self.most_running = 0
+        """Most requests that a scrape has shown running."""
         self.reported_running = 0
         self.reported_waiting = 0
         self.kv_usage = 0.0
@@ -179,9 +172,8 @@ class EndpointLoad:
         """Requests that the engine runs at once: as it exports, or as the settings assume unless more were seen."""
         if self.max_num_seqs is not None:
             return self.max_num_seqs
-        if self.most_running <= constants.max_num_seqs:
-            return constants.max_num_seqs
-        return self.most_running if self.full_pages >= LEAST_FULL_PAGES else SEQS_SPARE * self.most_running
+        assumed = constants.max_num_seqs
+        return assumed if self.most_running <= assumed else SEQS_SPARE * self.most_running
 
     # ---------------------------------------------------------------- events
 
@@ -228,7 +220,7 @@ class EndpointLoad:
             self.sent.count_again(self.departures.per_second)
         self.observed_at = at
         self.reported_running, self.reported_waiting = state.running, state.waiting
-        self._observe_running(state)
+        self.most_running = max(self.most_running, state.running)
         self.kv_usage = state.kv_usage
         if state.max_num_seqs is not None:
             self.max_num_seqs = state.max_num_seqs
@@ -242,13 +234,6 @@ class EndpointLoad:
         self.prediction.observe(state)
         self._correct_queue(state, self.drain_rate(constants))
         self.adapters.observe(state.loaded_adapters, state.max_adapters, at)
-
-    def _observe_running(self, state: EngineState) -> None:
-        if state.running > self.most_running:
-            self.most_running, self.full_pages = state.running, 0
-        if state.waiting:
-            full = state.running >= FULL_SHARE * self.most_running
-            self.full_pages = self.full_pages + 1 if full else 0
 
     def _correct_queue(self, state: EngineState, rate: float) -> None:
         at = state.observed_at
@@ -303,24 +288,25 @@ class EndpointLoad:
         total = max(total - gone, self.open_responses, waiting)
         limit = self.seqs_limit(constants)
         slots_full = self.reported_running >= FULL_SHARE * limit
-        if self.kv_usage >= KV_FULL or slots_full:
+        if self.kv_usage >= KV_FULL:
             waiting = max(waiting, total - self.reported_running)  # the engine runs no more than it ran then
+        elif slots_full:
+            waiting = max(waiting, total - limit)
         running = total - waiting if total > waiting else 0.0
         kv_usage = (
             self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0
         )
         leave_first, share = 0.0, 1.0
-        if total + 1 > limit and (slots_full or running >= limit):
-            leave_first = total + 1 - limit
-        elif kv_usage >= KV_FULL:
-            leave_first, share = waiting + 1, PREFILL_SHARE
+        if slots_full or running >= limit:
+            leave_first = max(0.0, total + 1 - limit)
+        if kv_usage >= KV_FULL:
+            leave_first, share = max(leave_first, waiting + 1), share if leave_first else PREFILL_SHARE
         if leave_first:
-            capacity_wait = self._capacity_wait(leave_first, running, rate)
-            prefill_until = (pending_at_zero - share * capacity_wait) / pending_rate if pending_rate else -inf
-            if capacity_wait and prefill_until <= now:
+            capacity_wait = self._capacity_wait(leave_first, total, rate)
+            if pending_at_zero - now * pending_rate <= share * capacity_wait:
                 pending_at_zero, pending_rate = capacity_wait, 0.0
-            elif capacity_wait:
-                until = min(until, prefill_until)
+            elif pending_rate:
+                until = min(until, (pending_at_zero - share * capacity_wait) / pending_rate)
         return LoadEstimate(waiting, running, total, pending_at_zero, pending_rate, kv_usage, until)
 
     def _expire(self, now: float, rate: float) -> None:
@@ -336,8 +322,8 @@ class EndpointLoad:
             self.kv_usage = 0.0
             self.queue.expire_unobserved(now, rate)
 
-    def _capacity_wait(self, leave_first: float, running: float, rate: float) -> float:
-        """The wait until that many requests have left, as tokens that the engine could compute meanwhile. 0 if scrapes have
-        not shown how fast requests leave."""
-        leaving = self.departures.per_second * running
+    def _capacity_wait(self, leave_first: float, total: float, rate: float) -> float:
+        """The wait until that many of the ``total`` requests have left, as tokens that the engine could compute meanwhile. 0
+        if scrapes have not shown how fast requests leave."""
+        leaving = self.departures.per_second * total
         return leave_first / leaving * rate if leaving else 0.0

@@ -419,6 +419,13 @@ def test_a_request_more_makes_no_wait_shorter_where_slots_and_cache_are_full() -
     assert waits == sorted(waits)
 
 
+def test_the_wait_for_a_slot_counts_beside_a_full_cache_too() -> None:
+    load, table = leaving(10, kv=0.97, running=CONSTANTS.max_num_seqs)
+    assign(load, *[50] * 20, at=1.0)  # one second of prefill
+    table.update(load, 1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(1000 * 21 / 10, rel=0.1)
+
+
 def test_slots_that_fill_between_two_scrapes_are_full() -> None:
     slots = CONSTANTS.max_num_seqs
     load, table = leaving(1, kv=0.1, running=slots - 20)

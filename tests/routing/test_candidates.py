@@ -117,3 +117,5 @@ def test_what_changes_within_the_interval_changes_in_one_pass() -> None:
     assign(first, 1000, at=1.1)
     table.update(first, 1.1)
     assert table.all.waiting == [1, 0], "a change by a decision or a scrape is not late"
+    table.refresh(2.1 + 0.1 * REFRESH_INTERVAL)
+    assert table.all.waiting == [0, 0], "nor is a change that comes long after the last pass"

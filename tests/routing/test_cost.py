@@ -206,7 +206,7 @@ def test_without_a_detour_the_least_direct_cost_decides() -> None:
 
 
 def test_a_large_detour_bounds_too() -> None:
-    """Where the delay of others could be more than the whole cost, the quick look does not let a long way pass."""
+    """Also where the delay of others is more than the rest of the cost."""
     columns = candidates([waiting(40), waiting(0, 12.0)])
     for detour, out in ((3.0, True), (6.0, False)):
         costs = columns.costs(columns.request_factors(5000, NOW), NOTHING_CACHED, replace(CONSTANTS, detour=detour))

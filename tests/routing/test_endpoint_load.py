@@ -374,8 +374,13 @@ def test_those_that_ended_in_the_last_step_have_not_freed_their_slots_for_long()
 
 def test_a_full_cache_counts_while_a_few_slots_are_left() -> None:
     slots = CONSTANTS.max_num_seqs
-    _, table = leaving(10, kv=0.97, running=slots - 3)
+    load, table = leaving(10, kv=0.97, running=slots - 3)
     assert table.all.pending(0, 1.0) == pytest.approx(1000 / 10, rel=0.1), "one must leave"
+    assign(load, 50, at=1.0)
+    table.update(load, 1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(50), (
+        "of KV blocks the wait counts only where little prefill is ahead"
+    )
 
 
 def test_a_steady_queue_for_slots_takes_as_long_as_it_takes_to_leave() -> None:

@@ -296,11 +296,11 @@ class EndpointLoad:
         kv_usage = (
             self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0
         )
-        leave_first, share = 0.0, 1.0
-        if slots_full or running >= limit:
-            leave_first = max(0.0, total + 1 - limit)
+        leave_first, share = 0.0, PREFILL_SHARE
         if kv_usage >= KV_FULL:
-            leave_first, share = max(leave_first, waiting + 1), share if leave_first else PREFILL_SHARE
+            leave_first = waiting + 1
+        if total + 1 > limit and (slots_full or running >= limit):
+            leave_first, share = max(leave_first, total + 1 - limit), 1.0
         if leave_first:
             capacity_wait = self._capacity_wait(leave_first, total, rate)
             if pending_at_zero - now * pending_rate <= share * capacity_wait:

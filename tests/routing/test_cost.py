@@ -37,9 +37,10 @@ SECONDS_PER_TOKEN = 1 / 5000
 
 
 def factors(**changes: Any) -> EndpointFactors:
-    """An idle endpoint's, but for ``changes``."""
+    """An idle endpoint's, but for ``changes``. Who waits, waits for a prefill."""
     idle: dict[str, Any] = {
         "waiting": 0.0,
+        "queued": changes.get("waiting", 0.0),
         "running": 0.0,
         "seconds_per_token": SECONDS_PER_TOKEN,
         "pending_at_zero": 0.0,
@@ -71,6 +72,7 @@ def candidates(endpoints: list[EndpointFactors]) -> Candidates:
 anything = st.builds(
     factors,
     waiting=st.integers(0, 3) | st.floats(0, 50),
+    queued=st.just(0.0) | st.floats(0, 50),
     running=st.floats(0, 300),
     seconds_per_token=st.floats(1e-6, 1e-2),
     pending_at_zero=st.floats(0, 1e8),
@@ -151,6 +153,14 @@ def test_the_worked_example() -> None:
     assert terms.total == pytest.approx(sum(terms))
     assert terms.direct == pytest.approx(terms.total - terms.delay)
     assert time_to_first_token(endpoint, one, cached_tokens=600) == pytest.approx(terms.wait + terms.prefill)
+
+
+def test_a_prefill_delays_nobody_who_waits_for_a_slot() -> None:
+    busy = {"waiting": 40.0, "running": 256.0, "kv_usage": 0.5}
+    own = prefill_work(1000) / 5000
+    for queued in (0.0, 40.0):
+        terms = cost_terms(CONSTANTS, factors(**busy, queued=queued), request(1000), cached_tokens=0)
+        assert terms.delay == pytest.approx(own * (0.5 * queued + 0.15 * 256 * 0.5))
 
 
 def test_the_terms_of_a_slow_endpoint_grow_with_its_slowness() -> None:

@@ -59,7 +59,9 @@ def row(number: int) -> list[str]:
 @pytest.mark.parametrize("number", range(1, 7))
 def test_the_situations_of_the_document(number: int) -> None:
     a, held_a, b, held_b, pick = SITUATIONS[number - 1]
-    endpoints = [endpoint_factors(CONSTANTS, **(IDLE | changes)) for changes in (a, b)]
+    endpoints = [
+        endpoint_factors(CONSTANTS, **(IDLE | {"queued": changes.get("waiting", 0.0)} | changes)) for changes in (a, b)
+    ]
     mean_requests = sum(endpoint.waiting + endpoint.running for endpoint in endpoints) / 2
     pool_waiting = min(endpoint.waiting for endpoint in endpoints)
     request = RequestFactors(PROMPT, mean_requests, pool_waiting, 0.0)

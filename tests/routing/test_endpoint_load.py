@@ -346,6 +346,7 @@ def test_whose_prefill_is_nearly_done_in_a_full_cache_waits_for_room() -> None:
     assert table.all.pending(0, 1.2) == pytest.approx(100, rel=0.01)
     table.refresh(1.29)  # less than a hundredth of the wait for room is left of it, before anything else happens
     assert table.all.pending(0, 1.29) == pytest.approx(2000, rel=0.1), "two must leave, at one a second"
+    assert (table.all.waiting[0], table.all.factors[0].queued) == (1.0, 0.0), "it waits for no prefill"
 
 
 def test_who_waits_for_a_slot_waits_until_others_leave() -> None:
@@ -359,9 +360,18 @@ def test_the_longer_of_the_waits_for_a_slot_and_for_prefill_counts() -> None:
     assign(load, *[50] * 20, at=1.0)  # one second of prefill
     table.update(load, 1.0)
     assert table.all.pending(0, 1.0) == pytest.approx(1000 * 21 / 10, rel=0.1), "21 must leave, at ten a second"
+    assert (table.all.waiting[0], table.all.factors[0].queued) == (20.0, 0.0), "nobody waits for a prefill"
     assign(load, 50_000, at=1.0)
     table.update(load, 1.0)
     assert table.all.pending(0, 1.0) == pytest.approx(51_000, rel=0.01)
+    assert (table.all.waiting[0], table.all.factors[0].queued) == (21.0, 21.0)
+
+
+def test_before_it_is_known_how_fast_requests_leave_those_that_wait_wait_for_a_prefill() -> None:
+    load, table = make()
+    load.observe(engine_state(1.0, running=CONSTANTS.max_num_seqs, waiting=9), CONSTANTS)
+    table.update(load, 1.0)
+    assert (table.all.waiting[0], table.all.factors[0].queued) == (9.0, 9.0)
 
 
 def test_those_that_ended_in_the_last_step_have_not_freed_their_slots_for_long() -> None:

@@ -132,6 +132,7 @@ class CandidateTable:
         factors = endpoint_factors(
             constants.cost,
             waiting=estimate.waiting,
+            queued=estimate.queued,
             running=estimate.running,
             seconds_per_token=load.slowness / load.pool_speed(constants),
             pending_at_zero=estimate.pending_at_zero,

@@ -89,7 +89,7 @@ class Candidates:
         self._wait_rate[k] = factors.wait_rate
         self._per_token[k] = seconds_per_token * (1 + factors.eviction)
         self._delay[k] = seconds_per_token * (
-            constants.waiting * waiting + constants.running * running * factors.kv_usage
+            constants.waiting * factors.queued + constants.running * running * factors.kv_usage
         )
         self._pool_delay[k] = seconds_per_token * constants.pool_waiting * min(1.0, waiting + running)
         self._requests_seconds[k] = seconds_per_token * total
@@ -164,4 +164,4 @@ class Candidates:
         return costs
 
 
-_NO_FACTORS = EndpointFactors(*[0.0] * 9)
+_NO_FACTORS = EndpointFactors(*[0.0] * 10)

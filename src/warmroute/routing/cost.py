@@ -2,7 +2,7 @@
 
 ::
 
-    cost   = direct + own*(WAITING*waiting + RUNNING*running*usage)
+    cost   = direct + own*(WAITING*queued + RUNNING*running*usage)
     direct = wait + own + own*EVICTION*fill + own*POOL*pool waiting*busy
              + BALANCE*prompt*requests/(FROM + mean requests) + adapter + stale
 
@@ -14,6 +14,7 @@ left out, with all others of which that is so, and the cheapest of the rest gets
 ``own``           seconds of computing the tokens of this prompt that it does not hold, at its speed
 ``prompt``        tokens of the whole prompt times its seconds per token; without attention, which ``own`` includes
 ``waiting``       requests there without a first token
+``queued``        those of them that wait for their prefill: none while they wait for sequence slots or KV blocks
 ``running``       requests there that have their first token
 ``requests``      both together; ``mean requests`` is over the candidates
 ``pool waiting``  requests without a first token at the median candidate (the lower of two)
@@ -60,6 +61,8 @@ class EndpointFactors(NamedTuple):
 
     waiting: float
     """Requests without a first token."""
+    queued: float
+    """Those of them that wait for their prefill, so that one more delays them."""
     running: float
     """Requests that have their first token."""
     seconds_per_token: float
@@ -111,7 +114,7 @@ class CostTerms(NamedTuple):
     evict: float
     """Computing again what the new tokens evict: ``own * EVICTION*fill``."""
     delay: float
-    """The delay of the requests there by this prefill: ``own * (WAITING*waiting + RUNNING*running*usage)``."""
+    """The delay of the requests there by this prefill: ``own * (WAITING*queued + RUNNING*running*usage)``."""
     pool_delay: float
     """The delay of the pool's waiting requests by this prefill: ``own * POOL*pool waiting*busy``."""
     balance: float
@@ -136,6 +139,7 @@ def endpoint_factors(
     constants: CostConstants,
     *,
     waiting: float,
+    queued: float,
     running: float,
     seconds_per_token: float,
     pending_at_zero: float,
@@ -148,6 +152,7 @@ def endpoint_factors(
     """An endpoint's factors from its load. ``pending_*`` are in tokens of work."""
     return EndpointFactors(
         waiting,
+        queued,
         running,
         seconds_per_token,
         seconds_per_token * pending_at_zero,
@@ -175,7 +180,7 @@ def cost_terms(
         wait=endpoint.wait(request.now),
         prefill=own,
         evict=own * endpoint.eviction,
-        delay=own * (constants.waiting * endpoint.waiting + constants.running * endpoint.running * endpoint.kv_usage),
+        delay=own * (constants.waiting * endpoint.queued + constants.running * endpoint.running * endpoint.kv_usage),
         pool_delay=own * constants.pool_waiting * request.pool_waiting * busy,
         balance=prompt * balance_weight(constants, request.mean_requests) * (endpoint.waiting + endpoint.running),
         adapter=adapter,

@@ -224,6 +224,7 @@ class DecisionRecord:
             "cached_tokens": round(self.cached_tokens(k, exact=exact)),
             "predicted_ttft_ms": _milliseconds(self.predicted_ttft(k, exact=exact)),
             "waiting": round(endpoint.waiting, 1),
+            "queued": round(endpoint.queued, 1),
             "running": round(endpoint.running, 1),
         }
         if self._shows_left_out(exact=exact):

@@ -61,6 +61,8 @@ class LoadEstimate(NamedTuple):
 
     waiting: float
     """Requests without a first token."""
+    queued: float
+    """Those of them that wait for their prefill: none while they wait for sequence slots or KV blocks."""
     running: float
     """Requests that have their first token."""
     total: float
@@ -296,6 +298,7 @@ class EndpointLoad:
         kv_usage = (
             self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0
         )
+        queued = waiting
         leave_first, share = 0.0, PREFILL_SHARE
         if kv_usage >= KV_FULL:
             leave_first = waiting + 1
@@ -305,9 +308,10 @@ class EndpointLoad:
             capacity_wait = self._capacity_wait(leave_first, total, rate)
             if pending_at_zero - now * pending_rate <= share * capacity_wait:
                 pending_at_zero, pending_rate = capacity_wait, 0.0
+                queued = 0.0 if capacity_wait else waiting
             elif pending_rate:
                 until = min(until, (pending_at_zero - share * capacity_wait) / pending_rate)
-        return LoadEstimate(waiting, running, total, pending_at_zero, pending_rate, kv_usage, until)
+        return LoadEstimate(waiting, queued, running, total, pending_at_zero, pending_rate, kv_usage, until)
 
     def _expire(self, now: float, rate: float) -> None:
         """Computed prompts wait no longer; without a report, each request ends after :data:`ASSUMED_DURATION`."""

@@ -329,8 +329,8 @@ class Settings(BaseModel):
     )
     cost_waiting: float = setting(
         0.5,
-        "Weight of the delay that a prefill causes to requests of the same endpoint still waiting for their first token. "
-        "1: counted in full.",
+        "Weight of the delay that a prefill causes to requests of the same endpoint still waiting for their prefill. 1: "
+        "counted in full.",
         group="Cost",
         hot=True,
         ge=0,

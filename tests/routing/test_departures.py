@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from warmroute.routing.departures import SentSinceScrape
+from warmroute.routing.departures import DepartureRate, SentSinceScrape
 
 RATES = st.sampled_from([0.0, 0.1, 1.0, 100.0]) | st.floats(0, 100)
 STEPS = st.one_of(
@@ -47,3 +47,51 @@ def test_requests_that_are_sent_together_are_left_together() -> None:
     sent.add(1.0, 0.5, requests=3)
     assert list(sent.times) == [1.0] * 3
     assert sent.left(3.0, 0.5) == pytest.approx(3 * exp(-1))
+
+
+def seen(rate: DepartureRate, seconds: float, *, interval: float, each: float, running: int = 8) -> float:
+    """Scrapes of ``running`` requests, of which one leaves every ``each`` seconds, and another one comes."""
+    left, now = 0, 0.0
+    while now < seconds:
+        now += interval
+        leaving = int(now / each) - left
+        left += leaving
+        rate.observe(before=running, sent=leaving, after=running, seconds=interval)
+    return rate.per_second * running
+
+
+@pytest.mark.parametrize("interval", [0.05, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("each", [0.05, 1.0, 7.5])
+def test_the_rate_is_that_of_the_last_departures_however_often_scrapes_come(interval: float, each: float) -> None:
+    assert seen(DepartureRate(), 600.0, interval=interval, each=each) == pytest.approx(1 / each, rel=0.1)
+
+
+def test_while_nobody_leaves_the_rate_falls_with_the_time_only() -> None:
+    for interval in (0.05, 0.5):
+        rate = DepartureRate()
+        rate.observe(before=8, sent=1, after=8, seconds=1.0)
+        assert seen(rate, 399.0, interval=interval, each=1e9) == pytest.approx(1 / 400, rel=0.02)
+
+
+def test_an_idle_engine_keeps_its_rate() -> None:
+    rate = DepartureRate()
+    rate.observe(before=4, sent=1, after=4, seconds=1.0)
+    for _ in range(10_000):
+        rate.observe(before=0, sent=0, after=0, seconds=1.0)
+    assert rate.per_second == pytest.approx(0.25)
+
+
+def test_the_engines_own_count_knows_who_is_not_on_the_page_yet_and_requests_of_others() -> None:
+    late, others = DepartureRate(), DepartureRate()
+    for second in range(1, 100):
+        # One of ten leaves each second. One more is sent than the page shows; those of others are not known here.
+        late.observe(before=10, sent=2, after=10, seconds=1.0, counted=float(second))
+        others.observe(before=10, sent=0, after=10, seconds=1.0, counted=float(second))
+    assert [late.per_second, others.per_second] == pytest.approx([0.1, 0.1], rel=0.02)
+
+
+def test_a_count_that_starts_again_or_jumps_does_not_count_for_long() -> None:
+    rate = DepartureRate()
+    for counted in (1e15, 5.0, 6.0, 1e15, *range(100)):
+        rate.observe(before=10, sent=0, after=10, seconds=1.0, counted=float(counted))
+    assert rate.per_second == pytest.approx(0.1, rel=0.1)

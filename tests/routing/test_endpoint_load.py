@@ -374,6 +374,34 @@ def test_before_it_is_known_how_fast_requests_leave_those_that_wait_wait_for_a_p
     assert (table.all.waiting[0], table.all.factors[0].queued) == (9.0, 9.0)
 
 
+@pytest.mark.parametrize("own", [6000.0, 12_000.0, 30_000.0])
+@pytest.mark.parametrize("slowness", [1.0, 2.0])
+@pytest.mark.parametrize("drain_factor", [0.5, 1.0])
+def test_the_wait_for_a_slot_takes_as_long_however_fast_prompts_are_computed(
+    own: float, slowness: float, drain_factor: float
+) -> None:
+    constants = replace(CONSTANTS, drain_factor=drain_factor)
+    load, _ = leaving(10, kv=0.1, running=CONSTANTS.max_num_seqs)
+    load.prefill_rate, load.pool_rate, load.slowness = own, 12_000.0, slowness
+    table = CandidateTable([load], constants, 1.0)
+    assert table.all.factors[0].wait(1.0) == pytest.approx(0.1, rel=0.1), "one must leave, at ten a second"
+
+
+def test_those_that_wait_take_the_room_of_those_that_leave() -> None:
+    """So a cache that is full stays full between two scrapes while requests wait."""
+    load, table = make()
+    for at in (0.0, 1.0):
+        load.observe(engine_state(at, running=50, waiting=50, kv_usage=0.955), CONSTANTS)
+        assign(load, *[1.0] * 5, at=at + 0.01)
+    load.observe(engine_state(2.0, running=50, waiting=50, kv_usage=0.955), CONSTANTS)
+    table.update(load, 2.0)
+    for now in (2.0, 2.1, 2.5):
+        table.refresh(now)
+        factors = table.all.factors[0]
+        assert (factors.queued, factors.kv_usage) == (0.0, 0.955)
+        assert factors.wait(now) == pytest.approx(51 / 5, rel=0.1), "51 must leave, at five a second"
+
+
 def test_those_that_ended_in_the_last_step_have_not_freed_their_slots_for_long() -> None:
     slots = CONSTANTS.max_num_seqs
     load, table = leaving(10, kv=0.1, running=slots - 3)

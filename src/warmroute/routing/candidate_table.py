@@ -134,7 +134,7 @@ class CandidateTable:
             waiting=estimate.waiting,
             queued=estimate.queued,
             running=estimate.running,
-            seconds_per_token=load.slowness / load.pool_speed(constants),
+            seconds_per_token=load.seconds_per_token(constants),
             pending_at_zero=estimate.pending_at_zero,
             pending_rate=estimate.pending_rate,
             kv_usage=estimate.kv_usage,

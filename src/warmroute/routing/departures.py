@@ -5,27 +5,38 @@ from __future__ import annotations
 from collections import deque
 from math import exp
 
-KEPT = 0.9
-"""EWMA weight that earlier scrapes keep at each new one: about the last ten scrapes count."""
+MEMORY = 32.0
+"""Departures after which earlier ones count 1/e as much. Nothing is forgotten while nobody leaves: then the rate falls with
+the time since, however often the engine is scraped."""
 SHORTEST = 0.01
 """Seconds that a request is taken to last at least. Of requests that begin and end between two scrapes, no count shows
 how long they last."""
 
 
 class DepartureRate:
-    """Requests that finished for each request-second spent on the endpoint, both as EWMA."""
+    """Requests that finished for each request-second spent on the endpoint, both as EWMA over the requests that finished."""
 
-    __slots__ = ("_finished", "_request_seconds", "per_second")
+    __slots__ = ("_counted", "_finished", "_request_seconds", "per_second")
 
     def __init__(self) -> None:
         self._finished = self._request_seconds = 0.0
+        self._counted: float | None = None
+        """The engine's own count of finished requests at the last scrape."""
         self.per_second = 0.0
         """Share of its requests that the endpoint finishes each second; 0 until scrapes have shown it."""
 
-    def observe(self, *, before: int, sent: int, after: int, seconds: float) -> None:
-        """Two scrapes ``seconds`` apart counted ``before`` and ``after`` requests; ``sent`` were sent between them."""
-        self._finished = KEPT * self._finished + max(0, before + sent - after)
-        self._request_seconds = KEPT * self._request_seconds + seconds * (before + after) / 2
+    def observe(self, *, before: int, sent: int, after: int, seconds: float, counted: float | None = None) -> None:
+        """Two scrapes ``seconds`` apart counted ``before`` and ``after`` requests; ``sent`` were sent between them.
+
+        ``counted``: the engine's own count of finished requests. It knows requests of other senders, and those that were
+        sent but are not on the page yet; without it, both are taken from the counts of the two scrapes."""
+        finished = float(max(0, before + sent - after))
+        if counted is not None and self._counted is not None and counted >= self._counted:
+            finished = min(counted - self._counted, float(before + sent + after))
+        self._counted = counted
+        kept = exp(-finished / MEMORY)
+        self._finished = kept * self._finished + finished
+        self._request_seconds = kept * self._request_seconds + seconds * (before + after) / 2
         request_seconds = max(self._request_seconds, SHORTEST * self._finished)
         self.per_second = self._finished / request_seconds if request_seconds else 0.0
 

@@ -31,7 +31,7 @@ wait counts in place of the pending prefill. Chosen with ``warmroute bench stand
 endpoint with a full cache (scenario full-hits; p99 of a minute on one seed in nine); with 0.1 the p99 above saturation is a
 tenth higher on long prompts. Of the wait for a sequence slot and the prefill, the longer counts."""
 FEWEST_FOR_KV_MEAN = 4
-"""Fewest reported requests whose mean KV cache footprint predicts that of one more. With fewer, their number is taken
+"""Fewest running requests whose mean KV cache footprint predicts that of one more. With fewer, their number is taken
 to be this."""
 LEAST_UPDATE = 0.02
 """Seconds between two estimates of how many requests have finished since the last scrape."""
@@ -144,7 +144,7 @@ class EndpointLoad:
         self.departures = DepartureRate()
         self.sent = SentSinceScrape()
         self.ended: deque[float] = deque()
-        """Times of observed ends of own requests since the last scrape."""
+        """Times of observed ends of own requests since the last scrape, each as often as it was assigned."""
         self.observed_at: float | None = None
         self.max_num_seqs: int | None = None
         self.most_running = 0
@@ -165,6 +165,11 @@ class EndpointLoad:
     def pool_speed(self, constants: LoadConstants) -> float:
         """Median of the pool's prefill rates, in tokens per second; as the settings assume until one is measured."""
         return self.pool_rate or constants.prefill_rate
+
+    def seconds_per_token(self, constants: LoadConstants) -> float:
+        """Seconds of prefill that the cost counts for each token of work: the pool's median, times the endpoint's
+        slowness."""
+        return self.slowness / self.pool_speed(constants)
 
     def drain_rate(self, constants: LoadConstants) -> float:
         """Tokens of work a second at which the endpoint's virtual queue drains."""
@@ -202,10 +207,10 @@ class EndpointLoad:
             at = assigned[-1]
         self.assign(work, rate, at, requests=requests, has_prompt=has_prompt)
 
-    def response_ended(self, now: float) -> None:
-        """A request whose response is observed has ended, well or not."""
+    def response_ended(self, now: float, *, requests: int = 1) -> None:
+        """A response that is observed has ended, well or not, and with it as many requests of the engine."""
         self.open_responses -= 1
-        self.ended.append(now)
+        self.ended.extend([now] * requests)
 
     def observe(self, state: EngineState, constants: LoadConstants) -> None:
         """A scrape: its counts replace what was sent and ended before the page was asked for."""
@@ -218,6 +223,7 @@ class EndpointLoad:
                 sent=sent - len(self.sent),
                 after=state.running + state.waiting,
                 seconds=at - self.observed_at,
+                counted=state.prompt_requests_total,
             )
             self.sent.count_again(self.departures.per_second)
         self.observed_at = at
@@ -233,7 +239,7 @@ class EndpointLoad:
         if state.decode_rate is not None:
             self.decode_rate = state.decode_rate
         self.mean_work.observe(state)
-        self.prediction.observe(state)
+        self.prediction.observe(state, sent_since=len(self.sent))
         self._correct_queue(state, self.drain_rate(constants))
         self.adapters.observe(state.loaded_adapters, state.max_adapters, at)
 
@@ -295,9 +301,7 @@ class EndpointLoad:
         elif slots_full:
             waiting = max(waiting, total - limit)
         running = total - waiting if total > waiting else 0.0
-        kv_usage = (
-            self.kv_usage * (1 + (total - reported) / max(reported, FEWEST_FOR_KV_MEAN)) if self.kv_usage else 0.0
-        )
+        kv_usage = self._kv_usage(total) if self.kv_usage else 0.0
         queued = waiting
         leave_first, share = 0.0, PREFILL_SHARE
         if kv_usage >= KV_FULL:
@@ -305,7 +309,7 @@ class EndpointLoad:
         if total + 1 > limit and (slots_full or running >= limit):
             leave_first, share = max(leave_first, total + 1 - limit), 1.0
         if leave_first:
-            capacity_wait = self._capacity_wait(leave_first, total, rate)
+            capacity_wait = self._capacity_wait(leave_first, total, constants)
             if pending_at_zero - now * pending_rate <= share * capacity_wait:
                 pending_at_zero, pending_rate = capacity_wait, 0.0
                 queued = 0.0 if capacity_wait else waiting
@@ -326,8 +330,17 @@ class EndpointLoad:
             self.kv_usage = 0.0
             self.queue.expire_unobserved(now, rate)
 
-    def _capacity_wait(self, leave_first: float, total: float, rate: float) -> float:
-        """The wait until that many of the ``total`` requests have left, as tokens that the engine could compute meanwhile. 0
+    def _kv_usage(self, total: float) -> float:
+        """KV cache utilization with ``total`` requests, if each holds as much as the reported running ones on average. Those
+        that leave make room for those that waited then."""
+        running = self.reported_running
+        more = total - running - self.reported_waiting
+        if more < 0:
+            more = min(0.0, total - running)
+        return self.kv_usage * (1 + more / max(running, FEWEST_FOR_KV_MEAN))
+
+    def _capacity_wait(self, leave_first: float, total: float, constants: LoadConstants) -> float:
+        """The wait until that many of the ``total`` requests have left, as tokens of work that take as long in the cost. 0
         if scrapes have not shown how fast requests leave."""
         leaving = self.departures.per_second * total
-        return leave_first / leaving * rate if leaving else 0.0
+        return leave_first / leaving / self.seconds_per_token(constants) if leaving else 0.0

@@ -43,6 +43,7 @@ def test_a_second_tier_that_finds_nothing_is_forgotten() -> None:
     extent.observe_tier(engine_state(tier_queries_total=4000.0))
     for _ in range(10):
         extent.observe_window(HitRatios(expected=0.7, measured=0.3), full=True)
+        extent.observe_tier(engine_state(tier_queries_total=4000.0))  # each scrape says that there is one
     assert extent.factor == pytest.approx(1.0)
 
 

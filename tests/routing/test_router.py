@@ -595,6 +595,30 @@ def test_bytes_per_token_are_learned_where_the_engine_serves_only_us() -> None:
     assert fixture.router.bytes_per_token == pytest.approx(learned, rel=0.1)
 
 
+@pytest.mark.parametrize("tokens", [1e6, 1e15])
+def test_a_page_that_jumps_hardly_changes_the_bytes_per_token(tokens: float) -> None:
+    """Another client's prompt of a million tokens, or a counter that is wrong."""
+    fixture = Fixture(1)
+    for step in range(2000):
+        fixture.serve(prompt(f"{step:04}" * 750), tokens=1000)
+    fixture.tokens += tokens
+    for step in range(100):
+        fixture.serve(prompt(f"{step:04}" * 750), tokens=1000)
+    assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.15)
+
+
+def test_who_holds_most_by_what_its_engine_finds_is_not_passed_over() -> None:
+    """The engine finds 40 % of what it holds: a prompt that goes there goes to the one that holds most."""
+    fixture = Fixture(2)
+    first = fixture.pick(prompt(LONG), 0.0)
+    for load in fixture.router.loads:
+        load.confirmation.trust = 0.4
+    fixture.scrape(40.0, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    decision = fixture.router.pick(prompt(LONG), 40.0)
+    assert isinstance(decision, Decision)
+    assert (decision.endpoint.spec.name, decision.reason) == (first, "partial")
+
+
 def test_an_endpoint_whose_responses_fail_gets_no_more_requests() -> None:
     fixture = Fixture(4)
     decision = fixture.router.pick(prompt(LONG), 0.0)

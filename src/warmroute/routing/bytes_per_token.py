@@ -88,7 +88,9 @@ class BytesPerToken:
         tolerated = AGREEMENT * window.finished
         if not window.unknown and abs(excess) <= tolerated:
             self._bytes = KEPT * self._bytes + window.prompt_bytes
-            self._tokens = KEPT * self._tokens + (tokens - window.tokens)
+            low, high = RANGE  # one long prompt of another client must not overturn the pool's estimate
+            counted = min(max(tokens - window.tokens, window.prompt_bytes / high), window.prompt_bytes / low)
+            self._tokens = KEPT * self._tokens + counted
             self._initial_tokens *= KEPT
             self._update()
         elif abs(excess) > tolerated:  # start a new window with the requests in flight

@@ -35,16 +35,19 @@ class CacheExtent:
     and not in the index. That difference is learned while the index is not full.
     """
 
-    __slots__ = ("_usual", "factor")
+    __slots__ = ("_has_tier", "_usual", "factor")
 
     def __init__(self) -> None:
         self.factor = 1.0
+        self._has_tier = False
+        """A second tier was seen once. What its hits say counts from then on."""
         self._usual = 0.0
 
     def observe_tier(self, state: EngineState) -> None:
         """A scrape: an engine that looks prompts up in a second tier has one."""
-        if state.tier_queries_total and self.factor == 1.0:
-            self.factor = ASSUMED_TIER
+        if state.tier_queries_total and not self._has_tier:
+            self._has_tier = True
+            self.factor = max(ASSUMED_TIER, self.factor)
 
     def observe_window(self, window: HitRatios, *, full: bool) -> None:
         """Learn from a window of prompts. ``full``: the index has forgotten prompts for want of room."""

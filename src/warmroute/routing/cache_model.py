@@ -96,12 +96,12 @@ class CacheModel:
         held = [(mask, min(chain.ends[depth - 1] * tokens_per_byte, prompt_tokens - 1)) for mask, depth in groups]
         if self._block_sizes:
             held = self._in_whole_blocks(held)
-        best = max(tokens for _, tokens in held)
         for mask, _ in groups:
             rest &= ~mask
         held.append((rest, 0.0))
         if self._distrusted:
             held = self._discounted(held)
+        best = max(tokens for mask, tokens in held if mask)
         most, default = held[0]  # often a system prompt that nearly all hold
         for mask, tokens in held:
             if mask.bit_count() > most.bit_count():

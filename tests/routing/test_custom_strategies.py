@@ -290,3 +290,24 @@ def test_who_waits_too_long_to_spare_others(tmp_path: Path, strategy: str, detou
     assert fixture.pick(prompt(LONG), 0.0) == chosen
     record = fixture.decisions.newest_first()[0]
     assert max(map(record.value, range(2))) < 1e3, "no figure that is shown has the addition"
+
+
+UNSPEAKABLE = """
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def choose(request, candidates):
+    if request.model == "bad":
+        raise Unspeakable
+    return [0.0] * len(candidates)
+"""
+
+
+def test_an_error_whose_text_cannot_be_made_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fixture = Fixture(2, routing_strategy=written(tmp_path, UNSPEAKABLE))
+    with caplog.at_level(logging.ERROR):
+        fixture.pick(prompt(LONG, model="bad"), 0.0)
+    (record,) = [record for record in caplog.records if "strategy failed" in record.getMessage()]
+    assert record.fields["error"] == "Unspeakable (mine.py, line 9)"  # type: ignore[attr-defined]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.routing.test_router import LONG, Fixture, prompt
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.request.inference import InferenceRequest
+from warmroute.request.parse import parse
 from warmroute.routing.decision import Decision
 
 
@@ -96,3 +99,16 @@ def test_a_request_of_a_dead_process_that_another_endpoint_served_is_booked_ther
     assert not dead.ended
     fixture.router.finished(late, 3.0)
     assert (dead.open_responses, other.open_responses) == (0, 0)
+
+
+def test_the_end_of_a_batch_is_the_end_of_all_its_prompts() -> None:
+    fixture = Fixture(1)
+    body = json.dumps({"model": "m", "input": [f"text {k}" for k in range(64)]}).encode()
+    batch = parse("/v1/embeddings", "application/json", body)
+    assert isinstance(batch, InferenceRequest)
+    decision = pick(fixture, batch, 1.0)
+    assert decision.requests == 64
+    (load,) = fixture.router.loads
+    assert sum(fixture.router.load_of(load, 1.0)[:2]) == 64
+    fixture.router.finished(decision, 2.0)
+    assert sum(fixture.router.load_of(load, 2.01)[:2]) == 0

@@ -49,3 +49,12 @@ def test_an_engine_that_names_no_limit_and_one_that_names_an_absurd_one() -> Non
         adapters = LoadedAdapters()
         adapters.observe((str(k) for k in range(MOST_ADAPTERS + 1)), limit, 0.0)
         assert sum(str(k) in adapters for k in range(MOST_ADAPTERS + 1)) == kept
+
+
+def test_which_of_equally_old_ones_goes_depends_on_no_order() -> None:
+    kept = []
+    for names in ("abcdef", "fedcba"):
+        adapters = LoadedAdapters()
+        adapters.observe(names, 2, 0.0)
+        kept.append([name for name in names if name in adapters])
+    assert sorted(kept[0]) == sorted(kept[1])

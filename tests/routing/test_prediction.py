@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import engine_state, idle_load, routing_constants
-from warmroute.routing.prediction import CORRECTION_RANGE, WINDOW, Compared, Prediction
+from warmroute.routing.prediction import CORRECTION_RANGE, MOST_UNSEEN, WINDOW, Compared, Prediction
 
 
 def scraped(prediction: Prediction, at: float, count: float, seconds: float, *, running: int = 1) -> None:
@@ -109,3 +109,27 @@ def test_the_correction_stays_within_its_bounds(events: list[tuple[float, int, f
             now, count, total = now + event[3], count + event[1], total + event[2]
             scraped(prediction, now, count, total)
         assert CORRECTION_RANGE[0] <= prediction.correction <= CORRECTION_RANGE[1]
+
+
+def test_what_a_busy_engine_never_answered_is_forgotten() -> None:
+    """One client of five goes before its first token. The others are compared with their own predictions."""
+    prediction = Prediction()
+    scraped(prediction, 0.0, 0, 0.0)
+    for number in range(1, 500):
+        prediction.expect(50.0)  # the one that goes
+        for _ in range(4):
+            prediction.expect(number * prediction.correction)
+        scraped(prediction, float(number), 4 * number, 4.0 * sum(range(1, number + 1)))
+    compared = prediction.compared
+    assert compared is not None
+    assert len(prediction._open) <= 1 + MOST_UNSEEN
+
+
+def test_an_absurd_prediction_is_forgotten_as_others_are() -> None:
+    prediction = Prediction()
+    scraped(prediction, 0.0, 0, 0.0)
+    prediction.expect(1e20)
+    for number in range(1, 3000):
+        prediction.expect(0.1 * prediction.correction)
+        scraped(prediction, number / 10, number, 0.1 * number)
+    assert prediction.correction == pytest.approx(1.0, rel=0.01)

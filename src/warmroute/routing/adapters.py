@@ -34,7 +34,7 @@ class LoadedAdapters:
     def observe(self, adapters: Iterable[str], limit: int, at: float) -> None:
         """The metrics page of ``at`` names these adapters; the engine keeps ``limit`` at once, 0 if it does not say."""
         self._limit = min(limit or ASSUMED_LIMIT, MOST_ADAPTERS)
-        for adapter in adapters:
+        for adapter in sorted(adapters):  # a set has another order in each process
             self._used[adapter] = max(at, self._used.get(adapter, at))
         self._evict()
 

@@ -18,6 +18,10 @@ SLICE = 1.0
 """Seconds of first tokens that are added up."""
 MOST_OPEN = 4096
 """Predictions of one endpoint that wait for their first token; beyond that the oldest are dropped."""
+MOST_UNSEEN = 4
+"""Predictions beyond the requests that wait for their first token: some requests are sent and not on the page yet."""
+LONGEST = 3600.0
+"""Seconds that a prediction counts as at most. A sum of floats must not lose the others beside an absurd one."""
 LEAST_COMPARED = 20
 """First tokens in the window from which the correction follows them."""
 CORRECTION_RANGE = (0.5, 2.0)
@@ -73,21 +77,21 @@ class Prediction:
 
     def expect(self, seconds: float) -> None:
         """A request goes to the endpoint; its first token is predicted in ``seconds``, correction included."""
+        seconds = min(seconds, LONGEST)
         self._open.append((seconds, seconds / self.correction))
 
-    def observe(self, state: EngineState) -> None:
-        """A scrape of the engine."""
+    def observe(self, state: EngineState, *, sent_since: int = 0) -> None:
+        """A scrape of the engine, to which ``sent_since`` requests were sent after it."""
         count, seconds, before = state.first_tokens_total, state.first_token_seconds_total, self._counters
         self._counters = None if count is None or seconds is None else (count, seconds)
         self._forget(state.observed_at)
         if before is None or count is None or seconds is None or count < before[0] or seconds < before[1]:
             return
         first_tokens = int(count - before[0])
-        if not first_tokens:
-            if state.running + state.waiting == 0:
-                self._open.clear()  # what was predicted was rejected, or its client has gone
-            return
         ours = [self._open.popleft() for _ in range(min(first_tokens, len(self._open)))]
+        self._forget_ended(state, sent_since, first_tokens)
+        if not first_tokens:
+            return
         self._add(
             state.observed_at,
             _Sums(
@@ -99,6 +103,14 @@ class Prediction:
             ),
         )
         self._correct()
+
+    def _forget_ended(self, state: EngineState, sent_since: int, first_tokens: int) -> None:
+        """Drop what was predicted for requests that ended without a first token: rejected, or their client has gone."""
+        present = state.running + state.waiting
+        waiting = present if state.awaiting_first_token is None else state.awaiting_first_token
+        most = sent_since + (waiting + MOST_UNSEEN if present or first_tokens else 0)
+        while len(self._open) > most:
+            self._open.popleft()
 
     @property
     def compared(self) -> Compared | None:

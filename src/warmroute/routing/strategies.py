@@ -269,7 +269,10 @@ def failure(error: BaseException) -> str:
     if isinstance(error, UnusableValuesError):
         return str(error)
     (*_, last) = traceback.extract_tb(error.__traceback__)
-    said = f"{type(error).__name__}: {error}"
+    try:
+        said = f"{type(error).__name__}: {error}"
+    except Exception:  # the strategy's own exception, whose text cannot be made
+        said = type(error).__name__
     # The text of a syntax error has the place itself. A call that does not fit the function's parameters fails here.
     if isinstance(error, SyntaxError) or last.filename == __file__:
         return said

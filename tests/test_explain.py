@@ -133,7 +133,7 @@ def test_what_cold_means_depends_on_where_the_figures_come_from(tmp_path: Path) 
     page = cold | {"rounded_to": 1024}
     assert "  cold: no endpoint is known to hold 1,024 tokens or more of the prompt\n" in explanation.text(page)
     (tmp_path / "log").write_text(json.dumps(cold | {"ts": "2026-11-28T10:00:00.000Z"}))
-    assert "  cold: no endpoint is known to hold any of the prompt\n" in explain.logged("r1", tmp_path / "log")
+    assert "  cold: no endpoint is known to hold any of the prompt\n" in explain.logged("r1", [tmp_path / "log"])
 
 
 def test_endpoints_that_are_not_ready_are_marked() -> None:
@@ -162,20 +162,22 @@ def test_a_decision_is_found_in_a_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(
         "".join(json.dumps(line) + "\n" for line in (other, logged, measured)) + '{"request": "r1'
     )
-    text = explain.logged("r1", tmp_path / "log")
+    text = explain.logged("r1", [tmp_path / "log"])
     assert text.count("went to") == 1
     assert "at 2026-11-28T10:00:00.000Z." in text
     assert text.endswith("measured: status 200 from 10.0.0.1:8000, ended after 1,234 ms")
-    assert json.loads(explain.logged("r1", tmp_path / "log", as_json=True)) == [logged, measured]
+    assert json.loads(explain.logged("r1", [tmp_path / "log"], as_json=True)) == [logged, measured]
     unseen = measured | {"measured": {"served": "", "status": None, "end_ms": 80.0}}
     (tmp_path / "log").write_text(f"{json.dumps(logged)}\n{json.dumps(unseen)}\n")
-    assert explain.logged("r1", tmp_path / "log").endswith(
+    assert explain.logged("r1", [tmp_path / "log"]).endswith(
         "measured: no response headers from the gateway; ended after 80 ms"
     )
-    with pytest.raises(explain.UnknownDecisionError, match="has no request 'r9'"):
-        explain.logged("r9", tmp_path / "log")
+    with pytest.raises(explain.UnknownDecisionError, match="no request 'r9' in "):
+        explain.logged("r9", [tmp_path / "log"])
     with pytest.raises(ConfigurationError, match="cannot read"):
-        explain.logged("r9", tmp_path / "missing")
+        explain.logged("r9", [tmp_path / "missing"])
+    (tmp_path / "log-2").write_text(f"{json.dumps(other)}\n")
+    assert explain.logged("r10", [tmp_path / "log", tmp_path / "log-2"]).count("went to") == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

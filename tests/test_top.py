@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from warmroute import top
 from warmroute.cli import app
+from warmroute.errors import ConfigurationError
 from warmroute.observability.live.feed import ENGINE_COLUMNS
 
 
@@ -201,7 +202,14 @@ def test_it_goes_on_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
             raise KeyboardInterrupt
 
     monkeypatch.setattr("warmroute.top.time.sleep", sleep)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes the output for a terminal
     with debug_port() as url:
         result = CliRunner().invoke(app, ["top", "--debug-url", url])
     assert result.exit_code == 0, result.output
     assert seconds == [1.0] * 3
+
+
+@pytest.mark.integration
+def test_without_a_terminal_it_is_printed_once_or_not_at_all() -> None:
+    with debug_port() as url, pytest.raises(ConfigurationError, match="no terminal: give --once"):
+        CliRunner().invoke(app, ["top", "--debug-url", url], catch_exceptions=False)

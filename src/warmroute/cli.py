@@ -207,7 +207,7 @@ def up(
 
     Needs `pip install 'warmroute[standalone]'`, which has Envoy. Engines that do not answer yet get requests once they do.
     Their type (vLLM, SGLang, TensorRT-LLM) is read from their metrics pages. Other settings of the picker are environment
-    variables: WARMROUTE_STRICT_MODELS=true (see `warmroute serve --help`).
+    variables: WARMROUTE_HOLDOUT=5% (see `warmroute serve --help`).
     """
     from warmroute.standalone import up as running
     from warmroute.standalone.child import ChildError
@@ -262,7 +262,11 @@ def explain(
         typer.Option(help="A picker's debug port; repeatable for several pickers. Default: http://127.0.0.1:9091"),
     ] = None,
     decision_log: Annotated[
-        Path | None, typer.Option(help="Look the request up in this file of --decision-log, not on the debug port.")
+        list[Path] | None,
+        typer.Option(
+            help="Look the request up in this file of --decision-log, not on the debug port; repeatable for several "
+            "pickers."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> None:
@@ -282,7 +286,7 @@ def explain(
         text, routed = explaining.dry_run(body, path, urls[0], as_json=as_json)
         typer.echo(text)
         raise typer.Exit(0 if routed else 1)
-    if decision_log is not None:
+    if decision_log:
         text = explaining.logged(request_id, decision_log, as_json=as_json)
     else:
         text = explaining.remembered(request_id, urls, as_json=as_json)

@@ -67,21 +67,23 @@ def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> 
     return text, not rejected
 
 
-def logged(request_id: str, decision_log: Path, *, as_json: bool = False) -> str:
-    """Why the request went where it went, by a decision log. Raises UnknownDecisionError, ConfigurationError."""
+def logged(request_id: str, decision_logs: Sequence[Path], *, as_json: bool = False) -> str:
+    """Why the request went where it went, by the pickers' decision logs. Raises UnknownDecisionError, ConfigurationError."""
     decisions: list[dict[str, Any]] = []
     measured: list[dict[str, Any]] = []
     wanted = json.dumps(request_id, ensure_ascii=False).encode()
-    try:
-        with decision_log.open("rb") as lines:
-            while line := lines.readline(LONGEST_LINE):
-                entry = _entry(line) if wanted in line else {}
-                if entry.get("request") == request_id:
-                    (measured if "measured" in entry else decisions).append(entry)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {decision_log}: {error.strerror}") from error
+    for decision_log in decision_logs:
+        try:
+            with decision_log.open("rb") as lines:
+                while line := lines.readline(LONGEST_LINE):
+                    entry = _entry(line) if wanted in line else {}
+                    if entry.get("request") == request_id:
+                        (measured if "measured" in entry else decisions).append(entry)
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {decision_log}: {error.strerror}") from error
     if not decisions:
-        raise UnknownDecisionError(f"{decision_log} has no request {request_id!r}")
+        where = ", ".join(map(str, decision_logs))
+        raise UnknownDecisionError(f"no request {request_id!r} in {where}; each picker writes a file of its own")
     if as_json:
         return _json(decisions[-MOST_DECISIONS:] + measured[-MOST_DECISIONS:])
     text = _text(decisions[-MOST_DECISIONS:])

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from warmroute.errors import ConfigurationError
 from warmroute.observability.debug_client import DebugPortError, ask
 from warmroute.observability.logs import one_line
 from warmroute.routing.decision_record import duration
@@ -47,8 +48,11 @@ Figures = Mapping[str, Any]
 def show(debug_url: str, console: Console, *, once: bool) -> None:
     """Print the state of the fleet once, or once a second until Ctrl-C.
 
-    Raises DebugPortError if the debug port does not answer at first.
+    Raises ConfigurationError if it is not to be printed once and there is no terminal, DebugPortError if the debug port does
+    not answer at first.
     """
+    if not once and not console.is_terminal:
+        raise ConfigurationError("the output is no terminal: give --once")
     live = ask(debug_url, "/debug/live", {})
     if once:
         console.print(screen(live, _history(debug_url), width=console.width))

@@ -138,9 +138,9 @@ def test_after_a_line_that_was_cut_the_next_begins_on_a_new_one(
     log.close()
     assert log.dropped >= 2
     for request in ("before", "after", "last"):
-        assert f"Request {request} went to" in explain.logged(request, tmp_path / "log")
+        assert f"Request {request} went to" in explain.logged(request, [tmp_path / "log"])
     with pytest.raises(explain.UnknownDecisionError):
-        explain.logged("cut", tmp_path / "log")
+        explain.logged("cut", [tmp_path / "log"])
 
 
 def test_the_log_may_be_standard_output(capfd: pytest.CaptureFixture[str]) -> None:

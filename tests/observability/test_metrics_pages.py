@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -113,6 +114,8 @@ async def test_a_failing_view_of_the_endpoints_is_a_500() -> None:
                     assert (await answer.json())["error"] == "RuntimeError; see the log"
             async with session.get("/healthz") as answer:
                 assert await answer.text() == "ok\n"
+            async with session.get("/readyz") as answer:
+                assert await answer.text() == f"ok\nprocess {os.getpid()}\n"
     finally:
         await server.stop()
 

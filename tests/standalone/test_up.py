@@ -27,15 +27,18 @@ from warmroute.cli import app
 from warmroute.discovery.file import EndpointsFile
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.envoy_policy import MESSAGE_TIMEOUT
+from warmroute.observability.metrics_pages import READY, ready_body
+from warmroute.observability.page_server import Page, PageServer, Request
 from warmroute.standalone import engine_list, pickers, up_options
-from warmroute.standalone.child import Child
+from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.config_files import write
-from warmroute.standalone.engine_list import Engine, EngineList, ModelsAnswer, Target
+from warmroute.standalone.engine_list import Engine, EngineList, ModelsAnswer, Target, document
 from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.greeting import greeting
-from warmroute.standalone.picker_process import PickerPorts
+from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
 from warmroute.standalone.pickers import Pickers
 from warmroute.standalone.ports import free_range, require_free
+from warmroute.standalone.up import Up
 from warmroute.standalone.up_options import UpOptions
 from warmroute.tasks import cancel
 
@@ -63,6 +66,27 @@ def test_a_usual_port_that_is_taken_is_replaced_and_a_given_one_refused() -> Non
     assert settled.host == "127.0.0.1"
     assert settled.plain_port is None
     assert 0 not in (settled.port, settled.debug_port, settled.metrics_port)
+
+
+@pytest.mark.integration
+async def test_a_picker_is_ready_by_its_own_answer_only(tmp_path: Path) -> None:
+    """Another process has got its port meanwhile, such as the picker of another `warmroute up`."""
+    (tmp_path / "endpoints.yaml").write_text(document([Engine("a", "10.0.0.7", 8000)]))
+
+    async def ready(_: Request) -> Page:
+        return Page(ready_body(os.getpid()), "text/plain")
+
+    other = PageServer("127.0.0.1", 0, {READY: ready}, port_flag="--metrics-port")
+    await other.start()
+    grpc = free_range(2)
+    ports = PickerPorts(grpc, grpc + 1, other.port)
+    child = picker(tmp_path / "endpoints.yaml", ports, tmp_path / "picker.log", ("--host", "127.0.0.1"))
+    try:
+        with pytest.raises(ChildError, match=r"(?s)ended with status 2.*--metrics-port"):
+            await start_picker(child, ports)
+    finally:
+        await child.stop()
+        await other.stop()
 
 
 @pytest.mark.integration
@@ -221,6 +245,15 @@ def test_each_picker_has_a_decision_log_of_its_own(tmp_path: Path) -> None:
         ports = UpOptions(port=1, metrics_port=2, debug_port=3, pickers=2).picker_ports()
         children = Pickers(tmp_path / "e.yaml", ports, tmp_path, [], environ).children
         assert [child._environ["WARMROUTE_DECISION_LOG"] for child in children if child._environ] == [target, second]
+
+
+@pytest.mark.integration
+def test_variables_that_it_sets_itself_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARMROUTE_GRPC_PORT", "9002")
+    monkeypatch.setenv("WARMROUTE_HOLDOUT", "5%")
+    said: list[str] = []
+    Up(ENGINES, OPTIONS, tmp_path, said.append)
+    assert said == ["WARMROUTE_GRPC_PORT is not used: `warmroute up` sets it itself"]
 
 
 def test_many_engines_are_not_all_listed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import zlib
 from collections.abc import Callable
 from http import HTTPStatus
@@ -25,6 +26,11 @@ DEBUG_PATHS = ("/debug/endpoints", "/debug/decisions", "/debug/settings")
 
 _END = b"# EOF\n"
 """Last line of OpenMetrics."""
+
+
+def ready_body(pid: int) -> bytes:
+    """The body of :data:`READY` when the process of that id is ready: another one may have the port that it was to have."""
+    return f"ok\nprocess {pid}\n".encode()
 
 
 class MetricsPages:
@@ -71,7 +77,7 @@ class MetricsPages:
     async def _readyz(self, _: Request) -> Page:
         if not self._ready():
             raise PageError(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
-        return Page(b"ok\n", "text/plain; charset=utf-8")
+        return Page(ready_body(os.getpid()), "text/plain; charset=utf-8")
 
     async def _render(self, encode: Callable[..., bytes]) -> bytes:
         """The page, read and encoded in parts: with 1,000 endpoints it has 20,000 samples."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from warmroute.http_client import exchange
-from warmroute.observability.metrics_pages import READY
+from warmroute.http_client import Answer, exchange
+from warmroute.observability.metrics_pages import READY, ready_body
 from warmroute.standalone.child import PATIENCE, Child
 
 
@@ -62,9 +62,10 @@ async def start_picker(child: Child, ports: PickerPorts, patience: float = PATIE
 
     async def serving() -> bool:
         try:
-            return await _readiness(ports, 5) == HTTPStatus.OK
+            answer = await _readiness(ports, 5)
         except OSError:
             return False
+        return answer.status == HTTPStatus.OK and answer.body == ready_body(child.pid)
 
     await child.start()
     await child.until(serving, "ready", patience)
@@ -81,7 +82,6 @@ async def hangs(ports: PickerPorts, seconds: float) -> bool:
     return False
 
 
-async def _readiness(ports: PickerPorts, seconds: float) -> int:
-    """The status of the picker's readiness page. Raises OSError."""
-    answer = await asyncio.to_thread(exchange, f"http://127.0.0.1:{ports.metrics}{READY}", seconds=seconds)
-    return answer.status
+async def _readiness(ports: PickerPorts, seconds: float) -> Answer:
+    """The picker's readiness page. Raises OSError."""
+    return await asyncio.to_thread(exchange, f"http://127.0.0.1:{ports.metrics}{READY}", seconds=seconds)

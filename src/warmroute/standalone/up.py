@@ -6,18 +6,21 @@ import asyncio
 import os
 import random
 import tempfile
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
 from warmroute.routing import strategies
-from warmroute.settings.sources import load
+from warmroute.settings.flags import flags_of_settings
+from warmroute.settings.sources import ENV_PREFIX, load
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting
+from warmroute.standalone.picker_process import PickerPorts, own_flags
 from warmroute.standalone.pickers import Pickers, Say
 from warmroute.standalone.up_options import UpOptions
 from warmroute.tasks import cancel
@@ -43,6 +46,8 @@ class Up:
         self._picker_file = engines.file or directory / "endpoints.yaml"
         self._envoy_file = directory / "envoy-endpoints.yaml"
         self._ports = ports = options.picker_ports()
+        for name in _unused(os.environ):
+            say(f"{name} is not used: `warmroute up` sets it itself")
         flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
         environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
         if options.strategy is not None:
@@ -157,6 +162,12 @@ def up(engines: EngineList, options: UpOptions, say: Say, program: str) -> None:
     """Run until a signal. Raises ConfigurationError, ChildError."""
     with tempfile.TemporaryDirectory(prefix="warmroute-up-") as directory:
         asyncio.run(Up(engines, options.settled(), Path(directory), say).run(program))
+
+
+def _unused(environ: Mapping[str, str]) -> list[str]:
+    """The variables of settings that the picker gets as flags."""
+    own, settings = own_flags(Path(), PickerPorts(0, 0, 0)), flags_of_settings()
+    return [name for flag in own if (name := ENV_PREFIX + settings[flag].upper()) in environ]
 
 
 def _replace(path: Path, content: str) -> None:

@@ -57,5 +57,8 @@ class ListsPolicies(ListsScenarios):
         super().format_epilog(ctx, formatter)
         with formatter.section("Baselines"):
             formatter.write_dl(
-                [(name, (baseline.__doc__ or "").partition("\n")[0]) for name, baseline in BASELINES.items()]
+                [
+                    (name, " ".join((baseline.__doc__ or "").partition("\n\n")[0].split()))
+                    for name, baseline in BASELINES.items()
+                ]
             )

@@ -121,6 +121,9 @@ class SimulatorServer:
         site = web.TCPSite(runner, options.host, self._port or options.port)
         try:
             await site.start()
+        except socket.gaierror as error:
+            await runner.cleanup()
+            raise ConfigurationError(f"--host {options.host!r}: {error.strerror}") from error
         except OSError as error:
             await runner.cleanup()
             # asyncio puts the address once more before the system's text

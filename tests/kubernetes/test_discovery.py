@@ -17,7 +17,7 @@ from tests.fixtures.kubernetes.objects import MODEL, POOL, POOL_REF, X, annotate
 from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.kubernetes import informer as watch_module
-from warmroute.kubernetes.api import Cluster
+from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.discovery import KubernetesDiscovery
 from warmroute.kubernetes.informer import Backoff
 from warmroute.pool.endpoint import Endpoint
@@ -370,6 +370,19 @@ async def test_a_server_that_is_away_at_the_start_and_later(tmp_path: Path, capl
                 await eventually(lambda: picker.settings.routing_strategy == "RANDOM")
     told = [r.message for r in caplog.records if "cannot be reached" in r.message or "reached again" in r.message]
     assert len(told) == 4, "once for each time it went and came back"
+
+
+async def test_a_kubeconfig_that_cannot_be_used_is_no_server_that_is_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "kubeconfig").write_text("apiVersion: v1\nkind: Config\n")
+    cluster = Cluster()
+    cluster.find({"KUBECONFIG": str(tmp_path / "kubeconfig")})
+    with pytest.raises(ApiError):
+        await cluster.get("/version")
+    await cluster.close()
+    assert "the configuration of the cluster cannot be used" in caplog.text
+    assert "cannot be reached" not in caplog.text
 
 
 @pytest.mark.parametrize("how", ["missing", "forbidden"])

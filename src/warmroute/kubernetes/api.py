@@ -180,9 +180,11 @@ class Cluster:
         if away != self._away:
             self._away = away
             if away:
+                broken = isinstance(error, ConfigException)
                 logger.warning(
-                    "the API server cannot be reached; using the last known state",
-                    extra={"fields": {"error": repr(error)}},
+                    "%s; using the last known state, if any",
+                    "the configuration of the cluster cannot be used" if broken else "the API server cannot be reached",
+                    extra={"fields": {"error": str(error) or repr(error)}},
                 )
             else:
                 logger.info("the API server can be reached again")

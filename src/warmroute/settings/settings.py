@@ -352,8 +352,8 @@ class Settings(BaseModel):
     )
     cost_balance: float = setting(
         1.0,
-        "Weight of load balancing: an endpoint with the mean number of requests costs up to this many times the "
-        "prompt's prefill more. 0 turns it off.",
+        "Weight of load balancing: each request on an endpoint adds to its cost; with the pool's mean number of requests it "
+        "is up to this many times the prompt's prefill. 0 turns it off.",
         group="Cost",
         hot=True,
         ge=0,
@@ -367,8 +367,8 @@ class Settings(BaseModel):
     )
     cost_detour: float = setting(
         0.2,
-        "How much a request may lose to spare the requests on another endpoint: its cost without their delay may be this "
-        "share above the least one of any endpoint.",
+        "How much a request may lose to spare others a delay: the endpoint that gets it costs the request itself at most "
+        "this share more than the endpoint that costs it least.",
         group="Cost",
         hot=True,
         ge=0,
@@ -427,8 +427,8 @@ class Settings(BaseModel):
     )
     index_limit: int = setting(
         2_000_000,
-        "Most checkpoints in the prefix index, all endpoints together (130 bytes each at most). "
-        "A run of them counts as four more, and so does a prompt of another picker.",
+        "Most checkpoints (hashes of a prompt's beginnings) in the prefix index, all endpoints together; 130 bytes each at "
+        "most. Each branch of the index counts as four more.",
         group="Prefix index",
         ge=1000,
     )

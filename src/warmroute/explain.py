@@ -81,6 +81,8 @@ def logged(request_id: str, decision_logs: Sequence[Path], *, as_json: bool = Fa
                         (measured if "measured" in entry else decisions).append(entry)
         except OSError as error:
             raise ConfigurationError(f"cannot read {decision_log}: {error.strerror}") from error
+    for entries in (decisions, measured):
+        entries.sort(key=lambda entry: str(entry.get("ts", "")))
     if not decisions:
         where = ", ".join(map(str, decision_logs))
         raise UnknownDecisionError(f"no request {request_id!r} in {where}; each picker writes a file of its own")

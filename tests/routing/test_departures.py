@@ -81,13 +81,29 @@ def test_an_idle_engine_keeps_its_rate() -> None:
     assert rate.per_second == pytest.approx(0.25)
 
 
-def test_the_engines_own_count_knows_who_is_not_on_the_page_yet_and_requests_of_others() -> None:
-    late, others = DepartureRate(), DepartureRate()
+def test_the_engines_own_count_knows_requests_of_others_and_not_those_whose_client_has_gone() -> None:
+    """One of ten leaves each second: one of others, which are not known here, or one whose client has gone."""
+    others, gone = DepartureRate(), DepartureRate()
     for second in range(1, 100):
-        # One of ten leaves each second. One more is sent than the page shows; those of others are not known here.
-        late.observe(before=10, sent=2, after=10, seconds=1.0, counted=float(second))
         others.observe(before=10, sent=0, after=10, seconds=1.0, counted=float(second))
-    assert [late.per_second, others.per_second] == pytest.approx([0.1, 0.1], rel=0.02)
+        gone.observe(before=10, sent=1, after=10, seconds=1.0, counted=0.0)
+    assert [others.per_second, gone.per_second] == pytest.approx([0.1, 0.1], rel=0.02)
+
+
+def test_a_page_without_the_count_begins_it_again() -> None:
+    rate = DepartureRate()
+    for counted in (0.0, None, 50.0):
+        rate.observe(before=10, sent=0, after=10, seconds=1.0, counted=counted)
+    assert rate.per_second == 0
+
+
+@pytest.mark.parametrize(("before", "sent", "after"), [(10, 0, 0), (0, 10, 0), (0, 0, 10)])
+def test_no_more_leave_than_were_there(before: int, sent: int, after: int) -> None:
+    rate, bounded = DepartureRate(), DepartureRate()
+    for each, counted in ((rate, 1e9), (bounded, 10.0)):
+        each.observe(before=100, sent=0, after=100, seconds=1.0, counted=0.0)
+        each.observe(before=before, sent=sent, after=after, seconds=1.0, counted=counted)
+    assert rate.per_second == bounded.per_second > 0
 
 
 def test_a_count_that_starts_again_or_jumps_does_not_count_for_long() -> None:

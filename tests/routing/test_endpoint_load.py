@@ -387,6 +387,34 @@ def test_the_wait_for_a_slot_takes_as_long_however_fast_prompts_are_computed(
     assert table.all.factors[0].wait(1.0) == pytest.approx(0.1, rel=0.1), "one must leave, at ten a second"
 
 
+def test_a_slow_endpoint_takes_longer_for_each_token_than_the_pool() -> None:
+    load, _ = make()
+    load.prefill_rate, load.pool_rate, load.slowness = 3000.0, 12_000.0, 2.0
+    table = CandidateTable([load], CONSTANTS, 0.0)
+    assert table.all.factors[0].seconds_per_token == 2.0 / 12_000.0
+
+
+def test_how_fast_requests_leave_is_read_from_the_engines_count() -> None:
+    load, _ = make()
+    for second in range(50):  # five of other senders leave each second, and as many come
+        load.observe(engine_state(float(second), running=10, prompt_requests_total=5.0 * second), CONSTANTS)
+    assert load.departures.per_second == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "sent", "gone", "usage"),
+    [(8, 0, 2, 0, 1.0), (8, 8, 2, 0, 1.0), (8, 8, 0, 6, 0.8), (8, 8, 0, 12, 0.4), (2, 0, 2, 0, 1.2)],
+)
+def test_each_request_holds_as_much_of_the_cache_as_those_that_run(
+    running: int, waiting: int, sent: int, gone: int, usage: float
+) -> None:
+    load, _ = make()
+    load.observe(engine_state(0.0, running=running, waiting=waiting, kv_usage=0.8), CONSTANTS)
+    assign(load, *[1.0] * sent, at=0.1)
+    load.ended.extend([0.1] * gone)
+    assert load.estimate(0.1, 0.1, CONSTANTS).kv_usage == pytest.approx(usage)
+
+
 def test_those_that_wait_take_the_room_of_those_that_leave() -> None:
     """So a cache that is full stays full between two scrapes while requests wait."""
     load, table = make()

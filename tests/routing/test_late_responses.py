@@ -112,3 +112,16 @@ def test_the_end_of_a_batch_is_the_end_of_all_its_prompts() -> None:
     assert sum(fixture.router.load_of(load, 1.0)[:2]) == 64
     fixture.router.finished(decision, 2.0)
     assert sum(fixture.router.load_of(load, 2.01)[:2]) == 0
+
+
+def test_the_end_of_a_batch_ends_nobody_elses_request() -> None:
+    """Most of the batch had ended when the page was made."""
+    fixture = Fixture(1)
+    body = json.dumps({"model": "m", "input": [f"text {k}" for k in range(64)]}).encode()
+    batch = parse("/v1/embeddings", "application/json", body)
+    assert isinstance(batch, InferenceRequest)
+    decision = pick(fixture, batch, 1.0)
+    fixture.scrape(2.0, running=21)
+    fixture.router.finished(decision, 2.1)
+    (load,) = fixture.router.loads
+    assert sum(fixture.router.load_of(load, 2.11)[:2]) == pytest.approx(20, abs=1)

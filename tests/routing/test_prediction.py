@@ -120,9 +120,18 @@ def test_what_a_busy_engine_never_answered_is_forgotten() -> None:
         for _ in range(4):
             prediction.expect(number * prediction.correction)
         scraped(prediction, float(number), 4 * number, 4.0 * sum(range(1, number + 1)))
-    compared = prediction.compared
-    assert compared is not None
-    assert len(prediction._open) <= 1 + MOST_UNSEEN
+    assert len(prediction._open) <= 2 + MOST_UNSEEN
+
+
+def test_what_was_sent_and_is_not_on_the_page_yet_is_kept() -> None:
+    for sent_since, running, kept in ((3, 0, 3), (3, 1, 8), (0, 20, 40)):
+        prediction = Prediction()
+        scraped(prediction, 0.0, 0, 0.0)
+        for number in range(kept + (MOST_UNSEEN if running else 0) + 5):
+            prediction.expect(float(number))
+        page = engine_state(1.0, running=running, first_tokens_total=0.0, first_token_seconds_total=0.0)
+        prediction.observe(page, sent_since=sent_since)
+        assert prediction._open[0][0] == 5.0, "the oldest go"
 
 
 def test_an_absurd_prediction_is_forgotten_as_others_are() -> None:

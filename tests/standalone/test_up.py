@@ -252,10 +252,13 @@ def test_each_picker_has_a_decision_log_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_variables_that_it_sets_itself_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARMROUTE_GRPC_PORT", "9002")
+    monkeypatch.setenv("WARMROUTE_HOST", "0.0.0.0")
     monkeypatch.setenv("WARMROUTE_HOLDOUT", "5%")
     said: list[str] = []
     Up(ENGINES, OPTIONS, tmp_path, said.append)
-    assert said == ["WARMROUTE_GRPC_PORT is not used: `warmroute up` sets it itself"]
+    assert said == [
+        f"{name} is not used: `warmroute up` sets it itself" for name in ("WARMROUTE_GRPC_PORT", "WARMROUTE_HOST")
+    ]
 
 
 def test_many_engines_are_not_all_listed() -> None:

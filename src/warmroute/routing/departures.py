@@ -28,11 +28,11 @@ class DepartureRate:
     def observe(self, *, before: int, sent: int, after: int, seconds: float, counted: float | None = None) -> None:
         """Two scrapes ``seconds`` apart counted ``before`` and ``after`` requests; ``sent`` were sent between them.
 
-        ``counted``: the engine's own count of finished requests. It knows requests of other senders, and those that were
-        sent but are not on the page yet; without it, both are taken from the counts of the two scrapes."""
+        ``counted``: the engine's own count of finished requests. It knows those of other senders, and vLLM's does not know
+        those whose client has gone, so the larger of the two figures counts."""
         finished = float(max(0, before + sent - after))
-        if counted is not None and self._counted is not None and counted >= self._counted:
-            finished = min(counted - self._counted, float(before + sent + after))
+        if counted is not None and self._counted is not None:
+            finished = max(finished, min(counted - self._counted, float(before + sent + after)))
         self._counted = counted
         kept = exp(-finished / MEMORY)
         self._finished = kept * self._finished + finished

@@ -144,7 +144,7 @@ class EndpointLoad:
         self.departures = DepartureRate()
         self.sent = SentSinceScrape()
         self.ended: deque[float] = deque()
-        """Times of observed ends of own requests since the last scrape, each as often as it was assigned."""
+        """Times of observed ends of own requests since the last scrape."""
         self.observed_at: float | None = None
         self.max_num_seqs: int | None = None
         self.most_running = 0
@@ -207,10 +207,12 @@ class EndpointLoad:
             at = assigned[-1]
         self.assign(work, rate, at, requests=requests, has_prompt=has_prompt)
 
-    def response_ended(self, now: float, *, requests: int = 1) -> None:
-        """A response that is observed has ended, well or not, and with it as many requests of the engine."""
+    def response_ended(self, now: float, *, requests: int = 1, sent_at: float = -inf) -> None:
+        """A response that is observed has ended, well or not, and with it as many requests of the engine as it was assigned
+        at ``sent_at``. If a page was read since then, one end counts: the others may be missing on it already."""
         self.open_responses -= 1
-        self.ended.extend([now] * requests)
+        shown = self.observed_at is not None and sent_at <= self.observed_at
+        self.ended.extend([now] * (1 if shown else requests))
 
     def observe(self, state: EngineState, constants: LoadConstants) -> None:
         """A scrape: its counts replace what was sent and ended before the page was asked for."""

@@ -18,8 +18,8 @@ SLICE = 1.0
 """Seconds of first tokens that are added up."""
 MOST_OPEN = 4096
 """Predictions of one endpoint that wait for their first token; beyond that the oldest are dropped."""
-MOST_UNSEEN = 4
-"""Predictions beyond the requests that wait for their first token: some requests are sent and not on the page yet."""
+MOST_UNSEEN = 64
+"""Open predictions of an engine beyond twice its requests: a page does not show all that were sent before it."""
 LONGEST = 3600.0
 """Seconds that a prediction counts as at most. A sum of floats must not lose the others beside an absurd one."""
 LEAST_COMPARED = 20
@@ -89,7 +89,10 @@ class Prediction:
             return
         first_tokens = int(count - before[0])
         ours = [self._open.popleft() for _ in range(min(first_tokens, len(self._open)))]
-        self._forget_ended(state, sent_since, first_tokens)
+        present = state.running + state.waiting
+        idle = not present and not first_tokens
+        # What else was predicted was rejected, or its client has gone.
+        self._keep_newest(sent_since if idle else 2 * (present + sent_since) + MOST_UNSEEN)
         if not first_tokens:
             return
         self._add(
@@ -104,11 +107,7 @@ class Prediction:
         )
         self._correct()
 
-    def _forget_ended(self, state: EngineState, sent_since: int, first_tokens: int) -> None:
-        """Drop what was predicted for requests that ended without a first token: rejected, or their client has gone."""
-        present = state.running + state.waiting
-        waiting = present if state.awaiting_first_token is None else state.awaiting_first_token
-        most = sent_since + (waiting + MOST_UNSEEN if present or first_tokens else 0)
+    def _keep_newest(self, most: int) -> None:
         while len(self._open) > most:
             self._open.popleft()
 

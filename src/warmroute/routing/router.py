@@ -526,7 +526,7 @@ class Router(PoolListener):
     def _ended(self, decision: Decision, now: float) -> None:
         """The request has left its endpoint."""
         if not decision.outlived:
-            decision.load.response_ended(now, requests=decision.requests)
+            decision.load.response_ended(now, sent_at=decision.at, requests=decision.requests)
             self._update(decision.load, now)
 
     # ---------------------------------------------------------------- upkeep, metrics and debug pages

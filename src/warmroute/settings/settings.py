@@ -428,7 +428,7 @@ class Settings(BaseModel):
     index_limit: int = setting(
         2_000_000,
         "Most checkpoints (hashes of a prompt's beginnings) in the prefix index, all endpoints together; 130 bytes each at "
-        "most. Each branch of the index counts as four more.",
+        "most. A run of them counts as four more, and so does a prompt of another picker.",
         group="Prefix index",
         ge=1000,
     )

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from warmroute.standalone.child import ChildError
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting
-from warmroute.standalone.picker_process import PickerPorts, own_flags
 from warmroute.standalone.pickers import Pickers, Say
 from warmroute.standalone.up_options import UpOptions
 from warmroute.tasks import cancel
@@ -46,8 +45,6 @@ class Up:
         self._picker_file = engines.file or directory / "endpoints.yaml"
         self._envoy_file = directory / "envoy-endpoints.yaml"
         self._ports = ports = options.picker_ports()
-        for name in _unused(os.environ):
-            say(f"{name} is not used: `warmroute up` sets it itself")
         flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
         environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
         if options.strategy is not None:
@@ -58,6 +55,8 @@ class Up:
         if options.access_log:
             flags.append("--decision-metadata=true")
         self.pickers = Pickers(self._picker_file, ports, directory, flags, environ)
+        for name in _unused(self.pickers.children[0].argv, os.environ):
+            say(f"{name} is not used: `warmroute up` sets it itself")
         self.envoy = EnvoyProcess(
             bootstrap(options.proxy_config(ports, self._envoy_file, response_headers=settings.observe_responses)),
             directory,
@@ -164,10 +163,11 @@ def up(engines: EngineList, options: UpOptions, say: Say, program: str) -> None:
         asyncio.run(Up(engines, options.settled(), Path(directory), say).run(program))
 
 
-def _unused(environ: Mapping[str, str]) -> list[str]:
-    """The variables of settings that the picker gets as flags."""
-    own, settings = own_flags(Path(), PickerPorts(0, 0, 0)), flags_of_settings()
-    return [name for flag in own if (name := ENV_PREFIX + settings[flag].upper()) in environ]
+def _unused(argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """The variables of settings that the picker gets as flags, which win."""
+    settings, given = flags_of_settings(), (argument.partition("=")[0] for argument in argv)
+    names = [ENV_PREFIX + settings[flag].upper() for flag in given if flag in settings]
+    return [name for name in names if name in environ]
 
 
 def _replace(path: Path, content: str) -> None:

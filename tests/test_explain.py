@@ -178,6 +178,10 @@ def test_a_decision_is_found_in_a_log(tmp_path: Path) -> None:
         explain.logged("r9", [tmp_path / "missing"])
     (tmp_path / "log-2").write_text(f"{json.dumps(other)}\n")
     assert explain.logged("r10", [tmp_path / "log", tmp_path / "log-2"]).count("went to") == 1
+    earlier = logged | {"ts": "2026-11-28T09:00:00.000Z"}
+    (tmp_path / "log-2").write_text(f"{json.dumps(earlier)}\n")
+    both = json.loads(explain.logged("r1", [tmp_path / "log", tmp_path / "log-2"], as_json=True))
+    assert [entry.get("ts", "") for entry in both[:2]] == [earlier["ts"], logged["ts"]]
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -607,6 +607,13 @@ def test_a_page_that_jumps_hardly_changes_the_bytes_per_token(tokens: float) -> 
     assert fixture.router.bytes_per_token == pytest.approx(3.0, rel=0.15)
 
 
+def test_a_count_of_tokens_that_stands_still_changes_the_bytes_per_token_slowly() -> None:
+    fixture = Fixture(1)
+    for step in range(2600):
+        fixture.serve(prompt(f"{step:04}" * 750), tokens=1000 if step < 2000 else 0)
+    assert fixture.router.bytes_per_token < 6, "its windows count as the longest tokens that are plausible"
+
+
 def test_who_holds_most_by_what_its_engine_finds_is_not_passed_over() -> None:
     """The engine finds 40 % of what it holds: a prompt that goes there goes to the one that holds most."""
     fixture = Fixture(2)

@@ -7,7 +7,8 @@ from math import exp
 
 MEMORY = 32.0
 """Departures after which earlier ones count 1/e as much. Nothing is forgotten while nobody leaves: then the rate falls with
-the time since, however often the engine is scraped."""
+the time since, however often the engine is scraped. Chosen with ``warmroute bench standings bursts
+--seed 31 --seed 32``: above saturation the p99 is 1.5 times as high with 10, and 1.2 times with 16."""
 SHORTEST = 0.01
 """Seconds that a request is taken to last at least. Of requests that begin and end between two scrapes, no count shows
 how long they last."""

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from warmroute.errors import ConfigurationError, WarmrouteError
 from warmroute.settings import Settings, go_flags, load, table
 from warmroute.settings.flags import flags_of_settings, with_settings_flags
-from warmroute.settings.sources import ENV_PREFIX, mistyped_variables
+from warmroute.settings.sources import mistyped_variables, variable_of
 
 COMMANDS_GROUP = "warmroute.commands"
 """Entry-point group of commands from other distributions: each is a :class:`typer.Typer`."""
@@ -84,7 +84,7 @@ def _as_variable(flag: str, value: str) -> str:
     if Settings.model_fields[name].annotation is bool and value.lower() not in ("true", "false"):
         value = "true"
     given = "VALUE" if value.startswith("-") else shlex.quote(value)
-    return f"{flag} is a setting of the picker: {ENV_PREFIX}{name.upper()}={given} warmroute up ..."
+    return f"{flag} is a setting of the picker: {variable_of(name)}={given} warmroute up ..."
 
 
 app = typer.Typer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,10 @@ def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> 
 
 def logged(request_id: str, decision_logs: Sequence[Path], *, as_json: bool = False) -> str:
     """Why the request went where it went, by the pickers' decision logs. Raises UnknownDecisionError, ConfigurationError."""
-    decisions: list[dict[str, Any]] = []
-    measured: list[dict[str, Any]] = []
-    wanted = json.dumps(request_id, ensure_ascii=False).encode()
-    for decision_log in decision_logs:
-        try:
-            with decision_log.open("rb") as lines:
-                while line := lines.readline(LONGEST_LINE):
-                    entry = _entry(line) if wanted in line else {}
-                    if entry.get("request") == request_id:
-                        (measured if "measured" in entry else decisions).append(entry)
-        except OSError as error:
-            raise ConfigurationError(f"cannot read {decision_log}: {error.strerror}") from error
-    for entries in (decisions, measured):
-        entries.sort(key=lambda entry: str(entry.get("ts", "")))
+    entries = [entry for decision_log in decision_logs for entry in _entries(decision_log, request_id)]
+    entries.sort(key=lambda entry: str(entry.get("ts", "")))
+    decisions = [entry for entry in entries if "measured" not in entry]
+    measured = [entry for entry in entries if "measured" in entry]
     if not decisions:
         where = ", ".join(map(str, decision_logs))
         raise UnknownDecisionError(f"no request {request_id!r} in {where}; each picker writes a file of its own")
@@ -100,6 +90,19 @@ def _measured(was: dict[str, Any]) -> str:
         return f"no response headers from the gateway; {end}"
     served = f" from {was['served']}" if was["served"] else ""
     return f"status {was['status']}{served}, {end}"
+
+
+def _entries(decision_log: Path, request_id: str) -> Iterator[dict[str, Any]]:
+    """The lines of a decision log for a request. Raises ConfigurationError."""
+    wanted = json.dumps(request_id, ensure_ascii=False).encode()
+    try:
+        with decision_log.open("rb") as lines:
+            while line := lines.readline(LONGEST_LINE):
+                entry = _entry(line) if wanted in line else {}
+                if entry.get("request") == request_id:
+                    yield entry
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {decision_log}: {error.strerror}") from error
 
 
 def _entry(line: bytes) -> dict[str, Any]:

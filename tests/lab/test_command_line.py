@@ -64,6 +64,7 @@ def test_help_lists_the_names_that_options_take() -> None:
         text = shown_help(*command)
         assert all(re.search(rf"^  {name}  ", text, re.MULTILINE) for name in SCENARIOS)
         assert all(name in text for name in BASELINES)
+        assert "mean by more than one standard deviation." in " ".join(text.split()), "aibrix's sentence, to its end"
 
 
 # ---------------------------------------------------------------- bench multi-round

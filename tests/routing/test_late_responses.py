@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
+from tests.routing.test_batches import EMBEDDINGS, request
 from tests.routing.test_router import LONG, Fixture, prompt
 from warmroute.pool.endpoint import EndpointSpec
 from warmroute.request.inference import InferenceRequest
-from warmroute.request.parse import parse
 from warmroute.routing.decision import Decision
 
 
-def pick(fixture: Fixture, request: InferenceRequest, now: float) -> Decision:
-    decision = fixture.router.pick(request, now)
+def pick(fixture: Fixture, parsed: InferenceRequest, now: float) -> Decision:
+    decision = fixture.router.pick(parsed, now)
     assert isinstance(decision, Decision)
     fixture.router.opened(decision)
     return decision
@@ -101,12 +99,12 @@ def test_a_request_of_a_dead_process_that_another_endpoint_served_is_booked_ther
     assert (dead.open_responses, other.open_responses) == (0, 0)
 
 
+BATCH = request(EMBEDDINGS, input=[f"text {k}" for k in range(64)])
+
+
 def test_the_end_of_a_batch_is_the_end_of_all_its_prompts() -> None:
     fixture = Fixture(1)
-    body = json.dumps({"model": "m", "input": [f"text {k}" for k in range(64)]}).encode()
-    batch = parse("/v1/embeddings", "application/json", body)
-    assert isinstance(batch, InferenceRequest)
-    decision = pick(fixture, batch, 1.0)
+    decision = pick(fixture, BATCH, 1.0)
     assert decision.requests == 64
     (load,) = fixture.router.loads
     assert sum(fixture.router.load_of(load, 1.0)[:2]) == 64
@@ -117,10 +115,7 @@ def test_the_end_of_a_batch_is_the_end_of_all_its_prompts() -> None:
 def test_the_end_of_a_batch_ends_nobody_elses_request() -> None:
     """Most of the batch had ended when the page was made."""
     fixture = Fixture(1)
-    body = json.dumps({"model": "m", "input": [f"text {k}" for k in range(64)]}).encode()
-    batch = parse("/v1/embeddings", "application/json", body)
-    assert isinstance(batch, InferenceRequest)
-    decision = pick(fixture, batch, 1.0)
+    decision = pick(fixture, BATCH, 1.0)
     fixture.scrape(2.0, running=21)
     fixture.router.finished(decision, 2.1)
     (load,) = fixture.router.loads

@@ -112,7 +112,7 @@ def test_the_correction_stays_within_its_bounds(events: list[tuple[float, int, f
 
 
 def test_what_a_busy_engine_never_answered_is_forgotten() -> None:
-    """One client of five goes before its first token. The others are compared with their own predictions."""
+    """One client of five goes before its first token."""
     prediction = Prediction()
     scraped(prediction, 0.0, 0, 0.0)
     for number in range(1, 500):

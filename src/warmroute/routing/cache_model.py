@@ -101,7 +101,7 @@ class CacheModel:
         held.append((rest, 0.0))
         if self._distrusted:
             held = self._discounted(held)
-        best = max(tokens for mask, tokens in held if mask)
+        best = max(tokens for _, tokens in held)
         most, default = held[0]  # often a system prompt that nearly all hold
         for mask, tokens in held:
             if mask.bit_count() > most.bit_count():

@@ -303,7 +303,7 @@ class EndpointLoad:
         elif slots_full:
             waiting = max(waiting, total - limit)
         running = total - waiting if total > waiting else 0.0
-        kv_usage = self._kv_usage(total) if self.kv_usage else 0.0
+        kv_usage = self._kv_usage(total)
         queued = waiting
         leave_first, share = 0.0, PREFILL_SHARE
         if kv_usage >= KV_FULL:

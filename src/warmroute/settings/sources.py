@@ -37,7 +37,7 @@ def load(flags: Mapping[str, Any], *, environ: Mapping[str, str], settings_file:
             )
     for name in Settings.model_fields:
         upstream = [spelling for spelling in extra_of(name)["upstream"] if spelling.isupper()]
-        for variable in (*upstream, ENV_PREFIX + name.upper()):
+        for variable in (*upstream, variable_of(name)):
             if variable in environ:
                 values[name], origin[name] = environ[variable], variable
     for name, value in flags.items():
@@ -53,13 +53,18 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return _validated({**settings.model_dump(), **changes}, {})
 
 
+def variable_of(name: str) -> str:
+    """The environment variable of the setting of that name."""
+    return ENV_PREFIX + name.upper()
+
+
 def mistyped_variables(environ: Mapping[str, str]) -> Iterator[str]:
     """A warning for each variable that looks like a mistyped name of a setting, or names a retired one.
 
     Other unknown variables with the prefix are left alone: Kubernetes sets WARMROUTE_SERVICE_HOST and its like for a
     Service of that name.
     """
-    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    known = list(map(variable_of, Settings.model_fields))
     for variable in sorted(environ.keys() - known):
         if variable.removeprefix(ENV_PREFIX).lower() in RETIRED:
             yield f"the environment variable {variable} has no meaning any more and is ignored"

@@ -14,7 +14,7 @@ from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
 from warmroute.routing import strategies
 from warmroute.settings.flags import flags_of_settings
-from warmroute.settings.sources import ENV_PREFIX, load
+from warmroute.settings.sources import load, variable_of
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
@@ -165,9 +165,9 @@ def up(engines: EngineList, options: UpOptions, say: Say, program: str) -> None:
 
 def _unused(argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     """The variables of settings that the picker gets as flags, which win."""
-    settings, given = flags_of_settings(), (argument.partition("=")[0] for argument in argv)
-    names = [ENV_PREFIX + settings[flag].upper() for flag in given if flag in settings]
-    return [name for name in names if name in environ]
+    settings = flags_of_settings()
+    flags = [argument.partition("=")[0] for argument in argv]
+    return [name for flag in flags if flag in settings and (name := variable_of(settings[flag])) in environ]
 
 
 def _replace(path: Path, content: str) -> None:

@@ -43,10 +43,9 @@ class UpOptions:
     def settled(self) -> UpOptions:
         """The options with a number for every port. Raises ConfigurationError for an address that cannot be listened on."""
         host, debug_host = listening_address(self.host, "--host"), listening_address(self.debug_host, "--debug-host")
-        if not Path(self.access_log).parent.is_dir():
-            raise ConfigurationError(
-                f"--access-log {self.access_log}: there is no directory {Path(self.access_log).parent}"
-            )
+        directory = Path(self.access_log).parent
+        if not directory.is_dir():
+            raise ConfigurationError(f"--access-log {self.access_log}: there is no directory {directory}")
         require_address(host, "--host")
         require_address(debug_host, "--debug-host")
         ports = _Ports()

@@ -33,7 +33,7 @@ def policy_factory(name: str, settings: Settings, *, shared: bool = False) -> Ca
     try:
         strategies.find(name, rng=random.Random(0))
     except ConfigurationError as error:
-        if ":" in name:  # a function in a file: its own fault
+        if strategies.is_file(name):  # its own fault: no name was mistyped
             raise
         raise ConfigurationError(f"{error}; baselines: {', '.join(BASELINES)}") from error
     constants = routing_constants(settings.model_copy(update={"routing_strategy": name, "debug_decisions": 0}))

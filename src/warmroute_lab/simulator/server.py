@@ -121,11 +121,10 @@ class SimulatorServer:
         site = web.TCPSite(runner, options.host, self._port or options.port)
         try:
             await site.start()
-        except socket.gaierror as error:
-            await runner.cleanup()
-            raise ConfigurationError(f"--host {options.host!r}: {error.strerror}") from error
         except OSError as error:
             await runner.cleanup()
+            if isinstance(error, socket.gaierror):
+                raise ConfigurationError(f"--host {options.host!r}: {error.strerror}") from error
             # asyncio puts the address once more before the system's text
             why = os.strerror(error.errno) if error.errno is not None else str(error)
             raise ConfigurationError(f"cannot listen on {options.host}:{options.port} (--port): {why}") from error

@@ -485,3 +485,10 @@ def test_default_speedups_are_below_near_and_above_saturation() -> None:
     plan = comparison.Plan(source="bursts", strategies=["round-robin"], pods=2, requests=40)
     outcomes = comparison.compare(plan, Settings(), Console(quiet=True))
     assert [outcome.speedup for outcome in outcomes] == pytest.approx([0.5, 0.8, 1.1])
+
+
+@pytest.mark.parametrize(("name", "named"), [("mine.py", False), ("mine.py:choose", False), ("NEAREST", True)])
+def test_the_baselines_are_named_where_a_name_is_unknown(name: str, named: bool) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        policy_factory(name, Settings())
+    assert ("baselines: round-robin" in str(caught.value)) is named

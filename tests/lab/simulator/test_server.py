@@ -516,6 +516,11 @@ async def test_a_taken_port_is_a_clear_error(start: Start) -> None:
         await start(port=server.port)
 
 
+async def test_a_host_that_does_not_exist_is_a_clear_error(start: Start) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--host 'nowhere\.invalid': "):
+        await start(host="nowhere.invalid")
+
+
 async def test_the_command_tells_of_a_taken_port_in_one_line(start: Start) -> None:
     taken = SimulatorOptions(port=(await start()).port)
     with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{taken.port}"):

@@ -210,6 +210,10 @@ def test_it_goes_on_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.integration
-def test_without_a_terminal_it_is_printed_once_or_not_at_all() -> None:
+def test_without_a_terminal_it_is_printed_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(time: float) -> None:
+        raise KeyboardInterrupt  # else it would go on for good where it should not have begun
+
+    monkeypatch.setattr("warmroute.top.time.sleep", sleep)
     with debug_port() as url, pytest.raises(ConfigurationError, match="no terminal: give --once"):
         CliRunner().invoke(app, ["top", "--debug-url", url], catch_exceptions=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -24,6 +24,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 
 from warmroute.errors import WarmrouteError
+from warmroute.shared_state.credentials import Credentials, parse
 
 CONNECT_TIMEOUT = 2.0
 """Seconds for a connection, and for each question to the server."""
@@ -32,6 +33,10 @@ MOST_REPLAYED = 8 << 20
 (docs/shared-state.md)."""
 LARGEST_BATCH = 1 << 20
 """Bytes of a message, NATS's own default."""
+LARGEST_CREDENTIALS = 64 << 10
+"""Bytes of a credentials file that are read."""
+NAME_IN_USE = 10058
+"""JetStream's code of an error: there is a stream of that name, with other settings."""
 
 
 class LogError(WarmrouteError):
@@ -49,7 +54,8 @@ class LogOptions:
     credentials: Path | None
     """A ``.creds`` file."""
     tls: Path | None
-    """A directory with ``ca.crt``, and ``tls.crt`` and ``tls.key`` if the server asks for a client's certificate."""
+    """A directory with ``ca.crt``, and ``tls.crt`` and ``tls.key`` if the server asks for a client's certificate. With it,
+    as with ``tls://``, a server without TLS is refused."""
     max_age: float
     max_bytes: int
     replicas: int
@@ -77,16 +83,35 @@ class Position(NamedTuple):
     number: int
 
 
+class _Client(Client):
+    """NATS's client, but one that is to use TLS sends nothing without it: the library takes a server's word that it has
+    none, and logs in."""
+
+    needs_tls = False
+    """Whatever the server's URL says."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """The server has said what it offers, before anything is sent to it. Raises NatsError."""
+        scheme = "" if self._current_server is None else self._current_server.uri.scheme
+        if initial_connection and (scheme == "tls" or (self.needs_tls and scheme != "wss")):
+            if scheme == "ws" or not (info.get("tls_required") or info.get("tls_available")):
+                raise NatsError("the server has no TLS")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+
 class NatsLog:
     """One connection. ``received`` is called for each entry, one after the other."""
 
     def __init__(self, options: LogOptions, received: Callable[[Entry], Awaitable[None]]) -> None:
         self._options = options
         self._received = received
-        self._client = Client()
+        self._client = _Client()
+        self._client.needs_tls = options.tls is not None
         self._stream: JetStreamContext = self._client.jetstream(timeout=CONNECT_TIMEOUT)
         self._closed = asyncio.Event()
-        self._error = "the connection was closed"
+        self._error = ""
+        """What the server or the client has said last of an error."""
         self.created = ""
         """When the log was made: another log has another time."""
         self.most_bytes = LARGEST_BATCH
@@ -96,6 +121,11 @@ class NatsLog:
         """Connect, and make the log if there is none. Raises LogError."""
         options = self._options
         try:
+            user = None if options.credentials is None else read_credentials(options.credentials)
+            tls = None if options.tls is None else tls_context(options.tls)
+        except (OSError, ValueError) as error:
+            raise LogError(reason(error)) from error
+        try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT):
                 await self._client.connect(
                     list(options.servers),
@@ -104,18 +134,19 @@ class NatsLog:
                     max_reconnect_attempts=1,  # of each server; the owner of this connection tries again
                     reconnect_time_wait=0,
                     connect_timeout=round(CONNECT_TIMEOUT),
-                    user_credentials=None if options.credentials is None else str(options.credentials),
-                    tls=None if options.tls is None else tls_context(options.tls),
+                    user_jwt_cb=None if user is None else user.jwt.encode,
+                    signature_cb=None if user is None else user.sign,
+                    tls=tls,
                     error_cb=self._failed,
                     closed_cb=self._ended,
                 )
                 await self._make()
         except NoServersError as error:
             await self._close()
-            raise LogError(self._error) from error
+            raise LogError(self._error or reason(error)) from error
         except (NatsError, OSError, TimeoutError, ValueError) as error:
             await self._close()
-            raise LogError(reason(error)) from error
+            raise self._failure(error) from error
         except BaseException:
             await self._close()
             raise
@@ -150,7 +181,10 @@ class NatsLog:
         except NotFoundError:
             try:
                 info = await self._stream.add_stream(config)
-            except BadRequestError:  # another picker with other settings was faster
+            except BadRequestError as error:
+                if error.err_code != NAME_IN_USE:
+                    raise
+                # Another picker with other settings was faster.
                 info = await self._stream.stream_info(options.stream)
         self.created = str(info.created)
         limits = (LARGEST_BATCH, self._client.max_payload, info.config.max_msg_size or -1)
@@ -166,7 +200,7 @@ class NatsLog:
             after = monotonic()
             message = await self._stream.get_msg(options.stream, seq=stored.seq)
         except (NatsError, OSError, TimeoutError) as error:
-            raise LogError(reason(error)) from error
+            raise self._failure(error) from error
         if message.time is None:
             raise LogError("the server does not say when it stored a message")
         return Entry(hello, stored.seq, message.time.timestamp()), before, after
@@ -186,24 +220,24 @@ class NatsLog:
                 options.subject, stream=options.stream, config=config, ordered_consumer=True, cb=self._message
             )
         except (NatsError, OSError, TimeoutError) as error:
-            raise LogError(reason(error)) from error
+            raise self._failure(error) from error
 
     async def publish(self, batch: bytes) -> None:
         """Send a batch. Raises LogError if the connection is gone or the server does not take it in time."""
         if self._closed.is_set():
-            raise LogError(self._error)
+            raise LogError(self._error or "the connection was closed")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):  # cheaper than wait_for(), which makes a task
                 await self._client.publish(self._options.subject, batch)
         except (NatsError, OSError, TimeoutError) as error:
-            raise LogError(reason(error)) from error
+            raise self._failure(error) from error
 
     async def flush(self) -> None:
         """Wait until the server has what was published. Raises LogError."""
         try:
             await self._client.flush(timeout=round(CONNECT_TIMEOUT))
         except (NatsError, OSError, TimeoutError) as error:
-            raise LogError(reason(error)) from error
+            raise self._failure(error) from error
 
     async def _message(self, message: Msg) -> None:
         where = message.metadata
@@ -211,6 +245,10 @@ class NatsLog:
 
     async def _failed(self, error: Exception) -> None:
         self._error = reason(error)
+
+    def _failure(self, error: Exception) -> LogError:
+        """What went wrong. A server does not answer what a user may not do, but says so."""
+        return LogError(self._error if self._error and isinstance(error, TimeoutError) else reason(error))
 
     async def _ended(self) -> None:
         self._closed.set()
@@ -222,12 +260,25 @@ class NatsLog:
             pass  # it is as closed as it can be
 
 
+def read_credentials(path: Path) -> Credentials:
+    """A user's credentials. Raises OSError or ValueError, which say why."""
+    with path.open("rb") as file:
+        content = file.read(LARGEST_CREDENTIALS)
+    try:
+        return parse(content)
+    except ValueError as error:
+        raise ValueError(f"the credentials file {path}: {error}") from None
+
+
 def tls_context(directory: Path) -> ssl.SSLContext:
-    """The TLS settings of a client. Raises OSError or ssl.SSLError if a file cannot be read."""
-    context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
-    certificate = directory / "tls.crt"
-    if certificate.exists():
-        context.load_cert_chain(certificate, directory / "tls.key")
+    """The TLS settings of a client. Raises ValueError that says which directory lacks what."""
+    try:
+        context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
+        certificate = directory / "tls.crt"
+        if certificate.exists():
+            context.load_cert_chain(certificate, directory / "tls.key")
+    except OSError as error:  # an ssl.SSLError is one, and neither names the file
+        raise ValueError(f"ca.crt, tls.crt or tls.key in {directory}: {error.strerror or error}") from error
     return context
 
 

@@ -1,0 +1,264 @@
+"""How a picker logs in to a real NATS server, and what it says when that does not work."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import hashlib
+import ipaddress
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
+from nats.aio.client import Client
+
+from tests.waiting import eventually
+from warmroute.shared_state.credentials import parse
+from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
+from warmroute.standalone.child import Child
+from warmroute.standalone.nats import nats_server_path
+from warmroute.standalone.ports import free_port
+
+pytestmark = pytest.mark.integration
+
+
+@asynccontextmanager
+async def server(tmp_path: Path, configuration: str) -> AsyncIterator[int]:
+    """A server with JetStream; yields its port."""
+    port, file = free_port(), tmp_path / "nats.conf"
+    streams = f'jetstream {{ store_dir: "{tmp_path / "js"}", max_memory_store: 64M, max_file_store: 64M }}'
+    file.write_text(f'listen: "127.0.0.1:{port}"\n{streams}\n{configuration}')
+    argv = [str(nats_server_path()), "--config", str(file)]
+    async with Child("nats-server", argv, tmp_path / "nats.log") as child:
+        await eventually(lambda: "Server is ready" in child.tail(), "the server")
+        yield port
+
+
+async def publish_one(url: str, *, credentials: Path | None = None, tls: Path | None = None) -> bytes:
+    """Connect, publish, and return what was stored. Raises LogError."""
+
+    async def received(entry: Entry) -> None: ...
+
+    options = LogOptions((url,), "warmroute.test", credentials, tls, 600.0, 1 << 20, 1)
+    async with NatsLog(options, received) as log:
+        entry, _, _ = await log.begin(b"hello")
+        await log.read(None)
+        return entry.data
+
+
+# ---------------------------------------------------------------- credentials
+
+KINDS = {"operator": 14 << 3, "account": 0, "user": 20 << 3}
+
+
+class Nkey:
+    """A key as NATS writes it (https://github.com/nats-io/nkeys)."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = KINDS[kind]
+        self._private = Ed25519PrivateKey.generate()
+        raw = serialization.Encoding.Raw
+        self._seed = self._private.private_bytes(raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
+        self.public = _text(
+            bytes([self.kind]) + self._private.public_key().public_bytes(raw, serialization.PublicFormat.Raw)
+        )
+
+    @property
+    def seed(self) -> str:
+        return _text(bytes([18 << 3 | self.kind >> 5, (self.kind & 31) << 3]) + self._seed)
+
+    def claims(self, subject: str, name: str, nats: Mapping[str, object]) -> str:
+        """A JWT that this key has signed."""
+        body = {"iss": self.public, "sub": subject, "name": name, "iat": 1700000000, "nats": {**nats, "version": 2}}
+        digest = hashlib.new("sha512_256", json.dumps(body).encode()).digest()
+        body["jti"] = base64.b32encode(digest).decode().rstrip("=")
+        parts = [_url({"typ": "JWT", "alg": "ed25519-nkey"}), _url(body)]
+        signature = self._private.sign(".".join(parts).encode())
+        return ".".join([*parts, base64.urlsafe_b64encode(signature).decode().rstrip("=")])
+
+
+def _text(body: bytes) -> str:
+    check = binascii.crc_hqx(body, 0).to_bytes(2, "little")
+    return base64.b32encode(body + check).decode().rstrip("=")
+
+
+def _url(content: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+
+def creds(jwt: str, seed: str) -> str:
+    """As NATS's tools write a credentials file."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        "************************* IMPORTANT *************************\nNKEY Seed printed below is private.\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+
+
+async def test_credentials_of_a_file_log_in(tmp_path: Path) -> None:
+    operator, system, account, user = Nkey("operator"), Nkey("account"), Nkey("account"), Nkey("user")
+    no_limit = dict.fromkeys(
+        ("subs", "data", "payload", "imports", "exports", "conn", "leaf", "mem_storage", "streams", "consumer"), -1
+    )
+    limits = {"type": "account", "limits": {**no_limit, "wildcards": True}}
+    nobody = {
+        "type": "account",
+        "limits": {**dict.fromkeys(no_limit, -1), "mem_storage": 0, "streams": 0, "consumer": 0},
+    }
+    preloaded = {
+        system.public: operator.claims(system.public, "SYS", nobody),
+        account.public: operator.claims(account.public, "warmroute", limits),
+    }
+    configuration = (
+        f"operator: {operator.claims(operator.public, 'operator', {'type': 'operator', 'system_account': system.public})}\n"
+        f"system_account: {system.public}\nresolver: MEMORY\nresolver_preload: {{\n"
+        + "".join(f"{key}: {jwt}\n" for key, jwt in preloaded.items())
+        + "}\n"
+    )
+    mine, others = tmp_path / "picker.creds", tmp_path / "other.creds"
+    jwt = account.claims(user.public, "picker", {"type": "user", "subs": -1, "data": -1, "payload": -1})
+    mine.write_text(creds(jwt, user.seed))
+    others.write_text(creds(jwt, Nkey("user").seed))
+    async with server(tmp_path, configuration) as port:
+        url = f"nats://127.0.0.1:{port}"
+        assert await publish_one(url, credentials=mine) == b"hello"
+        with pytest.raises(LogError, match="Authorization Violation"):
+            await publish_one(url, credentials=others)
+        with pytest.raises(LogError, match="Authorization Violation"):
+            await publish_one(url)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no user JWT"),
+        (b"\xff\xfe", "no user JWT"),
+        (b"-----BEGIN NATS USER JWT-----", "no user JWT"),
+        (b"-----BEGIN NATS USER JWT-----\nabc\n", "no user's seed"),
+        (creds("abc", "SUABC").encode(), "its seed is no NATS key"),
+        (creds("abc", "1").encode(), "its seed is no NATS key"),
+        (creds("abc", Nkey("account").seed).encode(), "its seed is not a user's"),
+    ],
+)
+async def test_a_file_that_has_no_credentials_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(content)
+    path = tmp_path / "picker.creds"
+    path.write_bytes(content)
+    with pytest.raises(LogError, match=f"picker.creds: {message}"):
+        await publish_one("nats://127.0.0.1:1", credentials=path)
+
+
+async def test_a_credentials_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match=r"No such file.*none\.creds"):
+        await publish_one("nats://127.0.0.1:1", credentials=tmp_path / "none.creds")
+
+
+# ---------------------------------------------------------------- TLS
+
+
+def certificate(directory: Path) -> Path:
+    """``tls.crt`` and ``tls.key`` for loopback, which sign themselves, and so ``ca.crt``."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nats")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    directory.mkdir()
+    pem = signed.public_bytes(serialization.Encoding.PEM)
+    (directory / "ca.crt").write_bytes(pem)
+    (directory / "tls.crt").write_bytes(pem)
+    (directory / "tls.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return directory
+
+
+@pytest.mark.parametrize("optional", [False, True])
+@pytest.mark.parametrize("scheme", ["nats", "tls"])
+async def test_a_server_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, optional: bool) -> None:
+    """Also one that would talk without it, too."""
+    directory = certificate(tmp_path / "tls")
+    configuration = (
+        f'tls {{ cert_file: "{directory}/tls.crt", key_file: "{directory}/tls.key", ca_file: "{directory}/ca.crt"'
+        f"{'' if optional else ', verify: true'} }}\nallow_non_tls: {str(optional).lower()}\n"
+    )
+    encrypted: list[bool] = []
+    connect_command = Client._connect_command
+
+    def login(client: Client) -> bytes:
+        transport: Any = client._transport
+        encrypted.append(transport._io_writer.get_extra_info("ssl_object") is not None)
+        return connect_command(client)
+
+    monkeypatch.setattr(Client, "_connect_command", login)
+    async with server(tmp_path, configuration) as port:
+        assert await publish_one(f"{scheme}://127.0.0.1:{port}", tls=directory) == b"hello"
+    assert encrypted == [True]
+
+
+@pytest.mark.parametrize(("scheme", "files"), [("tls", True), ("tls", False), ("nats", True)])
+async def test_no_password_goes_to_a_server_without_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, files: bool
+) -> None:
+    logins: list[Client] = []
+    monkeypatch.setattr(Client, "_connect_command", logins.append)
+    directory = certificate(tmp_path / "tls")
+    async with server(tmp_path, "authorization { user: picker, password: secret }\n") as port:
+        with pytest.raises(LogError, match="the server has no TLS"):
+            await publish_one(f"{scheme}://picker:secret@127.0.0.1:{port}", tls=directory if files else None)
+    assert not logins
+
+
+async def test_tls_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match=f"ca.crt, tls.crt or tls.key in {tmp_path}: No such file"):
+        await publish_one("tls://127.0.0.1:1", tls=tmp_path)
+
+
+# ---------------------------------------------------------------- what a user may do
+
+
+@pytest.mark.parametrize(
+    ("rights", "refused"),
+    [
+        ('["warmroute.test", "$JS.API.STREAM.>"]', "consumer.create"),
+        ('["$JS.API.>"]', "warmroute.test"),
+        ('["warmroute.test"]', "stream.info"),
+    ],
+)
+async def test_a_right_that_the_user_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rights: str, refused: str
+) -> None:
+    monkeypatch.setattr("warmroute.shared_state.nats_log.CONNECT_TIMEOUT", 1.0)
+    users = f'{{ user: a, password: b, permissions: {{ publish: {rights}, subscribe: [">"] }} }}'
+    async with server(tmp_path, f"authorization {{ users: [ {users} ] }}\n") as port:
+        with pytest.raises(LogError, match=f"permissions violation for publish to .*{refused}"):
+            await publish_one(f"nats://a:b@127.0.0.1:{port}")
+
+
+async def test_the_reason_for_which_the_log_cannot_be_made_is_told(tmp_path: Path) -> None:
+    async with server(tmp_path, "") as port:
+        client = Client()
+        await client.connect(f"nats://127.0.0.1:{port}")
+        await client.jetstream().add_stream(name="all", subjects=["warmroute.>"])
+        await client.close()
+        with pytest.raises(LogError, match="subjects overlap with an existing stream"):
+            await publish_one(f"nats://127.0.0.1:{port}")

@@ -337,6 +337,41 @@ TestAnyOrder = AnyOrderMachine.TestCase
 TestAnyOrder.settings = settings(stateful_step_count=40)
 
 
+@st.composite
+def colliding_chains(draw: st.DrawFn) -> Chain:
+    """Equal hashes at any place and position, also twice in one chain."""
+    ends = sorted(draw(st.sets(st.integers(1, 60), min_size=1, max_size=6)))
+    hashes = draw(st.lists(st.integers(0, 12), min_size=len(ends), max_size=len(ends)))
+    return Chain(hashes, ends, ends[-1])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), colliding_chains(), st.sampled_from(["insert", "unconfirmed", "remote", "remove"])
+        ),
+        max_size=40,
+    )
+)
+def test_collisions_lose_no_count(changes: list[tuple[int, Chain, str]]) -> None:
+    index = PrefixIndex(limit=LIMIT)
+    holders = [index.open(100), index.open(100)]
+    for which, chain, change in changes:
+        holder = holders[which]
+        match change:
+            case "insert":
+                index.insert(holder, chain)
+            case "unconfirmed":
+                index.insert_unconfirmed(holder, chain)
+            case "remote":
+                index.insert_remote(holder, [PromptGrowth(chain.hashes, chain.ends[0], chain.ends[-1])], confirmed=True)
+            case "remove":
+                index.remove(holder, chain, 1, until=index.uses)
+        for uses in (index._open[holder].confirmed, index._open[holder].unconfirmed):
+            assert uses.prompt_bytes == sum(segment.prompt_bytes for segment in uses.last)
+            assert uses.checkpoints == sum(len(segment.hashes) for segment in uses.last)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 2), prompts, st.integers(0, 5), st.sampled_from(["own", "remote", "open"]))),
     prompts,

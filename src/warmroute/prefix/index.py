@@ -602,8 +602,8 @@ class PrefixIndex:
         """Make one segment of those in a row that nobody but this holder has, which has just used them all."""
         run: list[_Segment] = []
         for segment in (*path, None):
-            if segment is not None and segment.mask == bit:
-                run.append(segment)
+            if segment is not None and segment.mask == bit and (not run or segment.before == run[-1].ends[-1]):
+                run.append(segment)  # one that begins elsewhere is of another chain: a collision
                 continue
             if len(run) > 1:
                 first = run[0]

@@ -220,7 +220,7 @@ class RemoteCheckpoints:
         deepest: dict[RemotePrompt, int] = {}
         for depth in [depth for depth, key in enumerate(hashes, 1) if key in prompts]:
             key = hashes[depth - 1]
-            among = prompts[key]
+            among = prompts.get(key, ())  # a chain that has it twice: a collision
             prompt = _of(holding, among)
             if prompt is None:
                 continue

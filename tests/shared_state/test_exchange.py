@@ -405,6 +405,32 @@ def test_reachability_is_shared(reachable: bool) -> None:
     assert other.pool.endpoints["ns/a"].reachable is reachable
 
 
+@pytest.mark.parametrize("both_know", [True, False])
+def test_a_page_from_before_an_engine_fell_silent_does_not_show_that_it_answers(both_know: bool) -> None:
+    """NATS was away for some seconds: the figures of before come with the event, or after it."""
+    one, other = Picker(names=("a", "b")), Picker(names=("a", "b"))
+    pickers = (one, other) if both_know else (one,)
+    for picker, at in zip(pickers, (4.8, 4.9), strict=False):
+        picker.observe("a", at)
+        picker.pool.unreachable(picker.pool.endpoints["ns/a"], 5.0)
+    send(one, other, 10.0)
+    there = other.pool.endpoints["ns/a"]
+    assert not there.reachable
+    assert there.state is not None
+    one.observe("a", 10.5)
+    send(one, other, 10.52)
+    assert there.reachable
+
+
+def test_an_engine_that_fell_silent_since_another_picker_heard_it_stays_silent() -> None:
+    one, other = Picker(names=("a", "b")), Picker(names=("a", "b"))
+    one.pool.unreachable(one.pool.endpoints["ns/a"], 5.0)
+    one.pool.reachable(one.pool.endpoints["ns/a"], 7.0)
+    other.pool.unreachable(other.pool.endpoints["ns/a"], 9.0)
+    send(one, other, 10.0)
+    assert not other.pool.endpoints["ns/a"].reachable
+
+
 def test_an_ejection_is_shared() -> None:
     one, other = Picker(names=("a", "b")), Picker(names=("a", "b"))
     decision = one.pick("prompt", 1.0)
@@ -856,6 +882,16 @@ def test_the_models_of_a_restarted_engine_are_told_again() -> None:
 def adapters_of(tenant: int, count: int) -> ServedModels:
     names = frozenset(f"customer-{k:05d}-summarizer-lora-v{tenant}-2026-08" for k in range(count))
     return ServedModels(names | {"base"}, names)
+
+
+def test_what_lasts_is_said_again_when_pickers_start_but_not_for_each_of_many() -> None:
+    one = Picker(names=("a",))
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)
+    said = [bool(one.outbox.take(1.0).served)]
+    for at in (2.0, 7.0, 7.1, 8.0, 12.1):
+        one.outbox.repeat_soon(at)
+        said.append(bool(one.outbox.take(at).served))
+    assert said == [True, True, True, False, False, True]
 
 
 def test_long_lists_of_models_are_spread_over_batches() -> None:

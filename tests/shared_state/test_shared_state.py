@@ -270,6 +270,26 @@ async def test_a_starter_that_reads_the_newest_part_knows_what_is_decided_then(
     await eventually(lambda: all(starter.holds(decision) for decision in after), "it knows them")
 
 
+async def test_a_starter_that_reads_the_newest_part_knows_what_lasts(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that does not answer and the models of the others, which were told before that part."""
+    monkeypatch.setattr("warmroute.shared_state.nats_log.MOST_REPLAYED", 100)
+    one = start()
+    await together(one)
+    models = ServedModels(frozenset({"m"}))
+    for endpoint in one.pool.endpoints.values():
+        one.pool.serves(endpoint, models, one.now)
+    one.pool.unreachable(one.pool.endpoints["ns/pod-0"], one.now)
+    for k in range(20):
+        one.pick(f"{k} {LONG}")
+    await eventually(lambda: not one.shared.outbox)
+    starter = start()
+    await together(one, starter)
+    await eventually(lambda: not starter.pool.endpoints["ns/pod-0"].reachable, "it knows that one is silent")
+    await eventually(lambda: all(endpoint.models == models for endpoint in starter.pool.endpoints.values()))
+
+
 async def test_a_slow_server_holds_nobody_up(start: Start, nats: NatsProcess) -> None:
     """It stops reading: batches wait, and the connection is given up."""
     import os

@@ -280,6 +280,7 @@ class Endpoint:
         "restart_signs",
         "restarted_at",
         "sent_at",
+        "silent_at",
         "spec",
         "state",
         "target",
@@ -296,6 +297,8 @@ class Endpoint:
         """When discovery dropped it; it is kept for a while, so that a flapping pod keeps its cached prefixes."""
         self.reachable = True
         """False while the engine refuses connections or does not answer."""
+        self.silent_at = -inf
+        """When that was seen last; -inf: never."""
         self.health = Health.HEALTHY
         self.restarted_at = -inf
         """When the first sign of the last restart came; -inf if it has not restarted."""

@@ -152,17 +152,19 @@ class Pool:
         """A scrape succeeded. Ignored, like all evidence of an engine, once the member is forgotten.
 
         A state with a figure that no engine can have, or older than the one that is known, is dropped whole: the endpoint
-        is reachable, and its state ages as if there had been no scrape.
+        is reachable, and its state ages as if there had been no scrape. A page that was asked for before the engine fell
+        silent, read by another picker, does not make it reachable.
         """
-        known = endpoint.state
+        known, answers = endpoint.state, state.observed_at >= endpoint.silent_at
         if not state.plausible or (known is not None and state.observed_at < known.observed_at):
-            self.reachable(endpoint, now)
+            if answers:
+                self.reachable(endpoint, now)
             return
         if not self._has(endpoint):
             return
         available_before = endpoint.available
         endpoint.state = state
-        endpoint.reachable = True
+        endpoint.reachable = endpoint.reachable or answers
         for listener in self._listeners:
             listener.endpoint_observed(endpoint, now)
         if endpoint.available != available_before:
@@ -182,6 +184,7 @@ class Pool:
 
     def unreachable(self, endpoint: Endpoint, now: float) -> None:
         """The engine refuses connections or does not answer."""
+        endpoint.silent_at = max(endpoint.silent_at, now)
         if self._has(endpoint) and endpoint.reachable:
             endpoint.reachable = False
             self._changed(endpoint, now)

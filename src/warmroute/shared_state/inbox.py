@@ -128,8 +128,8 @@ class Inbox:
             case pb.Event.CACHE_EMPTIED if not late and at > last.emptied + ONE_EMPTYING_SECONDS:
                 self._pool.cache_emptied(endpoint, at)
             case pb.Event.UNREACHABLE:
-                self._pool.unreachable(endpoint, now)
-            case pb.Event.REACHABLE:
+                self._pool.unreachable(endpoint, at)
+            case pb.Event.REACHABLE if at >= endpoint.silent_at:
                 self._pool.reachable(endpoint, now)
             case pb.Event.EJECTED if at > max(now - FIRST_BACKOFF, endpoint.restarted_at):
                 self._router.learn_ejected(endpoint, at)

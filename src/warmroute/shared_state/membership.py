@@ -33,6 +33,10 @@ class Membership:
         """The number of live pickers, this one included."""
         return len(self._heard) + 1
 
+    def has(self, picker: int) -> bool:
+        """Whether it is another live picker."""
+        return picker in self._heard
+
     def heard(self, picker: int, at: float) -> None:
         """A batch of the picker came, published at ``at``."""
         known = self._heard.get(picker)

@@ -31,6 +31,8 @@ LONGEST_LIST = 512 << 10
 a NATS server takes."""
 REPEATS = 4
 """Times that a fact that lasts is said within the log's retention."""
+LEAST_REPEAT = 5.0
+"""Seconds at least between two times that it is said for pickers that start."""
 EQUAL_FIGURES = tuple(
     field.name for field in fields(EngineState) if field.name not in ("observed_at", "loaded_adapters")
 )
@@ -68,6 +70,8 @@ class Outbox(PoolListener):
         self._models: dict[str, ServedModels | None] = {}
         self._changed_models: dict[str, Endpoint] = {}
         self._repeat_at = -inf
+        self._repeated_at = -inf
+        """When that was for a picker that started."""
         self.dropped = 0
         """Decisions dropped because the log was away for long."""
         self.muted = False
@@ -162,7 +166,6 @@ class Outbox(PoolListener):
         Lists of models go without decisions, so that a long one fits.
         """
         if now >= self._repeat_at:
-            self._repeat_at = now + self._retention / REPEATS
             self._repeat(now)
         batch = pb.Batch(bytes_per_token=bytes_per_token, leaving=leaving)
         alone = not self._decisions or bool(self._changed_models)
@@ -182,8 +185,17 @@ class Outbox(PoolListener):
         names.write(batch)
         return batch
 
+    def repeat_soon(self, now: float) -> None:
+        """A picker has started. It may have read only the newest part of the log; call this before it takes its share of the
+        endpoints, of which it knows no more than of the others."""
+        self._repeat_at = min(self._repeat_at, self._repeated_at + LEAST_REPEAT)
+        if now >= self._repeat_at:
+            self._repeated_at = now
+            self._repeat(now)
+
     def _repeat(self, now: float) -> None:
         """Say again what has not changed for long, for pickers that start: the log forgets."""
+        self._repeat_at = now + self._retention / REPEATS
         for endpoint in self._members.values():
             if not self._owns(endpoint.id):
                 continue

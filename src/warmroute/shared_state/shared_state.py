@@ -341,6 +341,8 @@ class SharedState:
         if batch.leaving:
             self._membership.left(head.picker)
         elif published_at > now - SILENCE:
+            if not self._membership.has(head.picker):
+                self.outbox.repeat_soon(now)
             self._membership.heard(head.picker, published_at)
         assert self._inbox is not None
         self._inbox.apply(batch, published_at, now, replayed=not self.replayed)

@@ -43,13 +43,14 @@ async def server(tmp_path: Path, configuration: str) -> AsyncIterator[int]:
         yield port
 
 
+async def ignore(entry: Entry) -> None:
+    """Do nothing with an entry."""
+
+
 async def publish_one(url: str, *, credentials: Path | None = None, tls: Path | None = None) -> bytes:
     """Connect, publish, and return what was stored. Raises LogError."""
-
-    async def received(entry: Entry) -> None: ...
-
     options = LogOptions((url,), "warmroute.test", credentials, tls, 600.0, 1 << 20, 1)
-    async with NatsLog(options, received) as log:
+    async with NatsLog(options, ignore) as log:
         entry, _, _ = await log.begin(b"hello")
         await log.read(None)
         return entry.data
@@ -252,6 +253,35 @@ async def test_a_right_that_the_user_lacks_is_named(
     async with server(tmp_path, f"authorization {{ users: [ {users} ] }}\n") as port:
         with pytest.raises(LogError, match=f"permissions violation for publish to .*{refused}"):
             await publish_one(f"nats://a:b@127.0.0.1:{port}")
+
+
+async def limits_of(port: int) -> tuple[float | None, int | None, int | None]:
+    """Age in seconds, bytes and replicas of the log."""
+    client = Client()
+    await client.connect(f"nats://127.0.0.1:{port}")
+    config = (await client.jetstream().stream_info("warmroute_test")).config
+    await client.close()
+    return config.max_age, config.max_bytes, config.num_replicas
+
+
+async def test_a_log_that_is_there_gets_the_limits_of_the_settings(tmp_path: Path) -> None:
+    async with server(tmp_path, "") as port:
+        url = f"nats://127.0.0.1:{port}"
+        await publish_one(url)
+        async with NatsLog(LogOptions((url,), "warmroute.test", None, None, 300.0, 2 << 20, 1), ignore) as log:
+            assert not log.keeps_limits
+            assert (await log.begin(b"more"))[0].number == 2  # it was not emptied
+        assert await limits_of(port) == (300.0, 2 << 20, 1)
+
+
+async def test_a_log_whose_limits_cannot_be_had_is_used_as_it_is(tmp_path: Path) -> None:
+    async with server(tmp_path, "") as port:
+        url = f"nats://127.0.0.1:{port}"
+        await publish_one(url)
+        async with NatsLog(LogOptions((url,), "warmroute.test", None, None, 600.0, 1 << 20, 3), ignore) as log:
+            assert "replicas > 1 not supported" in log.keeps_limits
+            assert (await log.begin(b"more"))[0].number == 2
+        assert await limits_of(port) == (600.0, 1 << 20, 1)
 
 
 async def test_the_reason_for_which_the_log_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,22 @@ async def test_a_server_without_jetstream_is_told(tmp_path: Path, caplog: pytest
         finally:
             await picker.shared.stop()
     assert picker.shared.why_away == "the server has no JetStream: start it with `nats-server -js`"
+
+
+async def test_limits_that_the_log_cannot_get_are_told(
+    start: Start, nats: NatsProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = start()
+    await together(one)
+    other = Picker(nats.url)
+    other.shared._options = replace(other.shared._options, replicas=3)
+    other.shared.start(other.router)
+    try:
+        await together(one, other)
+    finally:
+        await other.shared.stop()
+    (record,) = [record for record in caplog.records if "keeps its limits" in record.message]
+    assert "replicas > 1 not supported" in record.__dict__["fields"]["error"]
 
 
 async def test_nats_comes_back_and_pickers_catch_up(start: Start, nats: NatsProcess) -> None:

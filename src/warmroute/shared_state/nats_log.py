@@ -1,6 +1,7 @@
 """The log as a stream of NATS JetStream: one connection, from opening to its end.
 
-The stream is in memory, bounded by age and bytes, and is made by the first picker that connects. It is read by an ordered
+The stream is in memory, bounded by age and bytes, and is made by the first picker that connects; one with other limits gets
+its own. It is read by an ordered
 consumer (no acknowledgements; the client notices a gap and asks again). Batches are published without waiting for an
 acknowledgement: a picker reads its own batches back, and that shows that the log works.
 """
@@ -114,6 +115,8 @@ class NatsLog:
         """What the server or the client has said last of an error."""
         self.created = ""
         """When the log was made: another log has another time."""
+        self.keeps_limits = ""
+        """Why the log keeps limits that are not those of the settings; empty if it has these."""
         self.most_bytes = LARGEST_BATCH
         """Bytes of a batch that the server takes."""
 
@@ -186,9 +189,22 @@ class NatsLog:
                     raise
                 # Another picker with other settings was faster.
                 info = await self._stream.stream_info(options.stream)
+        info = await self._with_limits(info)
         self.created = str(info.created)
         limits = (LARGEST_BATCH, self._client.max_payload, info.config.max_msg_size or -1)
         self.most_bytes = min(limit for limit in limits if limit > 0)  # -1: the stream has no limit
+
+    async def _with_limits(self, info: api.StreamInfo) -> api.StreamInfo:
+        """Give a log that was there the limits of the settings. If the server refuses that, it is used as it is."""
+        options = self._options
+        wanted = {"max_age": options.max_age, "max_bytes": options.max_bytes, "num_replicas": options.replicas}
+        if all(getattr(info.config, name) == value for name, value in wanted.items()):
+            return info
+        try:
+            return await self._stream.update_stream(info.config.evolve(**wanted))
+        except NatsError as error:
+            self.keeps_limits = str(self._failure(error))
+            return info
 
     async def begin(self, hello: bytes) -> tuple[Entry, float, float]:
         """Publish ``hello`` and wait until it is stored. Returns it as stored, and the times before and after, in monotonic
@@ -286,4 +302,6 @@ def reason(error: BaseException) -> str:
     """Why something failed, in a few words."""
     if isinstance(error, ServiceUnavailableError) and error.description is None:  # nobody answers for JetStream
         return "the server has no JetStream: start it with `nats-server -js`"
+    if isinstance(error, TimeoutError):
+        return "the server does not answer in time"
     return str(error) or type(error).__name__

@@ -219,7 +219,7 @@ class SharedState:
                 self._position = Position(log.created, 0)
             await self._send_again(log)
             self._works_from = self._sequence + 1
-            self._found(log.server)
+            self._found(log)
             while not self._stopping.is_set():
                 await self._publish(log)
                 if not self.replayed:
@@ -230,11 +230,14 @@ class SharedState:
             await self._send(log, self.outbox.take(self._clock(), leaving=True))
             await log.flush()
 
-    def _found(self, server: str) -> None:
-        fields = {"server": server, "stream": self._options.stream}
+    def _found(self, log: NatsLog) -> None:
+        fields = {"server": log.server, "stream": self._options.stream}
         if self.away_since is not None:
             fields["away-seconds"] = f"{self._clock() - self.away_since:.1f}"
         logger.info("shared state connected", extra={"fields": fields})
+        if log.keeps_limits:
+            fields = {"stream": self._options.stream, "error": log.keeps_limits}
+            logger.warning("the log keeps its limits, the settings name others", extra={"fields": fields})
         self.connected, self.away_since, self.why_away = True, None, ""
 
     def _lost(self, why: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
-from warmroute.pool.endpoint import EndpointSpec, EngineState, Health, ServedModels
+from warmroute.pool.endpoint import LONGEST_MODEL_NAME, EndpointSpec, EngineState, Health, ServedModels
 from warmroute.pool.pool import Pool
 from warmroute.pool.work import prefill_work
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
@@ -923,6 +923,19 @@ def test_decisions_and_long_lists_fit_into_batches() -> None:
     assert sum(sum(batch.decisions.decisions) for batch in batches) == 1000
     assert sum(len(batch.reports) for batch in batches) == len(names)
     assert sum(served.listed for batch in batches for served in batch.served) == len(names)
+
+
+def test_decisions_for_adapters_with_long_names_fit_into_batches() -> None:
+    """The log was away, so each batch is full; 2 kB for each of the longest names."""
+    one = Picker(names=("a",))
+    adapters = [f"{k:04}" + (LONGEST_MODEL_NAME - 4) * chr(0x1F600) for k in range(MOST_DECISIONS)]
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset(adapters), frozenset(adapters)), 0.5)
+    take_all(one, 0.6)
+    for name in adapters:
+        one.pick(LONG, 1.0, model=name)
+    batches = take_all(one, 2.0)
+    assert max(batch.ByteSize() for batch in batches) < LARGEST_BATCH
+    assert sum(sum(batch.decisions.decisions) for batch in batches) == MOST_DECISIONS
 
 
 def test_a_list_that_is_too_long_for_a_batch_counts_as_none() -> None:

@@ -23,6 +23,8 @@ MOST_DECISIONS = 1000
 MOST_CHECKPOINTS = 20_000
 """Checkpoints in one batch, those of its last decision not counted: about 200 kB. The last decision may add as many, and one
 prompt more. A NATS server takes messages of 1 MB."""
+MOST_NAMES = 256 << 10
+"""Bytes of names in one batch, from which on the next decision belongs to the next one."""
 NAME_SIZE = 12
 """Bytes of an entry in the tables beside its name."""
 LARGEST = 2**32 - 1
@@ -121,7 +123,9 @@ class DecisionColumns:
     @property
     def full(self) -> bool:
         """The next decision belongs to the next batch."""
-        return self._decisions >= MOST_DECISIONS or self._checkpoints >= MOST_CHECKPOINTS
+        return (
+            self._decisions >= MOST_DECISIONS or self._checkpoints >= MOST_CHECKPOINTS or self.names.size >= MOST_NAMES
+        )
 
     def add(self, decision: Decision) -> None:
         """A decision. Further prompts are left out once it has added :data:`MOST_CHECKPOINTS`."""

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from tests.factories import engine_state
 from tests.routing.loads import CONSTANTS, ROUTING, assign, make
+from warmroute.pool.endpoint import MOST_REQUESTS
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.departures import SHORTEST
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
 from warmroute.routing.saturation import saturated
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED
 
 
@@ -213,6 +215,18 @@ def test_the_memory_of_a_load_is_bounded() -> None:
     for _ in range(2 * MOST_ASSIGNED):
         load.assign(1.0, 1000.0, 0.0)
     assert len(load.queue.assigned_at) == MOST_ASSIGNED
+
+
+def test_the_requests_of_a_load_that_no_page_shows_are_bounded() -> None:
+    """Clients want a thousand answers to each prompt, or another picker says so."""
+    load, table = make()
+    for _ in range(200):
+        load.assign(1e9, 1.0, 0.0, requests=MOST_REQUESTS_OF_ONE)
+        load.response_ended(0.0, requests=MOST_REQUESTS_OF_ONE)
+    assert max(len(load.queue), len(load.sent), len(load.ended)) == MOST_REQUESTS
+    load.observe(engine_state(1.0), CONSTANTS)
+    table.update(load, 1.0 + ASSUMED_DURATION)
+    assert (table.all.waiting[0], table.all.total[0]) == (0, 0)
 
 
 def test_requests_sent_after_the_page_was_asked_for_are_kept() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from math import exp
 
+from warmroute.pool.endpoint import MOST_REQUESTS
+
 MEMORY = 32.0
 """Departures after which earlier ones count 1/e as much. Nothing is forgotten while nobody leaves: then the rate falls with
 the time since, however often the engine is scraped. Chosen with ``warmroute bench standings bursts
@@ -49,8 +51,8 @@ class SentSinceScrape:
     __slots__ = ("_left", "_left_at", "times")
 
     def __init__(self) -> None:
-        self.times: deque[float] = deque()
-        """When each was sent, in order."""
+        self.times: deque[float] = deque(maxlen=MOST_REQUESTS)
+        """When each was sent, in order; the latest if there are more than an engine can have."""
         self._left = 0.0
         self._left_at = 0.0
 
@@ -69,7 +71,7 @@ class SentSinceScrape:
 
     def count_again(self, per_second: float) -> None:
         """The departure rate is another one."""
-        times, self.times = self.times, deque()
+        times, self.times = self.times, deque(maxlen=MOST_REQUESTS)
         for at in times:
             self.add(at, per_second)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import exp, inf
 from typing import NamedTuple
 
-from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.endpoint import MOST_REQUESTS, Endpoint, EngineState
 from warmroute.routing.adapters import LoadedAdapters
 from warmroute.routing.cache_extent import CacheExtent
 from warmroute.routing.confirmation import Confirmation
@@ -143,7 +143,7 @@ class EndpointLoad:
         self.adapters.clear()
         self.departures = DepartureRate()
         self.sent = SentSinceScrape()
-        self.ended: deque[float] = deque()
+        self.ended: deque[float] = deque(maxlen=MOST_REQUESTS)
         """Times of observed ends of own requests since the last scrape."""
         self.observed_at: float | None = None
         self.max_num_seqs: int | None = None

@@ -27,6 +27,8 @@ from itertools import accumulate, repeat
 from math import inf
 from operator import truediv
 
+from warmroute.pool.endpoint import MOST_REQUESTS
+
 ASSUMED_DURATION = 30.0
 """Seconds after which a request counts as finished if neither a scrape nor its response says otherwise. An
 assumption."""
@@ -96,7 +98,7 @@ class VirtualQueue:
         """The work of each of them in tokens."""
         self._done_at: deque[float] = deque(maxlen=MOST_ASSIGNED)
         """When each of them should be computed."""
-        self._finish_times: deque[float] = deque()
+        self._finish_times: deque[float] = deque(maxlen=MOST_REQUESTS)
         self._untracked: _Untracked | None = None
         self._busy_until = 0.0
         self._first_tokens: float | None = None
@@ -223,7 +225,8 @@ class VirtualQueue:
             seconds[0] = min(max(self._done_at[0] - at, LEAST_REMAINING * seconds[0]), seconds[0])
         finish_times = list(accumulate(seconds[:before], initial=self._busy_until))  # they follow each other
         self._busy_until = finish_times[-1]
-        self._finish_times, self._done_at = deque(finish_times[1:]), deque(finish_times[1:], MOST_ASSIGNED)
+        self._finish_times = deque(finish_times[1:], MOST_REQUESTS)
+        self._done_at = deque(finish_times[1:], MOST_ASSIGNED)
         for k in range(before, len(seconds)):
             self._append(seconds[k], self.assigned_at[k])
 

@@ -1,9 +1,9 @@
 """The log as a stream of NATS JetStream: one connection, from opening to its end.
 
-The stream is in memory, bounded by age and bytes, and is made by the first picker that connects; one with other limits gets
-its own. It is read by an ordered
-consumer (no acknowledgements; the client notices a gap and asks again). Batches are published without waiting for an
-acknowledgement: a picker reads its own batches back, and that shows that the log works.
+The stream is in memory, bounded by age and bytes, and is made by the first picker that connects; a stream that is there gets
+the limits of the settings. It is read by an ordered consumer (no acknowledgements; the client notices a gap and asks again).
+Batches are published without waiting for an acknowledgement: a picker reads its own batches back, and that shows that the
+log works.
 """
 
 from __future__ import annotations

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.factories import routing_constants
 from tests.fixtures.kubernetes.objects import MODEL, POOL, POOL_REF, X, changed, pod
+from warmroute.kubernetes.annotations import AnnotatedSettings
 from warmroute.kubernetes.inference_pool import read_pool
-from warmroute.kubernetes.models import models_of, priorities_of, read_model, read_objective, read_rewrite
+from warmroute.kubernetes.models import (
+    InferenceModel,
+    models_of,
+    priorities_of,
+    read_model,
+    read_objective,
+    read_rewrite,
+)
 from warmroute.kubernetes.pods import read_pod
 from warmroute.pool.endpoint import EndpointSpec
-from warmroute.pool.models import Criticality, Model, ModelTarget
+from warmroute.pool.models import Criticality, Model, ModelTable, ModelTarget
+from warmroute.pool.pool import Pool
+from warmroute.routing.router import Router
+from warmroute.settings import Settings
 
 NAME = "vllm-qwen-pool"
 
@@ -232,3 +248,101 @@ def test_objectives() -> None:
         objective("batch", 7, metadata__creationTimestamp="2026-01-01T00:00:00Z"),
     ]
     assert priorities_of(NAME, claims) == {"batch": -1, "plain": 0}
+
+
+# ------------------------------------------------------------------------------------------------ fields of wrong types
+
+ODD: list[Any] = [None, 7, -1, 99_999, 1.5, True, "", "x", [], [1], ["x"], [None], {}, {"a": 1}, {"a": None}]
+CREATED = "2026-01-01T00:00:00Z"
+OWN = {"metadata__namespace": "default", "metadata__uid": "u", "metadata__creationTimestamp": CREATED}
+POD = pod(
+    "a",
+    "10.0.0.1",
+    metadata__labels={"app": "qwen", "llm-d.ai/role": "decode", "llm-d.ai/engine-type": "vllm"},
+    metadata__annotations={"llm-d.ai/active-ports": "8000", "warmroute/cache-generation": "1"},
+)
+V1_SPEC = {"selector": {"matchLabels": {"app": "q"}}, "targetPorts": [{"number": 8000}, {"number": 8001}]}
+REWRITE = {
+    "spec": {
+        "poolRef": POOL_REF,
+        "rules": [
+            {"matches": [{"model": {"value": "m"}}], "targets": [{"modelRewrite": "base", "weight": 3}]},
+            {"targets": [{"modelRewrite": "other"}]},
+        ],
+    },
+    "metadata": {"name": "r"},
+}
+OBJECTIVE = {"metadata": {"name": "o"}, "spec": {"poolRef": POOL_REF, "priority": 1}}
+
+
+def places(item: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of each field."""
+    if path:
+        yield path
+    for key, value in item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ():
+        yield from places(value, (*path, key))
+
+
+def replaced(item: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy in which another value is at that path."""
+    result = place = copy.deepcopy(item)
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return result
+
+
+def use_pod(read: Any) -> None:
+    pool = Pool()
+    Router(pool, routing_constants(), rng=random.Random(1), now=0.0)
+    pool.replace(read.endpoints((8000, 8001)), 0.0)
+    for endpoint in pool.endpoints.values():
+        json.dumps([endpoint.id, endpoint.target, endpoint.engine, dict(endpoint.spec.labels)])
+
+
+def use_pool(read: Any) -> None:
+    assert all(0 < port < 65536 for port in read.ports)
+    assert all(isinstance(value, str) for value in (*read.selector.values(), *read.annotations.values()))
+    AnnotatedSettings(Settings(pool_name="p"), lambda _: None, lambda *_: None).update(read.annotations)
+
+
+def use_models(read: Any) -> None:
+    models = [read_model(changed(MODEL, **OWN)), *([read] if isinstance(read, InferenceModel) else [])]
+    rewrites = [read_rewrite(changed(REWRITE, **OWN)), *([] if isinstance(read, InferenceModel) else [read])]
+    table = ModelTable()
+    table.replace(*models_of(NAME, models, rewrites))
+    for name in ("m", "/model/qwen", "any"):
+        model = table.get(name)
+        assert model is not None
+        assert model.draw(0.5) in {"base", "/model/qwen", "other", "x"}
+
+
+def use_objective(read: Any) -> None:
+    table = ModelTable()
+    table.replace_objectives(priorities_of(NAME, [read, read_objective(changed(OBJECTIVE, **OWN))]))
+    table.objective("o")
+
+
+@pytest.mark.parametrize(
+    ("item", "read", "use"),
+    [
+        (POD, read_pod, use_pod),
+        (POOL, read_pool, use_pool),
+        (changed(POOL, apiVersion="inference.networking.k8s.io/v1", spec=V1_SPEC), read_pool, use_pool),
+        (MODEL, read_model, use_models),
+        (REWRITE, read_rewrite, use_models),
+        (OBJECTIVE, read_objective, use_objective),
+    ],
+)
+def test_whatever_a_field_holds_an_object_is_refused_or_can_be_used(item: Any, read: Any, use: Any) -> None:
+    whole = changed(item, **OWN)
+    for path in places(whole):
+        for value in ODD:
+            try:
+                result = read(replaced(whole, path, value))
+            except (LookupError, TypeError, ValueError, AttributeError):
+                continue
+            try:
+                use(result)
+            except Exception as error:
+                raise AssertionError(f"{path} = {value!r}") from error

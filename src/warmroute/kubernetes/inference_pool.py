@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from warmroute.kubernetes.objects import Object
+from warmroute.kubernetes.objects import Object, port_number, text, texts
 
 GA_GROUP = "inference.networking.k8s.io"
 X_GROUP = "inference.networking.x-k8s.io"
@@ -36,20 +36,20 @@ def read_pool(item: Object) -> InferencePool:
     """A pool from its object. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     metadata, spec = item["metadata"], item["spec"]
     if item["apiVersion"].startswith(f"{GA_GROUP}/"):
-        selector = spec["selector"]["matchLabels"]
-        ports = tuple(int(port["number"]) for port in spec["targetPorts"])
+        selector = texts(spec["selector"]["matchLabels"])
+        ports = tuple(port_number(port["number"]) for port in spec["targetPorts"])
     else:
-        selector = spec["selector"]
-        ports = (int(spec["targetPortNumber"]),)
+        selector = texts(spec["selector"])
+        ports = (port_number(spec["targetPortNumber"]),)
     if not selector or not ports:
         raise ValueError("an InferencePool needs a selector and a target port")
     return InferencePool(
         api_version=item["apiVersion"],
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata.get("uid", ""),
-        selector={str(key): str(value) for key, value in selector.items()},
+        namespace=text(metadata["namespace"]),
+        name=text(metadata["name"]),
+        uid=text(metadata.get("uid", "")),
+        selector=selector,
         ports=ports,
-        annotations=metadata.get("annotations") or {},
+        annotations=texts(metadata.get("annotations")),
         terminating=bool(metadata.get("deletionTimestamp")),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from warmroute.kubernetes.objects import Object
+from warmroute.kubernetes.objects import Object, text
 from warmroute.pool.models import Criticality, Model, ModelTarget
 
 
@@ -53,14 +53,14 @@ def read_model(item: Object) -> InferenceModel:
     spec = item["spec"]
     targets = _targets(spec.get("targetModels") or (), "name")
     criticality = Criticality.named(spec.get("criticality") or "Standard")
-    return InferenceModel(*_age_and_pool(item), model=Model(spec["modelName"], targets, criticality))
+    return InferenceModel(*_age_and_pool(item), model=Model(text(spec["modelName"]), targets, criticality))
 
 
 def read_rewrite(item: Object) -> InferenceModelRewrite:
     """An InferenceModelRewrite. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     rules = []
     for rule in item["spec"]["rules"]:
-        names = tuple(match["model"]["value"] for match in rule.get("matches") or ())
+        names = tuple(text(match["model"]["value"]) for match in rule.get("matches") or ())
         rules.append((names, _targets(rule["targets"], "modelRewrite")))
     return InferenceModelRewrite(*_age_and_pool(item), rules=tuple(rules))
 
@@ -68,7 +68,7 @@ def read_rewrite(item: Object) -> InferenceModelRewrite:
 def read_objective(item: Object) -> InferenceObjective:
     """An InferenceObjective. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     priority = int(item["spec"].get("priority") or 0)
-    return InferenceObjective(*_age_and_pool(item), name=item["metadata"]["name"], priority=priority)
+    return InferenceObjective(*_age_and_pool(item), name=text(item["metadata"]["name"]), priority=priority)
 
 
 def models_of(
@@ -106,8 +106,8 @@ def priorities_of(pool: str, objectives: Iterable[InferenceObjective]) -> dict[s
 def _age_and_pool(item: Object) -> tuple[tuple[str, str, str], str]:
     metadata = item["metadata"]
     # RFC 3339 in UTC with whole seconds: sorts as text.
-    age = (metadata.get("creationTimestamp") or "", metadata["namespace"], metadata["name"])
-    return age, "" if metadata.get("deletionTimestamp") else item["spec"]["poolRef"]["name"]
+    age = (text(metadata.get("creationTimestamp") or ""), text(metadata["namespace"]), text(metadata["name"]))
+    return age, "" if metadata.get("deletionTimestamp") else text(item["spec"]["poolRef"]["name"])
 
 
 def _targets(items: Sequence[Object], key: str) -> tuple[ModelTarget, ...]:
@@ -115,7 +115,7 @@ def _targets(items: Sequence[Object], key: str) -> tuple[ModelTarget, ...]:
     weights = [int(item.get("weight") or 0) for item in items]
     if not any(weights):
         weights = [1] * len(weights)
-    return tuple(ModelTarget(item[key], weight) for item, weight in zip(items, weights, strict=True))
+    return tuple(ModelTarget(text(item[key]), weight) for item, weight in zip(items, weights, strict=True))
 
 
 def _oldest_first(pool: str, objects: Iterable[T]) -> list[T]:

@@ -34,6 +34,27 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
+def text(value: object) -> str:
+    """The value of a text field. Raises TypeError if it is something else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def texts(value: Object | None) -> dict[str, str]:
+    """The value of a map of texts, such as labels; none is an empty one. Raises TypeError or AttributeError."""
+    return {text(key): text(item) for key, item in value.items()} if value is not None else {}
+
+
+def port_number(value: object) -> int:
+    """The value of a field with a port. Raises TypeError or ValueError if it is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a port number")
+    if not 1 <= value <= 65535:
+        raise ValueError(f"a port is 1 to 65535, not {value}")
+    return value
+
+
 def timestamp(at: datetime) -> str:
     """A time in UTC as the API's ``Time`` has it: RFC 3339 with whole seconds."""
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")

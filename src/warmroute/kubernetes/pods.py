@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
-from warmroute.kubernetes.objects import Object
+from warmroute.kubernetes.objects import Object, text, texts
 from warmroute.pool.endpoint import EndpointSpec
 
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
@@ -77,6 +78,10 @@ def endpoint_names(pod: str, ports: Sequence[int]) -> list[str]:
 def read_pod(item: Object) -> Pod:
     """A pod from its object. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     metadata, status = item["metadata"], item.get("status") or {}
+    annotations = texts(metadata.get("annotations"))
+    address = text(status.get("podIP") or "")
+    if address:
+        ip_address(address)
     conditions = status.get("conditions") or ()
     ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
     ports = {
@@ -84,13 +89,13 @@ def read_pod(item: Object) -> Pod:
         for container in (item.get("spec") or {}).get("containers") or ()
     }
     return Pod(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        address=status.get("podIP") or "",
+        namespace=text(metadata["namespace"]),
+        name=text(metadata["name"]),
+        uid=text(metadata["uid"]),
+        address=address,
         ready=ready and not metadata.get("deletionTimestamp"),
-        labels=metadata.get("labels") or {},
-        active_ports=_active_ports(metadata.get("annotations") or {}),
+        labels=texts(metadata.get("labels")),
+        active_ports=_active_ports(annotations),
         containers=tuple(
             Container(
                 run=f"{container.get('containerID', '')}#{container.get('restartCount', 0)}",
@@ -98,7 +103,7 @@ def read_pod(item: Object) -> Pod:
             )
             for container in status.get("containerStatuses") or ()
         ),
-        cache_generation=(metadata.get("annotations") or {}).get(CACHE_GENERATION, ""),
+        cache_generation=annotations.get(CACHE_GENERATION, ""),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from tests.fixtures.kubernetes.api_server import ApiServer, api_server
 from tests.waiting import eventually
@@ -32,7 +33,9 @@ class Clock:
 async def candidate(server: ApiServer, tmp_path: Any, identity: str, clock: Clock) -> AsyncIterator[LeaderElection]:
     cluster = Cluster()
     cluster.find({"KUBECONFIG": str(server.write_kubeconfig(tmp_path / "kubeconfig"))})
-    election = LeaderElection(cluster, "system", "picker", identity, clock=clock, duration=15, retry_interval=0.01)
+    election = LeaderElection(
+        cluster, "system", "picker", identity, clock=clock, duration=15, retry_interval=0.01, renew_timeout=0.2
+    )
     election.start()
     try:
         yield election
@@ -134,6 +137,38 @@ async def test_a_leader_stays_so_while_the_server_is_away_and_until_it_sees_anot
         await server.start()
         await eventually(lambda: not election.leading)
         assert holder(server) == "b"
+
+
+async def test_a_connection_that_hangs_does_not_cost_the_lease(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = 0
+
+    async def hang_once(request: web.Request) -> web.StreamResponse | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.sleep(60)
+        return None
+
+    async with api_server() as server, candidate(server, tmp_path, "a", Clock()) as election:
+        await eventually(lambda: election.leading)
+        server.answers["leases.coordination.k8s.io"] = hang_once
+        await eventually(lambda: asked > 5)
+        assert election.leading
+        assert caplog.text.count("the Lease is unavailable") == 1
+
+
+async def test_a_lease_that_somebody_emptied_holds_up_no_stop(tmp_path: Path) -> None:
+    async with api_server() as server, candidate(server, tmp_path, "a", Clock()) as election:
+        await eventually(lambda: election.leading)
+
+        async def emptied(request: web.Request) -> web.StreamResponse | None:
+            return web.json_response(LEASE | {"spec": None}) if request.method == "GET" else None
+
+        server.answers["leases.coordination.k8s.io"] = emptied
+        await election.stop()
+        assert not election.leading
 
 
 async def test_without_the_right_it_does_not_lead_and_says_so_once(

@@ -21,6 +21,8 @@ LEASE_DURATION = 15
 """Seconds without a renewal after which another picker takes the Lease."""
 RETRY_INTERVAL = 2.0
 """Seconds between two reads of the Lease, and between two renewals."""
+RENEW_TIMEOUT = 5.0
+"""Seconds that one attempt to renew or take the Lease may last: a connection that hangs must not cost a leader its Lease."""
 RELEASE_TIMEOUT = 3.0
 """Seconds that releasing the Lease may take when the picker stops."""
 
@@ -58,6 +60,7 @@ class LeaderElection:
         clock: Callable[[], float] = monotonic,
         duration: int = LEASE_DURATION,
         retry_interval: float = RETRY_INTERVAL,
+        renew_timeout: float = RENEW_TIMEOUT,
     ) -> None:
         self.leading = False
         self._cluster = cluster
@@ -67,6 +70,7 @@ class LeaderElection:
         self._clock = clock
         self._duration = duration
         self._retry_interval = retry_interval
+        self._renew_timeout = renew_timeout
         self._renewal: tuple[object, ...] = ()
         self._renewal_seen_at = 0.0
         self._problem: str | None = None
@@ -90,15 +94,24 @@ class LeaderElection:
     async def _run(self) -> None:
         while True:
             try:
-                self._lead(await self._acquire())
+                async with asyncio.timeout(self._renew_timeout):
+                    leading = await self._acquire()
+                self._lead(leading)
                 self._problem = None
             except ApiError as error:
-                if error.status not in {UNREACHABLE, 409} and str(error) != self._problem:
-                    self._problem = str(error)
-                    logger.warning("the Lease is unavailable", extra={"fields": {"error": str(error)}})
+                if error.status not in {UNREACHABLE, 409}:
+                    self._unavailable(str(error))
+            except TimeoutError:
+                self._unavailable(f"no answer within {self._renew_timeout:g} s")
             except Exception:
                 logger.exception("leader election failed and goes on")
             await asyncio.sleep(self._retry_interval)
+
+    def _unavailable(self, problem: str) -> None:
+        """Log why the Lease can be neither renewed nor taken, once for each reason in a row."""
+        if problem != self._problem:
+            self._problem = problem
+            logger.warning("the Lease is unavailable", extra={"fields": {"error": problem}})
 
     async def _acquire(self) -> bool:
         """Renew the Lease if it is ours, take it if it is free or expired. Returns whether it is ours. Raises ApiError."""
@@ -131,8 +144,9 @@ class LeaderElection:
 
     async def _release(self) -> None:
         lease = await self._cluster.get(self._path)
-        if lease["spec"].get("holderIdentity") == self._identity:
-            freed = lease["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+        spec = lease.get("spec") or {}
+        if spec.get("holderIdentity") == self._identity:
+            freed = spec | {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
             await self._cluster.update(self._path, lease | {"spec": freed})
 
     def _spec(self, before: Object) -> Object:

@@ -10,12 +10,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
-from tests.fixtures.kubernetes.api_server import ApiServer, api_server
+from tests.fixtures.kubernetes.api_server import ApiServer, api_server, status
 from tests.fixtures.kubernetes.objects import MODEL, POOL, POOL_REF, X, annotated, changed, pod
 from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
+from warmroute.kubernetes import api as api_module
 from warmroute.kubernetes import informer as watch_module
 from warmroute.kubernetes.api import ApiError, Cluster
 from warmroute.kubernetes.discovery import KubernetesDiscovery
@@ -40,6 +43,15 @@ class Restarts(PoolListener):
 
     def endpoint_restarted(self, endpoint: Endpoint, now: float) -> None:
         self.ids.append(endpoint.id)
+
+
+class Dropped(PoolListener):
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
+        if not endpoint.ready:
+            self.ids.append(endpoint.id)
 
 
 class Picker:
@@ -399,6 +411,7 @@ async def test_kinds_that_are_missing_or_forbidden_are_told_once_and_picked_up_l
                 await asyncio.sleep(0.3)  # several attempts
                 getattr(server, how).clear()
                 await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
+                await eventually(lambda: caplog.text.count("can be read now") == 3)
     text = "may not be read" if how == "forbidden" else "is not installed"
     assert sorted(r.getMessage().split()[0] for r in caplog.records if text in r.getMessage()) == sorted(kinds)
     assert "inferencemodels.inference.networking.x-k8s.io can be read now" in caplog.text
@@ -428,6 +441,150 @@ async def test_one_kind_that_the_server_fails_to_list_does_not_hold_up_the_start
             assert caplog.text.count("inferencemodels.inference.networking.x-k8s.io cannot be listed") == 1
             server.failing.clear()
             await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>log in</html>",
+        "[]",
+        "{}",
+        '{"items": []}',
+        '{"items": 7, "metadata": {"resourceVersion": "1"}}',
+        "x" * 9_000,
+    ],
+)
+async def test_one_kind_that_is_answered_with_nonsense_does_not_hold_up_the_start_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.setattr(api_module, "MAX_ANSWER_BYTES", 8_000)
+
+    async def nonsense(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=body)
+
+    async with cluster_of() as server:
+        server.answers[f"inferencemodels.{X}"] = nonsense
+        async with picking(server, tmp_path) as picker:
+            assert len(picker.targets()) == 2
+            await asyncio.sleep(0.2)  # several attempts
+            assert caplog.text.count("inferencemodels.inference.networking.x-k8s.io cannot be watched") == 1
+            assert "Traceback" not in caplog.text
+            server.answers.clear()
+            await eventually(lambda: picker.pool.models.get("/model/qwen") is not None)
+
+
+async def test_one_kind_that_is_never_answered_does_not_hold_up_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "REQUEST_TIMEOUT", aiohttp.ClientTimeout(total=0.2, connect=5))
+
+    async def silence(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async with cluster_of() as server:
+        server.answers[f"inferencemodels.{X}"] = silence
+        async with picking(server, tmp_path) as picker:
+            assert len(picker.targets()) == 2
+            assert any("no answer within 0.2 s" in str(vars(r).get("fields")) for r in caplog.records)
+            assert "cannot be reached" not in caplog.text
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 500])
+async def test_a_watch_that_is_refused_while_the_list_works_is_told_once_and_drops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: Any
+) -> None:
+    dropped = Dropped()
+
+    async def refused(request: web.Request) -> web.StreamResponse | None:
+        return status(code, "Refused", "no watch") if request.query.get("watch") else None
+
+    async with cluster_of() as server:
+        server.answers["pods"] = refused
+        with caplog.at_level(logging.INFO, "warmroute"):
+            async with picking(server, tmp_path) as picker:
+                picker.pool.subscribe(dropped, 0.0)
+                server.apply(pod("c", "10.0.0.3"))
+                await eventually(lambda: len(picker.targets()) == 3)
+                await asyncio.sleep(0.2)
+                told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("pods ")]
+                assert len(told) == 1
+                server.answers.clear()
+                await eventually(lambda: "pods can be read now" in caplog.text)
+    assert dropped.ids == []
+
+
+async def test_a_kind_that_is_not_found_for_a_moment_keeps_its_objects_and_one_that_is_uninstalled_does_not(
+    tmp_path: Path,
+) -> None:
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        server.missing.add(f"inferencepools.{X}")
+        server.drop_connections()
+        requests = server.refused
+        await eventually(lambda: server.refused > requests + 2)
+        assert len(picker.targets()) == 2
+        await eventually(lambda: picker.targets() == [])
+        server.missing.clear()
+        await eventually(lambda: len(picker.targets()) == 2)
+
+
+async def test_a_line_that_is_no_event_or_never_ends_is_told_once_and_the_kind_is_listed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "MAX_EVENT_BYTES", 100_000)
+    lines = [b'{"type": "ADDED", "object": null}', b"null", b"nonsense", b'{"type": "BOOKMARK"}', b"x" * 200_000]
+
+    async def odd(request: web.Request) -> web.StreamResponse | None:
+        if not request.query.get("watch"):
+            return None
+        response = web.StreamResponse()
+        await response.prepare(request)
+        lines.append(lines.pop(0))
+        await response.write(lines[-1] + b"\n")
+        await asyncio.sleep(5)
+        return response
+
+    async with cluster_of() as server:
+        server.answers["pods"] = odd
+        async with picking(server, tmp_path) as picker:
+            for i in range(3, 12):
+                server.apply(pod(f"p{i}", f"10.0.0.{i}"))
+                await eventually(lambda count=i: len(picker.targets()) == count)  # type: ignore[misc]
+        assert caplog.text.count("pods cannot be watched") == 1
+        assert "Traceback" not in caplog.text
+
+
+async def test_watches_that_the_server_ends_at_once_are_begun_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "STEADY", 0.2)
+    begun: list[float] = []
+
+    async def ended(request: web.Request) -> web.StreamResponse | None:
+        if not request.query.get("watch"):
+            return None
+        begun.append(asyncio.get_running_loop().time())
+        return web.Response()
+
+    async with cluster_of() as server:
+        server.answers["pods"] = ended
+        async with picking(server, tmp_path):
+            await eventually(lambda: len(begun) > 8)
+    assert begun[8] - begun[7] > 0.1
+
+
+async def test_a_server_that_asks_to_wait_is_asked_again_no_sooner(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    async def busy(request: web.Request) -> web.StreamResponse | None:
+        asked.append(asyncio.get_running_loop().time())
+        return web.Response(status=429, headers={"Retry-After": "1"}) if len(asked) == 1 else None
+
+    async with cluster_of() as server:
+        server.answers["pods"] = busy
+        async with picking(server, tmp_path):
+            pass
+    assert asked[1] - asked[0] > 0.7
 
 
 async def test_rights_withdrawn_later_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -484,6 +641,38 @@ async def test_one_object_that_makes_no_sense_harms_no_other(tmp_path: Path, cap
         server.apply(changed(odd[0], spec={"modelName": 7}))
         server.apply(pod("b", "10.0.0.2"))
         await eventually(lambda: len(picker.targets()) == 2)
+
+
+async def test_an_object_that_cannot_be_read_is_told_once_while_it_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        for i in range(10):
+            server.apply(pod("odd", "10.0.0.9", status__conditions=[{}], metadata__annotations={"i": str(i)}))
+            server.apply(pod("c", f"10.0.0.{100 + i}"))
+            await eventually(lambda last=f"10.0.0.{100 + i}:8000": last in picker.targets())  # type: ignore[misc]
+            if i % 4 == 0:
+                server.compact()
+                server.drop_connections()
+        assert caplog.text.count("an object cannot be read") == 1
+        server.apply(pod("odd", "10.0.0.9"))
+        await eventually(lambda: len(picker.targets()) == 4)
+        server.apply(pod("odd", "10.0.0.9", status__conditions=[{}]))
+        await eventually(lambda: caplog.text.count("an object cannot be read") == 2)
+        assert len(picker.targets()) == 4
+
+
+async def test_items_of_a_list_without_a_name_harm_no_other(tmp_path: Path) -> None:
+    async def odd(request: web.Request) -> web.StreamResponse | None:
+        if request.query.get("watch"):
+            return None
+        items = [None, {}, {"metadata": None}, {"metadata": {"name": 7}}, pod("c", "10.0.0.3", metadata__uid="u")]
+        return web.json_response({"metadata": {"resourceVersion": "5"}, "items": items})
+
+    async with cluster_of() as server:
+        server.answers["pods"] = odd
+        async with picking(server, tmp_path) as picker:
+            assert picker.targets() == ["10.0.0.3:8000"]
 
 
 def test_no_cluster_is_a_clear_error(tmp_path: Path) -> None:

@@ -34,16 +34,24 @@ logger = logging.getLogger(__name__)
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 UNREACHABLE = 0
 """Status of an :class:`ApiError` without an answer."""
+NO_ANSWER_IN_TIME = 504
+"""Status of an :class:`ApiError` if the API server took the request and did not answer within the limit."""
 MAX_EVENT_BYTES = 16 << 20
 """Longest line of a watch. etcd stores objects of at most 1.5 MiB by default."""
+MAX_ANSWER_BYTES = 32 << 20
+"""Longest answer that is not a watch: a page of 200 pods has about 1 MB."""
+MAX_REASON_BYTES = 64 << 10
+"""Bytes read of an answer with an error status."""
 
 
 class ApiError(WarmrouteError):
-    """The API server did not answer (``status`` is :data:`UNREACHABLE`) or answered with an error status."""
+    """The API server did not answer (``status`` is :data:`UNREACHABLE`), or answered with an error status or with what
+    cannot be used (``status`` is the answer's, 200 for example). ``retry_after``: the seconds to wait that it asks for."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
 
 
 class Cluster:
@@ -83,7 +91,8 @@ class Cluster:
         return await self._exchange("PUT", path, {}, body)
 
     async def watch(self, path: str, seconds: int, **query: str | int) -> AsyncGenerator[list[bytes], None]:
-        """The lines of a watch, in the batches in which they arrive. Ends when the server ends it, by ``seconds``.
+        """The lines of a watch, in the batches in which they arrive; the first batch is empty and says that it has begun.
+        Ends when the server ends it, by ``seconds``.
 
         Raises ApiError, also if the connection breaks or is still open 15 s after ``seconds``.
         """
@@ -91,12 +100,17 @@ class Cluster:
         query |= {"watch": 1, "allowWatchBookmarks": "true", "timeoutSeconds": seconds}
         response = await self._send("GET", path, query, limits=limits)
         try:
-            rest = b""
+            yield []
+            rest = bytearray()
             async for data in response.content.iter_any():
-                *lines, rest = (rest + data).split(b"\n")
+                first, *others = data.split(b"\n")
+                rest += first
                 if len(rest) > MAX_EVENT_BYTES:
-                    raise ApiError(UNREACHABLE, f"{path}: an event is longer than {MAX_EVENT_BYTES} bytes")
-                yield lines
+                    raise ApiError(response.status, f"{path}: an event is longer than {MAX_EVENT_BYTES} bytes")
+                if others:
+                    *lines, last = others
+                    yield [bytes(rest), *lines]
+                    rest = bytearray(last)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
         finally:
@@ -113,13 +127,18 @@ class Cluster:
     ) -> Object:
         response = await self._send(method, path, query, body, limits=REQUEST_TIMEOUT)
         try:
-            answer: Object = orjson.loads(await response.read())
+            content = await _start_of(response, MAX_ANSWER_BYTES + 1)
+            if len(content) > MAX_ANSWER_BYTES:
+                raise ApiError(response.status, f"{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+            answer: Object = orjson.loads(content)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
+            raise ApiError(response.status, f"{path}: the answer broke off: {error!r}") from error
         except orjson.JSONDecodeError as error:
-            raise ApiError(UNREACHABLE, f"{path}: not JSON: {error}") from error
+            raise ApiError(response.status, f"{path}: the answer is not JSON: {error}") from error
         finally:
             response.release()
+        if not isinstance(answer, dict):
+            raise ApiError(response.status, f"{path}: the answer is not a JSON object")
         return answer
 
     async def _send(
@@ -138,16 +157,20 @@ class Cluster:
             )
             url = f"{url}?{urlencode(query)}" if query else url
             answer = await client.call_api(method, url, headers, body, _request_timeout=limits)
-            if answer.status == 401:  # the credentials may have been renewed on disk
-                await self._configure(client.configuration)
+            if answer.status == 401:
+                await self._renew(client)
         except (aiohttp.ClientError, TimeoutError, OSError, ApiException, ConfigException) as error:
+            if type(error) is TimeoutError:  # connected, else it is one of aiohttp's
+                raise ApiError(NO_ANSWER_IN_TIME, f"{path}: no answer within {limits.total:g} s") from error
             self._log_reachable(away=True, error=error)
+            if isinstance(error, aiohttp.ClientSSLError):
+                await self._renew(client)
             raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
         self._log_reachable(away=False)
         response: aiohttp.ClientResponse = answer.response
         if response.ok:
             return response
-        raise ApiError(response.status, await self._reason(path, response))
+        raise ApiError(response.status, await self._reason(path, response), _retry_after(response))
 
     async def _connect(self) -> ApiClient:
         async with self._connecting:
@@ -159,6 +182,18 @@ class Cluster:
                 self._client = ApiClient(configuration)
             return self._client
 
+    async def _renew(self, client: ApiClient) -> None:
+        """Read token and certificates again: they may have been renewed on disk. Authorities trusted before stay so."""
+        configuration, context = client.configuration, client.rest_client.ssl_context
+        try:
+            await self._configure(configuration)
+            if configuration.ssl_ca_cert or configuration.ca_cert_data:
+                context.load_verify_locations(configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+            if configuration.cert_file:
+                context.load_cert_chain(configuration.cert_file, configuration.key_file)
+        except (OSError, ConfigException) as error:
+            logger.debug("credentials not read again", extra={"fields": {"error": repr(error)}})
+
     async def _configure(self, configuration: Configuration) -> None:
         if self._kubeconfig is None:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -169,10 +204,12 @@ class Cluster:
 
     async def _reason(self, path: str, response: aiohttp.ClientResponse) -> str:
         try:
-            text = (await response.read()).decode(errors="replace")
+            text = (await _start_of(response, MAX_REASON_BYTES)).decode(errors="replace")
             message = str(orjson.loads(text)["message"])
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
             message = f"{path}: {response.status} {response.reason}"
+        finally:
+            response.release()
         return message
 
     def _log_reachable(self, *, away: bool, error: Exception | None = None) -> None:
@@ -188,3 +225,19 @@ class Cluster:
                 )
             else:
                 logger.info("the API server can be reached again")
+
+
+async def _start_of(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The first ``most`` bytes of the body, or all of it. The connection is closed if there is more."""
+    content = bytearray()
+    async for data in response.content.iter_any():
+        content += data
+        if len(content) >= most:
+            response.close()
+            break
+    return bytes(content[:most])
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    seconds = response.headers.get("Retry-After", "")
+    return float(seconds) if seconds.isdecimal() and len(seconds) <= 6 else 0.0

@@ -1,8 +1,9 @@
 """A local copy of the objects of one kind: list, then watch.
 
 After a dropped connection the watch resumes from the last resource version (bookmarks keep it recent). When that version is
-too old (410 Gone) the kind is listed again. While the API server is unreachable, the kind is not installed (404) or reading
-it is forbidden (403), the informer retries with exponential backoff and its last known objects stay in use.
+too old (410 Gone) the kind is listed again. While the API server is unreachable or answers what cannot be used, or reading
+the kind is forbidden (403), the informer retries with exponential backoff and its last known objects stay in use. They are
+dropped once the kind has not been installed (404) for a while; the core kinds always are.
 
 Rules of a watch: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
@@ -19,7 +20,7 @@ from typing import Generic, TypeVar
 import orjson
 
 from warmroute.kubernetes.api import UNREACHABLE, ApiError, Cluster
-from warmroute.kubernetes.objects import Object, Resource
+from warmroute.kubernetes.objects import Object, Resource, text
 from warmroute.tasks import BackgroundTask
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,10 @@ WATCH_SECONDS = 60
 """Seconds after which the API server ends a watch. A dead connection is noticed 15 s later at the latest."""
 
 STEADY = 1.0
-"""A watch that lasted this many seconds resets the backoff."""
+"""A watch that lasted this many seconds resets the backoff. Also the longest delay after one that the server ended."""
+
+MOST_RETRY_AFTER = 30.0
+"""Seconds for which an informer waits at most when the API server asks it to."""
 
 MOST_DOUBLINGS = 16
 """Failures that double the delay. Each bound of :class:`Backoff` is reached earlier."""
@@ -43,6 +47,8 @@ MISSING = frozenset((403, 404))
 """Statuses of a kind that may not be read or is not installed."""
 BUSY = frozenset((429, 503))
 """Statuses after which the watch resumes from the same resource version."""
+PASSING = BUSY | {GONE}
+"""Statuses that are ordinary unless they last."""
 
 T = TypeVar("T")
 
@@ -58,7 +64,8 @@ class Backoff:
     missing: float = 15.0
     """Upper bound for a kind that has never been listed and is not installed or forbidden."""
     settle: float = 15.0
-    """Time after which a kind that the API server fails to list no longer delays the start."""
+    """Time after which a failure lasts: it is logged, a kind that the API server fails to list no longer delays the start,
+    and the objects of a kind that is not installed any more are dropped."""
 
 
 class Informer(Generic[T]):
@@ -91,6 +98,10 @@ class Informer(Generic[T]):
         self._backoff = backoff
         self._version: str | None = None
         self._problem: str | None = None
+        self._failing_since: float | None = None
+        """When the present row of answers that say no began."""
+        self._unreadable: dict[str, str] = {}
+        """Why an object cannot be read, by its name: told once."""
         self._task = BackgroundTask(self._run, f"watch {resource}")
 
     def start(self) -> None:
@@ -105,29 +116,30 @@ class Informer(Generic[T]):
         failures = 0
         backoff = self._backoff
         clock = asyncio.get_running_loop().time
-        give_up = clock() + backoff.settle
         while True:
             began = clock()
-            wait = backoff.first  # not a tight loop if the server ends each watch at once
+            longest, least = STEADY, 0.0  # not a tight loop if the server ends each watch at once
+            error: BaseException | None = None
             try:
                 if self._version is None:
                     await self._list()
                 await self._follow()
-            except ApiError as error:
-                failures = 0 if clock() - began >= STEADY else failures
-                wait = min(self._longest_wait(error), backoff.first * 2**failures)
-                failures = min(failures + 1, MOST_DOUBLINGS)
-                await self._failed(error, give_up=clock() >= give_up)
-            except Exception:
+            except ApiError as failure:
+                error, least = failure, min(failure.retry_after, MOST_RETRY_AFTER)
+                longest = self._longest_wait(failure)
+                await self._failed(failure, clock())
+            except Exception as failure:
                 logger.exception(
                     "a watch failed and is started again", extra={"fields": {"resource": str(self.resource)}}
                 )
                 self._version = None
-                wait = backoff.most
-            else:
+                error, longest, least = failure, backoff.most, backoff.most
+            if clock() - began >= STEADY:
                 failures = 0
-                if clock() - began >= STEADY:
+                if error is None:
                     continue
+            wait = max(least, min(longest, backoff.first * 2**failures))
+            failures = min(failures + 1, MOST_DOUBLINGS)
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # pickers do not retry in step
 
     def _longest_wait(self, error: ApiError) -> float:
@@ -136,53 +148,70 @@ class Informer(Generic[T]):
         missing = error.status in MISSING and not self.listed
         return self._backoff.missing if missing else self._backoff.most
 
-    async def _failed(self, error: ApiError, *, give_up: bool) -> None:
-        """Handle a failed list or watch. ``give_up``: it is time to settle without a list."""
-        if error.status in MISSING:
-            await self._missing(error)
-        elif error.status != UNREACHABLE:
-            if error.status not in BUSY:
-                self._version = None
-                if error.status != GONE:
-                    self._report(logging.WARNING, "cannot be watched; trying again", error)
-            if give_up and not self.settled:
-                self._go_without(error)
+    async def _failed(self, error: ApiError, now: float) -> None:
+        """Handle a failed list or watch."""
+        if error.status == UNREACHABLE:
+            self._failing_since = None
+            return
+        if self._failing_since is None:
+            self._failing_since = now
+        lasts = now - self._failing_since >= self._backoff.settle
+        if error.status not in BUSY:
+            self._version = None
+        if error.status == 403 or (error.status == 404 and self.resource.group):
+            await self._missing(error, lasts=lasts)
+            return
+        if lasts or error.status not in PASSING:
+            self._report(logging.WARNING, "cannot be watched; trying again", error)
+        if lasts and not self.settled:
+            self._go_without(error)
 
     async def _list(self) -> None:
         objects: dict[str, T] = {}
+        names: set[str] = set()
         query: dict[str, str | int] = {**self._selector, "limit": PAGE_SIZE}
         while True:
             page = await self._cluster.get(self.resource.path, **query)
-            for item in page["items"] or ():
-                self._put(objects, item)
-            metadata = page["metadata"]
-            if not metadata.get("continue"):
+            try:
+                items, version = list(page["items"] or ()), text(page["metadata"]["resourceVersion"])
+                more = page["metadata"].get("continue")
+            except (LookupError, TypeError, AttributeError) as error:
+                raise ApiError(200, f"{self.resource.path}: the answer is not a list: {error!r}") from error
+            for item in items:
+                names.add(self._put(objects, item))
+            if not more:
                 break
-            query["continue"] = metadata["continue"]
+            query["continue"] = more
+        self._unreadable = {name: why for name, why in self._unreadable.items() if name in names}
         self.listed = True
         self._replace(objects)
-        self._version = metadata["resourceVersion"]
-        if self._problem is not None:
-            self._problem = None
-            logger.info("%s can be read now", self.resource)
+        self._version = version
 
     def _replace(self, objects: dict[str, T]) -> None:
         self.objects = objects
         self.settled = True
         self._changed(None)
 
-    def _put(self, objects: dict[str, T], item: Object) -> None:
-        """Read ``item`` into ``objects``. If ``read`` fails, the object's last good version stays, if there is one."""
-        name = item["metadata"]["name"]
+    def _put(self, objects: dict[str, T], item: Object) -> str:
+        """Read ``item`` into ``objects``; returns its name. If ``read`` fails, the object's last good version stays, if
+        there is one."""
+        name = ""
         try:
+            name = text(item["metadata"]["name"])
             objects[name] = self._read(item)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if name in self.objects:
                 objects[name] = self.objects[name]
-            logger.warning(
-                "an object cannot be read; its last version stays in use",
-                extra={"fields": {"resource": str(self.resource), "name": name, "error": repr(error)}},
-            )
+            why = repr(error)
+            if self._unreadable.get(name) != why:
+                self._unreadable[name] = why
+                logger.warning(
+                    "an object cannot be read; its last version stays in use",
+                    extra={"fields": {"resource": str(self.resource), "name": name, "error": why}},
+                )
+        else:
+            self._unreadable.pop(name, None)
+        return name
 
     async def _follow(self) -> None:
         """Handle one watch's events until it ends."""
@@ -190,42 +219,60 @@ class Informer(Generic[T]):
         lines = self._cluster.watch(
             self.resource.path, WATCH_SECONDS, **self._selector, resourceVersion=self._version or ""
         )
+        works: asyncio.TimerHandle | None = None
         try:
             async for batch in lines:
+                works = works or asyncio.get_running_loop().call_later(STEADY, self._works)
                 for line in batch:
                     if line:
-                        self._handle(orjson.loads(line))
+                        self._handle(*self._event(line))
                         handled += 1
                         if handled % EVENTS_AT_ONCE == 0:
                             await asyncio.sleep(0)
         finally:
+            if works is not None:
+                works.cancel()
             await lines.aclose()
 
-    def _handle(self, event: Object) -> None:
-        kind, item = event["type"], event["object"]
-        if kind == "ERROR":
-            raise ApiError(int(item.get("code") or 500), str(item.get("message")))
-        metadata = item["metadata"]
-        if kind != "BOOKMARK":
-            name: str = metadata["name"]
-            if kind == "DELETED":
-                self.objects.pop(name, None)
-            else:
-                self._put(self.objects, item)
-            self._changed(name)
-        self._version = metadata["resourceVersion"]
+    def _event(self, line: bytes) -> tuple[str, Object, str]:
+        """Type, object and resource version of an event. Raises ApiError for an error and for what is no event."""
+        try:
+            event = orjson.loads(line)
+            kind, item = event["type"], event["object"]
+            if kind != "ERROR":
+                return kind, item, text(item["metadata"]["resourceVersion"])
+            error = ApiError(int(item.get("code") or 500), str(item.get("message")))
+        except (LookupError, TypeError, ValueError, AttributeError) as failure:
+            error = ApiError(200, f"{self.resource.path}: the watch has a line that is no event: {failure!r}")
+        raise error
 
-    async def _missing(self, error: ApiError) -> None:
+    def _handle(self, kind: str, item: Object, version: str) -> None:
+        if kind == "DELETED":
+            name = str(item["metadata"].get("name"))
+            self.objects.pop(name, None)
+            self._unreadable.pop(name, None)
+            self._changed(name)
+        elif kind != "BOOKMARK":
+            self._changed(self._put(self.objects, item))
+        self._version = version
+
+    def _works(self) -> None:
+        """Note that a watch lasts."""
+        self._failing_since = None
+        if self._problem is not None:
+            self._problem = None
+            logger.info("%s can be read now", self.resource)
+
+    async def _missing(self, error: ApiError, *, lasts: bool) -> None:
         """Handle 403 and 404. Without the right to read it, a kind that is not installed is 403 too: discovery decides."""
-        installed = error.status == 403 and await self._installed()
-        if installed:
-            if self._report(logging.WARNING, "may not be read; going on without", error):
+        if error.status == 403 and (not self.resource.group or await self._installed()):
+            self._report(logging.WARNING, "may not be read; going on without", error)
+            if not self.settled:
                 self._replace(self.objects)
         else:
             self._report(logging.INFO, "is not installed; going on without", error)
-            if self.objects or not self.settled:
+            if (self.objects and lasts) or not self.settled:
                 self._replace({})
-        self._version = None
 
     def _go_without(self, error: ApiError) -> None:
         """Stop waiting for a kind that the server fails to list, for example because its conversion webhook is broken."""
@@ -235,14 +282,14 @@ class Informer(Generic[T]):
     async def _installed(self) -> bool:
         try:
             known = await self._cluster.get(self.resource.root)
+            return any(entry["name"] == self.resource.plural for entry in known["resources"])
         except ApiError as error:
             return error.status != 404
-        return any(entry["name"] == self.resource.plural for entry in known["resources"])
+        except (LookupError, TypeError):
+            return True
 
-    def _report(self, level: int, what: str, error: ApiError) -> bool:
-        """Log a problem unless it was the last one logged. Returns whether it was logged."""
-        if what == self._problem:
-            return False
-        self._problem = what
-        logger.log(level, "%s %s", self.resource, what, extra={"fields": {"error": str(error)}})
-        return True
+    def _report(self, level: int, what: str, error: ApiError) -> None:
+        """Log a problem unless it was the last one logged."""
+        if what != self._problem:
+            self._problem = what
+            logger.log(level, "%s %s", self.resource, what, extra={"fields": {"error": str(error)}})

@@ -156,11 +156,13 @@ async def test_a_pool_with_more_pods_than_a_page(tmp_path: Path, monkeypatch: py
 # ------------------------------------------------------------------------------------------------ pool
 
 
-async def test_selector_and_port_change(tmp_path: Path) -> None:
+async def test_selector_and_port_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "warmroute")
     blue = pod("blue", "10.0.0.7", metadata__labels={"app": "blue"})
     async with cluster_of(pod("a", "10.0.0.1"), blue) as server, picking(server, tmp_path) as picker:
         server.apply(changed(POOL, spec__targetPortNumber=8001))
         await eventually(lambda: picker.targets() == ["10.0.0.1:8001"])
+        assert "the InferencePool has changed" in caplog.text
         server.apply(changed(POOL, spec__selector={"app": "blue"}))
         await eventually(lambda: picker.targets() == ["10.0.0.7:8000"])
         server.apply(changed(blue, status__podIP="10.0.0.8"))
@@ -289,6 +291,30 @@ async def test_a_bad_annotation_keeps_the_last_good_value_and_is_told_once(
         assert picker.reloads.count(False) == 3
         server.apply(annotated(POOL, routing_strategy="RANDOM"))
         await eventually(lambda: picker.settings.routing_strategy == "RANDOM")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("inference.networking.k8s.io/routing-strategy", f"{X}/routing-strategy"),
+        (f"{X}/Routing-Strategy", f"{X}/routing-strategy"),
+        (f"{X}/model-server-runtimes", f"{X}/model-server-runtime"),
+        ("inference-epp-env.networking.k8s.io/COST_WAITING", "inference-epp-env.networking.x-k8s.io/COST_WAITING"),
+    ],
+)
+async def test_a_misspelt_annotation_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, meant: str
+) -> None:
+    async with cluster_of() as server, picking(server, tmp_path):
+        others = {
+            f"{X}/other": "x",
+            "inference.networking.k8s.io/active-ports": "x",
+            "example.com/routing-strategy": "x",
+        }
+        server.apply(changed(POOL, metadata__annotations={key: "RANDOM", **others}))
+        await eventually(lambda: "annotation not used" in caplog.text)
+        (told,) = [vars(r)["fields"] for r in caplog.records if r.message == "annotation not used"]
+        assert told == {"annotation": key, "error": f"unknown annotation: did you mean {meant}?"}
 
 
 # ------------------------------------------------------------------------------------------------ trouble

@@ -250,6 +250,12 @@ def test_objectives() -> None:
     assert priorities_of(NAME, claims) == {"batch": -1, "plain": 0}
 
 
+@pytest.mark.parametrize("targets", [[], [{"modelRewrite": ""}], [{"modelRewrite": "a"}, {"modelRewrite": ""}]])
+def test_a_rewrite_to_nothing_is_refused(targets: Any) -> None:
+    with pytest.raises(ValueError, match="a rule needs targets"):
+        read_rewrite(changed(REWRITE, **OWN, spec__rules=[{"targets": targets}]))
+
+
 # ------------------------------------------------------------------------------------------------ fields of wrong types
 
 ODD: list[Any] = [None, 7, -1, 99_999, 1.5, True, "", "x", [], [1], ["x"], [None], {}, {"a": 1}, {"a": None}]

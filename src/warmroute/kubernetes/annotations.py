@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 
 from warmroute.errors import ConfigurationError
 from warmroute.settings import ENV_PREFIX, HOT_SETTINGS, Settings, changed, extra_of
@@ -17,6 +18,8 @@ NAMED = {
 """The two settings that have their own annotation, by annotation."""
 ENVIRONMENT = "inference-epp-env.networking.x-k8s.io/"
 """Prefix of annotations for any hot setting. The name may be spelled COST_WAITING or cost-waiting."""
+CLOSE = 0.9
+"""Similarity (0 to 1, see :func:`difflib.get_close_matches`) from which an annotation is taken for a mistyped one."""
 
 
 def _normal(name: str) -> str:
@@ -29,6 +32,14 @@ def _spellings() -> dict[str, str]:
         for spelling in (name, *extra_of(name)["upstream"]):
             spellings[_normal(spelling)] = name
     return spellings
+
+
+def _meant(key: str) -> str | None:
+    """The annotation that ``key`` is a misspelling of, for example one with the other API group or with capitals."""
+    prefix, _, name = key.partition("/")
+    if get_close_matches(f"{prefix.lower()}/", [ENVIRONMENT], cutoff=CLOSE):
+        return ENVIRONMENT + name
+    return next(iter(get_close_matches(key.lower(), NAMED, n=1, cutoff=CLOSE)), None)
 
 
 SPELLINGS = _spellings()
@@ -50,7 +61,8 @@ class AnnotatedSettings:
         self._apply = apply
         self._refuse = refuse
         self._given: dict[str, tuple[str, str]] = {}
-        self._unknown: set[str] = set()
+        self._unknown: dict[str, str] = {}
+        """Why an annotation means nothing, by annotation."""
 
     def update(self, annotations: Mapping[str, str]) -> int:
         """Apply the annotations; returns how many settings changed.
@@ -82,16 +94,18 @@ class AnnotatedSettings:
     def _read(self, annotations: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         """Annotation and value by setting."""
         given: dict[str, tuple[str, str]] = {}
-        unknown = set()
+        unknown = {}
         for key in sorted(annotations):
             if key.startswith(ENVIRONMENT):
                 name = SPELLINGS.get(_normal(key.removeprefix(ENVIRONMENT)))
                 if name is None:
-                    unknown.add(key)
+                    unknown[key] = "unknown setting, or one that cannot change while the server runs"
                 else:
                     given[name] = (key, annotations[key])
+            elif key not in NAMED and (meant := _meant(key)):
+                unknown[key] = f"unknown annotation: did you mean {meant}?"
         given |= {name: (key, annotations[key]) for key, name in NAMED.items() if key in annotations}
-        for key in sorted(unknown - self._unknown):
-            self._refuse(key, "unknown setting, or one that cannot change while the server runs")
+        for key in unknown.keys() - self._unknown.keys():
+            self._refuse(key, unknown[key])
         self._unknown = unknown
         return given

@@ -129,9 +129,13 @@ class KubernetesDiscovery:
             self._pool_gone()
             return
         pool, before = found[0], self._served
-        if before is None:
+        if before is None or (before.api_version, before.selector, before.ports) != (
+            pool.api_version,
+            pool.selector,
+            pool.ports,
+        ):
             logger.info(
-                "serving the InferencePool",
+                "serving the InferencePool" if before is None else "the InferencePool has changed",
                 extra={
                     "fields": {
                         "pool": f"{pool.namespace}/{pool.name}",

@@ -61,7 +61,10 @@ def read_rewrite(item: Object) -> InferenceModelRewrite:
     rules = []
     for rule in item["spec"]["rules"]:
         names = tuple(text(match["model"]["value"]) for match in rule.get("matches") or ())
-        rules.append((names, _targets(rule["targets"], "modelRewrite")))
+        targets = _targets(rule["targets"], "modelRewrite")
+        if not all(target.name for target in targets) or not targets:
+            raise ValueError("a rule needs targets, each with the name of a model")
+        rules.append((names, targets))
     return InferenceModelRewrite(*_age_and_pool(item), rules=tuple(rules))
 
 

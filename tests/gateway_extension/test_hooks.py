@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.config.listener import v3 as listener_v3
@@ -10,6 +12,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager i
 from envoy_data_plane.google.protobuf import Any as PackedAny
 
 from tests.fixtures import envoy_gateway as eg
+from warmroute.errors import ConfigurationError
 from warmroute.extproc import envoy_policy
 from warmroute.extproc.headers import CONTROL, DESTINATION
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
@@ -18,7 +21,8 @@ from warmroute.gateway_extension.hooks import Options
 from warmroute.gateway_extension.picked_pool import PickedPool, picked_pools
 
 X_VERSION = "inference.networking.x-k8s.io/v1alpha2"
-FILTER = "envoy.filters.http.ext_proc/inferencepool/default/vllm-qwen-pool"
+FILTER = "envoy.filters.http.ext_proc/inferencepool/inference.networking.x-k8s.io/default/vllm-qwen-pool"
+PICKER_CLUSTER = "inferencepool-picker/inference.networking.x-k8s.io/default/vllm-qwen-pool"
 
 
 def test_a_v1alpha2_pool_names_its_picker_by_extension_ref() -> None:
@@ -43,12 +47,51 @@ def test_other_resources_are_no_pools_and_a_pool_named_twice_is_one() -> None:
         eg.pool_v1alpha2(extensionRef=None),
         eg.pool_v1alpha2(extensionRef={"name": "x", "kind": "Deployment"}),
         eg.pool_v1(endpointPickerRef={}),
+        eg.pool_v1(endpointPickerRef={"name": ""}),
+        eg.pool_v1(endpointPickerRef={"name": {"a": 1}}),
+        eg.pool_v1(endpointPickerRef={"name": "x", "port": {"number": -1}}),
+        eg.pool_v1(endpointPickerRef={"name": "x", "port": {"number": 70_000}}),
+        eg.pool_v1alpha2(extensionRef={"name": "x", "portNumber": "9002x"}),
+        eg.pool_v1alpha2(extensionRef={"name": "x", "portNumber": 10**12}),
         eg.pool_v1(targetPorts=[]),
+        eg.pool_v1(targetPorts=[{"number": 70_000}]),
     ],
 )
 def test_a_pool_that_cannot_be_used_is_named(resource: bytes) -> None:
     with pytest.raises(ValueError, match="default/vllm-qwen-pool"):
         picked_pools([resource])
+
+
+@pytest.mark.parametrize("resource", [b"", b"null", b"[]", b"7", b"{", b'{"kind":"InferencePool","metadata":"x"}'])
+def test_what_is_no_object_is_refused(resource: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        picked_pools([eg.pool_v1alpha2(), resource])
+
+
+def test_pools_of_one_name_in_both_api_groups_are_two() -> None:
+    both = picked_pools([eg.pool_v1(), eg.pool_v1alpha2()])
+    assert [pool.picker for pool in both] == ["picker", "inference-gateway-ext-proc"]
+    routes = []
+    for number, pool in enumerate(both):
+        route = pb.Route.FromString(eg.encoded(eg.route(f"route-{number}", f"cluster-{number}")))
+        hooks.modify_route(route, [pool], Options())
+        routes.append(route_v3.Route().parse(route.SerializeToString()))
+    request = pb.PostTranslateModifyRequest(
+        listeners=[pb.Listener.FromString(eg.encoded(eg.listener("default/gw/llm")))],
+        routes=[pb.RouteConfiguration.FromString(eg.encoded(eg.routes("default/gw/llm", *routes)))],
+    )
+    response = hooks.modify_translation(request, Options())
+    assert len(response.clusters) == 2
+    filters = [one.name for one in manager_of(response.listeners[0]).http_filters]
+    assert [*routes[0].typed_per_filter_config, *routes[1].typed_per_filter_config] == filters[:2]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pods_service": "{name}-pods"}, {"pods_service": "Pods_"}, {"request_body_limit": 2**32}]
+)
+def test_options_that_no_envoy_takes_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Options(**changes)
 
 
 def test_a_pool_survives_the_way_through_route_metadata() -> None:
@@ -115,6 +158,14 @@ def test_a_rule_with_two_pools_answers_with_an_error_that_names_them() -> None:
     assert route.direct_response.status == 500
     assert route.direct_response.body is not None
     assert "default/vllm-qwen-pool, default/other" in str(route.direct_response.body.inline_string)
+
+
+def test_a_reason_is_no_longer_than_envoy_takes() -> None:
+    names = [f"é{number:0252}" for number in range(16)]
+    route = modified_route([PickedPool(X_VERSION, "default", n, (8000,), "p", 9002, fail_open=False) for n in names])
+    assert route.direct_response is not None
+    assert route.direct_response.body is not None
+    assert 4000 < len(str(route.direct_response.body.inline_string).encode()) <= 4096
 
 
 def modified_cluster(options: Options, pools: list[PickedPool] | None = None) -> cluster_v3.Cluster:
@@ -211,7 +262,7 @@ def test_the_pickers_cluster_is_added_once_and_everything_else_comes_back() -> N
     assert [cluster.name for cluster in response.clusters] == [
         eg.PLAIN_CLUSTER,
         eg.POOL_CLUSTER,
-        "inferencepool-picker/default/vllm-qwen-pool",
+        PICKER_CLUSTER,
     ]
     assert response.clusters[0].SerializeToString() == eg.encoded(eg.plain_cluster("10.0.0.1:8000"))
     assert [secret.SerializeToString() for secret in response.secrets] == [b"\x0a\x04cert"]
@@ -327,7 +378,7 @@ def test_one_listener_serves_a_pool_of_ours_and_one_of_the_ai_gateway(options: O
     ]
     assert [cluster.name for cluster in response.clusters] == [
         "httproute/default/ai/rule/0",
-        "inferencepool-picker/default/vllm-qwen-pool",
+        PICKER_CLUSTER,
     ]
     assert route_v3.Route().parse(response.routes[0].virtual_hosts[0].routes[1].SerializeToString()) == (
         ai_gateway_route()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -126,10 +127,12 @@ def test_only_a_gateway_known_not_to_serve_the_pool_loses_its_entry(made: Any, f
 
 
 @asynccontextmanager
-async def writer(server: ApiServer, directory: Path, period: float = 60.0) -> AsyncIterator[StatusWriter]:
+async def writer(
+    server: ApiServer, directory: Path, period: float = 60.0, pause: float = 0.0
+) -> AsyncIterator[StatusWriter]:
     cluster = Cluster()
     cluster.find({"KUBECONFIG": str(server.write_kubeconfig(directory / "kubeconfig"))})
-    status = StatusWriter(cluster, period=period)
+    status = StatusWriter(cluster, period=period, pause=pause)
     status.start()
     try:
         yield status
@@ -164,6 +167,17 @@ async def test_a_picker_that_comes_later_and_a_right_given_later_show(tmp_path: 
         await eventually(lambda: resolved(server, item) == "False")
         server.apply(SERVICE_OBJECT)
         await eventually(lambda: resolved(server, item) == "True")
+
+
+@pytest.mark.integration
+async def test_many_translations_are_few_requests(tmp_path: Path) -> None:
+    item, pool = read(eg.pool_v1alpha2)
+    async with api_server(item, SERVICE_OBJECT) as server, writer(server, tmp_path, pause=0.5) as status:
+        for _ in range(50):
+            status.translated({GATEWAY: {pool}})
+            await asyncio.sleep(0.01)
+        await eventually(lambda: resolved(server, item) == "True")
+    assert server.reads <= 8
 
 
 @pytest.mark.integration

@@ -12,6 +12,7 @@ and step 3 reads it there. The measured behaviour of Envoy Gateway is described 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import UInt32Value, UInt64Value
 
+from warmroute.errors import ConfigurationError
 from warmroute.extproc.envoy_policy import (
     ENGINE_RETRIES,
     ENGINE_RETRY_ON,
@@ -49,6 +51,11 @@ EARLY_HEADER_MUTATION = "envoy.http.early_header_mutation.header_mutation"
 UPSTREAM_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 PICKER_RETRIES = 10
 """In a rollout several pickers are away at once, so a few retries are not enough."""
+MOST_BODY = 2**32 - 1
+"""Bytes that a listener's buffer holds at most: Envoy's field has 32 bits."""
+MOST_ANSWER = 4096
+"""Bytes of a direct response: if one has more, Envoy refuses all routes of its listener."""
+SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,20 @@ class Options:
     """Speak TLS to pickers, without verification: they have self-signed certificates by default."""
     pods_service: str = ""
     """Name of the headless Service of a pool's pods, with ``{pool}`` for the pool's name; empty: there is none."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError for what no Envoy takes."""
+        if self.pods_service and not SERVICE_NAME.fullmatch(self.pods_service_of("pool")):
+            raise ConfigurationError(
+                f"--pods-service must be the name of a Service, with {{pool}} for that of the pool"
+                f" (given: {self.pods_service!r})"
+            )
+        if self.request_body_limit > MOST_BODY:
+            raise ConfigurationError(f"--request-body-limit must be at most {MOST_BODY}")
+
+    def pods_service_of(self, pool: str) -> str:
+        """The name of the headless Service of a pool's pods."""
+        return self.pods_service.replace("{pool}", pool)
 
 
 def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> str:
@@ -103,7 +124,8 @@ def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> 
 
 def answer_with_error(route: pb.Route, message: str) -> None:
     """Make the route answer 500 with ``message``: the rule cannot be served."""
-    route.direct_response.CopyFrom(pb.DirectResponseAction(status=500, body=pb.DataSource(inline_string=message)))
+    body = message.encode(errors="replace")[:MOST_ANSWER].decode(errors="ignore")
+    route.direct_response.CopyFrom(pb.DirectResponseAction(status=500, body=pb.DataSource(inline_string=body)))
 
 
 def modify_cluster(cluster: pb.Cluster, pools: list[PickedPool], options: Options) -> None:
@@ -120,7 +142,7 @@ def modify_cluster(cluster: pb.Cluster, pools: list[PickedPool], options: Option
         cluster.ClearField(field)
     pool = pools[0]
     if options.pods_service:
-        host = f"{options.pods_service.format(pool=pool.name)}.{pool.namespace}.svc"
+        host = f"{options.pods_service_of(pool.name)}.{pool.namespace}.svc"
         cluster.type = pb.Cluster.STRICT_DNS
         cluster.load_assignment.CopyFrom(_assignment(cluster.name, host, pool.ports))
         cluster.load_balancing_policy.CopyFrom(_override_host())

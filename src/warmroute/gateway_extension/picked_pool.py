@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from warmroute.kubernetes.inference_pool import GA_GROUP, read_pool
+from warmroute.kubernetes.objects import Object, port_number, text
 
 PICKER_PORT = 9002
 """Port of the picker where the pool names none (the default of the InferencePool API)."""
@@ -28,14 +29,19 @@ class PickedPool:
     """``failureMode: FailOpen``: requests go on without the picker while it is away."""
 
     @property
+    def key(self) -> str:
+        """What no other pool has: API group, namespace and name."""
+        return f"{self.api_version.partition('/')[0]}/{self.namespace}/{self.name}"
+
+    @property
     def filter_name(self) -> str:
         """Name of the pool's ext_proc filter."""
-        return f"envoy.filters.http.ext_proc/inferencepool/{self.namespace}/{self.name}"
+        return f"envoy.filters.http.ext_proc/inferencepool/{self.key}"
 
     @property
     def picker_cluster(self) -> str:
         """Name of the cluster of the pool's picker."""
-        return f"inferencepool-picker/{self.namespace}/{self.name}"
+        return f"inferencepool-picker/{self.key}"
 
     @property
     def picker_host(self) -> str:
@@ -59,27 +65,31 @@ class PickedPool:
 def picked_pools(resources: list[bytes]) -> list[PickedPool]:
     """The InferencePools among Kubernetes objects in JSON, each once, in order.
 
-    Raises ValueError for a pool that cannot be used, with its name.
+    Raises ValueError for a pool that cannot be used, with its name, and for what is no object.
     """
-    pools: dict[tuple[str, str], PickedPool] = {}
+    pools: dict[str, PickedPool] = {}
     for resource in resources:
         item = json.loads(resource)
+        if not isinstance(item, dict):
+            raise ValueError("a resource is not a JSON object")
         if item.get("kind") != KIND:
             continue
-        metadata = item.get("metadata") or {}
         try:
-            pool = read_pool(item)
+            read = read_pool(item)
             picker, port, mode = _picker_of(item)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            name = f"{metadata.get('namespace')}/{metadata.get('name')}"
-            raise ValueError(f"the InferencePool {name} cannot be used: {error!r}") from error
-        pools[pool.namespace, pool.name] = PickedPool(
-            pool.api_version, pool.namespace, pool.name, pool.ports, picker, port, mode == "FailOpen"
-        )
+            raise ValueError(f"the InferencePool {_name_of(item)} cannot be used: {error!r}") from error
+        pool = PickedPool(read.api_version, read.namespace, read.name, read.ports, picker, port, mode == "FailOpen")
+        pools[pool.key] = pool
     return list(pools.values())
 
 
-def _picker_of(item: dict[str, dict[str, dict[str, object]]]) -> tuple[str, int, object]:
+def _name_of(item: Object) -> str:
+    metadata = item.get("metadata")
+    return f"{metadata.get('namespace')}/{metadata.get('name')}" if isinstance(metadata, dict) else "without metadata"
+
+
+def _picker_of(item: Object) -> tuple[str, int, object]:
     """Service, port and failure mode of the picker: ``endpointPickerRef`` in v1, ``extensionRef`` in v1alpha2."""
     spec = item["spec"]
     if str(item["apiVersion"]).startswith(f"{GA_GROUP}/"):
@@ -92,4 +102,7 @@ def _picker_of(item: dict[str, dict[str, dict[str, object]]]) -> tuple[str, int,
     kind = reference.get("kind") or "Service"
     if kind != "Service":
         raise ValueError(f"its picker must be a Service, not a {kind}")
-    return str(reference["name"]), int(str(number or PICKER_PORT)), reference.get("failureMode")
+    name = text(reference["name"])
+    if not name:
+        raise ValueError("its picker has no name")
+    return name, PICKER_PORT if number is None else port_number(number), reference.get("failureMode")

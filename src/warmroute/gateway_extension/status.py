@@ -31,6 +31,8 @@ MESSAGE = "By Warmroute's gateway extension"
 """Start of the message of our conditions: v1alpha2 has no other field that says who wrote an entry."""
 PERIOD = 60.0
 """Seconds until all pools are looked at again: a write may have failed, and a picker's Service may come or go."""
+PAUSE = 5.0
+"""Seconds between two looks at all pools, however often Envoy Gateway translates: in a rollout it does so for each pod."""
 MAX_GATEWAYS = 1000
 """Gateways whose pools are remembered; the one translated longest ago is forgotten first."""
 
@@ -38,9 +40,10 @@ MAX_GATEWAYS = 1000
 class StatusWriter:
     """Writes the status of pools in the background. Failures are logged and tried again after a while."""
 
-    def __init__(self, cluster: Cluster, *, period: float = PERIOD) -> None:
+    def __init__(self, cluster: Cluster, *, period: float = PERIOD, pause: float = PAUSE) -> None:
         self._cluster = cluster
         self._period = period
+        self._pause = pause
         self._served: dict[Gateway, set[PickedPool]] = {}
         self._dropped: set[PickedPool] = set()
         """Pools that a Gateway has ceased to serve and whose status has not been written since."""
@@ -74,6 +77,7 @@ class StatusWriter:
             self._failed &= pools
             for pool in pools:
                 await self._write(pool)
+            await asyncio.sleep(self._pause)
             try:
                 await asyncio.wait_for(self._changed.wait(), self._period)
             except TimeoutError:

@@ -37,7 +37,7 @@ class Resource:
 def text(value: object) -> str:
     """The value of a text field. Raises TypeError if it is something else."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+        raise TypeError(f"not text but {type(value).__name__}")
     return value
 
 
@@ -49,7 +49,7 @@ def texts(value: Object | None) -> dict[str, str]:
 def port_number(value: object) -> int:
     """The value of a field with a port. Raises TypeError or ValueError if it is none."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is not a port number")
+        raise TypeError(f"not a port number but {type(value).__name__}")
     if not 1 <= value <= 65535:
         raise ValueError(f"a port is 1 to 65535, not {value}")
     return value

@@ -182,6 +182,7 @@ def test_a_second_pool_is_a_second_release_in_the_same_namespace() -> None:
         {},
         {"pool": {"name": ""}},
         {"pool": POOL | {"port": 70000}},
+        {"pool": POOL | {"morePorts": ["http"]}},
         {"pool": POOL, "replicas": 3},
         {"pool": POOL, "extraFlags": ["max-endpoints=2"]},
         {"pool": POOL, "podMonitor": {"interval": "soon"}},
@@ -191,6 +192,22 @@ def test_a_second_pool_is_a_second_release_in_the_same_namespace() -> None:
 def test_wrong_values_are_refused(values: Manifest) -> None:
     with pytest.raises(helm.HelmError):
         rendered("warmroute", values, "x")
+
+
+def test_the_picker_reaches_all_target_ports_and_what_else_it_is_told() -> None:
+    collector = {"ports": [{"port": 4318}]}
+    documents = picker(
+        pool=POOL | {"morePorts": [8001, 8002]},
+        networkPolicy={"extraEgress": [collector]},
+        poolServices={"enabled": True},
+    )
+    for document in documents:
+        validate(document)
+    egress = pick(documents, "NetworkPolicy")["spec"]["egress"]
+    assert [rule["port"] for rule in egress[0]["ports"]] == [8000, 8001, 8002]
+    assert egress[-1] == collector
+    pods = next(d for d in documents if d["metadata"]["name"] == "vllm-qwen-pool-pods")
+    assert [port["port"] for port in pods["spec"]["ports"]] == [8000, 8001, 8002]
 
 
 def test_a_network_policy_without_the_pools_selector_is_refused() -> None:

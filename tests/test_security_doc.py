@@ -36,7 +36,7 @@ from warmroute.grpc_server.connection import (
     MOST_SIZE_UPDATES,
     STREAM_WINDOW,
 )
-from warmroute.kubernetes.api import MAX_EVENT_BYTES
+from warmroute.kubernetes.api import MAX_ANSWER_BYTES, MAX_EVENT_BYTES
 from warmroute.kubernetes.informer import PAGE_SIZE
 from warmroute.observability import page_server as pages
 from warmroute.observability.live.feed import MOST_DECISIONS
@@ -103,7 +103,8 @@ BOUNDS = {
     f"{MOST_SAMPLE_BYTES >> 10} KiB",
     "Engine's list": f"{MOST_BYTES >> 20} MiB, {MOST_SERVED_MODELS:,} names of {LONGEST_MODEL_NAME} characters",
     "Endpoints file": f"{LARGEST_FILE >> 20} MiB",
-    "Kubernetes API server": f"{PAGE_SIZE} objects, lines of {MAX_EVENT_BYTES >> 20} MiB",
+    "Kubernetes API server": f"{PAGE_SIZE} objects, answers of {MAX_ANSWER_BYTES >> 20} MiB, "
+    f"lines of {MAX_EVENT_BYTES >> 20} MiB",
     "Debug port and metrics port": f"{pages.MOST_CONNECTIONS} connections .*, {pages.MOST_HEAD_BYTES >> 10} KiB of head, "
     f"{pages.HEAD_SECONDS:.0f} s for the request and {pages.SEND_SECONDS:.0f} s",
     "Debug port: bodies": f"{pages.BODY_SECONDS:.0f} s to arrive",

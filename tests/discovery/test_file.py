@@ -103,6 +103,7 @@ endpoints:
         (ONE.replace("10.0.0.1", "10.0.0.1:80"), "must be an IP address"),
         (ONE.replace("8000", "0"), r"endpoints\[0\].port: .*greater than or equal to 1 \(given: 0\)"),
         (ONE.replace("8000", "65536"), r"endpoints\[0\].port: "),
+        (ONE.replace("8000", "true"), r"endpoints\[0\].port: must be a number \(given: True\)"),
         (ONE.replace("8000", "http"), r"endpoints\[0\].port: .*'http'"),
         (ONE.replace("vllm-0", '""'), r"endpoints\[0\].name: "),
         (ONE.replace("vllm-0", "[x]"), r"endpoints\[0\].name: "),

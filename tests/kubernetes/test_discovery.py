@@ -153,6 +153,26 @@ async def test_a_pool_with_more_pods_than_a_page(tmp_path: Path, monkeypatch: py
         assert len(picker.targets()) == 30
 
 
+async def test_a_pod_whose_annotation_lists_none_of_the_ports_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def odd(listed: str, number: int) -> Any:
+        return pod("odd", f"10.0.0.{number}", metadata__annotations={"llm-d.ai/active-ports": listed})
+
+    async with cluster_of() as server, picking(server, tmp_path) as picker:
+        for number in range(50, 55):
+            server.apply(odd("8000;8001", number), pod("b", f"10.0.1.{number}"))
+            await eventually(lambda last=f"10.0.1.{number}:8000": last in picker.targets())  # type: ignore[misc]
+        (told,) = [vars(r)["fields"] for r in caplog.records if "active-ports" in r.message]
+        assert told == {"pod": "odd", "listed": "8000;8001", "ports": (8000,)}
+        assert len(picker.targets()) == 2
+        server.apply(odd("8000", 60))
+        await eventually(lambda: len(picker.targets()) == 3)
+        server.apply(odd("", 60))  # meant: it serves none
+        await eventually(lambda: len(picker.targets()) == 2)
+        assert caplog.text.count("active-ports") == 1
+
+
 # ------------------------------------------------------------------------------------------------ pool
 
 

@@ -42,6 +42,13 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _number(value: object) -> object:
+    """``true`` is no number, though it counts as 1 in Python."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Name = Annotated[Text, Field(min_length=1, max_length=253)]
 """At most as long as a name in Kubernetes."""
@@ -57,7 +64,7 @@ class EndpointEntry(_Entry):
     name: Name
     namespace: Name = "default"
     address: Annotated[Text, AfterValidator(_address)]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535)]
     labels: dict[Text, Text] = {}
     role: Literal["decode", "prefill", "encode", "both"] | None = None
     """As the label llm-d.ai/role."""
@@ -68,7 +75,7 @@ class ModelTargetEntry(_Entry):
     """One item of a model's ``targets``."""
 
     name: Name
-    weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    weight: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1_000_000)] = 1
 
 
 class ModelEntry(_Entry):

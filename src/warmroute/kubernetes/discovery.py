@@ -11,7 +11,7 @@ from typing import Any
 from warmroute.errors import ConfigurationError
 from warmroute.kubernetes.annotations import AnnotatedSettings
 from warmroute.kubernetes.api import Cluster
-from warmroute.kubernetes.events import EventReporter
+from warmroute.kubernetes.events import MAX_MESSAGE, EventReporter
 from warmroute.kubernetes.inference_pool import VERSIONS, X_GROUP, InferencePool, read_pool
 from warmroute.kubernetes.informer import Backoff, Informer, T
 from warmroute.kubernetes.models import models_of, priorities_of, read_model, read_objective, read_rewrite
@@ -69,6 +69,8 @@ class KubernetesDiscovery:
         self._objectives = self._model_informers("inferenceobjectives", read_objective, self._objectives_changed)
         self._pods: Informer[Pod] | None = None
         self._served: InferencePool | None = None
+        self._without_port: dict[str, str] = {}
+        """The annotation of each pod that serves no port of the pool: told once."""
         self._ended: set[asyncio.Task[None]] = set()
         self._events = EventReporter(cluster, self._namespace)
 
@@ -189,7 +191,9 @@ class KubernetesDiscovery:
             return
         now = monotonic()
         pod = pods.objects.get(name)
-        specs = {spec.id: spec for spec in pod.endpoints(pool.ports)} if pod is not None else {}
+        if pod is None:
+            self._without_port.pop(name, None)
+        specs = {spec.id: spec for spec in self._endpoints_of(pod, pool)} if pod is not None else {}
         for endpoint in endpoint_names(name, pool.ports):
             endpoint_id = f"{self._namespace}/{endpoint}"
             if endpoint_id in specs:
@@ -204,10 +208,23 @@ class KubernetesDiscovery:
             return
         if not self._pool.synced and not all(informer.settled for informer in self._named_informers()):
             return
+        self._without_port = {name: told for name, told in self._without_port.items() if name in pods.objects}
         specs: list[EndpointSpec] = []
         for pod in pods.objects.values():
-            specs += pod.endpoints(pool.ports)
+            specs += self._endpoints_of(pod, pool)
         self._pool.replace(specs, monotonic())
+
+    def _endpoints_of(self, pod: Pod, pool: InferencePool) -> Iterable[EndpointSpec]:
+        """The pod's endpoints. Logs if its annotation leaves it without any."""
+        if not pod.serves_no_port(pool.ports):
+            self._without_port.pop(pod.name, None)
+        elif self._without_port.get(pod.name) != pod.active_ports_text:
+            self._without_port[pod.name] = pod.active_ports_text
+            logger.warning(
+                "the annotation active-ports of a pod lists none of the pool's ports; it gets no requests",
+                extra={"fields": {"pod": pod.name, "listed": pod.active_ports_text[:MAX_MESSAGE], "ports": pool.ports}},
+            )
+        return pod.endpoints(pool.ports)
 
     # ---------------------------------------------------------------- models
 
@@ -228,7 +245,9 @@ class KubernetesDiscovery:
 
     def _refuse(self, annotation: str, reason: str) -> None:
         """Report an annotation that cannot be used, in the log and as an Event of the pool."""
-        logger.warning("annotation not used", extra={"fields": {"annotation": annotation, "error": reason}})
+        logger.warning(
+            "annotation not used", extra={"fields": {"annotation": annotation, "error": reason[:MAX_MESSAGE]}}
+        )
         self._reloaded(False)
         if self._served is not None:
             self._events.warn(self._served, "AnnotationNotUsed", f"{annotation}: {reason}")

@@ -11,6 +11,8 @@ from warmroute.pool.endpoint import EndpointSpec
 
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
 """Annotations with the ports of the pool that a pod serves, separated by commas; the newer name comes first and wins."""
+LONGEST_PORT = 16
+"""Characters of a port with the spaces around it."""
 CACHE_GENERATION = "warmroute/cache-generation"
 """Annotation with any text; when it changes, the pod's engine has lost its KV cache, and what it held is forgotten."""
 
@@ -39,9 +41,15 @@ class Pod:
     labels: dict[str, str]
     active_ports: frozenset[int] | None
     """Ports of the pool that the pod serves; None: all."""
+    active_ports_text: str
+    """The annotation that says so; empty if there is none."""
     containers: tuple[Container, ...]
     cache_generation: str = ""
     """The annotation :data:`CACHE_GENERATION`."""
+
+    def serves_no_port(self, ports: Sequence[int]) -> bool:
+        """Whether its annotation lists ports, and none of the pool's among them: most likely by mistake."""
+        return bool(self.active_ports_text.strip()) and not (self.active_ports or frozenset()) & set(ports)
 
     def endpoints(self, ports: Sequence[int]) -> Iterator[EndpointSpec]:
         """One endpoint for each target port of the pool that the pod serves.
@@ -79,6 +87,7 @@ def read_pod(item: Object) -> Pod:
     """A pod from its object. Raises LookupError, TypeError or ValueError if a field is missing or wrong."""
     metadata, status = item["metadata"], item.get("status") or {}
     annotations = texts(metadata.get("annotations"))
+    active_ports = next((annotations[key] for key in ACTIVE_PORTS if key in annotations), None)
     address = text(status.get("podIP") or "")
     if address:
         ip_address(address)
@@ -95,7 +104,8 @@ def read_pod(item: Object) -> Pod:
         address=address,
         ready=ready and not metadata.get("deletionTimestamp"),
         labels=texts(metadata.get("labels")),
-        active_ports=_active_ports(annotations),
+        active_ports=None if active_ports is None else _ports(active_ports),
+        active_ports_text=active_ports or "",
         containers=tuple(
             Container(
                 run=f"{container.get('containerID', '')}#{container.get('restartCount', 0)}",
@@ -107,8 +117,5 @@ def read_pod(item: Object) -> Pod:
     )
 
 
-def _active_ports(annotations: dict[str, str]) -> frozenset[int] | None:
-    text = next((annotations[key] for key in ACTIVE_PORTS if key in annotations), None)
-    if text is None:
-        return None
-    return frozenset(int(port) for port in text.split(",") if port.strip().isdecimal())
+def _ports(listed: str) -> frozenset[int]:
+    return frozenset(int(port) for port in listed.split(",") if port.strip().isdecimal() and len(port) <= LONGEST_PORT)

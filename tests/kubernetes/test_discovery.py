@@ -207,16 +207,20 @@ async def test_ranks(tmp_path: Path) -> None:
         await eventually(lambda: picker.targets() == [])
 
 
-async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_pods_along(tmp_path: Path) -> None:
+async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_pods_along(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with api_server(pod("a", "10.0.0.1")) as server, picking(server, tmp_path, synced=False) as picker:
         await eventually(lambda: server.watches >= 6)
         assert not picker.pool.synced
+        assert caplog.text.count("there is no such InferencePool yet") == 1
         server.apply(POOL)
         await eventually(lambda: picker.pool.synced)
         assert picker.targets() == ["10.0.0.1:8000"]
         server.delete(POOL)
         await eventually(lambda: not picker.pool.synced)
         assert picker.targets() == []
+        assert caplog.text.count("the InferencePool is gone") == 1
         server.apply(POOL)
         await eventually(lambda: picker.targets() == ["10.0.0.1:8000"])
         assert picker.pool.synced

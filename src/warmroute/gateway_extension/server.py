@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
 from warmroute.end_signals import on_end_signal
+from warmroute.errors import ConfigurationError
 from warmroute.extproc import health
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
@@ -222,7 +223,10 @@ async def _run(listen: ServerOptions, options: hooks.Options, *, write_pool_stat
     from warmroute.kubernetes.api import Cluster
 
     cluster = Cluster()
-    cluster.find()
+    try:
+        cluster.find()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--write-pool-status: {error}") from error
     try:
         await GatewayExtension(listen, options, StatusWriter(cluster)).run()
     finally:

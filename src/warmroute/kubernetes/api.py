@@ -72,10 +72,7 @@ class Cluster:
             return
         paths = environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
         if not any(Path(path).is_file() for path in paths.split(os.pathsep)):
-            raise ConfigurationError(
-                f"no cluster found: not running in a pod, and there is no {paths} (KUBECONFIG); "
-                "without Kubernetes use --endpoints-file FILE"
-            )
+            raise ConfigurationError(f"no cluster found: not running in a pod, and there is no {paths} (KUBECONFIG)")
         self._kubeconfig = paths
 
     async def get(self, path: str, **query: str | int) -> Object:

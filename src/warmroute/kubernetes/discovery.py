@@ -69,6 +69,8 @@ class KubernetesDiscovery:
         self._objectives = self._model_informers("inferenceobjectives", read_objective, self._objectives_changed)
         self._pods: Informer[Pod] | None = None
         self._served: InferencePool | None = None
+        self._awaited = False
+        """Whether the log says that there is no pool."""
         self._without_port: dict[str, str] = {}
         """The annotation of each pod that serves no port of the pool: told once."""
         self._ended: set[asyncio.Task[None]] = set()
@@ -76,7 +78,10 @@ class KubernetesDiscovery:
 
     def load(self) -> None:
         """Find the cluster. Raises ConfigurationError if there is none."""
-        self._cluster.find()
+        try:
+            self._cluster.find()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}; without Kubernetes use --endpoints-file FILE") from error
 
     async def start(self) -> None:
         """Start all informers."""
@@ -130,6 +135,7 @@ class KubernetesDiscovery:
         if not found:
             self._pool_gone()
             return
+        self._awaited = False
         pool, before = found[0], self._served
         if before is None or (before.api_version, before.selector, before.ports) != (
             pool.api_version,
@@ -158,9 +164,17 @@ class KubernetesDiscovery:
             self._sync()
 
     def _pool_gone(self) -> None:
+        fields = {
+            "pool": f"{self._namespace}/{self._name}",
+            "kinds": [str(informer.resource) for informer in self._pools],
+        }
         if self._served is None:
+            if not self._awaited:
+                self._awaited = True
+                logger.warning("there is no such InferencePool yet; not ready until there is", extra={"fields": fields})
             return
-        logger.warning("the InferencePool is gone", extra={"fields": {"pool": f"{self._namespace}/{self._name}"}})
+        self._awaited = True
+        logger.warning("the InferencePool is gone; not ready until it is back", extra={"fields": fields})
         self._served = None
         self._end_pods_watch()
         self._pool.replace((), monotonic())

@@ -100,6 +100,8 @@ class Informer(Generic[T]):
         self._problem: str | None = None
         self._failing_since: float | None = None
         """When the present row of answers that say no began."""
+        self._asked_at: float | None = None
+        """When the present attempt began; None once its list or its watch has been answered."""
         self._unreadable: dict[str, str] = {}
         """Why an object cannot be read, by its name: told once."""
         self._task = BackgroundTask(self._run, f"watch {resource}")
@@ -117,7 +119,7 @@ class Informer(Generic[T]):
         backoff = self._backoff
         clock = asyncio.get_running_loop().time
         while True:
-            began = clock()
+            began = self._asked_at = clock()
             longest, least = STEADY, 0.0  # not a tight loop if the server ends each watch at once
             error: BaseException | None = None
             try:
@@ -138,9 +140,9 @@ class Informer(Generic[T]):
                 failures = 0
                 if error is None:
                     continue
-            wait = max(least, min(longest, backoff.first * 2**failures))
+            wait = min(longest, backoff.first * 2**failures) * random.uniform(0.8, 1.2)  # pickers do not retry in step
             failures = min(failures + 1, MOST_DOUBLINGS)
-            await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # pickers do not retry in step
+            await asyncio.sleep(max(wait, least * random.uniform(1.0, 1.2)))
 
     def _longest_wait(self, error: ApiError) -> float:
         """Upper bound of the backoff. After a restart an API server answers 403 until its RBAC caches are filled, so a kind
@@ -154,7 +156,7 @@ class Informer(Generic[T]):
             self._failing_since = None
             return
         if self._failing_since is None:
-            self._failing_since = now
+            self._failing_since = self._asked_at or now
         lasts = now - self._failing_since >= self._backoff.settle
         if error.status not in BUSY:
             self._version = None
@@ -184,6 +186,7 @@ class Informer(Generic[T]):
             query["continue"] = more
         self._unreadable = {name: why for name, why in self._unreadable.items() if name in names}
         self.listed = True
+        self._asked_at = None
         self._replace(objects)
         self._version = version
 
@@ -222,6 +225,7 @@ class Informer(Generic[T]):
         works: asyncio.TimerHandle | None = None
         try:
             async for batch in lines:
+                self._asked_at = None
                 works = works or asyncio.get_running_loop().call_later(STEADY, self._works)
                 for line in batch:
                     if line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -205,6 +206,7 @@ def test_the_tensors_of_an_image_that_the_engine_has_do_not_count() -> None:
         {"mm_placeholders": {"image": 5}, "mm_hashes": {"image": 5}},
         {"mm_placeholders": {"image": [{"offset": -5, "length": 2**70}]}, "mm_hashes": {"image": ["a"]}},
         {"mm_placeholders": {"image": [{"offset": 2, "length": -1}]}, "mm_hashes": {"image": ["a"]}},
+        {"mm_placeholders": {"image": [{"offset": math.inf, "length": 1}]}, "mm_hashes": {"image": ["a"]}},
         [1],
         "x",
     ],

@@ -381,6 +381,14 @@ def test_embeddings_and_their_kin() -> None:
     assert data(request("/v1/score", {"model": "m", "text_1": "q", "text_2": "a"}))[1:] == [b"text_2\xfea\xff"]
 
 
+@pytest.mark.parametrize("items", [[], ["c"], "c"])
+def test_of_several_lists_to_compare_with_the_query_the_first_one_counts(items: object) -> None:
+    parsed = request("/rerank", {"query": "q", "documents": ["a", "b"], "items": items, "data_2": ["d"]})
+    assert data(parsed) == [b"query\xfeq\xff", b"documents\xfea\xff", b"documents\xfeb\xff"]
+    assert (parsed.head, parsed.starts) == (1, (2,))
+    assert parsed.prompt_bytes == sum(parsed.lengths())
+
+
 def test_sglang_generate_needs_no_model() -> None:
     body = {
         "text": "Hi",

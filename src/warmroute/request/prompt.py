@@ -233,7 +233,7 @@ class Prompt:
                 for span, content in zip(ranges, hashes, strict=True):
                     digest = xxh3_128_digest(encode(f"{modality} {content}"))
                     self._spans.append((int(span["offset"]), int(span["length"]), digest))
-        except (AttributeError, KeyError, TypeError, ValueError):  # the engine rejects it
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # the engine rejects it
             self._spans.clear()
             self.field("features", {name: value for name, value in features.items() if name != "kwargs_data"})
 

@@ -124,10 +124,8 @@ _RESPONSES = (*_HEAD, ("instructions", _SYSTEM), ("input", _INPUT))
 _COMPLETION = (("prompt_embeds", _MEDIA), ("prompt", _PLAIN))
 _MEDIA_DATA = (("image_data", _MEDIA), ("video_data", _MEDIA), ("audio_data", _MEDIA))
 MEDIA_FIELDS = frozenset({"prompt_embeds", "image_data", "video_data", "audio_data"})
-_COMPARED_FIELDS = (
-    *((name, _COMPARED) for name in ("query", "queries", "text_1", "data_1")),
-    *((name, _EACH_COMPARED) for name in ("documents", "items", "text_2", "data_2")),
-)
+_QUERIES = tuple((name, _COMPARED) for name in ("query", "queries", "text_1", "data_1"))
+_COMPARED_WITH = ("documents", "items", "text_2", "data_2")
 _TOKEN_ID_FIELDS = ("input_ids", "prompt_token_ids")
 """Where a client puts the ids of a prompt that it has rendered itself, beside the messages or the text."""
 _TENSOR_NAMES = ("text_input", "prompt", "PROMPT", "text", "TEXT", "query", "QUERY", "input_ids", "INPUT_ID")
@@ -182,7 +180,10 @@ def _pooling_form(document: Document) -> Form:
     for name in ("input", "text", "inputs", "texts"):
         if document.get(name) is not None:
             return Form(b"pooling", ((name, _PLAIN),))
-    return Form(b"pooling", _COMPARED_FIELDS)
+    for name in _COMPARED_WITH:
+        if document.get(name):
+            return Form(b"pooling", (*_QUERIES, (name, _EACH_COMPARED)))
+    return Form(b"pooling", _QUERIES)
 
 
 _NO_PROMPT = _fixed(b"", ())

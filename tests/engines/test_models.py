@@ -55,6 +55,7 @@ def test_names_of_one_root_are_one_model() -> None:
         listing({"id": "x" * (LONGEST_MODEL_NAME + 1)}),
         listing(*({"id": f"m{k}"} for k in range(MOST_SERVED_MODELS + 1))),
         listing({"id": "m", "padding": "x" * MOST_BYTES}),
+        b'{"data": [{"id": "m", "root": ' + b"[" * 1_000 + b"]" * 1_000 + b"}]}",
     ],
 )
 def test_what_is_no_usable_list(body: bytes) -> None:

@@ -512,7 +512,9 @@ async def test_the_models_are_listed_at_the_endpoints_port_at_intervals(stage: S
     assert {outcome for _, outcome in stage.results} == {ScrapeOutcome.OK}
 
 
-@pytest.mark.parametrize("failure", [ConnectionRefusedError("refused"), TimeoutError(), ScrapeError("nonsense")])
+@pytest.mark.parametrize(
+    "failure", [ConnectionRefusedError("refused"), TimeoutError(), ScrapeError("nonsense"), RuntimeError("a bug")]
+)
 async def test_a_list_that_cannot_be_had_changes_nothing(stage: Stage, failure: Exception) -> None:
     stage.scraper.apply(changed(stage.settings, {"model_list_interval": 0.1}))
 

@@ -26,7 +26,7 @@ def read_models(body: bytes) -> ServedModels:
         cards: Any = orjson.loads(body)["data"]
         names = {card["id"]: bool(card.get("parent")) for card in cards}
         roots = {card["id"]: str(card.get("root") or "") for card in cards if not card.get("parent")}
-    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ScrapeError("the engine's list of models cannot be read") from error
     if not names or len(names) > MOST_SERVED_MODELS:
         raise ScrapeError(f"the engine lists {len(names)} models; from 1 to {MOST_SERVED_MODELS} can be used")

@@ -282,7 +282,7 @@ class Scraper(PoolListener):
             self._pool.restarted(endpoint, self._clock())
 
     async def _list_models(self, target: ScrapeTarget) -> None:
-        """Read the list of models that the engine serves, if it is time to. Without an answer the list is unknown."""
+        """Read the list of models that the engine serves, if it is time to. Without a usable answer the one before stays."""
         settings, url = self._settings, target.models_url
         if url is None or not settings.model_list_interval or target.models_due > self._clock():
             return
@@ -295,6 +295,9 @@ class Scraper(PoolListener):
             models = read_models(body) if status == HTTPStatus.OK else None
         except (OSError, ScrapeError) as error:  # TimeoutError is an OSError
             logger.debug("no list of models", extra={"fields": {"url": url, "error": str(error)}})
+            return
+        except Exception:  # it must not end the scrapes of this endpoint
+            logger.exception("reading a list of models failed", extra={"fields": {"url": url}})
             return
         for endpoint in self._pool.ranks_of(target.endpoint):
             self._pool.serves(endpoint, models, self._clock())

@@ -181,6 +181,9 @@ MODELS = json.dumps({"object": "list", "data": [{"id": "qwen"}, {"id": "lora"}]}
         (503, b"", ModelsAnswer("", "answers 503 to GET /v1/models")),
         (200, b"<html>", ModelsAnswer("", "answers GET /v1/models without a list of models")),
         (200, b'{"data": []}', ModelsAnswer("", "answers GET /v1/models without a list of models")),
+        (200, b'{"data": [{"id": {}}]}', ModelsAnswer("", "answers GET /v1/models without a list of models")),
+        (200, b"[" * 100_000, ModelsAnswer("", "answers GET /v1/models without a list of models")),
+        (200, rb'{"data": [{"id": "\u001b[31mred\n"}]}', ModelsAnswer("\x1b[31mred\n", "")),
     ],
 )
 async def test_an_engine_is_asked_for_its_models(status: int, body: bytes, expected: ModelsAnswer) -> None:

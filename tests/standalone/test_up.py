@@ -157,6 +157,12 @@ def test_the_greeting_says_where_everything_is() -> None:
     assert json.loads(curl[-1])["model"] == "Qwen/Qwen2.5-7B"
 
 
+def test_a_models_name_cannot_control_the_terminal() -> None:
+    text = greeting(OPTIONS, PICKER, TWO, [ModelsAnswer("\x1b]0;a\x07\n\ud800", "")] * 2, "warmroute")
+    assert not set("\x1b\x07\ud800") & set(text)
+    assert r"\x1b]0;a\x07\n\ud800" in text
+
+
 def test_the_greeting_says_who_can_reach_it() -> None:
     text = greeting(
         replace(OPTIONS, host="0.0.0.0", plain_port=8080), PICKER, TWO, [ModelsAnswer("", "")] * 2, "warmroute"

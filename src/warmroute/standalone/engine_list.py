@@ -21,7 +21,7 @@ from warmroute import http_client, yaml_file
 from warmroute.discovery import file as endpoints_file
 from warmroute.engines.dialects import DIALECTS
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import ENGINE_LABELS, canonical_target
+from warmroute.pool.endpoint import ENGINE_LABELS, LONGEST_MODEL_NAME, canonical_target
 
 MOST_ADDRESSES = 64
 """Addresses of one host name that are used."""
@@ -248,9 +248,12 @@ def _probe(url: str) -> ModelsAnswer:
     if answer.status != HTTPStatus.OK:
         return ModelsAnswer("", f"answers {answer.status} to GET /v1/models")
     try:
-        return ModelsAnswer(str(json.loads(answer.body)["data"][0]["id"]), "")
-    except (ValueError, LookupError, TypeError):
+        model = json.loads(answer.body)["data"][0]["id"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        model = None
+    if not isinstance(model, str) or len(model) > LONGEST_MODEL_NAME:
         return ModelsAnswer("", "answers GET /v1/models without a list of models")
+    return ModelsAnswer(model, "")
 
 
 def _listed(path: Path) -> list[Engine]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 from warmroute import __version__
+from warmroute.observability.logs import one_line
 from warmroute.standalone.engine_list import Engine, ModelsAnswer
 from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.ports import reachable
@@ -92,7 +93,7 @@ def _answering(probes: Sequence[ModelsAnswer]) -> str:
 def _state(probe: ModelsAnswer) -> str:
     if probe.problem:
         return f"does not serve ({probe.problem}); gets requests once it does"
-    return probe.model or "answers"
+    return one_line(probe.model) or "answers"
 
 
 def _curl(url: str, probes: Sequence[ModelsAnswer]) -> str:

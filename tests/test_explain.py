@@ -167,6 +167,10 @@ def test_a_decision_is_found_in_a_log(tmp_path: Path) -> None:
     assert "at 2026-11-28T10:00:00.000Z." in text
     assert text.endswith("measured: status 200 from 10.0.0.1:8000, ended after 1,234 ms")
     assert json.loads(explain.logged("r1", [tmp_path / "log"], as_json=True)) == [logged, measured]
+    warm = {"level": "INFO", "msg": "Do prefix-aware routing!", "request": "r1", "matching ratio": " 0.54 > 0.50"}
+    deep = '{"request": "r1", "a": ' + "[" * 100_000
+    (tmp_path / "output").write_text("".join(f"{line}\n" for line in (json.dumps(warm), deep, json.dumps(logged))))
+    assert explain.logged("r1", [tmp_path / "output"]).count("went to") == 1
     unseen = measured | {"measured": {"served": "", "status": None, "end_ms": 80.0}}
     (tmp_path / "log").write_text(f"{json.dumps(logged)}\n{json.dumps(unseen)}\n")
     assert explain.logged("r1", [tmp_path / "log"]).endswith(

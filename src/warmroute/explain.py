@@ -106,11 +106,12 @@ def _entries(decision_log: Path, request_id: str) -> Iterator[dict[str, Any]]:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
+    """The decision or measurement in a line; empty for others: `--decision-log=stdout` may share a file with the log."""
     try:
         entry = json.loads(line)
-    except ValueError:  # cut off
+    except (ValueError, RecursionError):  # cut off
         return {}
-    return entry if isinstance(entry, dict) else {}
+    return entry if isinstance(entry, dict) and ("endpoints" in entry or "measured" in entry) else {}
 
 
 def _text(decisions: list[Any]) -> str:

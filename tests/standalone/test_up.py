@@ -293,6 +293,14 @@ def unreachable_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("unreachable_engines")
+async def test_a_directory_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    up = Up(ENGINES, OPTIONS, tmp_path / "gone", print)
+    with pytest.raises(ConfigurationError, match=r"cannot write to .*gone: No such file or directory"):
+        await up.run("warmroute")
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("unreachable_engines")
 def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_path: Path) -> None:
     paths = write(ENGINES, UpOptions(host="0.0.0.0", plain_port=8080, strategy="ROUND_ROBIN"), tmp_path / "new")
     assert [path.name for path in paths] == ["endpoints.yaml", "envoy-override-host.yaml", "envoy-original-dst.yaml"]

@@ -35,6 +35,7 @@ class Up:
 
     def __init__(self, engines: EngineList, options: UpOptions, directory: Path, say: Say) -> None:
         self._list = engines
+        self._directory = directory
         self._options = options
         self._say = say
         self._engines: list[Engine] = []
@@ -82,7 +83,10 @@ class Up:
             if not starting.done():
                 await cancel(starting)
                 return
-            await starting
+            try:
+                await starting
+            except OSError as error:  # a full disk
+                raise ConfigurationError(f"cannot write to {self._directory}: {error.strerror or error}") from error
             probes = await probe(self._engines)
             self._say(greeting(self._options, self._ports, self._engines, probes, program))
             await self._serve(stopped)

@@ -542,16 +542,38 @@ def test_bodies_made_to_keep_us_busy_are_not_taken_apart(inside: str) -> None:
     body = f'{{"model": "m", "messages": {inside}}}'.encode()
     prompt = Prompt()
     prompt.messages(json.loads(inside))
-    assert len(prompt.parts) < 400 + 1
+    assert len(prompt.parts) <= MAX_ITEMS + 1
     assert abs(request(CHAT, body).prompt_bytes - len(body)) < len(body) // 2
     parse_beginning(CHAT, JSON, body[:-100])
+
+
+@pytest.mark.parametrize("turns", [1_000, 3_000])
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_a_conversation_that_goes_on_keeps_its_beginning_however_long_it_is(turns: int, in_blocks: bool) -> None:
+    def conversation(turns: int) -> InferenceRequest:
+        items: list[dict[str, Any]] = []
+        for k in range(turns):
+            if in_blocks:
+                items.append({"type": "tool_use", "id": f"c{k}", "name": "f", "input": {"k": k}})
+                items.append({"type": "tool_result", "tool_use_id": f"c{k}", "content": "42", "is_error": False})
+            else:
+                call = {"id": f"c{k}", "type": "function", "function": {"name": "f", "arguments": f'{{"k": {k}}}'}}
+                items.append({"role": "assistant", "content": "", "tool_calls": [call]})
+                items.append({"role": "tool", "tool_call_id": f"c{k}", "content": "42"})
+        return request(CHAT, {"model": "m", "messages": [user(items)] if in_blocks else items})
+
+    one, longer = (build(each.seed, each.parts) for each in (conversation(turns), conversation(turns + 1)))
+    known = frozenset(one.hashes)
+    assert (
+        max(end for key, end in zip(longer.hashes, longer.ends, strict=True) if key in known) > 0.9 * one.prompt_bytes
+    )
 
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_edge_of_what_is_taken_apart(more: int) -> None:
     whole = Prompt()
-    whole.messages([user("")] * (MAX_ITEMS + more))
-    assert len(whole.parts) == (1 if more else MAX_ITEMS)
+    whole.messages([user("a")] * (MAX_ITEMS + more))
+    assert [part.data for part in whole.parts[MAX_ITEMS:]] == [b'\xfb[{"content":"a","role":"user"}]'] * more
     blocks = Prompt()  # one message, its two fields, then its blocks
     blocks.messages([user([{"type": "text", "text": "a"}] * (MAX_ITEMS - 3 + more))])
     assert (b"\xfb[" in blocks.parts[0].data) == bool(more)

@@ -142,11 +142,15 @@ class Prompt:
         self.field("tools", tools)
 
     def messages(self, messages: list[Any]) -> None:
-        """The messages of a conversation, one part each; more for one that has images."""
-        if not self._can_take(messages):
-            self._add(_json(messages))
-            return
-        for message in messages:
+        """The messages of a conversation, one part each; more for one that has images.
+
+        Each is counted when its turn comes: a longer conversation is written as the shorter one is, as far as that goes.
+        """
+        for place, message in enumerate(messages):
+            self._items_left -= 1
+            if self._items_left < 0:
+                self._add(_json(messages[place:]))
+                return
             if type(message) is dict and len(message) == 2:  # nearly all: a role and a text
                 role, content = message.get("role"), message.get("content")
                 if type(role) is str and type(content) is str and content:
@@ -362,8 +366,12 @@ class Prompt:
         if type(content) is str:
             if content:
                 self._pending += (TEXT, encode(content))
-        elif type(content) is list and self._can_take(content):
-            for block in content:
+        elif type(content) is list:
+            for place, block in enumerate(content):
+                self._items_left -= 1  # see `messages`
+                if self._items_left < 0:
+                    self._pending.append(_json(content[place:]))
+                    return
                 self._block(block)
         elif type(content) is dict and content:
             self._block(content)

@@ -140,6 +140,25 @@ def test_tools_and_documents_come_first_whatever_the_messages() -> None:
     assert one.seed == other.seed == chat(user("a")).seed
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_the_system_prompt_comes_before_the_tools(role: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    system: dict[str, object] = {"role": role, "content": "Be brief."}
+    told = chat(system, user("a"), tools=tools, documents=[{"text": "d"}])
+    assert [part[:5] for part in data(told)] == [
+        f"{role}\xfe".encode("latin-1")[:5],
+        b"\xfdtool",
+        b"\xfddocu",
+        b"user\xfe",
+    ]
+    assert chat(system, tools=tools).parts == told.parts[:2]
+    assert data(chat(user("a"), system, tools=tools))[1:] == [told.parts[3].data, told.parts[0].data]
+    plain = request("/v1/responses", {"model": "m", "tools": tools, "input": [system, user("a")]})
+    assert plain.parts == (*told.parts[:2], told.parts[3])
+    body = {"model": "m", "instructions": "Be brief.", "tools": tools, "input": [system, user("a")]}
+    assert data(request("/v1/responses", body))[2:] == [told.parts[0].data, told.parts[3].data]
+
+
 def test_an_image_is_a_digest_of_fixed_weight_in_its_place() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     parsed = chat(user([{"type": "text", "text": "Look:"}, picture, {"type": "text", "text": "What is it?"}]))
@@ -340,8 +359,9 @@ def test_anthropic_messages() -> None:
         ],
     }
     parsed = request("/v1/messages", body)
-    assert data(parsed)[1:] == [
+    assert data(parsed) == [
         b"system\xfeBe brief.\xff",
+        b'\xfdtools\xfb[{"input_schema":{},"name":"f"}]\xff',
         b"user\xfeHi\xff",
         b'assistant\xf9thinking\xfdthinking\xfcHm\xf8\xf9tool_use\xfdid\xfct\xfdinput\xfb{"x":1}\xfdname\xfcf\xf8\xff',
         b"user\xf9tool_result\xfe42\xfdtool_use_id\xfct\xf8\xff",

@@ -85,6 +85,12 @@ CASES = {
     "options of images in a chat without images": Case(
         CHAT, {"messages": HISTORY}, {"messages": [*HISTORY, ANSWER, NEXT], "mm_processor_kwargs": {"fps": 1}}, WARM
     ),
+    "the tools of another system prompt": Case(
+        CHAT,
+        {"messages": [{"role": "system", "content": "For Ada."}, *HISTORY], "tools": TOOLS},
+        {"messages": [{"role": "system", "content": "For Bob."}, *HISTORY], "tools": TOOLS},
+        COLD,
+    ),
     "other token ids beside the messages": Case(
         CHAT, {"messages": [NEXT], "input_ids": ids(30_000)}, {"messages": [NEXT], "input_ids": ids(30_000, 9)}, COLD
     ),

@@ -75,8 +75,9 @@ def parse_beginning(
         cut, value = document.popitem()
         in_media = cut in MEDIA_FIELDS or ends_in_media(value)
         for place, (name, kind) in enumerate(form.fields):
-            if name == cut and kind.shorten is not None:  # a part of any other field would be a wrong value
-                document[cut], marks = kind.shorten(value)
+            shortened = kind.shorten(value) if name == cut and kind.shorten is not None else None
+            if shortened is not None:  # a part of any other field would be a wrong value
+                document[cut], marks = shortened
                 form = form._replace(fields=form.fields[: place + 1])
                 break
     named = document.get("model")

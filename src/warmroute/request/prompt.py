@@ -1,8 +1,8 @@
 """The canonical prompt: two requests share a prefix of it if and only if their rendered prompts share one.
 
-A prompt is written in the order of the engine's chat template: the head first, then each message. Texts are UTF-8. The marks
-between them are bytes that UTF-8 never contains, so different conversations share no bytes by accident, and a text shares
-all its bytes with a longer one that begins with it::
+A prompt is written in the order of the engine's chat template: the system prompt, the tools, then each further message.
+Texts are UTF-8. The marks between them are bytes that UTF-8 never contains, so different conversations share no bytes by
+accident, and a text shares all its bytes with a longer one that begins with it::
 
     message  role content member* END
     content  [TEXT text | MEDIA digest | BLOCK block | JSON json]*
@@ -408,6 +408,13 @@ class Prompt:
         if self._pending:
             self._add(b"".join(self._pending))
             self._pending.clear()
+
+
+def begins_with_system(messages: object) -> bool:
+    """Whether the first of the messages is the system prompt."""
+    if type(messages) is not list or not messages or type(messages[0]) is not dict:
+        return False
+    return messages[0].get("role") in ("system", "developer")
 
 
 def encoded_field(name: str, value: object) -> bytes:

@@ -8,10 +8,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from warmroute.request.prompt import Prompt
+from warmroute.request.prompt import Prompt, begins_with_system
 from warmroute.request.rejections import Rejection, malformed
 from warmroute.request.state_ids import STATE_FIELDS
-from warmroute.request.truncated import shorten_content, shorten_input, shorten_messages, shorten_plain
+from warmroute.request.truncated import (
+    shorten_content,
+    shorten_input,
+    shorten_messages,
+    shorten_plain,
+    shorten_system_message,
+)
 
 Document = dict[str, Any]
 """A decoded body."""
@@ -25,8 +31,9 @@ class Kind(NamedTuple):
 
     write: Callable[[Prompt, str, Any], int | None]
     """Takes the prompt, the field's name and its value. Returns the exact number of tokens if the value is token ids."""
-    shorten: Callable[[Any], tuple[object, int]] | None = None
-    """For a value that was cut off: what of it is written, and the number of marks at its end to remove afterwards."""
+    shorten: Callable[[Any], tuple[object, int] | None] | None = None
+    """For a value that was cut off: what of it is written, and the number of marks at its end to remove afterwards. None:
+    the cut is in what another field of that name writes."""
 
 
 def _write_tools(prompt: Prompt, name: str, value: Any) -> None:
@@ -37,9 +44,18 @@ def _write_field(prompt: Prompt, name: str, value: Any) -> None:
     prompt.field(name, value)
 
 
+def _write_system_message(prompt: Prompt, name: str, value: Any) -> None:
+    if begins_with_system(value):
+        prompt.messages(value[:1])
+
+
 def _write_messages(prompt: Prompt, name: str, value: Any) -> None:
     if type(value) is list:
         prompt.messages(value)
+
+
+def _write_messages_after_system(prompt: Prompt, name: str, value: Any) -> None:
+    _write_messages(prompt, name, value[1:] if begins_with_system(value) else value)
 
 
 def _write_conversations(prompt: Prompt, name: str, value: Any) -> None:
@@ -53,6 +69,10 @@ def _write_system(prompt: Prompt, name: str, value: Any) -> None:
 
 def _write_input(prompt: Prompt, name: str, value: Any) -> None:
     prompt.messages(value if type(value) is list else [{"role": "user", "content": value}])
+
+
+def _write_input_after_system(prompt: Prompt, name: str, value: Any) -> None:
+    _write_input(prompt, name, value[1:] if begins_with_system(value) else value)
 
 
 def _write_compared(prompt: Prompt, name: str, value: Any) -> None:
@@ -102,10 +122,13 @@ def _texts(data: Any) -> Any:
 
 _TOOLS = Kind(_write_tools)
 _FIELD = Kind(_write_field)
+_SYSTEM_MESSAGE = Kind(_write_system_message, shorten_system_message)
 _MESSAGES = Kind(_write_messages, shorten_messages)
+_MESSAGES_AFTER_SYSTEM = Kind(_write_messages_after_system, shorten_messages)
 _CONVERSATIONS = Kind(_write_conversations)
 _SYSTEM = Kind(_write_system, shorten_content)
 _INPUT = Kind(_write_input, shorten_input)
+_INPUT_AFTER_SYSTEM = Kind(_write_input_after_system, shorten_input)
 _COMPARED = Kind(_write_compared, shorten_content)
 _EACH_COMPARED = Kind(_write_each_compared, shorten_content)
 _PLAIN = Kind(_write_plain, shorten_plain)
@@ -117,10 +140,15 @@ _TENSORS = Kind(_write_tensors)
 Field = tuple[str, Kind]
 
 _HEAD: tuple[Field, ...] = (("tools", _TOOLS), ("documents", _FIELD))
-_CHAT = (*_HEAD, ("messages", _MESSAGES))
+# The system prompt comes first. Templates that have the tools first exist, too. For them that order counts too little as
+# cached where the system prompt differs; each of their engines soon holds the tools. The other order would count too much
+# for all others, and an engine that finds nothing of what is expected counts as one that has lost its cache.
+_TOOL_CHAT = (("messages", _SYSTEM_MESSAGE), *_HEAD, ("messages", _MESSAGES_AFTER_SYSTEM))
+_CHAT = (("messages", _MESSAGES),)
 _CHATS = (*_HEAD, ("messages", _CONVERSATIONS))
-_ANTHROPIC = (*_HEAD, ("system", _SYSTEM), ("messages", _MESSAGES))
-_RESPONSES = (*_HEAD, ("instructions", _SYSTEM), ("input", _INPUT))
+_ANTHROPIC = (("system", _SYSTEM), *_HEAD, ("messages", _MESSAGES))
+_INSTRUCTED = (("instructions", _SYSTEM), *_HEAD, ("input", _INPUT))
+_UNINSTRUCTED = (("input", _SYSTEM_MESSAGE), *_HEAD, ("input", _INPUT_AFTER_SYSTEM))
 _COMPLETION = (("prompt_embeds", _MEDIA), ("prompt", _PLAIN))
 _MEDIA_DATA = (("image_data", _MEDIA), ("video_data", _MEDIA), ("audio_data", _MEDIA))
 MEDIA_FIELDS = frozenset({"prompt_embeds", "image_data", "video_data", "audio_data"})
@@ -148,17 +176,25 @@ def _fixed(family: bytes, fields: tuple[Field, ...]) -> Callable[[Document], For
     return lambda document: form
 
 
-def _rendered_or(family: bytes, fields: tuple[Field, ...]) -> Callable[[Document], Form]:
-    """The fields, unless the client has rendered them: then its token ids are the prompt."""
-    form = Form(family, fields)
+def _rendered_or(form_of: Callable[[Document], Form]) -> Callable[[Document], Form]:
+    """The form, unless the client has rendered the prompt: then its token ids are it."""
 
-    def form_of(document: Document) -> Form:
+    def rendered_or(document: Document) -> Form:
         for name in _TOKEN_ID_FIELDS:
             if document.get(name):
-                return Form(family, ((name, _PLAIN),))
-        return form
+                return Form(form_of(document).family, ((name, _PLAIN),))
+        return form_of(document)
 
-    return form_of
+    return rendered_or
+
+
+def _messages_form(document: Document) -> Form:
+    return _TOOL_CHAT_FORM if "tools" in document or "documents" in document else _CHAT_FORM
+
+
+def _responses_form(document: Document) -> Form:
+    """Instructions stand before the input; without them it may begin with a system message."""
+    return _INSTRUCTED_FORM if document.get("instructions") else _UNINSTRUCTED_FORM
 
 
 def _generate_form(document: Document) -> Form:
@@ -176,7 +212,7 @@ def _generate_form(document: Document) -> Form:
 def _pooling_form(document: Document) -> Form:
     """Embeddings, classification, reranking and scores: a chat, or ``input``, or a query and what it is compared with."""
     if type(document.get("messages")) is list:
-        return Form(b"pooling", _CHAT)
+        return Form(b"pooling", _messages_form(document).fields)
     for name in ("input", "text", "inputs", "texts"):
         if document.get(name) is not None:
             return Form(b"pooling", ((name, _PLAIN),))
@@ -188,8 +224,10 @@ def _pooling_form(document: Document) -> Form:
 
 _NO_PROMPT = _fixed(b"", ())
 _TOKENS_FORM = Form(b"text", (("features", _FEATURES), ("content_parts", _CONTENT_PARTS), ("token_ids", _PLAIN)))
-_chat_form = _rendered_or(b"chat", _CHAT)
-_completion_form = _rendered_or(b"text", _COMPLETION)
+_INSTRUCTED_FORM, _UNINSTRUCTED_FORM = Form(b"chat", _INSTRUCTED), Form(b"chat", _UNINSTRUCTED)
+_CHAT_FORM, _TOOL_CHAT_FORM = Form(b"chat", _CHAT), Form(b"chat", _TOOL_CHAT)
+_chat_form = _rendered_or(_messages_form)
+_completion_form = _rendered_or(_fixed(b"text", _COMPLETION))
 
 
 def _any_form(document: Document) -> Form:
@@ -240,9 +278,9 @@ _SESSION = Route(_NO_PROMPT, state_fields=("session_id",))
 ROUTES = {
     "/chat/completions": Route(_chat_form, True, _check_messages),
     "/chat/completions/batch": Route(_fixed(b"chat", _CHATS), True, _check_messages),
-    "/v2/chat": Route(_fixed(b"chat", _CHAT), True, _check_messages),
+    "/v2/chat": Route(_messages_form, True, _check_messages),
     "/completions": Route(_completion_form, True, _check_prompt),
-    "/responses": Route(_fixed(b"chat", _RESPONSES), True),
+    "/responses": Route(_responses_form, True),
     "/v1/messages": Route(_fixed(b"chat", _ANTHROPIC), True, _check_messages),
     "/v1/messages/count_tokens": Route(_NO_PROMPT, True),
     "/embeddings": Route(_pooling_form, True),

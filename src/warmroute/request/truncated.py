@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from warmroute.request.json_structure import open_brackets
 from warmroute.request.media import is_media
-from warmroute.request.prompt import NOTHING, text_of
+from warmroute.request.prompt import NOTHING, begins_with_system, text_of
 
 _LAST_NUMBER = re.compile(rb"[\[:, \t\r\n](-?[0-9][0-9.eE+-]*)\Z")
 _LONGEST_NUMBER = 64
@@ -73,6 +73,11 @@ def shorten_messages(messages: Any) -> tuple[object, int]:
     *whole, last = messages or [None]
     message, marks = _shorten_message(last)
     return (whole if message is None else [*whole, message]), marks
+
+
+def shorten_system_message(messages: Any) -> tuple[object, int] | None:
+    """The messages if they were cut in the first one and it is the system prompt; None: the cut is further on."""
+    return shorten_messages(messages) if begins_with_system(messages) and len(messages) == 1 else None
 
 
 def shorten_content(content: Any) -> tuple[object, int]:

@@ -155,12 +155,15 @@ async def test_the_engines_of_a_file_follow_it(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def answering(status: int, body: bytes) -> AsyncIterator[int]:
-    """A server that gives every request this answer; yields its port."""
+async def answering(status: int, body: bytes, *, key: bytes = b"") -> AsyncIterator[int]:
+    """A server that gives every request this answer, without the key 401; yields its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body)) + body)
+        asked = await reader.readuntil(b"\r\n\r\n")
+        status_now = status if key in asked else 401
+        writer.write(
+            b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status_now, len(body)) + body
+        )
         await writer.drain()
         writer.close()
 
@@ -177,7 +180,7 @@ MODELS = json.dumps({"object": "list", "data": [{"id": "qwen"}, {"id": "lora"}]}
     ("status", "body", "expected"),
     [
         (200, MODELS, ModelsAnswer("qwen", "")),
-        (401, b"", ModelsAnswer("", "")),
+        (401, b"", ModelsAnswer("", "", is_locked=True)),
         (503, b"", ModelsAnswer("", "answers 503 to GET /v1/models")),
         (200, b"<html>", ModelsAnswer("", "answers GET /v1/models without a list of models")),
         (200, b'{"data": []}', ModelsAnswer("", "answers GET /v1/models without a list of models")),
@@ -189,6 +192,14 @@ MODELS = json.dumps({"object": "list", "data": [{"id": "qwen"}, {"id": "lora"}]}
 async def test_an_engine_is_asked_for_its_models(status: int, body: bytes, expected: ModelsAnswer) -> None:
     async with answering(status, body) as port:
         assert await probe([Engine("a", "127.0.0.1", port)]) == [expected]
+
+
+@pytest.mark.integration
+async def test_an_engine_is_asked_with_its_key() -> None:
+    async with answering(200, MODELS, key=b"\r\nauthorization: Bearer s3cret\r\n") as port:
+        engines = [Engine("a", "127.0.0.1", port)]
+        assert await probe(engines) == await probe(engines, "wrong") == [ModelsAnswer("", "", is_locked=True)]
+        assert await probe(engines, "s3cret") == [ModelsAnswer("qwen", "")]
 
 
 @pytest.mark.integration

@@ -163,6 +163,19 @@ def test_a_models_name_cannot_control_the_terminal() -> None:
     assert r"\x1b]0;a\x07\n\ud800" in text
 
 
+def test_the_greeting_says_that_engines_want_a_key() -> None:
+    """The command works as it stands where the picker has the key, and does not show it."""
+    locked = [ModelsAnswer("", "", is_locked=True)] * 2
+    text = greeting(OPTIONS, PICKER, TWO, locked, "w")
+    assert "engines     2 of 2 answer" in text
+    assert "answers, but wants an API key (WARMROUTE_MODEL_SERVER_TOKEN_FILE=FILE): its models are not known\n" in text
+    assert " -H 'Authorization: Bearer API_KEY' -d " in text
+    text = greeting(OPTIONS, PICKER, TWO, locked, "w", key_file=Path("my key"))
+    assert "answers, but refuses the API key in my key: its models are not known\n" in text
+    assert """ -H "Authorization: Bearer $(cat 'my key')" -d """ in text
+    assert "Authorization" not in greeting(OPTIONS, PICKER, TWO, [ModelsAnswer("m", "")] * 2, "w")
+
+
 def test_the_greeting_says_who_can_reach_it() -> None:
     text = greeting(
         replace(OPTIONS, host="0.0.0.0", plain_port=8080), PICKER, TWO, [ModelsAnswer("", "")] * 2, "warmroute"

@@ -141,7 +141,8 @@ class Probe:
     def _read(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:
         """The state of one page. Nothing changes unless the whole page can be read."""
         if status != 200:
-            raise StatusError(f"the engine answers its metrics path with status {status}")
+            key = " (it wants an API key: --model-server-token-file)" if status in (401, 403) else ""
+            raise StatusError(f"the engine answers its metrics path with status {status}{key}")
         page = ScrapedPage(body)
         pages = self._ranks(page) if self._split_ranks else [page]
         figures = [read_figures(each, self._dialect) for each in pages]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -114,6 +114,8 @@ class ModelsAnswer(NamedTuple):
     """The first one; empty if it does not say."""
     problem: str
     """Why it does not serve; empty if it does."""
+    is_locked: bool = False
+    """It does not say without an API key, or not with the one that it got."""
 
 
 @dataclass(slots=True)
@@ -206,9 +208,11 @@ def document(engines: Sequence[Engine]) -> str:
     return yaml.safe_dump({"endpoints": entries}, sort_keys=False, width=120)
 
 
-async def probe(engines: Sequence[Engine]) -> list[ModelsAnswer]:
-    """Ask each engine which models it serves."""
-    return await _in_threads(_probe, [f"http://{engine.target}/v1/models" for engine in engines])
+async def probe(engines: Sequence[Engine], token: str = "") -> list[ModelsAnswer]:
+    """Ask each engine which models it serves, with the bearer token if there is one."""
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    urls = [f"http://{engine.target}/v1/models" for engine in engines]
+    return await _in_threads(lambda url: _probe(url, headers), urls)
 
 
 async def _in_threads(ask: Callable[[str], Answer], whom: Sequence[str]) -> list[Answer]:
@@ -238,13 +242,13 @@ def _kind(target: str) -> str | None:
     return "" if any(pages.values()) else None
 
 
-def _probe(url: str) -> ModelsAnswer:
+def _probe(url: str, headers: Mapping[str, str]) -> ModelsAnswer:
     try:
-        answer = http_client.exchange(url, seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES)
+        answer = http_client.exchange(url, headers=headers, seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES)
     except OSError as error:
         return ModelsAnswer("", http_client.reason(error))
     if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):  # it wants an API key, so it serves
-        return ModelsAnswer("", "")
+        return ModelsAnswer("", "", is_locked=True)
     if answer.status != HTTPStatus.OK:
         return ModelsAnswer("", f"answers {answer.status} to GET /v1/models")
     try:

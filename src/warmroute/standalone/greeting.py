@@ -7,6 +7,7 @@ import shlex
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 
 from warmroute import __version__
 from warmroute.observability.logs import one_line
@@ -17,6 +18,7 @@ from warmroute.standalone.up_options import DEBUG_PORT, UpOptions
 
 MOST_ENGINES = 20
 """Engines that are listed."""
+KEY_FILE = "WARMROUTE_MODEL_SERVER_TOKEN_FILE"
 ANY_MODEL = "MODEL"
 """In place of a model's name that no engine has said."""
 
@@ -27,9 +29,11 @@ def greeting(
     engines: Sequence[Engine],
     probes: Sequence[ModelsAnswer],
     program: str,
+    *,
+    key_file: Path | None = None,
 ) -> str:
     """The text. ``options`` are settled, and ``probes`` are what the engines answered. ``program`` starts this program
-    again."""
+    again. ``key_file`` has the engines' API key."""
     url = f"http://{reachable(options.host)}:{options.port}"
     rows = [("requests", f"{url}/v1  (OpenAI API; {_who(options)})")]
     if options.plain_port is not None:
@@ -51,7 +55,7 @@ def greeting(
     ]
     lines = [f"Warmroute {__version__} is ready.", "", *(f"  {name:<12}{text}" for name, text in rows)]
     lines += [
-        f"    {engine.name:<24}  {_state(probe)}"
+        f"    {engine.name:<24}  {_state(probe, key_file)}"
         for engine, probe in list(zip(engines, probes, strict=True))[:MOST_ENGINES]
     ]
     if len(engines) > MOST_ENGINES:
@@ -66,7 +70,7 @@ def greeting(
     lines += [
         "",
         "Try it:",
-        f"  {_curl(url, probes)}",
+        f"  {_curl(url, probes, key_file)}",
         f"  {program} explain X-REQUEST-ID{every}   (the response's header x-request-id: why it went where it went)",
         f"  {program} top{one}   ({top})",
         "",
@@ -90,13 +94,23 @@ def _answering(probes: Sequence[ModelsAnswer]) -> str:
     return f"{answering} of {len(probes)} answer"
 
 
-def _state(probe: ModelsAnswer) -> str:
+def _state(probe: ModelsAnswer, key_file: Path | None) -> str:
+    if probe.is_locked:
+        why = f"refuses the API key in {key_file}" if key_file else f"wants an API key ({KEY_FILE}=FILE)"
+        return f"answers, but {why}: its models are not known"
     if probe.problem:
         return f"does not serve ({probe.problem}); gets requests once it does"
     return one_line(probe.model) or "answers"
 
 
-def _curl(url: str, probes: Sequence[ModelsAnswer]) -> str:
+def _curl(url: str, probes: Sequence[ModelsAnswer], key_file: Path | None) -> str:
+    key = ""
+    if key_file:  # the shell reads it: a terminal's log does not get the key
+        key = f' -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})"'
+    elif any(probe.is_locked for probe in probes):
+        key = " -H 'Authorization: Bearer API_KEY'"
     model = next((probe.model for probe in probes if probe.model), ANY_MODEL)
     body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}
-    return f"curl -i {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    return (
+        f"curl -i {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
+    )

@@ -23,6 +23,7 @@ from warmroute.standalone.greeting import greeting
 from warmroute.standalone.pickers import Pickers, Say
 from warmroute.standalone.up_options import UpOptions
 from warmroute.tasks import cancel
+from warmroute.token_file import read_token
 
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at host names, port ranges and the endpoints file."""
@@ -53,6 +54,8 @@ class Up:
         settings = load({}, environ=environ)
         strategies.find(settings.routing_strategy, rng=random.Random())  # its faults are told before anything starts
         strategies.require_name(settings.holdout_strategy, "WARMROUTE_HOLDOUT_STRATEGY")
+        self._key_file = settings.model_server_token_file
+        self._token = read_token(self._key_file) if self._key_file else ""
         if options.access_log:
             flags.append("--decision-metadata=true")
         self.pickers = Pickers(self._picker_file, ports, directory, flags, environ)
@@ -87,8 +90,8 @@ class Up:
                 await starting
             except OSError as error:  # a full disk
                 raise ConfigurationError(f"cannot write to {self._directory}: {error.strerror or error}") from error
-            probes = await probe(self._engines)
-            self._say(greeting(self._options, self._ports, self._engines, probes, program))
+            probes = await probe(self._engines, self._token)
+            self._say(greeting(self._options, self._ports, self._engines, probes, program, key_file=self._key_file))
             await self._serve(stopped)
             await self._drain(hurry)
 

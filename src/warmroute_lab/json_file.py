@@ -11,9 +11,13 @@ from warmroute.errors import ConfigurationError
 
 
 def require_place(path: Path | None) -> None:
-    """Raise ConfigurationError if the file's directory does not exist. Called before long measurements."""
-    if path is not None and not path.parent.is_dir():
+    """Raise ConfigurationError if no file can be at ``path``. Called before long measurements."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
         raise ConfigurationError(f"the directory of {path} does not exist")
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a directory: name a file")
 
 
 def write(path: Path, figures: Any) -> None:

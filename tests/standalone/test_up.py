@@ -64,6 +64,8 @@ def test_a_usual_port_that_is_taken_is_replaced_and_a_given_one_refused() -> Non
             UpOptions(port=0, plain_port=port).settled()
     with pytest.raises(ConfigurationError, match=r"--access-log /none/a\.log: there is no directory /none"):
         UpOptions(port=0, access_log="/none/a.log").settled()
+    with pytest.raises(ConfigurationError, match=r"--access-log / is a directory: name a file"):
+        UpOptions(port=0, access_log="/").settled()
     settled = UpOptions(port=0, host="localhost").settled()
     assert settled.host == "127.0.0.1"
     assert settled.plain_port is None

@@ -46,6 +46,8 @@ class UpOptions:
         directory = Path(self.access_log).parent
         if not directory.is_dir():
             raise ConfigurationError(f"--access-log {self.access_log}: there is no directory {directory}")
+        if self.access_log and Path(self.access_log).is_dir():
+            raise ConfigurationError(f"--access-log {self.access_log} is a directory: name a file")
         require_address(host, "--host")
         require_address(debug_host, "--debug-host")
         ports = _Ports()

@@ -448,6 +448,7 @@ def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path) -> None:
     assert "a request of 60001 tokens, but the KV cache of" in error(str(trace), "--profile", profile)
     missing = tmp_path / "missing" / "figures.json"
     assert f"the directory of {missing} does not exist" in error("bursts", "--requests", "10", "--json", str(missing))
+    assert f"{tmp_path} is a directory" in error("bursts", "--requests", "10", "--json", str(tmp_path))
 
 
 def test_the_picture_of_a_replay_that_is_over_at_once(tmp_path: Path) -> None:

@@ -206,6 +206,18 @@ def test_a_dry_run_that_is_rejected_is_exit_code_1(
     assert "ns/vllm-1" in done.stdout
 
 
+def test_the_body_of_a_dry_run_may_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[bytes] = []
+
+    def answer(*_: object, body: bytes) -> dict[str, Any]:
+        bodies.append(body)
+        return DECISION
+
+    monkeypatch.setattr(explain, "ask", answer)
+    assert CliRunner().invoke(app, ["explain", "--body", "-"], input='{"model": "m"}').exit_code == 0
+    assert bodies == [b'{"model": "m"}']
+
+
 @pytest.mark.integration
 def test_a_port_where_nobody_listens_is_one_line() -> None:
     with pytest.raises(DebugPortError, match=r"no picker's debug port at http://127.0.0.1:1 \(.*Connection refused\)"):
@@ -218,6 +230,7 @@ def test_a_port_where_nobody_listens_is_one_line() -> None:
     ("status", "body"),
     [
         (404, b'{"detail": "Not Found"}'),
+        (404, b'{"error": "Not Found", "path": "/debug/decisions"}'),  # the picker's metrics port
         (503, b'{"error": {"message": "No endpoint is ready."}}'),
         (404, b"no JSON"),
         (200, b"no JSON"),

@@ -254,7 +254,8 @@ def explain(
     ] = "",
     *,
     body: Annotated[
-        Path | None, typer.Option(help="Dry run: where would a request with this JSON body go now? Nothing is sent.")
+        Path | None,
+        typer.Option(help="Dry run: where would a request with this JSON body (-: stdin) go now? Nothing is sent."),
     ] = None,
     path: Annotated[str, typer.Option(help="Path of the dry run's request.")] = "/v1/chat/completions",
     debug_url: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ MOST_CANDIDATES = 10
 """Candidates that are shown: the chosen one and the next best."""
 MOST_DECISIONS = 10
 """Decisions of one request id that are shown: retries of clients may repeat it."""
+STANDARD_INPUT = Path("-")
+"""In place of a file's name."""
 LONGEST_LINE = 1 << 20
 """Bytes of a decision log's line that are read."""
 
@@ -52,7 +55,7 @@ def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> 
     Raises ConfigurationError, DebugPortError.
     """
     try:
-        content = body.read_bytes()
+        content = sys.stdin.buffer.read() if body == STANDARD_INPUT else body.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"cannot read {body}: {error.strerror}") from error
     query: dict[str, str | int] = {"path": path, "candidates": MOST_CANDIDATES}

@@ -46,7 +46,7 @@ def ask(base_url: str, path: str, query: Mapping[str, str | int], *, body: bytes
     if content is not None and answer.status == HTTPStatus.OK:
         return content
     said = content.get("error") if isinstance(content, dict) else None
-    if not isinstance(said, str):  # the debug port says what is wrong as text
+    if answer.status == HTTPStatus.NOT_FOUND or not isinstance(said, str):  # the debug port says what is wrong as text
         raise DebugPortError(
             f"{base_url} is not a picker's debug port (it answers {answer.status}); the default is {DEFAULT_URL}"
         )

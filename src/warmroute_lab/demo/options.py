@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,8 +58,8 @@ class DemoOptions:
         profile_named(self.profile)
         if self.pods < 1:
             raise ConfigurationError("--pods must be at least 1")
-        if self.time_scale <= 0:
-            raise ConfigurationError("--time-scale must be more than 0")
+        if not 0 < self.time_scale < math.inf:
+            raise ConfigurationError(f"--time-scale must be a number above 0 (given: {self.time_scale})")
 
     def settled(self) -> DemoOptions:
         """The options with a free port in place of every 0, and of every movable port that is taken.

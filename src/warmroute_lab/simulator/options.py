@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,10 @@ from warmroute_lab.simulator.faults import Faults
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE, Profile, profile_named
 
 LAST_PORT = 65_535
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +58,18 @@ class SimulatorOptions:
         """Raise ConfigurationError for an unknown profile or an impossible value."""
         profile_named(self.profile)
         for name, value in self._overrides.items():
-            if value < (2 if name == "num_gpu_blocks" else 1):
-                raise ConfigurationError(f"{name} is too small: {value}")
+            least = 2 if name == "num_gpu_blocks" else 1
+            if value < least:
+                raise ConfigurationError(f"{_flag(name)} must be at least {least} (given: {value})")
         if self.block_size is not None and self.block_size < 1:
-            raise ConfigurationError(f"block_size is too small: {self.block_size}")
-        if self.cpu_tier < 0 or self.api_servers < 1 or self.data_parallel_size < 1:
-            raise ConfigurationError("cpu_tier must be at least 0, api_servers and data_parallel_size at least 1")
-        if self.time_scale <= 0:
-            raise ConfigurationError(f"time_scale must be above 0 (given: {self.time_scale})")
+            raise ConfigurationError(f"--block-size must be at least 1 (given: {self.block_size})")
+        for name in ("api_servers", "data_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{_flag(name)} must be at least 1 (given: {getattr(self, name)})")
+        if not 0 <= self.cpu_tier < math.inf:
+            raise ConfigurationError(f"--cpu-tier must be a number of at least 0 (given: {self.cpu_tier})")
+        if not 0 < self.time_scale < math.inf:
+            raise ConfigurationError(f"--time-scale must be a number above 0 (given: {self.time_scale})")
         if not 0 <= self.port <= LAST_PORT:
             raise ConfigurationError(f"port {self.port} does not exist: the last port is {LAST_PORT}")
 

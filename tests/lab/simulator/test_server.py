@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -529,11 +530,26 @@ async def test_the_command_tells_of_a_taken_port_in_one_line(start: Start) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{"profile": "abacus"}, {"time_scale": 0}, {"max_num_seqs": 0}, {"num_gpu_blocks": 1}, {"port": 65_536}],
+    [
+        {"time_scale": 0},
+        {"time_scale": math.nan},
+        {"cpu_tier": math.inf},
+        {"max_num_seqs": 0},
+        {"num_gpu_blocks": 1},
+        {"block_size": 0},
+        {"api_servers": 0},
+    ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+def test_an_impossible_option_is_named_by_its_flag(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigurationError, match=f"^--{name.replace('_', '-')} must be "):
+        SimulatorOptions(**options)
+
+
+@pytest.mark.parametrize("options", [{"profile": "abacus"}, {"port": 65_536}])
+def test_what_does_not_exist_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
-        SimulatorServer(SimulatorOptions(**options))
+        SimulatorOptions(**options)
 
 
 def test_faults_are_shares() -> None:

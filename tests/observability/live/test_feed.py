@@ -287,3 +287,15 @@ async def test_a_document_that_a_sample_overtook_is_not_kept(world: World, monke
     first, second = await world.document(), await world.document()
     assert first["sample"] == samples[0]
     assert second["sample"] == samples[0] + 1
+
+
+async def test_engines_whose_metrics_never_came_are_told(world: World) -> None:
+    """They look ready and idle: the engine wants an API key, say."""
+    await world.second(14)
+    assert (await world.document())["notices"][0]["level"] == "ok"
+    await world.second(3)
+    (notice,) = (await world.document())["notices"]
+    assert notice == {"level": "warning", "text": "Metrics of 3 endpoints are older than 15 s or never came"}
+    world.scrape()
+    await world.second()
+    assert (await world.document())["notices"][0]["level"] == "ok"

@@ -48,7 +48,7 @@ QUIET: dict[str, Any] = {"waiting": 0.0, "seconds_without_requests": 60.0}
             "warning",
             "MINE failed for 12 requests of the last minute; PREFIX_CACHE chose",
         ),
-        ({"stale": 1}, "warning", "Metrics of 1 endpoint are older than 15 s"),
+        ({"stale": 1}, "warning", "Metrics of 1 endpoint are older than 15 s or never came"),
     ],
 )
 def test_the_worst_comes_first(figures: dict[str, Any], level: str, text: str) -> None:

@@ -157,10 +157,7 @@ class LiveFeed(DecisionListener):
             await slices.pause()
         self._rows = rows
         self._states = Counter(endpoint_state(reading.endpoint) for reading in readings)
-        self._stale = sum(
-            reading.endpoint.ready and reading.endpoint.state is not None and _age(reading, now) > STALE_SECONDS
-            for reading in readings
-        )
+        self._stale = sum(reading.endpoint.ready and _age(reading, now) > STALE_SECONDS for reading in readings)
         self._computing += sum(history.computing for history in self._histories.values())
         self._traffic.add(self._totals(now))
         if self._samples % DECAY_EVERY == 0:
@@ -324,8 +321,10 @@ UNCACHED = {"Cache-Control": "no-store"}
 
 
 def _age(reading: EndpointReading, now: float) -> float:
-    state = reading.endpoint.state
-    return 0.0 if state is None else max(0.0, now - state.observed_at)
+    """Of the engine's last metrics page; until there is one, of the engine as far as it is known."""
+    endpoint, state = reading.endpoint, reading.endpoint.state
+    since = max(endpoint.added_at, endpoint.restarted_at) if state is None else state.observed_at
+    return max(0.0, now - since)
 
 
 def _work(state: EngineState) -> float | None:

@@ -40,8 +40,9 @@ def notices(
 ) -> list[Notice]:
     """The notices for a fleet.
 
-    ``states`` counts the endpoints by state, ``stale`` those whose metrics are old. ``waiting`` requests are queued on the
-    engines by the picker's own count; ``computing``: an engine began requests within :data:`COMPUTING_SECONDS`.
+    ``states`` counts the endpoints by state, ``stale`` those whose metrics are old or never came. ``waiting`` requests are
+    queued on the engines by the picker's own count; ``computing``: an engine began requests within
+    :data:`COMPUTING_SECONDS`.
     ``failures`` counts the last minute's requests by the name of the strategy that failed.
     """
     found: list[Notice] = []
@@ -66,7 +67,8 @@ def notices(
         text = f"{short_strategy(strategy)} failed for {_count(count, 'request')} of the last minute; {FALLBACK} chose"
         found.append(Notice("warning", text))
     if stale:
-        found.append(Notice("warning", f"Metrics of {_count(stale, 'endpoint')} are older than {STALE_SECONDS:.0f} s"))
+        text = f"Metrics of {_count(stale, 'endpoint')} are older than {STALE_SECONDS:.0f} s or never came"
+        found.append(Notice("warning", text))
     if not found:
         text = "Serving" if seconds_without_requests < BYPASSED_SECONDS else "Ready; no request in the last minute"
         found.append(Notice("ok", text))

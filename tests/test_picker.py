@@ -67,6 +67,12 @@ async def test_settings_that_cannot_be_used_change_nothing(change: dict[str, str
     assert app.pool.default_engine == "sglang"
 
 
+def test_a_built_in_strategy_has_one_name() -> None:
+    constants = routing_constants(Settings(routing_strategy="prefix_cache", holdout_strategy="Random"))
+    assert (constants.strategy, constants.holdout_strategy) == ("PREFIX_CACHE", "RANDOM")
+    assert routing_constants(Settings(routing_strategy="./my.py:choose")).strategy == "./my.py:choose"
+
+
 def test_shedding_as_the_parts_are_told() -> None:
     given = Settings(shedding="upstream-v0.5", saturation_queue_depth=7, saturation_kv_usage=0.5)
     limits = routing_constants(given).saturation

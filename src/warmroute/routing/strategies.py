@@ -248,6 +248,11 @@ def find(name: str, *, rng: random.Random) -> Strategy:
     return strategy
 
 
+def spelled(name: str) -> str:
+    """The name as metrics and pages show it: a built-in strategy has one series, however users write it."""
+    return name.upper() if name.upper() in BUILT_IN else name
+
+
 def is_file(name: str) -> bool:
     """Whether the name is of a function in a file."""
     return _IN_FILE.fullmatch(name) is not None

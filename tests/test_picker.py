@@ -53,6 +53,27 @@ async def test_settings_that_contradict_each_other_are_refused(settings: dict[st
         EndpointPicker(Settings(**settings))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("shared_state_credentials", None, "No such file or directory: .*/file"),
+        ("shared_state_credentials", b"a secret", "the credentials file .*/file: no user JWT"),
+        ("shared_state_tls_path", None, "tls.key in .*/file: No such file"),
+        ("shared_state_tls_path", b"a file", "tls.key in .*/file: Not a directory"),
+    ],
+)
+async def test_files_for_nats_that_cannot_be_used_end_the_start(
+    tmp_path: Path, name: str, content: bytes | None, problem: str
+) -> None:
+    """Without this the picker serves alone for good, and only its log says so."""
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    if content is not None:
+        (tmp_path / "file").write_bytes(content)
+    settings = {"shared_state_key_path": tmp_path / "key", name: tmp_path / "file"}
+    with pytest.raises(ConfigurationError, match=problem):
+        EndpointPicker(Settings(endpoints_file=Path("e.yaml"), shared_state="nats://a:4222", **settings))
+
+
 @pytest.mark.parametrize("change", [{"routing_strategy": "FASTEST"}, {"model_server_runtime": "abacus"}])
 async def test_settings_that_cannot_be_used_change_nothing(change: dict[str, str]) -> None:
     app = EndpointPicker(Settings(endpoints_file=Path("e.yaml"), routing_strategy="PREFIX_CACHE"))

@@ -98,7 +98,7 @@ def shared_state(settings: Settings, pool: Pool) -> SharedState:
     if settings.shared_state_key_path is None:
         raise ConfigurationError("--shared-state needs --shared-state-key-path: the key that encrypts what is shared")
     try:
-        from warmroute.shared_state.nats_log import LogOptions  # an extra
+        from warmroute.shared_state.nats_log import LogError, LogOptions, read_files  # an extra
         from warmroute.shared_state.seal import Seal
         from warmroute.shared_state.shared_state import SharedState
     except ModuleNotFoundError as error:
@@ -119,4 +119,8 @@ def shared_state(settings: Settings, pool: Pool) -> SharedState:
         max_bytes=settings.shared_state_bytes,
         replicas=settings.shared_state_replicas,
     )
+    try:
+        read_files(options)  # each connection reads them again
+    except LogError as error:
+        raise ConfigurationError(f"--shared-state: {error}") from error
     return SharedState(options, seal, pool)

@@ -123,11 +123,7 @@ class NatsLog:
     async def __aenter__(self) -> Self:
         """Connect, and make the log if there is none. Raises LogError."""
         options = self._options
-        try:
-            user = None if options.credentials is None else read_credentials(options.credentials)
-            tls = None if options.tls is None else tls_context(options.tls)
-        except (OSError, ValueError) as error:
-            raise LogError(reason(error)) from error
+        user, tls = read_files(options)
         try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT):
                 await self._client.connect(
@@ -276,8 +272,17 @@ class NatsLog:
             pass  # it is as closed as it can be
 
 
-def read_credentials(path: Path) -> Credentials:
-    """A user's credentials. Raises OSError or ValueError, which say why."""
+def read_files(options: LogOptions) -> tuple[Credentials | None, ssl.SSLContext | None]:
+    """The credentials and the TLS settings, if there are any. Raises LogError that says which file lacks what."""
+    try:
+        user = None if options.credentials is None else _read_credentials(options.credentials)
+        return user, None if options.tls is None else _tls_context(options.tls)
+    except (OSError, ValueError) as error:
+        raise LogError(reason(error)) from error
+
+
+def _read_credentials(path: Path) -> Credentials:
+    """Raises OSError or ValueError."""
     with path.open("rb") as file:
         content = file.read(LARGEST_CREDENTIALS)
     try:
@@ -286,8 +291,8 @@ def read_credentials(path: Path) -> Credentials:
         raise ValueError(f"the credentials file {path}: {error}") from None
 
 
-def tls_context(directory: Path) -> ssl.SSLContext:
-    """The TLS settings of a client. Raises ValueError that says which directory lacks what."""
+def _tls_context(directory: Path) -> ssl.SSLContext:
+    """Raises ValueError."""
     try:
         context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
         certificate = directory / "tls.crt"

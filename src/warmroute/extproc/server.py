@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -212,8 +211,6 @@ class Stream:
 
     __slots__ = (
         "_call",
-        "_half_closed",
-        "_later",
         "_over",
         "_reported",
         "_server",
@@ -231,10 +228,7 @@ class Stream:
         self._reported = False
         """The observer knows how the request was answered."""
         self._work: asyncio.Task[None] | None = None
-        """Reads a long body in a thread."""
-        self._later: deque[bytes] | None = None
-        """Messages that came meanwhile."""
-        self._half_closed = False
+        """Reads a long body in a thread. The call is paused meanwhile."""
         self._over = False
         self.session = session
         self.due = due
@@ -244,10 +238,6 @@ class Stream:
 
     def message(self, data: bytes) -> None:
         """A message from Envoy."""
-        if self._work is not None:
-            assert self._later is not None
-            self._later.append(data)
-            return
         if len(data) >= LONG_BODY:
             self._start(self._read_long(data, []))
             return
@@ -276,7 +266,7 @@ class Stream:
     def arriving(self, size: int) -> None:
         """Take memory for the part of a long message that has come. 413 if it is too long, 503 if there is no memory."""
         session = self.session
-        if self._work is not None:  # a thread uses the session; the call is paused, and no more than a window comes
+        if self._work is not None:  # a thread uses the session, and no more than a window comes
             return
         if size > self._server.largest_message and not session.answered:
             self._send([session.too_large()])
@@ -293,9 +283,7 @@ class Stream:
 
     def half_closed(self) -> None:
         """Envoy sends no more."""
-        self._half_closed = True
-        if self._work is None:
-            self._call.finish()
+        self._call.finish()
 
     def written(self) -> None:
         """All replies are written."""
@@ -355,7 +343,6 @@ class Stream:
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         self._call.pause()
-        self._later = deque()
         self._work = asyncio.create_task(work)
         self._work.add_done_callback(self._work_ended)
 
@@ -386,16 +373,8 @@ class Stream:
         self._work = None
         if self._over:
             self._server.ended(self)
-            return
-        later, self._later = self._later, None
-        self._call.resume()
-        while later and not self._over:
-            if self._work is not None:
-                self._later = later
-                return
-            self.message(later.popleft())
-        if self._half_closed:
-            self._call.finish()
+        else:
+            self._call.resume()
 
     # ---------------------------------------------------------------- streams that end with an error
 

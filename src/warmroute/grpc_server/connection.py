@@ -169,6 +169,7 @@ class Call:
     __slots__ = (
         "_connection",
         "_credit",
+        "_ends",
         "_half_closed",
         "_handler",
         "_headers_sent",
@@ -196,6 +197,8 @@ class Call:
         self._handler: Handler = IGNORE
         self._open = True
         self._half_closed = False
+        self._ends = False
+        """The client has ended the call; messages wait to be taken before."""
         self._headers_sent = False
         self._paused = False
         self._receive_window = STREAM_WINDOW
@@ -231,13 +234,13 @@ class Call:
             self._connection._wake_owner()
 
     def pause(self) -> None:
-        """Take no more than a window from the client until :meth:`resume`."""
+        """Give the handler no messages until :meth:`resume`, and take no more than a window from the client."""
         self._paused = True
 
     def resume(self) -> None:
-        """Take messages again."""
+        """Take messages again, those that have come meanwhile in the next turns."""
         self._paused = False
-        self._connection._widen(self)
+        self._connection._resume(self)
 
 
 class Connection:
@@ -259,8 +262,8 @@ class Connection:
         """Calls with unsent messages, in the order in which they get their turn."""
         self._blocked: dict[Call, None] = {}
         """Calls with unsent messages that wait until the client opens their windows."""
-        self._unread: dict[Call, bool] = {}
-        """Calls with whole messages that wait for the next turn (:attr:`behind`), and whether the client has ended each."""
+        self._unread: dict[Call, None] = {}
+        """Calls with whole messages, or their ends, that wait for the next turn (:attr:`behind`)."""
         self._rest = b""
         """Received and not read: the beginning of the preface or of a frame, or frames that wait (:attr:`behind`)."""
         self._taken = 0
@@ -400,9 +403,9 @@ class Connection:
         """Take messages that waited for this turn."""
         while self._unread and self._taken < MOST_AT_ONCE:
             call = next(iter(self._unread))
-            ended = self._unread.pop(call)
+            del self._unread[call]
             self._take_messages(call, b"")
-            if ended:
+            if call._ends:
                 self._end_of_data(call)
 
     def _read_beginning(self, data: bytes) -> int:
@@ -432,7 +435,7 @@ class Connection:
         if call is None:
             self._check_known(stream)
             return  # it was sent before the client knew that the call is over
-        if call._half_closed or self._unread.get(call):
+        if call._half_closed or call._ends:
             self._reset(call, ErrorCode.STREAM_CLOSED)
             return
         call._receive_window -= size
@@ -453,7 +456,7 @@ class Connection:
         received = call._received
         size = len(payload) - PREFIX
         if (
-            not received
+            not (received or call._paused)
             and size == int.from_bytes(payload[1:PREFIX], "big")
             and not payload[0]
             and size <= self._limits.message_bytes
@@ -461,7 +464,7 @@ class Connection:
             call._handler.message(payload[PREFIX:])
             return
         received += payload
-        while len(received) >= PREFIX and call._open and not call._trailers:
+        while len(received) >= PREFIX and call._open and not (call._paused or call._trailers):
             if received[0]:
                 call.finish(Status.UNIMPLEMENTED, "compressed messages are not supported")
                 return
@@ -472,7 +475,7 @@ class Connection:
             if len(received) < end:
                 break
             if self._taken > MOST_AT_ONCE:
-                self._unread[call] = False
+                self._unread[call] = None
                 break
             message = bytes(memoryview(received)[PREFIX:end])
             if len(received) == end:
@@ -496,9 +499,8 @@ class Connection:
 
     def _end_of_data(self, call: Call) -> None:
         """The client has ended the call: it is half closed once its messages are taken."""
-        if call in self._unread:
-            self._unread[call] = True
-        else:
+        call._ends = call._paused or call in self._unread
+        if not call._ends:
             self._half_close(call)
 
     def _half_close(self, call: Call) -> None:
@@ -535,7 +537,12 @@ class Connection:
         headers = self._known_headers if block == self._known_block else self._decode(block)
         call = self._calls.get(stream)
         if call is not None:  # trailers
-            if headers is not None and ":method" not in headers and ends_stream and not call._half_closed:
+            if (
+                headers is not None
+                and ":method" not in headers
+                and ends_stream
+                and not (call._half_closed or call._ends)
+            ):
                 self._end_of_data(call)
             else:
                 self._reset(call, ErrorCode.PROTOCOL_ERROR)
@@ -678,6 +685,14 @@ class Connection:
         """The stream was open once."""
         if not stream or stream > self._last_stream:
             raise _ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a frame of a stream that was never opened")
+
+    def _resume(self, call: Call) -> None:
+        """Take what has come of the call while it was paused."""
+        if call._open and (call._received or call._ends):
+            self._unread[call] = None
+            self.behind = True
+            self._wake_owner()
+        self._widen(call)
 
     def _widen(self, call: Call) -> None:
         """Let the client send more on the call, unless that is over or paused, or the client does not take its answers."""

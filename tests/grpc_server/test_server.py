@@ -139,6 +139,32 @@ async def test_one_connection_more_ends_one_without_calls(monkeypatch: pytest.Mo
             writer.close()
 
 
+@pytest.mark.parametrize("window", [0, 65_535], ids=["answers are not taken", "messages do not come"])
+async def test_unary_calls_that_do_not_go_on_keep_nobody_out(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes one of the port's calls, and keeps its connection from being ended in favour of another one."""
+    monkeypatch.setattr(server_module, "MOST_UNANSWERED", 3)
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 5)
+    fields = {":method": "POST", ":scheme": "http", ":path": METHOD, "content-type": "application/grpc"}
+    block = b"".join(bytes((0, len(k))) + k.encode() + bytes((len(v),)) + v.encode() for k, v in fields.items())
+    begin = PREFACE + frame(SETTINGS, 0, 0, frames.setting(frames.INITIAL_WINDOW_SIZE, window))
+    async with serving() as (server, port):
+        clients = []
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(begin)
+            for stream in range(1, 101, 2):
+                writer.write(frame(frames.HEADERS, frames.END_HEADERS, stream, block))
+                if not window:
+                    writer.write(frame(frames.DATA, frames.END_STREAM, stream, b"\0\0\0\0\2ab"))
+            clients.append((reader, writer))
+        await eventually(lambda: sum(each._connection._last_stream for each in server._connections) == 5 * 99)
+        assert sum(each.calls for each in server._connections) == 3
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert await method(channel)(b"ab") == b"ba"
+        for _, writer in clients:
+            writer.close()
+
+
 async def test_clients_that_come_and_go_at_once_do_not_end_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[str] = []
     monkeypatch.setattr(tasks.logger, "exception", lambda message, **_: failures.append(message))

@@ -23,6 +23,9 @@ KEEPALIVE_INTERVAL = 20.0
 """Seconds between two pings. A client that has not answered one at the next is gone; so is one that has said nothing."""
 MOST_CONNECTIONS = 512
 """Connections of one port. Envoy opens one for each of its worker threads. One more ends one without calls, or is ended."""
+MOST_UNANSWERED = 64
+"""Calls of :class:`Unary` methods on one port whose message has not come or whose answer is not taken. One more ends the
+oldest."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that TLS may take to begin."""
 CLOSE_TIMEOUT = 0.5
@@ -54,6 +57,8 @@ class GrpcServer:
         takes that."""
         self._connections: dict[_Socket, None] = {}
         """The oldest first."""
+        self._unanswered: dict[Unary, None] = {}
+        """The open calls of unary methods, the oldest first: an answer is given as soon as its message comes."""
         self._changed = asyncio.Event()
         self._shortages = LogThrottle(SHORTAGE_LOG_INTERVAL)
 
@@ -105,7 +110,12 @@ class GrpcServer:
         if method is None:
             call.finish(Status.UNIMPLEMENTED, "there is no such method")
             return IGNORE
-        return method(call)
+        handler = method(call)
+        if isinstance(handler, Unary):
+            if len(self._unanswered) >= MOST_UNANSWERED:
+                next(iter(self._unanswered)).give_up()
+            handler.count_in(self._unanswered)
+        return handler
 
     async def _accept_clients(self) -> None:
         loop, listener = asyncio.get_running_loop(), self._listener
@@ -314,6 +324,17 @@ class Unary:
         self._call = call
         self._answer = answer
         self._long_messages = long_messages
+        self._open: dict[Unary, None] = {}
+
+    def count_in(self, calls: dict[Unary, None]) -> None:
+        """Be in ``calls`` until the call is over."""
+        self._open = calls
+        calls[self] = None
+
+    def give_up(self) -> None:
+        """End the call in favour of another one."""
+        self._call.finish(Status.RESOURCE_EXHAUSTED, "too many calls wait for their messages")
+        self._call.abort()  # if its answer waits
 
     def message(self, data: bytes) -> None:
         """Answer, or report a failure to this client alone."""
@@ -342,7 +363,8 @@ class Unary:
         """Nothing: the call ends then."""
 
     def closed(self) -> None:
-        """Nothing is held."""
+        """Count it no more."""
+        self._open.pop(self, None)
 
 
 def unary(answer: Callable[[bytes], bytes], *, long_messages: bool = False) -> Method:

@@ -19,6 +19,7 @@ from warmroute.extproc.headers import (
     MAX_NAME,
     MAX_VALUE,
     MAX_WORD,
+    MOST_READ,
     MOST_VISIBLE,
     MOST_VISIBLE_BYTES,
     OBJECTIVES,
@@ -85,7 +86,8 @@ BOUNDS = {
     "Body: many prompts": f"{MOST_MATCHED_PROMPTS} are matched",
     'Body: many `"model"` keys': f"{MAX_MODELS} keys",
     "Body: time to arrive": f"{Settings().body_timeout:.0f} s",
-    "Request headers that the picker reads": f"{MAX_VALUE:,} characters, .*{MAX_NAME:,}, .*{MAX_WORD}, .*"
+    "Request headers that the picker reads": f"the first {MOST_READ:,} .*{MAX_VALUE:,} characters, "
+    f".*{MAX_NAME:,}, .*{MAX_WORD}, .*"
     f"{HEADERS_FREELY >> 10} KiB of a request freely, {HEADERS_MEMORY >> 20} MiB",
     "Request headers that custom strategies see": f"the first {MOST_VISIBLE}, values up to {MAX_VALUE:,} characters,"
     f" {MOST_VISIBLE_BYTES >> 10} KiB",
@@ -97,7 +99,8 @@ BOUNDS = {
     "gRPC connections: many small frames": f"{MOST_AT_ONCE} frames .*{MOST_BLOCKED_AT_ONCE} calls",
     "File descriptors": f"{FILE_DESCRIPTORS:,} .*{grpc.MOST_CONNECTIONS} connections",
     "gRPC connections: clients that say nothing": f"each {grpc.KEEPALIVE_INTERVAL:.0f} s",
-    "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls .*from {LONG_MESSAGE >> 10} KiB on",
+    "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls, "
+    f".*latest {grpc.MOST_UNANSWERED} .*from {LONG_MESSAGE >> 10} KiB on",
     "ext_proc messages of many": f"{MESSAGE_OVERHEAD >> 20} MiB of a message",
     "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_FRAMING_BYTES >> 10} KiB beside .*, "
     f"{MOST_SAMPLE_BYTES >> 10} KiB",

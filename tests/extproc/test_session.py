@@ -36,7 +36,7 @@ from warmroute.extproc.ext_proc_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
-from warmroute.extproc.headers import MOST_VISIBLE, trace_context_of
+from warmroute.extproc.headers import MOST_READ, MOST_VISIBLE, trace_context_of
 from warmroute.extproc.session import Session
 from warmroute.extproc.transitions import UnexpectedMessageError
 from warmroute.observability.recent_decisions import RecentDecisions
@@ -781,6 +781,18 @@ def test_of_duplicate_headers_the_last_counts() -> None:
         message = ProcessingRequest(request_headers=HttpHeaders())
         message.protocol_config.request_body_mode = BUFFERED
         for key, value in ((":path", "/v1/chat/completions"), *(("x-gateway-model-name-rewrite", n) for n in names)):
+            message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+        stream.send(message)
+        stream.body()
+        assert stream.request.model == expected
+
+
+def test_headers_beyond_the_first_thousand_are_not_looked_at() -> None:
+    for before, expected in ((MOST_READ - 2, "other"), (MOST_READ - 1, "m")):
+        stream = Stream()
+        message = ProcessingRequest(request_headers=HttpHeaders())
+        fields = [(":path", "/v1/chat/completions"), *[("", "")] * before, ("x-gateway-model-name-rewrite", "other")]
+        for key, value in fields:
             message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
         stream.send(message)
         stream.body()

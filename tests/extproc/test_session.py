@@ -969,6 +969,25 @@ def test_memory_of_headers_that_arrive_in_parts_counts_among_what_their_body_ann
     assert budget.used == 0
 
 
+@pytest.mark.parametrize("shadow", [False, True], ids=["a reply of Envoy's own", "a shadow run"])
+def test_a_message_of_which_nothing_is_kept_gives_its_memory_back(shadow: bool) -> None:
+    """Its stream may stay open for long, and other requests need the memory."""
+    stream = Stream()
+    if shadow:
+        stream.send(ProcessingRequest(request_headers=HttpHeaders(), observability_mode=True))
+        messages = [ProcessingRequest(request_body=HttpBody(body=bytes(1 << 20), end_of_stream=True))]
+    else:
+        stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED)
+        stream.body(b"{" * 1000, eos=False)
+        stream.send(ProcessingRequest(response_headers=HttpHeaders()))
+        messages = [ProcessingRequest(response_body=HttpBody(body=bytes(1 << 20)))]
+    for message in messages * 2:
+        assert stream.session.hold_arriving(1 << 20)
+        assert stream.budget.used == 1 << 20
+        stream.send(message)
+        assert stream.budget.used == 0
+
+
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
 def test_large_bodies_that_are_announced_leave_room_for_others(mode: BodySendMode) -> None:
     budget = BodyBudget(8 << 20)

@@ -229,6 +229,11 @@ class Session:
         return self.decision is not None or self.rejection is not None
 
     @property
+    def _keeps_request(self) -> bool:
+        """What has come of the request is needed for its answer."""
+        return self.state in _KEEPING
+
+    @property
     def closed(self) -> bool:
         """The stream is to be ended from our side."""
         return self.state is State.CLOSED
@@ -380,7 +385,7 @@ class Session:
 
     def release_reply(self) -> None:
         """All replies are written: give back the memory that they held, and the messages that they answer."""
-        if self._held and self.answered:
+        if self._held and not self._keeps_request:
             self._give_back()
 
     def overdue(self) -> bytes:
@@ -392,7 +397,7 @@ class Session:
 
         Of the request's body nothing is left once it is answered; :meth:`release_reply` gives back what is taken then.
         """
-        return self._hold(size if self.answered else self.body_bytes + size)
+        return self._hold(self.body_bytes + size if self._keeps_request else size)
 
     def hold_replies(self, size: int) -> bool:
         """Take memory for ``size`` bytes of replies that wait; a returned body has it already. False if there is too little.
@@ -686,5 +691,7 @@ _WITH_END = frozenset(("request_headers", "request_body"))
 """Messages whose flag ``end_of_stream`` matters."""
 _AT_HEADERS = frozenset((Action.PICK_AT_HEADERS, Action.PICK_AND_LEAVE))
 """Actions that name the endpoint without a body."""
+_KEEPING = frozenset((State.START, State.BODY))
+"""States in which what has come of the request is kept."""
 _NOT_TAKEN = frozenset((Action.ACKNOWLEDGE_BODY, Action.RETURN_CHUNK, Action.IGNORE))
 """Actions on a chunk that is not kept."""

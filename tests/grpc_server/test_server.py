@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -297,6 +299,41 @@ async def test_while_all_connections_have_calls_no_more_are_taken(monkeypatch: p
         assert any(each.calls for each in server._connections)
         writer.close()
         call.cancel()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("end", ["client", "protocol error"])
+def test_a_connection_that_is_over_leaves_nothing_to_the_garbage_collector(
+    end: str, loop: Callable[[], asyncio.AbstractEventLoop], secure: bool
+) -> None:
+    """With TLS each has buffers of 60 KB and more, and the picker collects rarely."""
+
+    async def scenario() -> None:
+        async with serving(tls.self_signed() if secure else None) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=unverified() if secure else None)
+            writer.write(PREFACE + frame(SETTINGS, 0, 0))
+            await eventually(lambda: bool(server._connections))
+            over = weakref.ref(next(iter(server._connections)))
+            gc.disable()
+            try:
+                if end == "protocol error":
+                    writer.write(b"x" * 100)
+                    await reader.read()
+                writer.close()
+                await eventually(lambda: over() is None)
+            finally:
+                gc.enable()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
+def unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 async def test_from_a_client_that_does_not_read_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

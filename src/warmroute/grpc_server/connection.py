@@ -354,6 +354,7 @@ class Connection:
         """The connection is gone: all calls are cancelled."""
         self.closed = True
         self.behind = False
+        self._wake = _nothing  # the owner refers to this connection: no cycle must stay
         calls = list(self._calls.values())
         self._calls.clear()
         self._waiting.clear()
@@ -826,6 +827,10 @@ class Connection:
     def _wake_owner(self) -> None:
         if not self._owner_waits:
             self._wake()
+
+
+def _nothing() -> None:
+    """In place of the owner's method."""
 
 
 def _size_updates(block: bytes) -> int:

@@ -266,6 +266,7 @@ class _Socket(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
+        self._transport = None  # it refers to this: no cycle must stay
         self._connection.lost()
         self._connections.pop(self, None)
         self._changed.set()

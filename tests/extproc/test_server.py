@@ -654,6 +654,22 @@ async def test_health_by_every_name_on_both_ports() -> None:
                 assert await health(port, "liveness") == 1
 
 
+@pytest.mark.parametrize("method", ["Check", "List"])
+@pytest.mark.parametrize("message", [b"\x0a\xff", b"\x0a\x02\xff\xfe"], ids=["no protobuf", "no UTF-8"])
+async def test_a_health_check_that_cannot_be_read_is_its_clients_fault(
+    method: str, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as picker, grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.grpc_health_port}") as channel:
+        call: Any = channel.unary_unary(f"/grpc.health.v1.Health/{method}")  # type: ignore[call-arg]  # not optional
+        if method == "List":
+            assert await call(message), "its request has no fields"
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call(message)
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+
+
 async def test_watching_health_is_not_offered_and_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as picker, grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.grpc_health_port}") as channel:
         call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
@@ -695,13 +711,20 @@ async def test_drain_serves_on_until_no_request_came_for_a_while() -> None:
         assert asyncio.get_running_loop().time() - began >= 2.0
 
 
-async def test_drain_gives_up_after_its_time() -> None:
+async def test_drain_gives_up_after_its_time(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as picker, grpc.aio.insecure_channel(picker.address) as channel:
         call = stream_on(channel)
         await call.write(headers())
         await call.read()
         async with asyncio.timeout(60):
             await picker.server.drain(0.1)
+        assert [record.message for record in caplog.records] == ["drain timeout: streams are cut off"]
+
+
+async def test_a_drain_that_ends_while_no_stream_is_open_cuts_none_off(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as picker:
+        await picker.server.drain(0.1, quiet=60)
+    assert not caplog.records
 
 
 async def test_a_taken_port_is_a_clear_error() -> None:

@@ -134,7 +134,8 @@ class Server:
                     opened = self._streams_opened
                     await asyncio.sleep(quiet)
         except TimeoutError:
-            logger.warning("drain timeout: streams are cut off", extra={"fields": {"streams": self.open_streams}})
+            if self._streams:
+                logger.warning("drain timeout: streams are cut off", extra={"fields": {"streams": self.open_streams}})
 
     async def stop(self) -> None:
         """Stop listening and end what is open. Safe to call before ``start`` and again."""

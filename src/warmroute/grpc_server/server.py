@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
+from google.protobuf.message import DecodeError
+
 from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Usage
 from warmroute.grpc_server.frames import Status
 from warmroute.listener import listen
@@ -341,6 +343,9 @@ class Unary:
         """Answer, or report a failure to this client alone."""
         try:
             answer = self._answer(data)
+        except DecodeError as error:
+            self._call.finish(Status.INVALID_ARGUMENT, str(error))
+            return
         except Exception:
             logger.exception("call failed", extra={"fields": {"method": self._call.path}})
             self._call.finish(Status.INTERNAL, "the method failed")

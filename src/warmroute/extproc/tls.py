@@ -83,7 +83,11 @@ class _CertificatePair:
             raise ConfigurationError(f"cannot use the certificate in {path}: {error}") from error
 
     def _stamps(self) -> tuple[tuple[int, int], ...]:
-        return tuple((s.st_mtime_ns, s.st_ino) for s in (self._certificate.stat(), self._key.stat()))
+        """What changes with the files; empty while one cannot be looked at."""
+        try:
+            return tuple((s.st_mtime_ns, s.st_ino) for s in (self._certificate.stat(), self._key.stat()))
+        except OSError:
+            return ()
 
     def _read(self) -> ssl.SSLContext:
         key, certificate = self._key.read_bytes(), self._certificate.read_bytes()
@@ -94,11 +98,11 @@ class _CertificatePair:
 
     def current(self) -> ssl.SSLContext:
         """The context with the new pair if it has changed and can be used, else with the old one."""
+        stamp = self._stamps()
+        if stamp == self._stamp:
+            return self.context
+        self._stamp = stamp
         try:
-            stamp = self._stamps()
-            if stamp == self._stamp:
-                return self.context
-            self._stamp = stamp
             self.context = self._read()
         except _UNUSABLE as error:
             self._reloaded(False)

@@ -567,6 +567,18 @@ def test_handlers_are_asked_for_answers_that_the_client_does_not_take(monkeypatc
     assert usage == Usage(calls=1, held=0)
 
 
+def test_a_finished_call_whose_answer_waits_counts_no_message_that_was_dropped() -> None:
+    usage = Usage()
+    pair = Pair(usage=usage, INITIAL_WINDOW_SIZE=0)
+    stream = pair.open()
+    pair.client.send_data(stream, prefixed(b"x") + prefixed(bytes(1000))[:900])
+    pair.exchange()
+    call = pair.handlers[0].call
+    assert usage.held == call.unsent + 900
+    call.finish()
+    assert (usage.held, pair.server.calls) == (call.unsent, 1)
+
+
 def test_compressed_messages_are_not_taken() -> None:
     pair = Pair()
     stream = pair.open()

@@ -775,6 +775,8 @@ class Connection:
 
     def _finish(self, call: Call) -> None:
         call._received = bytearray()
+        self._usage.held -= call._unfinished
+        call._unfinished = 0
         if not call._unsent:
             self._end(call)
             self._wake_owner()

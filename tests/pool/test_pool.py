@@ -306,6 +306,17 @@ def test_each_rank_behind_a_port_is_a_member() -> None:
     assert ranked(pool, 1) == {"default/a": None}
 
 
+def test_a_page_that_comes_after_discovery_has_dropped_the_endpoint_brings_no_member_back() -> None:
+    pool = Pool()
+    pool.upsert(spec(), 0.0)
+    pool.replace([], 0.5)
+    assert ranked(pool, 3) == {}
+    pool.upsert(spec(), 2.0)
+    assert ranked(pool, 3) == {"default/a": 0, "default/a-dp1": 1, "default/a-dp2": 2}
+    pool.replace([], 3.0)
+    assert ranked(pool, 2) == {}
+
+
 def test_ranks_come_and_go_with_their_endpoint() -> None:
     pool = Pool(retention=60.0)
     pool.upsert(spec(incarnation="1"), 0.0)

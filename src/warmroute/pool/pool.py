@@ -84,12 +84,12 @@ class Pool:
     def set_ranks(self, endpoint: Endpoint, ranks: int, now: float) -> tuple[Endpoint, ...]:
         """Make one member for each of the ``ranks`` data-parallel engines behind the endpoint's port; at most MOST_RANKS.
 
-        ``endpoint`` is the first of them. Returns all in order.
+        ``endpoint`` is the first of them. Returns all in order. If discovery has dropped it, nothing changes.
         """
         before = self._ranks.get(endpoint.id, 1)
         if not self._has(endpoint):
             return (endpoint,)
-        if ranks != before:
+        if ranks != before and endpoint.ready:  # adding members brings a dropped one back
             spec = endpoint.spec
             for rank in range(ranks, before):
                 self.remove(rank_name(endpoint.id, rank), now)

@@ -512,6 +512,22 @@ async def test_the_models_are_listed_at_the_endpoints_port_at_intervals(stage: S
     assert {outcome for _, outcome in stage.results} == {ScrapeOutcome.OK}
 
 
+async def test_the_models_of_an_engine_that_restarted_are_listed_at_once(stage: Stage) -> None:
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 10.0, "idle_metrics_interval": 1.0}))
+    models, start = b'{"data": [{"id": "m"}, {"id": "adapter", "parent": "m"}]}', 1000
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        return 200, models if url.endswith("/v1/models") else IDLE + b"process_start_time_seconds %d\n" % start
+
+    stage.engines.answer = answer
+    endpoint = stage.add()
+    await stage.settle()
+    assert endpoint.models == ServedModels(frozenset({"m", "adapter"}), frozenset({"adapter"}))
+    models, start = b'{"data": [{"id": "m"}]}', 2000
+    await stage.seconds_to_next_scrape()
+    assert endpoint.models == ServedModels(frozenset({"m"})), "until then it would be taken to serve every model"
+
+
 @pytest.mark.parametrize(
     "failure", [ConnectionRefusedError("refused"), TimeoutError(), ScrapeError("nonsense"), RuntimeError("a bug")]
 )

@@ -278,11 +278,13 @@ class Scraper(PoolListener):
         raise ScrapeError("the engine's pages contradict each other")
 
     def _restarted(self, target: ScrapeTarget) -> None:
+        target.models_due = 0.0  # an engine without a list is taken to serve everything
         for endpoint in self._pool.ranks_of(target.endpoint):
             self._pool.restarted(endpoint, self._clock())
 
     async def _list_models(self, target: ScrapeTarget) -> None:
-        """Read the list of models that the engine serves, if it is time to. Without a usable answer the one before stays."""
+        """Read the list of models that the engine serves, if it is time to. With another status than 200 it has none;
+        without an answer that can be read the list that is known stays."""
         settings, url = self._settings, target.models_url
         if url is None or not settings.model_list_interval or target.models_due > self._clock():
             return

@@ -626,6 +626,19 @@ def test_who_holds_most_by_what_its_engine_finds_is_not_passed_over() -> None:
     assert (decision.endpoint.spec.name, decision.reason) == (first, "partial")
 
 
+def test_an_engine_that_finds_a_part_of_what_it_holds_does_so_after_its_cache_was_emptied() -> None:
+    fixture = Fixture(1)
+    (load,) = fixture.router.loads
+    load.confirmation.trust = 0.4
+    fixture.scrape(0.0, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    for emptied_at in (1.0, 2.0):
+        fixture.pool.cache_emptied(load.endpoint, emptied_at)
+        fixture.pick(prompt(LONG), emptied_at + 0.1)
+        decision = fixture.router.pick(prompt(LONG), emptied_at + 0.2)
+        assert isinstance(decision, Decision)
+        assert decision.match_ratio == pytest.approx(0.4, abs=0.001)
+
+
 def test_an_endpoint_whose_responses_fail_gets_no_more_requests() -> None:
     fixture = Fixture(4)
     decision = fixture.router.pick(prompt(LONG), 0.0)

@@ -64,9 +64,12 @@ class CacheModel:
         """A new, empty holder in place of this one. What is known of the engine's cache stays."""
         size = next((size for size, holders in self._block_sizes.items() if holders >> holder & 1), None)
         keeps_none = self._without_cache >> holder & 1
+        factor = self._distrusted.get(holder)
         self.close(holder)
         new = self.open(capacity)
         self._set_block_size(new, size)
+        if factor is not None:
+            self._distrusted[new] = factor
         self._without_cache |= keeps_none << new
         return new
 

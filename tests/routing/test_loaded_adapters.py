@@ -51,6 +51,20 @@ def test_an_engine_that_names_no_limit_and_one_that_names_an_absurd_one() -> Non
         assert sum(str(k) in adapters for k in range(MOST_ADAPTERS + 1)) == kept
 
 
+def test_a_page_with_many_adapters_takes_few_steps() -> None:
+    lookups = 0
+
+    class Name(str):
+        def __hash__(self) -> int:
+            nonlocal lookups
+            lookups += 1
+            return super().__hash__()
+
+    adapters = LoadedAdapters()
+    adapters.observe([Name(k) for k in range(MOST_ADAPTERS)], 1, 0.0)
+    assert lookups < 10 * MOST_ADAPTERS
+
+
 def test_which_of_equally_old_ones_goes_depends_on_no_order() -> None:
     kept = []
     for names in ("abcdef", "fedcba"):

@@ -45,5 +45,7 @@ class LoadedAdapters:
 
     def _evict(self) -> None:
         used = self._used
-        while len(used) > self._limit:
-            del used[min(used, key=used.__getitem__)]
+        excess = len(used) - self._limit
+        if excess > 0:
+            for adapter in sorted(used, key=used.__getitem__)[:excess]:
+                del used[adapter]

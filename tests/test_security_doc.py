@@ -51,7 +51,7 @@ from warmroute.request.media import MAX_PARAMETERS, MAX_URL
 from warmroute.request.prompt import MAX_ARGUMENTS, MAX_SIGNED_MEDIA
 from warmroute.request.rewrite import MAX_MODELS
 from warmroute.routing.confirmation import MOST_OPEN
-from warmroute.routing.known_models import MOST_ADAPTERS
+from warmroute.routing.known_models import MOST_ADAPTER_NAMES
 from warmroute.routing.router import MOST_MATCHED_PROMPTS
 from warmroute.runtime import FILE_DESCRIPTORS
 from warmroute.settings import Settings
@@ -131,7 +131,7 @@ def test_the_bounds_of_the_architecture_are_those_of_the_code() -> None:
     for bound in (
         f"checkpoints of one prompt ({MAX_CHECKPOINTS:,})",
         f"unconfirmed prompts of an endpoint ({MOST_OPEN:,},",
-        f"adapter names ({MOST_ADAPTERS:,})",
+        f"adapter names ({MOST_ADAPTER_NAMES:,})",
         f"endpoints that left ({RETENTION:.0f} s)",
         f"lines ({MOST_LINES:,})",
         f"parsed ({MOST_SAMPLE_BYTES >> 10} KiB)",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from warmroute.pool.endpoint import ServedModels
+from warmroute.pool.endpoint import MOST_SERVED_MODELS, ServedModels
 from warmroute.request.inference import InferenceRequest
 
-MOST_ADAPTERS = 1000
-"""LoRA adapter names that are remembered as such."""
+MOST_ADAPTER_NAMES = MOST_SERVED_MODELS
+"""LoRA adapter names that are remembered as such, those of all engines together: as many as one engine may list."""
 
 
 class KnownModels:
@@ -24,7 +24,8 @@ class KnownModels:
         """An engine has loaded or lists these adapters."""
         for name in names:
             self._adapters[name] = None
-            if len(self._adapters) > MOST_ADAPTERS:
+            self._adapters.move_to_end(name)
+            if len(self._adapters) > MOST_ADAPTER_NAMES:
                 self._adapters.popitem(last=False)
 
     def replace_aliases(self, lists: Iterable[ServedModels]) -> None:

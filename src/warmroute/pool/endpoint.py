@@ -306,7 +306,8 @@ class Endpoint:
         """The signs of that restart that have come."""
         self.state: EngineState | None = None
         self.sent_at = -inf
-        """When the first request was sent that :attr:`state` is too old to show; not later than it if there is none."""
+        """When the first of the requests was sent that :attr:`state` is too old to show; if there is none, a time that the
+        state shows."""
         self.models: ServedModels | None = None
         """What the engine serves; None if it is not known."""
 

@@ -14,8 +14,8 @@ from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 STALE_CAP = 60.0
 """Seconds for which the staleness penalty grows."""
 REFRESH_INTERVAL = 0.005
-"""Seconds by which a figure that changes with time alone may be late: what changes within them changes in one pass. The
-wait for a queue that has ended in them is less than nothing by at most as much."""
+"""Least seconds between two passes over the figures that change with time alone. Until the next pass the ``wait`` of a queue
+that has ended may be negative, by at most as much."""
 MOST_SELECTIONS = 256
 """Subset hints whose members are remembered."""
 

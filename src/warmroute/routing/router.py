@@ -225,8 +225,7 @@ class Router(PoolListener):
         """Choose an endpoint and count the request on it.
 
         ``allowed`` restricts the choice (the gateway's subset hint): canonical targets ``ip:port`` or ``[v6]:port``, or
-        canonical addresses for any port (:func:`~warmroute.pool.endpoint.canonical_address`). Equal sets
-        share their remembered members.
+        canonical addresses for any port (:func:`~warmroute.pool.endpoint.canonical_address`).
 
         Returns a Rejection if there is nothing to choose from (503), or if the request is sheddable and all candidates
         are saturated (429). Where a custom strategy fails, PREFIX_CACHE chooses.

@@ -147,7 +147,7 @@ class Custom:
         self._function = function
 
     def try_out(self) -> None:
-        """Call the function for a sample request with two candidates. Raises what it raises, and as :meth:`values`."""
+        """Call the function for a sample request with two candidates. Raises what a call raises."""
         prompt = PromptPart(b"sample", 6)
         request = InferenceRequest(model="sample", seed=b"sample", parts=(prompt,), prompt_bytes=6, tokens=2)
         specs = [EndpointSpec("sample", f"sample-{k}", f"192.0.2.{k}", 8000) for k in range(2)]

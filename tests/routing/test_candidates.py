@@ -52,6 +52,7 @@ def test_a_newcomer_is_known_no_better_than_the_others() -> None:
     loads[0].observe(engine_state(100.0), CONSTANTS)
     table = CandidateTable([*loads, newcomer], CONSTANTS, 100.0)
     assert table.all.factors[0].stale == table.all.factors[2].stale == 0 < table.all.factors[1].stale
+    assert stale(CandidateTable([newcomer, *loads], CONSTANTS, 100.0))[0] == 0, "whoever comes first"
     table.refresh(111.0)
     assert table.all.factors[0].stale == table.all.factors[2].stale > 0
     newcomer.reset(111.0)

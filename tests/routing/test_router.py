@@ -306,6 +306,28 @@ def test_remembered_subsets_are_bounded() -> None:
     assert len(fixture.router._table._selections) == MOST_SELECTIONS
 
 
+def test_the_subset_that_comes_again_and_again_stays_remembered() -> None:
+    fixture = Fixture(20)
+    again = only("17", "18")
+    for k in range(2 * MOST_SELECTIONS):
+        fixture.pick(prompt("x"), 0.0, allowed=again)
+        fixture.pick(prompt("x"), 0.0, allowed=only(*(str(name) for name in range(20) if k >> name & 1), "19"))
+    assert fixture.router._table is not None
+    assert (again, "") in fixture.router._table._selections
+
+
+def test_measured_speeds_count_for_all_from_the_next_decision_on() -> None:
+    fixture = Fixture(3)
+    fixture.pick(prompt("x"), 0.0, allowed=only("1"))
+    rates = {"default/0": 1000.0, "default/1": 4000.0, "default/2": 4000.0}
+    for now in (2.0, 4.0):
+        for endpoint in fixture.pool.endpoints.values():
+            fixture.pool.observed(endpoint, engine_state(now, prefill_rate=rates[endpoint.id]), now)
+    fixture.pick(prompt("x"), 4.0)
+    (record, *_) = fixture.decisions.newest_first()
+    assert [1 / one.seconds_per_token for one in record.endpoints] == pytest.approx([2000, 4000, 4000])
+
+
 def test_a_subset_is_respected_and_booked() -> None:
     fixture = Fixture(4)
     chosen = Counter(fixture.pick(prompt(f"{k}: {LONG}"), 0.0, allowed=only("1", "3")) for k in range(10))

@@ -18,6 +18,7 @@ from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidates import Candidates, Members
 from warmroute.routing.cost import (
     LEFT_OUT,
+    CostConstants,
     CostTerms,
     EndpointFactors,
     RequestFactors,
@@ -129,6 +130,47 @@ def test_a_part_of_the_candidates_is_priced_as_if_there_were_no_others(
     one = part.request_factors(1000.0, NOW)
     assert one == alone.request_factors(1000.0, NOW)
     assert part.costs(one, cached, CONSTANTS) == alone.costs(one, cached, CONSTANTS)
+
+
+@pytest.mark.parametrize(
+    ("weight", "term", "per_weight"),
+    [
+        ("eviction", "evict", 0.4),
+        ("waiting", "delay", 3.0),
+        ("pool_waiting", "pool_delay", 2.0),
+        ("running", "delay", 5.0 * 0.5),
+        ("balance", "balance", 8.0 / (3 + 4.0) / 0.9),
+        ("stale", "stale", 10.0 / 0.9),
+    ],
+)
+def test_each_weight_scales_its_own_term(weight: str, term: str, per_weight: float) -> None:
+    """``per_weight`` is for each second of ``own``, which is 0.9 s: nine tokens of ten are computed."""
+    one = request(10.0, mean_requests=4.0, pool_waiting=2.0)
+
+    def priced(constants: CostConstants) -> CostTerms:
+        loaded = {
+            "waiting": 3.0,
+            "queued": 3.0,
+            "running": 5.0,
+            "kv_usage": 0.5,
+            "cache_fill": 0.4,
+            "stale_seconds": 10.0,
+        }
+        idle = {"seconds_per_token": 0.1, "pending_at_zero": 0.0, "pending_rate": 0.0}
+        endpoint = endpoint_factors(constants, **loaded, **idle)
+        columns = candidates([endpoint])
+        columns.store(0, endpoint, 8.0, constants)
+        terms = cost_terms(constants, endpoint, one, cached_tokens=1.0)
+        assert columns.costs(one, CachedTokens(1.0, {}), constants) == [pytest.approx(terms.total)]
+        return terms
+
+    before = priced(CONSTANTS)
+    value = getattr(CONSTANTS, weight)
+    after = priced(replace(CONSTANTS, **{weight: 3 * value}))
+    grown = {
+        name: more - less for (name, more), less in zip(after._asdict().items(), before, strict=True) if more != less
+    }
+    assert grown == {term: pytest.approx(2 * value * 0.9 * per_weight, rel=1e-3)}
 
 
 def test_the_worked_example() -> None:

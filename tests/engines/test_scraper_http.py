@@ -23,7 +23,7 @@ from warmroute.engines import scrape_target
 from warmroute.engines import scraper as scraper_module
 from warmroute.engines.scrape_target import ScrapeOutcome
 from warmroute.engines.scraper import Scraper
-from warmroute.pool.endpoint import Endpoint, EndpointSpec
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, ServedModels
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 
@@ -351,3 +351,21 @@ async def test_tls_with_and_without_verification(
         endpoint = scene.add(port)
         assert await scene.scrapes(1) == [outcome]
         assert endpoint.available
+
+
+async def test_the_models_are_listed_without_tls_at_an_endpoint_whose_metrics_have_a_port_of_their_own(
+    self_signed: ssl.SSLContext,
+) -> None:
+    async def models(request: web.BaseRequest) -> web.Response:
+        return web.Response(text='{"data": [{"id": "m"}]}')
+
+    async with (
+        serving(FakeVllm(), tls=self_signed) as metrics_port,
+        serving(models) as port,
+        scraping(
+            model_server_metrics_scheme="https", model_server_metrics_port=metrics_port, model_list_interval=0.01
+        ) as scene,
+    ):
+        endpoint = scene.add(port)
+        assert set(await scene.scrapes(2)) == {ScrapeOutcome.OK}
+        assert endpoint.models == ServedModels(frozenset({"m"}))

@@ -94,7 +94,8 @@ class PageFetcher:
                     return await self._exchange(idle, (host, port), request)
                 except ConnectionError:
                     pass  # closed by the server while it was idle
-            return await self._exchange(await self._connect(host, port), (host, port), request)
+            tls = self._tls if parts.scheme == "https" else None
+            return await self._exchange(await self._connect(host, port, tls), (host, port), request)
         except ssl.SSLError as error:
             raise ScrapeError(f"no TLS connection to the metrics page: {error}") from error
 
@@ -105,10 +106,10 @@ class PageFetcher:
         self._idle.clear()
         await asyncio.sleep(0)  # the event loop closes aborted sockets in its next turn
 
-    async def _connect(self, host: str, port: int) -> _Connection:
+    async def _connect(self, host: str, port: int, tls: ssl.SSLContext | None) -> _Connection:
         try:
             async with asyncio.timeout(self._connect_seconds):
-                return _Connection(*await asyncio.open_connection(host, port, ssl=self._tls, limit=READ_BYTES))
+                return _Connection(*await asyncio.open_connection(host, port, ssl=tls, limit=READ_BYTES))
         except TimeoutError:
             raise NoConnectionError(f"no connection within {self._connect_seconds:g} s") from None
 

@@ -512,6 +512,29 @@ async def test_the_models_are_listed_at_the_endpoints_port_at_intervals(stage: S
     assert {outcome for _, outcome in stage.results} == {ScrapeOutcome.OK}
 
 
+async def test_another_interval_of_the_list_counts_at_once(stage: Stage) -> None:
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 3600.0}))
+
+    async def answer(url: str) -> tuple[int, bytes]:
+        return 200, b'{"data": [{"id": "m"}]}' if url.endswith("/v1/models") else IDLE
+
+    def lists() -> int:
+        return sum(url.endswith("/v1/models") for url in stage.engines.asked)
+
+    stage.engines.answer = answer
+    endpoint = stage.add()
+    await stage.settle()
+    await stage.seconds_to_next_scrape()
+    assert lists() == 1
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 1.0}))
+    for _ in range(60):
+        stage.now += 0.1
+        await stage.settle()
+    assert lists() >= 3
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 0.0}))
+    assert endpoint.models is None, "a list that is not read again would grow old"
+
+
 async def test_the_models_of_an_engine_that_restarted_are_listed_at_once(stage: Stage) -> None:
     stage.scraper.apply(changed(stage.settings, {"model_list_interval": 10.0, "idle_metrics_interval": 1.0}))
     models, start = b'{"data": [{"id": "m"}, {"id": "adapter", "parent": "m"}]}', 1000

@@ -15,7 +15,7 @@ from warmroute.engines.models import read_models
 from warmroute.engines.probe import Again, Probe, StatusError
 from warmroute.engines.scrape_target import ScrapeOutcome, ScrapeTarget
 from warmroute.errors import ConfigurationError, ScrapeError
-from warmroute.pool.endpoint import Endpoint, EngineState
+from warmroute.pool.endpoint import Endpoint, EngineState, ServedModels
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
 from warmroute.tasks import BackgroundTask, cancel
@@ -102,6 +102,9 @@ class Scraper(PoolListener):
         for target in self._targets.values():
             if target.due > now + interval:
                 target.due = now + interval * self._rng.random()  # each in a phase of its own
+            target.models_due = min(target.models_due, now + settings.model_list_interval)
+            if not settings.model_list_interval:  # what is known would grow old
+                self._serves(target, None)
         if self._dialect is not before:
             for target in self._targets.values():
                 if target.engine not in DIALECTS:  # read with the default dialect
@@ -301,6 +304,9 @@ class Scraper(PoolListener):
         except Exception:  # it must not end the scrapes of this endpoint
             logger.exception("reading a list of models failed", extra={"fields": {"url": url}})
             return
+        self._serves(target, models)
+
+    def _serves(self, target: ScrapeTarget, models: ServedModels | None) -> None:
         for endpoint in self._pool.ranks_of(target.endpoint):
             self._pool.serves(endpoint, models, self._clock())
 

@@ -199,6 +199,17 @@ def test_requests_that_become_known_after_they_were_served_are_no_stall() -> Non
     assert changes == []
 
 
+def test_an_engine_whose_responses_the_gateway_shows_is_not_stalled() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.0), 0.0)
+    for second in range(1, 100):
+        outliers.sent(pods[0], second)
+        outliers.responded(pods[0], 200, second + 0.5)
+        outliers.observed(pods[0], page(second + 0.9), second + 0.9)
+    assert changes == []
+
+
 def test_requests_before_the_first_page_are_no_stall() -> None:
     """That page may count them already."""
     pods = endpoints(4)

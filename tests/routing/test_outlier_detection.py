@@ -131,6 +131,17 @@ def test_counters_that_stand_still_eject(responses: float | None, running: int, 
     assert changes == ([("pod-0", Health.EJECTED, Evidence.STALLED)] if out else [])
 
 
+def test_a_stall_begins_with_the_first_of_the_requests() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.0, running=1), 0.0)
+    for second in range(1, int(STALLED_SECONDS) + 2):
+        assert changes == []
+        outliers.sent(pods[0], second)
+        outliers.observed(pods[0], page(second, running=1), second)
+    assert changes == [("pod-0", Health.EJECTED, Evidence.STALLED)]
+
+
 def test_an_idle_engine_to_which_nothing_was_sent_is_not_stalled() -> None:
     pods = endpoints(4)
     outliers, changes = detection(pods)
@@ -183,6 +194,8 @@ def test_a_trial_that_shows_nothing_has_failed() -> None:
     outliers, changes = ejected(pods)
     outliers.advance(FIRST_BACKOFF)
     outliers.sent(pods[0], FIRST_BACKOFF)
+    outliers.advance(FIRST_BACKOFF + TRIAL_SECONDS - 0.1)
+    assert pods[0].health is Health.TRIAL, "it has this time"
     outliers.advance(FIRST_BACKOFF + TRIAL_SECONDS)
     assert changes[-1] == ("pod-0", Health.EJECTED, Evidence.TRIAL_FAILED)
 

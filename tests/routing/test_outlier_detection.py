@@ -200,6 +200,14 @@ def test_a_trial_that_shows_nothing_has_failed() -> None:
     assert changes[-1] == ("pod-0", Health.EJECTED, Evidence.TRIAL_FAILED)
 
 
+def test_one_late_failure_of_an_old_request_does_not_eject_again() -> None:
+    pods = endpoints(4)
+    outliers, _ = ejected(pods)
+    outliers.advance(FIRST_BACKOFF)
+    outliers.responded(pods[0], 500, FIRST_BACKOFF + 1)
+    assert pods[0].health is Health.PROBING
+
+
 def test_requests_that_become_known_after_they_were_served_are_no_stall() -> None:
     """Other pickers tell of theirs later: a scrape may have counted them already."""
     pods = endpoints(4)

@@ -36,7 +36,7 @@ def policy_factory(name: str, settings: Settings, *, shared: bool = False) -> Ca
         if strategies.is_file(name):  # its own fault: no name was mistyped
             raise
         raise ConfigurationError(f"{error}; baselines: {', '.join(BASELINES)}") from error
-    constants = routing_constants(settings.model_copy(update={"routing_strategy": name, "debug_decisions": 0}))
+    constants = routing_constants(settings.model_copy(update={"routing_strategy": name}))
 
     def make(rng: random.Random) -> Policy:
         return RouterPolicy(constants, settings, rng=rng, shared=shared)

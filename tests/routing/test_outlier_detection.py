@@ -102,6 +102,17 @@ def test_the_pages_count_of_failed_responses_ejects() -> None:
     assert changes == [("pod-0", Health.EJECTED, Evidence.FAILURES)]
 
 
+def test_failures_that_the_gateway_and_the_page_show_count_twice() -> None:
+    pods = endpoints(4)
+    outliers, changes = detection(pods)
+    outliers.observed(pods[0], page(0.0), 0.0)
+    for count in (1, 2, 3):
+        assert changes == []
+        outliers.responded(pods[0], 500, count)
+        outliers.observed(pods[0], page(count + 0.5, responses=count, failed=count), count + 0.5)
+    assert changes == [("pod-0", Health.EJECTED, Evidence.FAILURES)]
+
+
 def test_the_pages_count_of_rejections_does_not_eject() -> None:
     pods = endpoints(4)
     outliers, changes = detection(pods)

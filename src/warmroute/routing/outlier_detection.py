@@ -40,7 +40,8 @@ from warmroute.pool.pool import ONE_RESTART_SECONDS
 FAILURE_WEIGHT = 0.2
 """EWMA weight of the newest response."""
 FAILURE_SHARE = 0.6
-"""Failure EWMA above which an endpoint is ejected. From a clean record five failures in a row pass it: 1 - 0.8**5 = 0.67."""
+"""Failure EWMA above which an endpoint is ejected. From a clean record five failures in a row pass it: 1 - 0.8**5 = 0.67;
+three where both the gateway and the engine's page show responses, since each counts twice then."""
 NOT_FAILURES = frozenset((501, 503))
 """5xx statuses that say nothing of the engine's health: an API it lacks, and a queue that is full."""
 STALLED_REQUESTS = 5

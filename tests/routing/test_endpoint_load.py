@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.factories import engine_state
 from tests.routing.loads import CONSTANTS, ROUTING, assign, make
-from warmroute.pool.endpoint import MOST_REQUESTS
+from warmroute.pool.endpoint import MOST_REQUESTS, EngineState
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.departures import SHORTEST
 from warmroute.routing.endpoint_load import EndpointLoad
@@ -549,9 +549,54 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
 def test_an_engine_that_restarts_may_have_another_limit() -> None:
     load, _ = make()
     load.observe(engine_state(1.0, running=300), CONSTANTS)
-    load.max_num_seqs = 512
+    load.observe(engine_state(1.5, max_num_seqs=512), CONSTANTS)
     load.reset(2.0)
     assert load.seqs_limit(CONSTANTS) == CONSTANTS.max_num_seqs
+
+
+def test_an_engine_that_exports_its_limit_is_believed() -> None:
+    load, _ = make()
+    load.observe(engine_state(0.0, running=30, max_num_seqs=16), CONSTANTS)
+    assert load.seqs_limit(CONSTANTS) == 16
+    load.observe(engine_state(1.0), CONSTANTS)
+    assert load.seqs_limit(CONSTANTS) == 16, "the next page left it out"
+
+
+def test_a_new_process_counts_from_the_beginning() -> None:
+    def page(at: float, first_tokens: float, seconds: float, queries: float) -> EngineState:
+        return engine_state(
+            at,
+            first_tokens_total=first_tokens,
+            first_token_seconds_total=seconds,
+            prefix_queries_total=queries,
+            prefix_hits_total=0.0,
+        )
+
+    load, _ = make()
+    before = page(0.0, 90.0, 90.0, 9000.0)
+    load.observe(before, CONSTANTS)
+    assert list(load.confirmation.observe(before)) == []
+    load.adapters.use("a", 0.0)
+    load.prediction.expect(9.0)
+    assert load.mean_work.tokens == 100
+    assert load.confirmation.counts
+    load.reset(1.0)
+    assert not load.confirmation.counts
+    assert "a" not in load.adapters
+    load.observe(page(2.0, 0.0, 0.0, 0.0), CONSTANTS)
+    load.prediction.expect(1.0)
+    load.observe(page(3.0, 1.0, 2.0, 500.0), CONSTANTS)
+    assert load.mean_work.tokens == pytest.approx(100 + 0.1 * 400)
+    assert load.prediction.compared == (1.0, 2.0, 1)
+
+
+def test_measured_speeds_stay_while_a_page_has_none() -> None:
+    load, _ = make()
+    load.observe(engine_state(0.0, prefill_rate=9000.0, decode_rate=50.0), CONSTANTS)
+    load.observe(engine_state(1.0), CONSTANTS)
+    assert (load.prefill_rate, load.decode_rate) == (9000.0, 50.0)
+    load.reset(2.0)
+    assert (load.prefill_rate, load.decode_rate) == (9000.0, 50.0)
 
 
 def test_the_queue_of_others_is_seen_by_a_picker_that_has_just_started() -> None:

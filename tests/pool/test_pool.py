@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState, ServedModels
 from warmroute.pool.pool import ONE_RESTART_SECONDS, Pool, PoolListener
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -241,6 +241,35 @@ def test_a_second_sign_of_one_kind_is_a_second_restart() -> None:
         pool.restarted(endpoint, at)
         pool.upsert(spec(incarnation=f"{at}"), at + 1)
     assert restarts(recorder) == 2
+
+
+def test_a_third_sign_is_a_second_restart() -> None:
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(incarnation="1"), 0.0)
+    pool.restarted(endpoint, 10.0)
+    pool.upsert(spec(incarnation="2"), 11.0)
+    assert restarts(recorder) == 1
+    pool.upsert(spec(incarnation="3"), 12.0)
+    assert restarts(recorder) == 1, "one more"
+
+
+def test_a_state_that_no_engine_can_have_shows_that_the_engine_answers() -> None:
+    pool = Pool()
+    endpoint = pool.upsert(spec(), 0.0)
+    pool.unreachable(endpoint, 1.0)
+    pool.observed(endpoint, replace(state(2.0), kv_usage=2.0), 2.0)
+    assert endpoint.reachable
+    assert endpoint.state is None
+
+
+def test_an_equal_list_of_models_changes_nothing() -> None:
+    pool, recorder = Pool(), Recorder()
+    pool.subscribe(recorder, 0.0)
+    endpoint = pool.upsert(spec(), 0.0)
+    for _ in range(2):
+        pool.serves(endpoint, ServedModels(frozenset({"m"})), 1.0)
+    assert recorder.heard() == [("added", "a"), ("changed", "a")]
 
 
 def test_a_sign_of_another_kind_that_comes_late_is_a_second_restart() -> None:

@@ -524,8 +524,9 @@ def test_an_engine_that_was_away_but_went_on_counting_is_the_same_process() -> N
     seen(probe, start=None, computed=60)
 
 
-def test_an_engine_that_was_away_and_has_nothing_to_prove_its_identity_is_another_process() -> None:
-    page = b"vllm:num_requests_running 1\nvllm:num_requests_waiting 0\n"
+@pytest.mark.parametrize("running", [0, 1])
+def test_an_engine_that_was_away_and_has_nothing_to_prove_its_identity_is_another_process(running: int) -> None:
+    page = b"vllm:num_requests_running %d\nvllm:num_requests_waiting 0\n" % running
     probe = Probe(VLLM, "/metrics")
     read(probe, page)
     read(probe, page)
@@ -560,6 +561,24 @@ def test_an_idle_engines_unchanged_page_is_as_fresh_as_it_was_asked_for() -> Non
     assert (first.observed_at, second.observed_at) == (1.0, 2.0)
     assert read(probe, vllm_page(waiting=1), 3.0).waiting == 1
     assert read(probe, vllm_page(), 4.0).waiting == 0
+
+
+def test_an_idle_engines_unchanged_page_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Probe(VLLM, "/metrics")
+    read(probe, vllm_page())
+    monkeypatch.setattr("warmroute.engines.probe.ScrapedPage", None)
+    read(probe, vllm_page())
+
+
+def test_clients_that_went_away_before_a_restart_say_nothing_of_the_new_process() -> None:
+    counters = (
+        'vllm:time_to_first_token_seconds_count{{engine="0"}} {}\nvllm:request_prompt_tokens_count{{engine="0"}} {}'
+    )
+    probe = Probe(VLLM, "/metrics")
+    read(probe, vllm_page(extra=counters.format(10, 4)))
+    new = vllm_page(running=3, start=2000.0, extra=counters.format(3, 0))
+    assert probe.answer(200, new, 1.0) is Again.RESTARTED
+    assert read(probe, new, 1.0).awaiting_first_token == 0
 
 
 def test_prefill_speed_is_measured_while_requests_wait_and_survives_a_restart() -> None:

@@ -661,6 +661,19 @@ def test_an_engine_that_finds_a_part_of_what_it_holds_does_so_after_its_cache_wa
         assert decision.match_ratio == pytest.approx(0.4, abs=0.001)
 
 
+@pytest.mark.parametrize("tier_queries", [None, 1.0], ids=["one tier", "a second tier of unknown size"])
+def test_a_cache_fills_with_the_prompts_that_are_sent_there(tier_queries: float | None) -> None:
+    fixture = Fixture(1)
+    for now in (0.0, 1.0):
+        fixture.scrape(now, capacity_tokens=9000, tier_queries_total=tier_queries)
+    (load,) = fixture.router.loads
+    fills = [load.cache_fill]
+    for text in "abc":
+        fixture.pick(prompt(text + LONG[1:]), 2.0)
+        fills.append(load.cache_fill)
+    assert fills == [0.0, pytest.approx(0.5), pytest.approx(1.0), 1.0]
+
+
 def test_an_endpoint_whose_responses_fail_gets_no_more_requests() -> None:
     fixture = Fixture(4)
     decision = fixture.router.pick(prompt(LONG), 0.0)

@@ -674,6 +674,53 @@ def test_a_cache_fills_with_the_prompts_that_are_sent_there(tier_queries: float 
     assert fills == [0.0, pytest.approx(0.5), pytest.approx(1.0), 1.0]
 
 
+@pytest.mark.parametrize(
+    ("trust", "figures"),
+    [(0.2, {}), (1.0, {"prefix_caching": False}), (1.0, {"block_size": 4096})],
+    ids=["finds little", "keeps nothing", "large blocks"],
+)
+def test_a_new_endpoint_takes_over_nothing_of_one_that_has_left(trust: float, figures: dict[str, object]) -> None:
+    fixture = Fixture(1)
+    (left,) = fixture.router.loads
+    left.confirmation.trust = trust
+    fixture.scrape(0.0, **figures)
+    fixture.pool.replace([], 1.0)
+    fixture.pool.expire(100.0)
+    fixture.router.upkeep(100.0)
+    fixture.pool.upsert(EndpointSpec("default", "new", "10.0.0.9", 8000), 101.0)
+    (new,) = fixture.router.loads
+    assert new.holder == left.holder, "its number is used again"
+    fixture.pick(prompt(LONG), 102.0)
+    decision = fixture.router.pick(prompt(LONG), 103.0)
+    assert isinstance(decision, Decision)
+    assert decision.match_ratio == pytest.approx(1.0, abs=0.001)
+
+
+def test_an_emptied_cache_leaves_nothing_behind_in_the_index() -> None:
+    fixture = Fixture(1)
+    (load,) = fixture.router.loads
+    for at in range(10):
+        fixture.pick(prompt(LONG), at)
+        fixture.pool.cache_emptied(load.endpoint, at)
+        while fixture.router.upkeep(at):
+            pass
+    assert load.holder < 2
+    assert fixture.router.held(load) == (0, 0)
+
+
+def test_a_full_cache_that_finds_half_of_what_is_expected_is_believed() -> None:
+    fixture = Fixture(1)
+    (load,) = fixture.router.loads
+    load.confirmation.trust = 0.5
+    for room, believed in ((100_000, 0.5), (4600, 1.0)):
+        fixture.scrape(0.0, capacity_tokens=room)
+        fixture.pick(prompt(LONG), 0.1)
+        fixture.scrape(1.0, capacity_tokens=room)
+        decision = fixture.router.pick(prompt(LONG), 1.1)
+        assert isinstance(decision, Decision)
+        assert decision.match_ratio == pytest.approx(believed, abs=0.001)
+
+
 def test_an_endpoint_whose_responses_fail_gets_no_more_requests() -> None:
     fixture = Fixture(4)
     decision = fixture.router.pick(prompt(LONG), 0.0)

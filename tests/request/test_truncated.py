@@ -186,6 +186,19 @@ def test_a_cut_prompt_is_the_beginning_of_what_came_before_the_cut(
     assert (part.model, part.seed, part.max_tokens) == (whole.model, whole.seed, whole.max_tokens)
 
 
+@pytest.mark.parametrize(("path", "field"), [(CHAT, "messages"), ("/v1/responses", "input")])
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+def test_wherever_a_body_ends_its_prompt_is_the_beginning_of_the_whole_one(path: str, field: str, role: str) -> None:
+    chat = {"model": "m", "tools": [{"name": "f"}], field: [{"role": role, "content": "Hi"}, {"role": "user"}]}
+    body = encoded(chat, True, True)
+    whole = parse(path, JSON, body)
+    assert isinstance(whole, InferenceRequest)
+    for cut in range(body.index(field.encode()), len(body)):
+        part = parse_beginning(path, JSON, body[:cut])
+        assert b"".join(p.data for p in whole.parts).startswith(b"".join(p.data for p in part.parts)), body[:cut]
+        assert part.seed == whole.seed
+
+
 def test_a_long_conversation_cut_in_its_last_text() -> None:
     words = random.Random(7).choices(["alpha", 'be"ta', "gam\\ma", "\u00e9t\u00e9"], k=20_000)
     chat = {

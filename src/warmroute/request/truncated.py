@@ -76,8 +76,13 @@ def shorten_messages(messages: Any) -> tuple[object, int]:
 
 
 def shorten_system_message(messages: Any) -> tuple[object, int] | None:
-    """The messages if they were cut in the first one and it is the system prompt; None: the cut is further on."""
-    return shorten_messages(messages) if begins_with_system(messages) and len(messages) == 1 else None
+    """The system prompt, cut; nothing while the first message may still become it. None: the cut is further on."""
+    if type(messages) is not list or len(messages) > 1:
+        return None
+    if begins_with_system(messages):
+        return shorten_messages(messages)
+    first = messages[0] if messages else {}
+    return ([], 0) if type(first) is dict and first.get("content") in NOTHING else None
 
 
 def shorten_content(content: Any) -> tuple[object, int]:

@@ -91,6 +91,18 @@ CASES = {
         {"messages": [{"role": "system", "content": "For Bob."}, *HISTORY], "tools": TOOLS},
         COLD,
     ),
+    "other tools of the same system prompt": Case(
+        CHAT,
+        {"messages": [{"role": "system", "content": TEXT}, NEXT], "tools": TOOLS},
+        {"messages": [{"role": "system", "content": TEXT}, NEXT], "tools": TOOLS[1:]},
+        COLD,
+    ),
+    "the same tools of a system prompt that ends in another way": Case(
+        CHAT,
+        {"messages": [{"role": "system", "content": TEXT + "For Ada."}, NEXT], "tools": TOOLS},
+        {"messages": [{"role": "system", "content": TEXT + "For Bob."}, NEXT], "tools": TOOLS},
+        (0.6, 0.7),
+    ),
     "other token ids beside the messages": Case(
         CHAT, {"messages": [NEXT], "input_ids": ids(30_000)}, {"messages": [NEXT], "input_ids": ids(30_000, 9)}, COLD
     ),

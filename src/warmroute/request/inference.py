@@ -24,7 +24,7 @@ class PromptPart(NamedTuple):
 class InferenceRequest(NamedTuple):
     """One inference request, parsed.
 
-    Prompts with different ``seed`` share no prefix: template settings, cache salt, and last the model or adapter. A
+    Prompts with different ``seed`` share no prefix: tools, template settings, cache salt, and last the model or adapter. A
     request without a prompt (GET, unknown path, not JSON) has no parts.
     """
 

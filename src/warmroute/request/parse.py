@@ -113,7 +113,7 @@ def _read(form: Form, document: Document, model: str, marks: int = 0, *, state: 
     unusual = not _UNUSUAL.isdisjoint(document)
     return InferenceRequest(
         model=model,
-        seed=seed(form.family if tokens is None else b"tokens", model, document),
+        seed=seed((form.family if tokens is None else b"tokens") + prompt.tools_digest, model, document),
         parts=tuple(parts),
         head=prompt.head,
         starts=starts,

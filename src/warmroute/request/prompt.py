@@ -1,8 +1,9 @@
 """The canonical prompt: two requests share a prefix of it if and only if their rendered prompts share one.
 
-A prompt is written in the order of the engine's chat template: the system prompt, the tools, then each further message.
-Texts are UTF-8. The marks between them are bytes that UTF-8 never contains, so different conversations share no bytes by
-accident, and a text shares all its bytes with a longer one that begins with it::
+A prompt is written in the order of chat templates: the system prompt, the tools, then each further message. Some templates
+have the tools first: so the tools are part of the seed, too. Texts are UTF-8. The marks between them are bytes that UTF-8
+never contains, so different conversations share no bytes by accident, and a text shares all its bytes with a longer one that
+begins with it::
 
     message  role content member* END
     content  [TEXT text | MEDIA digest | BLOCK block | JSON json]*
@@ -102,9 +103,11 @@ class Prompt:
         "_pending",
         "_signed_left",
         "_spans",
+        "_tools",
         "head",
         "parts",
         "starts",
+        "tools_digest",
     )
 
     def __init__(self, media_options: bytes = b"") -> None:
@@ -113,6 +116,9 @@ class Prompt:
         """Parts that every prompt begins with."""
         self.starts: list[int] = []
         """Indices in ``parts`` at which the second and further prompts go on after the head."""
+        self.tools_digest = b""
+        """Part of the seed; empty without tools. Prompts with other tools share nothing."""
+        self._tools = b""
         self._pending: list[bytes] = []
         self._spans: list[tuple[int, int, bytes]] = []
         """Where media stand among the token ids: offset and length in tokens, digest."""
@@ -135,11 +141,17 @@ class Prompt:
         if value not in NOTHING:
             self._add(encoded_field(name, value) + END)
 
-    def tools(self, tools: object) -> None:
-        """The tools, which templates render before the messages, or with the first."""
+    def declare_tools(self, tools: object) -> None:
+        """The tools of the request, which :meth:`tools` writes. Called before anything is written."""
         if type(tools) is list and self._can_take(tools):
             tools = [_without_marks(tool) for tool in tools]
-        self.field("tools", tools)
+        if tools not in NOTHING:
+            self._tools = encoded_field("tools", tools) + END
+            self.tools_digest = xxh3_128_digest(self._tools)
+
+    def tools(self) -> None:
+        """The tools, which templates render before the messages, or with the first."""
+        self._add(self._tools)
 
     def messages(self, messages: list[Any]) -> None:
         """The messages of a conversation, one part each; more for one that has images.

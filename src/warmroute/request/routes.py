@@ -36,8 +36,12 @@ class Kind(NamedTuple):
     the cut is in what another field of that name writes."""
 
 
+def _declare_tools(prompt: Prompt, name: str, value: Any) -> None:
+    prompt.declare_tools(value)
+
+
 def _write_tools(prompt: Prompt, name: str, value: Any) -> None:
-    prompt.tools(value)
+    prompt.tools()
 
 
 def _write_field(prompt: Prompt, name: str, value: Any) -> None:
@@ -120,6 +124,7 @@ def _texts(data: Any) -> Any:
     return data
 
 
+_DECLARED_TOOLS = Kind(_declare_tools)
 _TOOLS = Kind(_write_tools)
 _FIELD = Kind(_write_field)
 _SYSTEM_MESSAGE = Kind(_write_system_message, shorten_system_message)
@@ -140,15 +145,16 @@ _TENSORS = Kind(_write_tensors)
 Field = tuple[str, Kind]
 
 _HEAD: tuple[Field, ...] = (("tools", _TOOLS), ("documents", _FIELD))
-# The system prompt comes first. Templates that have the tools first exist, too. For them that order counts too little as
-# cached where the system prompt differs; each of their engines soon holds the tools. The other order would count too much
-# for all others, and an engine that finds nothing of what is expected counts as one that has lost its cache.
-_TOOL_CHAT = (("messages", _SYSTEM_MESSAGE), *_HEAD, ("messages", _MESSAGES_AFTER_SYSTEM))
+# Some templates have the system prompt first, others the tools. An engine that finds nothing of what is expected counts as
+# one that has lost its cache. So prompts share only what both kinds of templates share: nothing if their tools differ, and
+# the tools only if their system prompts are equal.
+_DECLARED: Field = ("tools", _DECLARED_TOOLS)
+_TOOL_CHAT = (_DECLARED, ("messages", _SYSTEM_MESSAGE), *_HEAD, ("messages", _MESSAGES_AFTER_SYSTEM))
 _CHAT = (("messages", _MESSAGES),)
-_CHATS = (*_HEAD, ("messages", _CONVERSATIONS))
-_ANTHROPIC = (("system", _SYSTEM), *_HEAD, ("messages", _MESSAGES))
-_INSTRUCTED = (("instructions", _SYSTEM), *_HEAD, ("input", _INPUT))
-_UNINSTRUCTED = (("input", _SYSTEM_MESSAGE), *_HEAD, ("input", _INPUT_AFTER_SYSTEM))
+_CHATS = (_DECLARED, *_HEAD, ("messages", _CONVERSATIONS))
+_ANTHROPIC = (_DECLARED, ("system", _SYSTEM), *_HEAD, ("messages", _MESSAGES))
+_INSTRUCTED = (_DECLARED, ("instructions", _SYSTEM), *_HEAD, ("input", _INPUT))
+_UNINSTRUCTED = (_DECLARED, ("input", _SYSTEM_MESSAGE), *_HEAD, ("input", _INPUT_AFTER_SYSTEM))
 _COMPLETION = (("prompt_embeds", _MEDIA), ("prompt", _PLAIN))
 _MEDIA_DATA = (("image_data", _MEDIA), ("video_data", _MEDIA), ("audio_data", _MEDIA))
 MEDIA_FIELDS = frozenset({"prompt_embeds", "image_data", "video_data", "audio_data"})

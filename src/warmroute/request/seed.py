@@ -44,7 +44,8 @@ _RENDERED_MEMBERS = {
 
 
 def seed(family: bytes, model: str, document: dict[str, Any]) -> bytes:
-    """What two prompts must have in common to share a prefix: ``family`` (how they are rendered), SEED_FIELDS, model."""
+    """What two prompts must have in common to share a prefix: ``family`` (how they are rendered, and with which tools),
+    SEED_FIELDS, model."""
     if not SEED_FIELDS.isdisjoint(document):
         for name in sorted(SEED_FIELDS.intersection(document)):
             value = _rendered(name, document[name])

@@ -13,7 +13,7 @@ MOST = 16.0
 """Upper bound of the factor. An index is bounded by ``--index-limit`` besides."""
 ASSUMED_TIER = 4.0
 """Factor from the moment when the engine looks prompts up in a second tier. Too large an index costs less than too small a
-one, and what it costs is measured (``warmroute bench replay cpu-tier``)."""
+one, and what it costs is measured (``warmroute bench replay shared-prompts --cpu-tier 4``)."""
 GROWTH = 1.5
 """Step up, taken when the index is full and the engine finds what the index has forgotten."""
 SHRINKAGE = 0.8

@@ -535,6 +535,16 @@ async def test_another_interval_of_the_list_counts_at_once(stage: Stage) -> None
     assert endpoint.models is None, "a list that is not read again would grow old"
 
 
+def test_with_another_interval_the_lists_are_not_read_all_at_once(stage: Stage) -> None:
+    for k in range(20):
+        stage.add(str(k))
+    targets = stage.scraper._targets.values()
+    for target in targets:
+        target.models_due = 3600.0
+    stage.scraper.apply(changed(stage.settings, {"model_list_interval": 10.0}))
+    assert len({target.models_due for target in targets}) == 20
+
+
 async def test_the_models_of_an_engine_that_restarted_are_listed_at_once(stage: Stage) -> None:
     stage.scraper.apply(changed(stage.settings, {"model_list_interval": 10.0, "idle_metrics_interval": 1.0}))
     models, start = b'{"data": [{"id": "m"}, {"id": "adapter", "parent": "m"}]}', 1000

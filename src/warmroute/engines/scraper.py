@@ -102,7 +102,8 @@ class Scraper(PoolListener):
         for target in self._targets.values():
             if target.due > now + interval:
                 target.due = now + interval * self._rng.random()  # each in a phase of its own
-            target.models_due = min(target.models_due, now + settings.model_list_interval)
+            if target.models_due > now + settings.model_list_interval:
+                target.models_due = now + settings.model_list_interval * self._rng.random()
             if not settings.model_list_interval:  # what is known would grow old
                 self._serves(target, None)
         if self._dialect is not before:

@@ -318,7 +318,8 @@ class CacheModel:
         return held
 
     def _update_fill(self, load: EndpointLoad) -> None:
-        # Of the first tier: a new token moves another one out of it, whatever the second one still holds.
+        # Where a second tier's size is learnt, the fill is that of the first tier: a new token moves another one out of it,
+        # whatever the second one still holds. Where the page names that size, it is the fill of the second tier.
         load.cache_fill = min(1.0, self._index.fill(load.holder) * self.headroom * load.cache_extent.factor)
 
     def _set_block_size(self, holder: int, size: int | None) -> None:

@@ -149,8 +149,7 @@ _HEAD: tuple[Field, ...] = (("tools", _TOOLS), ("documents", _FIELD))
 # one that has lost its cache. So prompts share only what both kinds of templates share: nothing if their tools differ, and
 # the tools only if their system prompts are equal.
 _DECLARED: Field = ("tools", _DECLARED_TOOLS)
-_TOOL_CHAT = (_DECLARED, ("messages", _SYSTEM_MESSAGE), *_HEAD, ("messages", _MESSAGES_AFTER_SYSTEM))
-_CHAT = (("messages", _MESSAGES),)
+_CHAT = (_DECLARED, ("messages", _SYSTEM_MESSAGE), *_HEAD, ("messages", _MESSAGES_AFTER_SYSTEM))
 _CHATS = (_DECLARED, *_HEAD, ("messages", _CONVERSATIONS))
 _ANTHROPIC = (_DECLARED, ("system", _SYSTEM), *_HEAD, ("messages", _MESSAGES))
 _INSTRUCTED = (_DECLARED, ("instructions", _SYSTEM), *_HEAD, ("input", _INPUT))
@@ -194,10 +193,6 @@ def _rendered_or(form_of: Callable[[Document], Form]) -> Callable[[Document], Fo
     return rendered_or
 
 
-def _messages_form(document: Document) -> Form:
-    return _TOOL_CHAT_FORM if "tools" in document or "documents" in document else _CHAT_FORM
-
-
 def _responses_form(document: Document) -> Form:
     """Instructions stand before the input; without them it may begin with a system message."""
     return _INSTRUCTED_FORM if document.get("instructions") else _UNINSTRUCTED_FORM
@@ -218,7 +213,7 @@ def _generate_form(document: Document) -> Form:
 def _pooling_form(document: Document) -> Form:
     """Embeddings, classification, reranking and scores: a chat, or ``input``, or a query and what it is compared with."""
     if type(document.get("messages")) is list:
-        return Form(b"pooling", _messages_form(document).fields)
+        return Form(b"pooling", _CHAT)
     for name in ("input", "text", "inputs", "texts"):
         if document.get(name) is not None:
             return Form(b"pooling", ((name, _PLAIN),))
@@ -231,8 +226,7 @@ def _pooling_form(document: Document) -> Form:
 _NO_PROMPT = _fixed(b"", ())
 _TOKENS_FORM = Form(b"text", (("features", _FEATURES), ("content_parts", _CONTENT_PARTS), ("token_ids", _PLAIN)))
 _INSTRUCTED_FORM, _UNINSTRUCTED_FORM = Form(b"chat", _INSTRUCTED), Form(b"chat", _UNINSTRUCTED)
-_CHAT_FORM, _TOOL_CHAT_FORM = Form(b"chat", _CHAT), Form(b"chat", _TOOL_CHAT)
-_chat_form = _rendered_or(_messages_form)
+_chat_form = _rendered_or(_fixed(b"chat", _CHAT))
 _completion_form = _rendered_or(_fixed(b"text", _COMPLETION))
 
 
@@ -284,7 +278,7 @@ _SESSION = Route(_NO_PROMPT, state_fields=("session_id",))
 ROUTES = {
     "/chat/completions": Route(_chat_form, True, _check_messages),
     "/chat/completions/batch": Route(_fixed(b"chat", _CHATS), True, _check_messages),
-    "/v2/chat": Route(_messages_form, True, _check_messages),
+    "/v2/chat": Route(_fixed(b"chat", _CHAT), True, _check_messages),
     "/completions": Route(_completion_form, True, _check_prompt),
     "/responses": Route(_responses_form, True),
     "/v1/messages": Route(_fixed(b"chat", _ANTHROPIC), True, _check_messages),

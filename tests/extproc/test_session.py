@@ -988,6 +988,21 @@ def test_a_message_of_which_nothing_is_kept_gives_its_memory_back(shadow: bool) 
         assert stream.budget.used == 0
 
 
+@pytest.mark.parametrize("kind", ["response_headers", "response_body", "response_trailers"])
+def test_memory_that_is_given_back_is_held_no_more(kind: str) -> None:
+    """The filter need not be shown the headers of responses."""
+    stream = Stream()
+    stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED)
+    for _ in range(3):
+        stream.body(bytes(1 << 20), eos=False)
+    assert stream.budget.used == 3 << 20
+    message = ProcessingRequest()
+    getattr(message, kind).SetInParent()
+    stream.send(message)
+    assert stream.budget.used == 0
+    assert not stream.session._chunks
+
+
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
 def test_large_bodies_that_are_announced_leave_room_for_others(mode: BodySendMode) -> None:
     budget = BodyBudget(8 << 20)

@@ -384,9 +384,9 @@ class Session:
         return answers
 
     def release_reply(self) -> None:
-        """All replies are written: give back the memory that they held, and the messages that they answer."""
+        """All replies are written: give back the memory of the replies and of the messages that they answer."""
         if self._held and not self._keeps_request:
-            self._give_back()
+            self._drop_body()
 
     def overdue(self) -> bytes:
         """The reply to a request that did not come in time."""
@@ -548,11 +548,8 @@ class Session:
         self._chunks.clear()
         self._body, self._new_body = b"", None
         if self._held:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        self._budget.give(self._held)
-        self._held = 0
+            self._budget.give(self._held)
+            self._held = 0
 
     # ---------------------------------------------------------------- reading the request
 

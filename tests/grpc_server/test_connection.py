@@ -427,6 +427,18 @@ def test_what_comes_of_a_paused_call_waits_and_takes_several_turns(end: str) -> 
     assert (usage, pair.server.calls) == (Usage(), 0)
 
 
+def test_a_call_that_both_sides_have_ended_is_not_reset() -> None:
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    call = pair.handlers[0].call
+    call.pause()
+    pair.client.send_data(stream, prefixed(b"x"), end_stream=True)
+    pair.exchange()
+    call.finish()
+    assert frame(frames.RST_STREAM, 0, stream, bytes(4)) not in pair.server.output()
+
+
 @given(
     messages=st.lists(st.binary(max_size=300), max_size=30),
     pauses=st.sets(st.integers(0, 29)),

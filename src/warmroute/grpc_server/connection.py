@@ -198,7 +198,7 @@ class Call:
         self._open = True
         self._half_closed = False
         self._ends = False
-        """The client has ended the call; messages wait to be taken before."""
+        """The client has ended the call, and messages of it wait: the handler gets these first."""
         self._headers_sent = False
         self._paused = False
         self._receive_window = STREAM_WINDOW
@@ -784,7 +784,7 @@ class Connection:
     def _end(self, call: Call) -> None:
         """Everything of the call is written but its end."""
         self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, call._stream, call._trailers))
-        if not call._half_closed:
+        if not (call._half_closed or call._ends):
             self._send_reset(call._stream, ErrorCode.NO_ERROR)
         self._forget(call)
         self._cancel(call)

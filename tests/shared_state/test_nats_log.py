@@ -284,6 +284,22 @@ async def test_a_log_whose_limits_cannot_be_had_is_used_as_it_is(tmp_path: Path)
         assert await limits_of(port) == (600.0, 1 << 20, 1)
 
 
+async def test_a_user_who_may_not_change_the_limits_is_told_so_and_of_no_later_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmroute.shared_state.nats_log.CONNECT_TIMEOUT", 1.0)
+    rights = '{ allow: ["warmroute.test", "$JS.API.>"], deny: ["$JS.API.STREAM.UPDATE.>"] }'
+    users = f'{{ user: a, password: b, permissions: {{ publish: {rights}, subscribe: [">"] }} }}'
+    async with server(tmp_path, f"authorization {{ users: [ {users} ] }}\n") as port:
+        url = f"nats://a:b@127.0.0.1:{port}"
+        await publish_one(url)
+        async with NatsLog(LogOptions((url,), "warmroute.test", None, None, 300.0, 2 << 20, 1), ignore) as log:
+            assert "stream.update" in log.keeps_limits
+            await log._client.close()
+            with pytest.raises(LogError, match="the connection was closed"):
+                await log.publish(b"more")
+
+
 async def test_the_reason_for_which_the_log_cannot_be_made_is_told(tmp_path: Path) -> None:
     async with server(tmp_path, "") as port:
         client = Client()

@@ -89,7 +89,7 @@ class _Client(Client):
     none, and logs in."""
 
     needs_tls = False
-    """Whatever the server's URL says."""
+    """TLS is needed whatever the server's URL says."""
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """The server has said what it offers, before anything is sent to it. Raises NatsError."""
@@ -200,6 +200,7 @@ class NatsLog:
             return await self._stream.update_stream(info.config.evolve(**wanted))
         except NatsError as error:
             self.keeps_limits = str(self._failure(error))
+            self._error = ""  # it explains no later failure
             return info
 
     async def begin(self, hello: bytes) -> tuple[Entry, float, float]:

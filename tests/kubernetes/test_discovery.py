@@ -213,7 +213,7 @@ async def test_without_the_pool_it_is_not_ready_and_a_pool_that_goes_takes_its_p
     async with api_server(pod("a", "10.0.0.1")) as server, picking(server, tmp_path, synced=False) as picker:
         await eventually(lambda: server.watches >= 6)
         assert not picker.pool.synced
-        assert caplog.text.count("there is no such InferencePool yet") == 1
+        assert caplog.text.count("the InferencePool cannot be found or read") == 1
         server.apply(POOL)
         await eventually(lambda: picker.pool.synced)
         assert picker.targets() == ["10.0.0.1:8000"]

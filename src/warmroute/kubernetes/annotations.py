@@ -105,7 +105,8 @@ class AnnotatedSettings:
             elif key not in NAMED and (meant := _meant(key)):
                 unknown[key] = f"unknown annotation: did you mean {meant}?"
         given |= {name: (key, annotations[key]) for key, name in NAMED.items() if key in annotations}
-        for key in unknown.keys() - self._unknown.keys():
-            self._refuse(key, unknown[key])
+        for key, reason in unknown.items():
+            if key not in self._unknown:
+                self._refuse(key, reason)
         self._unknown = unknown
         return given

@@ -70,7 +70,7 @@ class KubernetesDiscovery:
         self._pods: Informer[Pod] | None = None
         self._served: InferencePool | None = None
         self._awaited = False
-        """Whether the log says that there is no pool."""
+        """Whether the log says that the pool is awaited."""
         self._without_port: dict[str, str] = {}
         """The annotation of each pod that serves no port of the pool: told once."""
         self._ended: set[asyncio.Task[None]] = set()
@@ -171,7 +171,8 @@ class KubernetesDiscovery:
         if self._served is None:
             if not self._awaited:
                 self._awaited = True
-                logger.warning("there is no such InferencePool yet; not ready until there is", extra={"fields": fields})
+                message = "the InferencePool cannot be found or read; not ready until it can"
+                logger.warning(message, extra={"fields": fields})
             return
         self._awaited = True
         logger.warning("the InferencePool is gone; not ready until it is back", extra={"fields": fields})

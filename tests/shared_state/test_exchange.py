@@ -884,6 +884,18 @@ def adapters_of(tenant: int, count: int) -> ServedModels:
     return ServedModels(names | {"base"}, names)
 
 
+def test_an_engine_that_another_picker_lost_before_it_answered_here_stays_reachable() -> None:
+    """NATS was away, so both scraped it; it fell silent for both, and answered the other one first."""
+    one, other = Picker(names=("a", "b")), Picker(names=("a", "b"))
+    one.pool.unreachable(one.pool.endpoints["ns/a"], 5.0)
+    one.observe("a", 6.0)
+    there = other.pool.endpoints["ns/a"]
+    other.pool.unreachable(there, 6.5)
+    other.observe("a", 7.0)
+    send(one, other, 10.0)
+    assert there.reachable
+
+
 def test_what_lasts_is_said_again_when_pickers_start_but_not_for_each_of_many() -> None:
     one = Picker(names=("a",))
     one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)

@@ -127,7 +127,7 @@ class Inbox:
                 self._pool.restarted(endpoint, at)
             case pb.Event.CACHE_EMPTIED if not late and at > last.emptied + ONE_EMPTYING_SECONDS:
                 self._pool.cache_emptied(endpoint, at)
-            case pb.Event.UNREACHABLE:
+            case pb.Event.UNREACHABLE if at >= endpoint.silent_at:  # else what came after it is known here
                 self._pool.unreachable(endpoint, at)
             case pb.Event.REACHABLE if at >= endpoint.silent_at:
                 self._pool.reachable(endpoint, now)

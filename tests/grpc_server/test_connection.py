@@ -55,10 +55,11 @@ def prefixed(message: bytes) -> bytes:
 
 
 class Echo:
-    """A handler that notes what it is told and sends each message back."""
+    """A handler that notes what it is told and sends each message back, or pauses at each."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
+        self.pauses = False
         self.messages: list[bytes] = []
         self.ends: list[str] = []
         self.times_written = 0
@@ -67,7 +68,10 @@ class Echo:
 
     def message(self, data: bytes) -> None:
         self.messages.append(data)
-        self.call.send(data)
+        if self.pauses:
+            self.call.pause()
+        else:
+            self.call.send(data)
 
     def arriving(self, size: int) -> None:
         self.arrived = size
@@ -385,8 +389,32 @@ def test_a_paused_call_gets_no_more_than_a_window() -> None:
     assert pair.wakes == 0
     call.resume()
     assert pair.wakes > 0, "the owner of the socket has to write the update"
+    receive_all(pair.server, b"")
     pair.exchange()
     assert pair.client.local_flow_control_window(stream) == STREAM_WINDOW
+
+
+def test_a_call_that_pauses_at_each_message_gets_no_more_than_a_window() -> None:
+    """Messages that wait to be taken are not read yet, so the client may not send more."""
+    pair = Pair()
+    stream = pair.open()
+    pair.exchange()
+    handler = pair.handlers[0]
+    handler.pauses = True
+    sent = prefixed(bytes(60_000)) * 40
+    waiting = []
+    while sent or handler.call._received:
+        while sent and (room := pair.client.local_flow_control_window(stream)):
+            size = min(room, 16_000)
+            pair.client.send_data(stream, sent[:size])
+            sent = sent[size:]
+            pair.exchange()
+        waiting.append(len(handler.call._received))
+        handler.call.resume()
+        receive_all(pair.server, b"")
+        pair.exchange()
+    assert len(handler.messages) == 40
+    assert max(waiting) <= STREAM_WINDOW
 
 
 @pytest.mark.parametrize("end", ["data", "trailers", "reset", "lost", "finish"])

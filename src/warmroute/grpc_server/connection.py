@@ -408,6 +408,7 @@ class Connection:
             self._take_messages(call, b"")
             if call._ends:
                 self._end_of_data(call)
+            self._widen(call)
 
     def _read_beginning(self, data: bytes) -> int:
         """The position after the preface; 0 if it, or the head of the first frame, has not come whole."""
@@ -693,11 +694,13 @@ class Connection:
             self._unread[call] = None
             self.behind = True
             self._wake_owner()
-        self._widen(call)
+        else:
+            self._widen(call)
 
     def _widen(self, call: Call) -> None:
-        """Let the client send more on the call, unless that is over or paused, or the client does not take its answers."""
-        if not call._open or call._paused or call._unsent or call._half_closed:
+        """Let the client send more on the call, unless that is over or paused, or messages of it wait to be taken, or the
+        client does not take its answers."""
+        if not call._open or call._paused or call in self._unread or call._unsent or call._half_closed:
             return
         if call._receive_window > STREAM_WINDOW // 2:
             return

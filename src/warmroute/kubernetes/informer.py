@@ -3,7 +3,7 @@
 After a dropped connection the watch resumes from the last resource version (bookmarks keep it recent). When that version is
 too old (410 Gone) the kind is listed again. While the API server is unreachable or answers what cannot be used, or reading
 the kind is forbidden (403), the informer retries with exponential backoff and its last known objects stay in use. They are
-dropped once the kind has not been installed (404) for a while; the core kinds always are.
+dropped once the kind has not been installed (404) for a while; core kinds are always installed.
 
 Rules of a watch: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """

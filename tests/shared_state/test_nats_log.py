@@ -264,14 +264,15 @@ async def limits_of(port: int) -> tuple[float | None, int | None, int | None]:
     return config.max_age, config.max_bytes, config.num_replicas
 
 
-async def test_a_log_that_is_there_gets_the_limits_of_the_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", [300.0, 60.0], ids=["", "shorter than the time in which NATS looks for duplicates"])
+async def test_a_log_that_is_there_gets_the_limits_of_the_settings(tmp_path: Path, age: float) -> None:
     async with server(tmp_path, "") as port:
         url = f"nats://127.0.0.1:{port}"
         await publish_one(url)
-        async with NatsLog(LogOptions((url,), "warmroute.test", None, None, 300.0, 2 << 20, 1), ignore) as log:
+        async with NatsLog(LogOptions((url,), "warmroute.test", None, None, age, 2 << 20, 1), ignore) as log:
             assert not log.keeps_limits
             assert (await log.begin(b"more"))[0].number == 2  # it was not emptied
-        assert await limits_of(port) == (300.0, 2 << 20, 1)
+        assert await limits_of(port) == (age, 2 << 20, 1)
 
 
 async def test_a_log_whose_limits_cannot_be_had_is_used_as_it_is(tmp_path: Path) -> None:

@@ -196,8 +196,9 @@ class NatsLog:
         wanted = {"max_age": options.max_age, "max_bytes": options.max_bytes, "num_replicas": options.replicas}
         if all(getattr(info.config, name) == value for name, value in wanted.items()):
             return info
+        duplicates = min(info.config.duplicate_window or 0.0, options.max_age)  # NATS wants no longer time for them
         try:
-            return await self._stream.update_stream(info.config.evolve(**wanted))
+            return await self._stream.update_stream(info.config.evolve(**wanted, duplicate_window=duplicates))
         except NatsError as error:
             self.keeps_limits = str(self._failure(error))
             self._error = ""  # it explains no later failure

@@ -264,7 +264,7 @@ async def limits_of(port: int) -> tuple[float | None, int | None, int | None]:
     return config.max_age, config.max_bytes, config.num_replicas
 
 
-@pytest.mark.parametrize("age", [300.0, 60.0], ids=["", "shorter than the time in which NATS looks for duplicates"])
+@pytest.mark.parametrize("age", [300.0, 60.0], ids=["five minutes", "one minute"])
 async def test_a_log_that_is_there_gets_the_limits_of_the_settings(tmp_path: Path, age: float) -> None:
     async with server(tmp_path, "") as port:
         url = f"nats://127.0.0.1:{port}"

@@ -252,8 +252,16 @@ def test_objectives() -> None:
 
 @pytest.mark.parametrize("targets", [[], [{"modelRewrite": ""}], [{"modelRewrite": "a"}, {"modelRewrite": ""}]])
 def test_a_rewrite_to_nothing_is_refused(targets: Any) -> None:
-    with pytest.raises(ValueError, match="a rule needs targets"):
+    with pytest.raises(ValueError, match="target"):
         read_rewrite(changed(REWRITE, **OWN, spec__rules=[{"targets": targets}]))
+
+
+@pytest.mark.parametrize("names", [[""], ["a", ""]])
+def test_a_target_without_a_name_is_refused(names: list[str]) -> None:
+    """The API takes an empty name."""
+    targets = [{"name": name, "weight": 1} for name in names]
+    with pytest.raises(ValueError, match="a target needs the name of a model"):
+        read_model(changed(MODEL, **OWN, spec__targetModels=targets))
 
 
 # ------------------------------------------------------------------------------------------------ fields of wrong types

@@ -62,8 +62,8 @@ def read_rewrite(item: Object) -> InferenceModelRewrite:
     for rule in item["spec"]["rules"]:
         names = tuple(text(match["model"]["value"]) for match in rule.get("matches") or ())
         targets = _targets(rule["targets"], "modelRewrite")
-        if not all(target.name for target in targets) or not targets:
-            raise ValueError("a rule needs targets, each with the name of a model")
+        if not targets:
+            raise ValueError("a rule needs targets")
         rules.append((names, targets))
     return InferenceModelRewrite(*_age_and_pool(item), rules=tuple(rules))
 
@@ -114,11 +114,14 @@ def _age_and_pool(item: Object) -> tuple[tuple[str, str, str], str]:
 
 
 def _targets(items: Sequence[Object], key: str) -> tuple[ModelTarget, ...]:
-    """Targets with their weights; equal weights if none is given."""
+    """Targets with their weights; equal weights if none is given. Raises LookupError, TypeError or ValueError."""
     weights = [int(item.get("weight") or 0) for item in items]
     if not any(weights):
         weights = [1] * len(weights)
-    return tuple(ModelTarget(text(item[key]), weight) for item, weight in zip(items, weights, strict=True))
+    targets = tuple(ModelTarget(text(item[key]), weight) for item, weight in zip(items, weights, strict=True))
+    if not all(target.name for target in targets):
+        raise ValueError("a target needs the name of a model")
+    return targets
 
 
 def _oldest_first(pool: str, objects: Iterable[T]) -> list[T]:

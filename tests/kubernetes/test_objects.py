@@ -258,7 +258,7 @@ def test_a_rewrite_to_nothing_is_refused(targets: Any) -> None:
 
 @pytest.mark.parametrize("names", [[""], ["a", ""]])
 def test_a_target_without_a_name_is_refused(names: list[str]) -> None:
-    """The API takes an empty name."""
+    """Requests would name no model to the engine."""
     targets = [{"name": name, "weight": 1} for name in names]
     with pytest.raises(ValueError, match="a target needs the name of a model"):
         read_model(changed(MODEL, **OWN, spec__targetModels=targets))

@@ -100,7 +100,7 @@ BOUNDS = {
     "File descriptors": f"{FILE_DESCRIPTORS:,} .*{grpc.MOST_CONNECTIONS} connections",
     "gRPC connections: clients that say nothing": f"each {grpc.KEEPALIVE_INTERVAL:.0f} s",
     "gRPC calls": f"{HELD_FREELY >> 20} MiB of .*{OTHER_CALLS:,} calls, "
-    f".*latest {grpc.MOST_UNANSWERED} .*from {LONG_MESSAGE >> 10} KiB on",
+    f".*at most {grpc.MOST_UNANSWERED} .*from {LONG_MESSAGE >> 10} KiB on",
     "ext_proc messages of many": f"{MESSAGE_OVERHEAD >> 20} MiB of a message",
     "Engine's metrics page: size": f"{Settings().max_metrics_bytes >> 20} MiB, {MOST_FRAMING_BYTES >> 10} KiB beside .*, "
     f"{MOST_SAMPLE_BYTES >> 10} KiB",

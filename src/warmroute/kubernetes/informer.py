@@ -270,7 +270,7 @@ class Informer(Generic[T]):
     async def _missing(self, error: ApiError, *, lasts: bool) -> None:
         """Handle 403 and 404. Without the right to read it, a kind that is not installed is 403 too: discovery decides."""
         if error.status == 403 and (not self.resource.group or await self._installed()):
-            self._report(logging.WARNING, "may not be read; going on without", error)
+            self._report(logging.WARNING, "may not be read; going on with what is known", error)
             if not self.settled:
                 self._replace(self.objects)
         else:

@@ -270,7 +270,7 @@ async def test_a_log_that_is_there_gets_the_limits_of_the_settings(tmp_path: Pat
         url = f"nats://127.0.0.1:{port}"
         await publish_one(url)
         async with NatsLog(LogOptions((url,), "warmroute.test", None, None, age, 2 << 20, 1), ignore) as log:
-            assert not log.keeps_limits
+            assert log.changed_limits
             assert (await log.begin(b"more"))[0].number == 2  # it was not emptied
         assert await limits_of(port) == (age, 2 << 20, 1)
 
@@ -280,6 +280,7 @@ async def test_a_log_whose_limits_cannot_be_had_is_used_as_it_is(tmp_path: Path)
         url = f"nats://127.0.0.1:{port}"
         await publish_one(url)
         async with NatsLog(LogOptions((url,), "warmroute.test", None, None, 600.0, 1 << 20, 3), ignore) as log:
+            assert not log.changed_limits
             assert "replicas > 1 not supported" in log.keeps_limits
             assert (await log.begin(b"more"))[0].number == 2
         assert await limits_of(port) == (600.0, 1 << 20, 1)

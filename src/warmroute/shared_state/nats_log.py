@@ -117,6 +117,8 @@ class NatsLog:
         """When the log was made: another log has another time."""
         self.keeps_limits = ""
         """Why the log keeps limits that are not those of the settings; empty if it has these."""
+        self.changed_limits = False
+        """Whether this connection gave the log the limits of the settings."""
         self.most_bytes = LARGEST_BATCH
         """Bytes of a batch that the server takes."""
 
@@ -198,11 +200,12 @@ class NatsLog:
             return info
         duplicates = min(info.config.duplicate_window or 0.0, options.max_age)  # NATS wants no longer time for them
         try:
-            return await self._stream.update_stream(info.config.evolve(**wanted, duplicate_window=duplicates))
+            info = await self._stream.update_stream(info.config.evolve(**wanted, duplicate_window=duplicates))
+            self.changed_limits = True
         except NatsError as error:
             self.keeps_limits = str(self._failure(error))
             self._error = ""  # it explains no later failure
-            return info
+        return info
 
     async def begin(self, hello: bytes) -> tuple[Entry, float, float]:
         """Publish ``hello`` and wait until it is stored. Returns it as stored, and the times before and after, in monotonic

@@ -235,8 +235,11 @@ class SharedState:
         if self.away_since is not None:
             fields["away-seconds"] = f"{self._clock() - self.away_since:.1f}"
         logger.info("shared state connected", extra={"fields": fields})
+        stream = {"stream": self._options.stream}
+        if log.changed_limits:
+            logger.info("the log has the limits of the settings now", extra={"fields": stream})
         if log.keeps_limits:
-            fields = {"stream": self._options.stream, "error": log.keeps_limits}
+            fields = stream | {"error": log.keeps_limits}
             logger.warning("the log keeps its limits, the settings name others", extra={"fields": fields})
         self.connected, self.away_since, self.why_away = True, None, ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from warmroute.engines.rates import DOUBLED_AT, DecodeRate
+from warmroute.engines.rates import DECODE_WINDOW_TOKENS, DOUBLED_AT, DecodeRate
 
 
 def measure(rate: DecodeRate, *, at_once: float, token_seconds: float, began: float = 0.0, windows: int = 20) -> None:
@@ -21,6 +21,10 @@ def test_nothing_is_known_before_there_are_enough_tokens() -> None:
     assert rate.tokens_per_second is None
     rate.observe(1.0, 1010, 5.5)
     assert rate.tokens_per_second is not None
+    few = DecodeRate()
+    few.observe(0.0, 0, 0.0)
+    few.observe(1.0, DECODE_WINDOW_TOKENS - 1, 5.0)
+    assert few.tokens_per_second is None
     idle = DecodeRate()
     for i in range(10):
         idle.observe(float(i), 200, 1.0)

@@ -37,6 +37,29 @@ def test_idle_time_between_busy_windows_does_not_count() -> None:
     assert rate.tokens_per_second == pytest.approx(20_000, rel=NEARLY)
 
 
+def test_a_window_begins_while_requests_wait() -> None:
+    rate = PrefillRate()
+    rate.observe(0.0, 0.0, 0.0, 0.0, waiting=0)
+    rate.observe(1.0, 10_000.0, 0.0, 10_000 / EACH, waiting=3)
+    assert rate.tokens_per_second is None
+
+
+def test_a_window_lasts_a_second() -> None:
+    rate = PrefillRate()
+    rate.observe(0.0, 0.0, 0.0, 0.0, waiting=3)
+    rate.observe(0.5, 40_000.0, 0.0, 40_000 / EACH, waiting=3)
+    assert rate.tokens_per_second is None
+    rate.observe(1.0, 40_000.0, 0.0, 40_000 / EACH, waiting=3)
+    assert rate.tokens_per_second == pytest.approx(40_000, rel=NEARLY)
+
+
+def test_a_counter_of_cached_tokens_that_falls_counts_as_none_cached() -> None:
+    rate = PrefillRate()
+    rate.observe_requests(0.0, 100_000.0, 0, 0.0)
+    rate.observe_requests(10_000.0, 0.0, 10_000 / EACH, 1.0)
+    assert rate.tokens_per_second == pytest.approx(prefill_work(EACH) * 20)
+
+
 def test_windows_held_up_by_decoding_do_not_lower_the_speed_much() -> None:
     rate = PrefillRate()
     tokens = 0.0
@@ -83,10 +106,10 @@ def test_an_engine_that_never_queues_is_measured_by_its_requests() -> None:
 
 def test_many_requests_are_measured_together_and_a_restart_begins_anew() -> None:
     rate = PrefillRate()
-    rate.observe_requests(0.0, 0.0, 0, 0.0)
-    rate.observe_requests(4_000.0, 0.0, 8, 1.0)
+    rate.observe_requests(100_000.0, 0.0, 200, 25.0)
+    rate.observe_requests(104_000.0, 0.0, 208, 26.0)
     assert rate.tokens_per_second is None
-    rate.observe_requests(8_000.0, 0.0, 16, 2.0)
+    rate.observe_requests(108_000.0, 0.0, 216, 27.0)
     assert rate.tokens_per_second == pytest.approx(4_000, rel=NEARLY)
     rate.interrupt()
     rate.observe_requests(1_000_000.0, 0.0, 400, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.engines.rates import DecodeRate, FirstTokens, PrefillRate, RateEstimate
+from warmroute.engines.rates import SMOOTHING, DecodeRate, FirstTokens, PrefillRate, RateEstimate
 from warmroute.pool.endpoint import MOST_COUNTED, MOST_REQUESTS, RATES
 
 COUNTERS = st.sampled_from([0.0, 1e-308, 0.5, 300.0, 1e6, MOST_COUNTED]) | st.floats(0, MOST_COUNTED)
@@ -25,17 +25,26 @@ def test_an_impossible_measurement_is_ignored(rate: float) -> None:
     assert estimate.rate == 100.0
 
 
-def test_tokens_in_no_time_give_no_decode_rate() -> None:
+def test_the_estimate_follows_the_high_percentile_slowly() -> None:
+    estimate = RateEstimate()
+    estimate.add(100.0)
+    estimate.add(200.0)  # the 90th percentile is 190
+    assert estimate.rate == pytest.approx(100 + SMOOTHING * 90)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-300])
+def test_tokens_in_no_time_give_no_decode_rate(seconds: float) -> None:
     rate = DecodeRate()
     rate.observe(0.0, 0.0, 0.0)
-    rate.observe(1.0, 1e6, 1e-300)
+    rate.observe(1.0, 1e6, seconds)
     assert rate.tokens_per_second is None
 
 
-def test_prompts_in_no_time_give_no_prefill_rate() -> None:
+@pytest.mark.parametrize(("requests", "seconds"), [(10.0, 0.0), (10.0, 1e-300), (0.0, 1.0)])
+def test_prompts_of_no_request_or_in_no_time_give_no_prefill_rate(requests: float, seconds: float) -> None:
     rate = PrefillRate()
     rate.observe_requests(0.0, 0.0, 0.0, 0.0)
-    rate.observe_requests(1e9, 0.0, 10.0, 1e-300)
+    rate.observe_requests(1e9, 0.0, requests, seconds)
     assert rate.tokens_per_second is None
 
 

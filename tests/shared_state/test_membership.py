@@ -46,6 +46,13 @@ def test_a_silent_picker_is_taken_over() -> None:
     assert len([endpoint for endpoint in ENDPOINTS if views[11].owns(endpoint)]) > 100
 
 
+def test_pickers_that_fall_silent_together_are_taken_over_together() -> None:
+    views = members()
+    views[11].expire(SILENCE + 0.1)
+    assert views[11].alive == 1
+    assert all(views[11].owns(endpoint) for endpoint in ENDPOINTS)
+
+
 def test_an_old_batch_does_not_make_a_picker_older() -> None:
     view = Membership(11)
     view.heard(22, 10.0)
@@ -63,6 +70,10 @@ def test_members_are_bounded() -> None:
     for picker in range(2 * MOST_PICKERS):
         view.heard(picker, 0.0)
     assert view.alive == MOST_PICKERS + 1
+    assert not view.has(0), "itself is not another one"
+    view.heard(1, SILENCE)
+    view.expire(SILENCE + 0.1)
+    assert view.alive == 2, "members are still heard"
 
 
 def test_endpoints_that_have_left_are_not_remembered_for_ever() -> None:

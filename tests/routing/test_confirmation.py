@@ -94,6 +94,14 @@ def test_without_a_counter_nothing_can_be_confirmed() -> None:
     assert not confirmation.counts
 
 
+def test_a_counter_that_comes_and_goes_decides_nothing_meanwhile() -> None:
+    confirmation = begun()
+    send(confirmation, 1000, chain(1), at=1.0)
+    for at, lookups in ((2.0, None), (3.0, 5000)):
+        assert list(confirmation.observe(page(at, lookups))) == []
+    assert list(confirmation.observe(page(4.0, 6000))) == [Verdict(chain(1), True)]
+
+
 def test_the_oldest_of_many_prompts_stay_undecided() -> None:
     confirmation = begun()
     for number in range(MOST_OPEN + 3):
@@ -124,6 +132,14 @@ def test_of_two_equal_prompts_the_one_that_failed_is_withdrawn() -> None:
     confirmation.withdraw(second)
     assert list(confirmation.observe(page(2.0, 1000))) == [Verdict(chain(1), True)]
     assert first != second
+
+
+def test_withdrawn_prompts_leave_room_for_others() -> None:
+    confirmation = begun()
+    for number in range(10):
+        confirmation.withdraw(send(confirmation, 1000, chain(number), at=1.0, most=2))
+    send(confirmation, 1000, chain(10), at=1.0, most=2)
+    assert list(confirmation.observe(page(2.0, 1000))) == [Verdict(chain(10), True)]
 
 
 def test_nothing_is_expected_of_prompts_that_wait_when_the_cache_is_emptied() -> None:
@@ -188,9 +204,10 @@ def test_each_lookup_explains_one_late_prompt() -> None:
 
 def test_late_prompts_count_in_the_window() -> None:
     confirmation = begun()
-    tokens = WINDOW_TOKENS / WINDOW_PROMPTS
+    tokens = 2 * WINDOW_TOKENS / WINDOW_PROMPTS
     for number in range(1, WINDOW_PROMPTS + 1):
         list(confirmation.observe(page(float(number), number * tokens, 0.4 * number * tokens)))
+        assert confirmation.windows == 0
         assert confirmation.settle_late(tokens, 0.8 * tokens, at=number - 0.1)
     list(confirmation.observe(page(number + 0.1, number * tokens, 0.4 * number * tokens)))
     assert confirmation.last_window == pytest.approx((0.8, 0.4, 0.0))
@@ -280,6 +297,16 @@ def test_a_window_ends_early_when_nothing_is_found() -> None:
     assert confirmation.factor == LEAST_FACTOR
 
 
+def test_a_window_of_short_prompts_goes_on() -> None:
+    confirmation = begun()
+    tokens = WINDOW_TOKENS / WINDOW_PROMPTS / 2
+    for turn in range(2 * WINDOW_PROMPTS + 1):
+        assert confirmation.windows == 0
+        list(confirmation.observe(page(float(turn), turn * tokens, 0.8 * turn * tokens)))
+        send(confirmation, tokens, None, at=turn + 0.5, cached=0.8 * tokens)
+    assert confirmation.windows == 1
+
+
 def test_prompts_that_wait_while_the_cache_is_emptied_are_not_expected_to_be_found() -> None:
     confirmation = begun()
     windows(confirmation, 1, expected=0.8, measured=0.8)
@@ -313,6 +340,17 @@ def test_the_ratios_of_the_last_window_are_kept() -> None:
     assert confirmation.last_window == pytest.approx((0.8, 0.4, 0.0))
     windows(confirmation, 1, expected=0.0, measured=3.0)
     assert confirmation.last_window == pytest.approx((0.0, 1.0, 0.0))
+    assert confirmation.windows == 2
+
+
+def test_hits_in_a_second_tier_are_kept_beside_all_hits() -> None:
+    confirmation = Confirmation()
+    tokens = 2 * WINDOW_TOKENS / WINDOW_PROMPTS
+    for turn in range(WINDOW_PROMPTS + 1):
+        scraped = page(float(turn), turn * tokens, 0.5 * turn * tokens)
+        list(confirmation.observe(dataclasses.replace(scraped, tier_hits_total=0.25 * turn * tokens)))
+        send(confirmation, tokens, None, at=turn + 0.5, cached=0.75 * tokens)
+    assert confirmation.last_window == pytest.approx((0.75, 0.5, 0.25))
 
 
 def test_trust_returns_when_the_hits_do() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import nextafter
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from warmroute.routing.virtual_queue import MOST_ASSIGNED, VirtualQueue
@@ -18,6 +20,16 @@ def rebuilt(awaiting: int, *, at: float = 0.0, mean_work: float = 500.0) -> Virt
     return queue
 
 
+def test_a_counter_of_first_tokens_may_end() -> None:
+    queue = rebuilt(3)
+    queue.correct_by_first_tokens(0.1, RATE, awaiting=2, first_tokens=None, mean_work=500.0)
+    assert len(queue) == 2
+
+
+@example(awaiting=3, at=137.0, mean_work=583.0, waits=[2 * 583.0 / RATE], works=[])  # a quotient that is rounded down
+@example(
+    awaiting=9, at=0.0, mean_work=196.0, waits=[nextafter(7 * 196.0 / RATE, 0.0)], works=[]
+)  # and one that is rounded up
 @given(
     awaiting=st.integers(1, 200),
     at=st.floats(0, 1e6),

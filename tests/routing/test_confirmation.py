@@ -67,6 +67,16 @@ def test_a_prompt_is_accepted_when_its_tokens_are_looked_up() -> None:
     assert list(confirmation.observe(page(4.0, 3000))) == [Verdict(chain(2), True)]
 
 
+def test_a_prompt_that_was_estimated_too_long_takes_no_lookups_of_the_next() -> None:
+    confirmation = begun()
+    send(confirmation, 1000, chain(1), at=1.0)
+    send(confirmation, 1000, chain(2), at=1.0)
+    assert list(confirmation.observe(page(2.0, 800))) == [Verdict(chain(1), True)]
+    send(confirmation, 100, chain(3), at=2.5)
+    assert list(confirmation.observe(page(3.0, 1600))) == [Verdict(chain(2), True)]
+    assert confirmation.unproven == 0
+
+
 def test_an_idle_engine_that_has_not_looked_a_prompt_up_has_rejected_it() -> None:
     confirmation = begun()
     send(confirmation, 1000, chain(1), at=1.0)
@@ -83,6 +93,7 @@ def test_a_busy_engine_decides_nothing_until_it_has_looked_the_prompt_up() -> No
 def test_lookups_before_a_prompt_was_sent_do_not_confirm_it() -> None:
     confirmation = begun()
     assert list(confirmation.observe(page(1.0, 1_000_000))) == []
+    assert confirmation.unproven == 0
     send(confirmation, 1000, chain(1), at=2.0)
     assert list(confirmation.observe(page(3.0, 1_000_100))) == []
 
@@ -223,8 +234,19 @@ def test_a_prompt_that_becomes_known_before_its_lookup_waits_for_it() -> None:
 def test_lookups_that_no_prompt_explains_are_kept_for_a_second() -> None:
     confirmation = begun()
     list(confirmation.observe(page(0.5, 3000)))
+    list(confirmation.observe(page(0.6, 4000)))
+    list(confirmation.observe(page(0.5 + SETTLING, 4000)))
+    assert not confirmation.settle_late(2000, 0, at=0.55)
+    assert confirmation.settle_late(1000, 0, at=0.55)
+
+
+def test_the_oldest_lookups_explain_a_late_prompt() -> None:
+    confirmation = begun()
+    list(confirmation.observe(page(0.5, 1000)))
+    list(confirmation.observe(page(0.6, 3000)))
+    assert confirmation.settle_late(2000, 0, at=0.2)
     list(confirmation.observe(page(0.5 + SETTLING, 3000)))
-    assert not confirmation.settle_late(2000, 0, at=0.6)
+    assert confirmation.settle_late(1000, 0, at=0.55)
 
 
 @given(
@@ -318,9 +340,9 @@ def test_prompts_that_wait_while_the_cache_is_emptied_are_not_expected_to_be_fou
     assert (confirmation.emptied, confirmation.trust) == (False, 1.0)
 
 
-@pytest.mark.parametrize(("rejected", "trusted"), [(0.0, False), (1000.0, True)])
+@pytest.mark.parametrize(("rejected", "trusted"), [(0.0, False), (0.04, False), (1000.0, True)])
 def test_rejected_prompts_do_not_lower_trust_where_the_page_counts_them(rejected: float, trusted: bool) -> None:
-    """Nine of ten requests are rejected (4xx) prompts that would have been found; the engine is never idle."""
+    """Nine of ten requests are prompts that would have been found and are not looked up; the engine is never idle."""
     confirmation = Confirmation()
     lookups = 0.0
     for turn in range(200):
@@ -360,6 +382,12 @@ def test_trust_returns_when_the_hits_do() -> None:
     confirmation.reset()
     windows(confirmation, 6, expected=0.8, measured=0.8)
     assert confirmation.factor == 1.0
+
+
+def test_an_engine_that_finds_more_than_expected_is_trusted_as_one_that_finds_all() -> None:
+    confirmation = begun()
+    windows(confirmation, 2, expected=0.4, measured=0.8)
+    assert confirmation.trust == 1.0
 
 
 def test_cold_traffic_says_nothing_of_trust() -> None:

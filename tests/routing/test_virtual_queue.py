@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from warmroute.routing.virtual_queue import MOST_ASSIGNED, VirtualQueue
+from warmroute.routing.virtual_queue import MOST_ASSIGNED, TRANSIT, VirtualQueue
 
 RATE = 1000.0
 
@@ -72,3 +72,30 @@ def test_requests_beyond_those_that_are_remembered_are_forgotten_by_the_next_scr
     assert len(queue) == 2 * MOST_ASSIGNED
     queue.correct_by_gauges(20.0, RATE, running=2 * MOST_ASSIGNED, waiting=0, sent_since=0)
     assert len(queue) == MOST_ASSIGNED
+
+
+def test_gauges_that_show_fewer_requests_leave_the_latest_with_new_finish_times() -> None:
+    queue = VirtualQueue()
+    for _ in range(3):
+        queue.assign(10_000.0, RATE, 0.0)
+    queue.assign(10_000.0, RATE, 9.5)
+    queue.correct_by_gauges(9.0, RATE, running=1, waiting=0, sent_since=1)
+    assert queue.estimate(RATE, 0, 2, 0.0) == (2, 29.0 * RATE, RATE, 19.0)
+
+
+def test_each_first_token_since_the_last_scrape_takes_one_off_that_the_engine_may_not_show() -> None:
+    queue = VirtualQueue()
+    queue.correct_by_first_tokens(0.0, RATE, awaiting=0, first_tokens=100.0, mean_work=0.0)
+    for _ in range(3):
+        queue.assign(10_000.0, RATE, 1.0)
+    queue.correct_by_first_tokens(2.0, RATE, awaiting=0, first_tokens=101.0, mean_work=0.0)
+    assert len(queue) == 2
+
+
+def test_what_was_sent_just_before_a_scrape_may_be_on_its_way() -> None:
+    fast = 1e6  # a step takes 8 ms
+    for sent_before, left in ((0.9 * TRANSIT, 1), (1.2 * TRANSIT, 0)):
+        queue = VirtualQueue()
+        queue.assign(1e6, fast, 10.0 - sent_before)
+        queue.correct_by_gauges(10.0, fast, running=0, waiting=0, sent_since=0)
+        assert len(queue) == left

@@ -353,6 +353,7 @@ def test_holders_without_insertions_come_down_to_their_share_by_sweeps() -> None
 
 def test_a_slice_of_the_sweep_takes_off_few_segments() -> None:
     index = PrefixIndex(limit=2000)
+    assert not index.sweep(), "there is no holder yet"
     one = index.open(1 << 40)
     filled(index, one, 200)
     before = index.size(one)

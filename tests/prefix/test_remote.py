@@ -190,6 +190,22 @@ def test_rejected_ones_are_forgotten() -> None:
     assert depths(index, chain, holder) == [3], "it is decided once"
 
 
+def test_prompts_that_were_said_at_once_are_decided_at_once() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    one, other = ((0, 0), (0, 1))
+    for words in (one, other):
+        growths = [PromptGrowth(chain_of((*words, last)).hashes, 0, 30) for last in (0, 1)]
+        said = index.insert_remote(holder, growths, confirmed=False)
+        if words is one:
+            index.confirm_remote(holder, said)
+        else:
+            index.discard_remote(said)
+    for last in (0, 1):
+        assert index.known(holder, chain_of((*one, last))) == (3, 3)
+        assert index.known(holder, chain_of((*other, last))) == (1, 1)
+
+
 def test_unconfirmed_ones_are_bounded_and_the_oldest_go() -> None:
     index = PrefixIndex(limit=LIMIT)
     holder = index.open(PLENTY)

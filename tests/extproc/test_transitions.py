@@ -122,4 +122,6 @@ def test_a_body_mode_of_a_newer_protocol_is_served_as_buffered() -> None:
 
 def test_the_documentation_shows_the_table() -> None:
     text = (Path(__file__).parents[2] / "docs" / "envoy.md").read_text(encoding="utf-8")
-    assert documentation() in text, "docs/envoy.md must show `warmroute.extproc.transitions.documentation()`"
+    assert f"\n\n{documentation()}\n\n" in text, (
+        "docs/envoy.md must show `warmroute.extproc.transitions.documentation()`"
+    )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import engine_state, idle_load, routing_constants
-from warmroute.routing.prediction import CORRECTION_RANGE, MOST_UNSEEN, WINDOW, Compared, Prediction
+from warmroute.routing.prediction import CORRECTION_RANGE, LEAST_COMPARED, MOST_UNSEEN, WINDOW, Compared, Prediction
 
 
 def scraped(prediction: Prediction, at: float, count: float, seconds: float, *, running: int = 1) -> None:
@@ -92,6 +92,34 @@ def test_a_new_process_keeps_the_correction_and_compares_nothing_old() -> None:
     prediction.expect(1.0)
     scraped(prediction, 13.0, 4, 2.0)
     assert prediction.correction == pytest.approx(correction, rel=0.1)
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1.0, None), (None, 1.0), (-1.0, 5.0), (1.0, -5.0)])
+def test_counters_of_which_one_ends_or_falls_compare_nothing(count: float | None, seconds: float | None) -> None:
+    prediction = Prediction()
+    scraped(prediction, 0.0, 10, 10.0)
+    prediction.expect(1.0)
+    prediction.observe(
+        engine_state(
+            1.0,
+            running=1,
+            first_tokens_total=None if count is None else 10 + count,
+            first_token_seconds_total=None if seconds is None else 10 + seconds,
+        )
+    )
+    assert prediction.compared is None
+    assert len(prediction._open) == 1
+    assert not any(prediction._sums)
+
+
+def test_few_first_tokens_or_predictions_of_nothing_correct_nothing() -> None:
+    for predicted, count in ((1.0, LEAST_COMPARED - 1), (0.0, LEAST_COMPARED)):
+        prediction = Prediction()
+        scraped(prediction, 0.0, 0, 0.0)
+        for _ in range(count):
+            prediction.expect(predicted)
+        scraped(prediction, 1.0, count, 2.0 * count)
+        assert prediction.correction == 1.0
 
 
 @given(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
 from warmroute.pool.endpoint import LONGEST_MODEL_NAME, EndpointSpec, EngineState, Health, ServedModels
-from warmroute.pool.pool import Pool
+from warmroute.pool.pool import ONE_RESTART_SECONDS, Pool
 from warmroute.pool.work import prefill_work
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.routing.decision import Decision
@@ -209,8 +209,31 @@ def test_an_endpoint_that_is_not_there_is_ignored() -> None:
     one, other = Picker(names=("a",)), Picker(names=("b",))
     one.pick(LONG, 1.0)
     one.observe("a", 1.0)
+    one.pool.cache_emptied(one.pool.endpoints["ns/a"], 1.0)
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)
+    for batch in take_all(one, 1.02):
+        other.inbox.apply(batch, 1.02, 1.02)
+    assert other.inbox.applied.unknown_endpoints == 4
+
+
+def test_a_place_beyond_the_table_of_endpoints_is_ignored() -> None:
+    other = Picker(names=("a",))
+    batch = pb.Batch(endpoints=[pb.Endpoint(id="ns/a")], events=[pb.Event(endpoint=1)], reports=[pb.Report(endpoint=1)])
+    other.inbox.apply(batch, 1.0, 1.0)
+    one = Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    batch = one.outbox.take(1.0)
+    batch.decisions.endpoint[0] = 1
+    other.inbox.apply(batch, 1.0, 1.0)
+    assert other.inbox.applied.unknown_endpoints == 3
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_endpoint_whose_incarnation_is_not_known_to_both_is_the_same(told: bool) -> None:
+    one, other = (Picker(incarnation="new" if knows is told else "", names=("a",)) for knows in (True, False))
+    one.pick(LONG, 1.0)
     send(one, other, 1.02)
-    assert other.inbox.applied.unknown_endpoints == 2
+    assert len(other.load("a").sent) == 1
 
 
 def test_a_picker_that_knows_nothing_of_a_prompt_learns_from_its_next_turn_how_far_it_is_held() -> None:
@@ -305,6 +328,20 @@ def test_what_another_told_is_not_told_again() -> None:
     one.pick("prompt", 1.0)
     send(one, other, 1.02)
     assert len(other.outbox) == 0
+    assert (other.inbox.applied.events, other.inbox.applied.reports, other.inbox.applied.decisions) == (3, 1, 1)
+    other.observe("b", 1.03)
+    assert len(other.outbox) == 1, "what it finds out itself is told"
+
+
+def test_of_reports_that_are_replayed_one_a_second_is_applied() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    for at, replayed, running in ((1.0, True, 1), (1.9, True, 1), (2.0, True, 2), (2.1, False, 3)):
+        one.observe("a", at, running=9 if at == 1.9 else running)
+        send(one, other, at, replayed=replayed)
+        state = other.pool.endpoints["ns/a"].state
+        assert state is not None
+        assert state.running == running
+    assert other.inbox.applied.reports == 3
 
 
 def test_a_restart_empties_the_cache_everywhere() -> None:
@@ -365,6 +402,16 @@ def test_a_picker_that_reads_the_log_late_keeps_what_it_has_learned_itself(resta
     decisions = [other.pick(f"{k} {LONG}", 200.0 + k) for k in range(6)]
     other.inbox.apply(one.outbox.take(10.02), 10.02, 300.0, replayed=True)
     assert all(decision.endpoint.id in other.router.holders(decision.chain.hashes) for decision in decisions)
+
+
+def test_a_restart_that_was_found_out_late_is_told_to_pickers_that_went_on_choosing() -> None:
+    """The time of a restart is that of the first page of the new process."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    before = other.pick(LONG, 9.0)
+    other.pick("another", 10.0 + ONE_RESTART_SECONDS / 2)
+    one.pool.restarted(one.pool.endpoints["ns/a"], 10.0)
+    send(one, other, 11.0)
+    assert other.router.holders(before.chain.hashes) == []
 
 
 def test_an_emptied_cache_that_every_picker_sees_is_emptied_once() -> None:
@@ -763,6 +810,22 @@ def test_many_facts_are_several_batches(monkeypatch: pytest.MonkeyPatch) -> None
         assert [len(getattr(batch, kind)) for batch in batches] == [2, 2, 1]
 
 
+@pytest.mark.parametrize(("most", "events", "reports"), [(200, 40, 8), (10, 1, 1)])
+def test_long_facts_are_several_batches(monkeypatch: pytest.MonkeyPatch, most: int, events: int, reports: int) -> None:
+    names = tuple(f"pod-{k}" for k in range(10))
+    one = Picker(names=names)
+    for name in names:
+        for _ in range(10):
+            one.pool.cache_emptied(one.pool.endpoints[f"ns/{name}"], 1.0)
+        one.observe(name, 1.0)
+    monkeypatch.setattr("warmroute.shared_state.outbox.MOST_FACTS", most)
+    batches = take_all(one, 1.02)
+    for kind, sent, at_once in (("events", 100, events), ("reports", 10, reports)):
+        counts = [len(getattr(batch, kind)) for batch in batches]
+        assert sum(counts) == sent
+        assert max(counts) <= at_once
+
+
 @pytest.mark.parametrize("column", ["endpoint", "work", "prompts", "checkpoints", "held_bytes", "hashes", "flags"])
 def test_columns_of_different_lengths_are_not_applied(column: str) -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
@@ -865,6 +928,47 @@ def test_models_that_an_engine_lists_are_known_everywhere_and_said_again() -> No
     assert other.pool.endpoints["ns/a"].models is None
 
 
+def test_other_names_of_models_that_are_not_listed_are_left_out() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    aliases = {"n": "m", "unlisted": "m", "m": "unlisted"}
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m", "n"}), aliases=aliases), 1.0)
+    send(one, other, 1.02)
+    models = other.pool.endpoints["ns/a"].models
+    assert models is not None
+    assert models.aliases == {"n": "m"}
+
+
+def test_lists_of_models_go_without_decisions() -> None:
+    one = Picker(names=("a",))
+    one.pick(LONG, 1.0)
+    one.observe("a", 1.0)
+    one.pool.serves(one.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)
+    assert len(one.outbox) == 3
+    batches = take_all(one, 1.02)
+    assert [(len(batch.served), len(batch.decisions.endpoint)) for batch in batches] == [(1, 0), (0, 1)]
+
+
+def test_nothing_is_told_or_kept_of_an_endpoint_that_has_left() -> None:
+    one = Picker(names=("a",))
+    endpoint = one.pool.endpoints["ns/a"]
+    one.pool.serves(endpoint, ServedModels(frozenset({"m"})), 1.0)
+    one.observe("a", 1.0)
+    one.pool.replace([], 2.0)
+    one.pool.expire(2.0 + one.pool.retention)
+    assert len(one.outbox) == 0
+    outbox = one.outbox
+    kept = (outbox._states, outbox._last, outbox._reachable, outbox._health, outbox._specs, outbox._members)
+    assert not any((*kept, outbox._models, outbox._changed_models))
+
+
+def test_figures_of_a_process_that_has_ended_are_not_told() -> None:
+    one = Picker(names=("a",))
+    one.observe("a", 1.0)
+    one.pool.restarted(one.pool.endpoints["ns/a"], 1.01)
+    batch = one.outbox.take(1.02)
+    assert (len(batch.events), len(batch.reports)) == (1, 0)
+
+
 def test_the_models_of_a_restarted_engine_are_told_again() -> None:
     """All forget its list with the restart; the new process has the same one."""
     one, other = Picker(names=("a",)), Picker(names=("a",))
@@ -904,6 +1008,19 @@ def test_what_lasts_is_said_again_when_pickers_start_but_not_for_each_of_many() 
         one.outbox.repeat_soon(at)
         said.append(bool(one.outbox.take(at).served))
     assert said == [True, True, True, False, False, True]
+
+
+def test_what_lasts_is_said_again_by_the_picker_that_scrapes_the_engine() -> None:
+    said = []
+    for owns in (True, False):
+        picker = Picker(names=("a",))
+        picker.outbox._owns = lambda name, owns=owns: owns  # type: ignore[misc]
+        picker.pool.serves(picker.pool.endpoints["ns/a"], ServedModels(frozenset({"m"})), 1.0)
+        picker.pool.unreachable(picker.pool.endpoints["ns/a"], 1.0)
+        take_all(picker, 1.0)
+        batch = picker.outbox.take(1000.0)
+        said.append((len(batch.served), len(batch.events)))
+    assert said == [(1, 1), (0, 0)]
 
 
 def test_long_lists_of_models_are_spread_over_batches() -> None:

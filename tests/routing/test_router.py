@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests.factories import engine_state, routing_constants
 from warmroute.errors import ConfigurationError
 from warmroute.observability.recent_decisions import RecentDecisions
-from warmroute.pool.endpoint import Endpoint, EndpointSpec
+from warmroute.pool.endpoint import Endpoint, EndpointSpec, ServedModels
 from warmroute.pool.pool import Pool
+from warmroute.pool.work import prefill_work
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
 from warmroute.request.rejections import Rejection
 from warmroute.routing import strategies
@@ -379,6 +380,40 @@ def test_requests_without_a_prompt_are_no_work_of_prompts(own: bool, observed_at
     assert load.mean_work.tokens == mean_work
 
 
+def test_fallbacks_have_the_rank_that_the_header_names() -> None:
+    fixture = Fixture(0, max_endpoints=3)
+    for name, rank in (("0", 0), ("1", 1), ("2", 0), ("3", 1)):
+        fixture.pool.upsert(EndpointSpec("default", name, f"10.0.0.{name}", 8000, rank=rank), 0.0)
+        fixture.pool.observed(fixture.endpoint(name), engine_state(0.0, running=10 * int(name)), 0.0)
+    decision = fixture.router.pick(prompt("hello"), 0.0)
+    assert isinstance(decision, Decision)
+    assert decision.targets == "10.0.0.0:8000,10.0.0.2:8000"
+
+
+def test_an_adapter_of_a_list_of_models_is_loaded_where_a_request_for_it_went() -> None:
+    """Also where the gateway sent it, by a retry."""
+    fixture = Fixture(2)
+    fixture.scrape(0.0)
+    models = ServedModels(frozenset({"base", "lora"}), frozenset({"lora"}))
+    for name in ("0", "1"):
+        fixture.pool.serves(fixture.endpoint(name), models, 0.0)
+    decision = fixture.router.pick(prompt("hello", model="lora"), 0.0)
+    assert isinstance(decision, Decision)
+    (other,) = [load for load in fixture.router.loads if load is not decision.load]
+    assert "lora" in decision.load.adapters
+    assert "lora" not in other.adapters
+    fixture.router.opened(decision)
+    fixture.router.served(decision, other.endpoint.target, 0.1)
+    assert "lora" in other.adapters
+
+
+def test_the_work_of_a_request_is_that_of_its_prompt() -> None:
+    fixture = Fixture(1)
+    decision = fixture.router.pick(prompt(LONG * 10), 0.0)
+    assert isinstance(decision, Decision)
+    assert decision.uncached_work == pytest.approx(prefill_work(decision.prompt_tokens))
+
+
 def test_an_adapter_goes_where_it_is_loaded_unless_that_is_dear() -> None:
     fixture = Fixture(3)
     fixture.scrape(0.0)
@@ -459,6 +494,18 @@ def test_the_served_endpoint_takes_over_the_books() -> None:
     assert fixture.router.held(loads[other])[0] > 0
     fixture.router.finished(decision, 5.0)
     assert loads[other].open_responses == 0
+
+
+def test_a_request_that_nobody_known_served_stays_where_it_was_sent() -> None:
+    fixture = Fixture(2)
+    decision = fixture.router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    chosen = decision.load
+    fixture.router.opened(decision)
+    fixture.router.served(decision, "10.9.9.9:8000", 0.1)
+    assert decision.load is chosen
+    assert (chosen.open_responses, len(chosen.sent)) == (1, 1)
+    assert fixture.router.holders(decision.chain.hashes) == [chosen.endpoint.id]
 
 
 def retried(fixture: Fixture, request: InferenceRequest) -> tuple[Decision, EndpointLoad, EndpointLoad]:

@@ -206,6 +206,19 @@ def test_prompts_that_were_said_at_once_are_decided_at_once() -> None:
         assert index.known(holder, chain_of((*other, last))) == (1, 1)
 
 
+def test_a_closed_holder_is_swept_until_nothing_is_left() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    assert not index.sweep()
+    index.insert(holder, chain_of((0, 0)))
+    for words in ((1, 0), (1, 1)):
+        insert_remote(index, holder, chain_of(words))
+    assert len(index) == 5
+    index.close(holder)
+    assert [index.sweep(1) for _ in range(3)] == [True, True, False]
+    assert len(index) == 0
+
+
 def test_unconfirmed_ones_are_bounded_and_the_oldest_go() -> None:
     index = PrefixIndex(limit=LIMIT)
     holder = index.open(PLENTY)

@@ -51,6 +51,14 @@ def function(arguments: object) -> dict[str, Any]:
 # ---------------------------------------------------------------- tool calls
 
 
+def test_the_arguments_of_a_call_in_its_old_form_are_an_object_too() -> None:
+    one, other = (
+        chat({"role": "assistant", "function_call": {"name": "f", "arguments": arguments}})
+        for arguments in ('{"a": 1, "b": 2}', '{"b":2,"a":1}')
+    )
+    assert is_one_prompt(CHAT, one, other)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -260,6 +260,36 @@ def test_every_path_can_be_cut(path: str, body: bytes, expected: list[bytes]) ->
     assert [part.data for part in parsed.parts] == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        (CHAT, b'{"messages":"Hi', []),
+        ("/v1/completions", b'{"prompt":{"a":"b', []),
+        ("/v1/completions", b'{"prompt":["a",1,"b', []),
+        (CHAT, b'{"messages":[{"role":"user"', [b"user"]),
+        (CHAT, b'{"messages":[{"role":"user","content":null,"name":"x', []),
+        (CHAT, b'{"messages":[{"content":"Hi","role":"as', [b"user\xfeHi"]),
+        (CHAT, b'{"messages":[{"role":"user","content":{"a":"b', [b"user"]),
+        (CHAT, b'{"messages":[{"role":"user","content":[{"type":"thinking","thinking":"b', [b"user"]),
+        (CHAT, b'{"messages":[{"role":"user","content":[[1],"b', [b"user\xfb[1]\xfeb"]),
+        (
+            CHAT,
+            b'{"messages":[{"role":"tool","content":[{"type":"text","text":"a"},{"type":"tool_result","content":"b',
+            [b"tool\xfea\xf9tool_result\xfeb"],
+        ),
+        (
+            CHAT,
+            b'{"messages":[{"role":"tool","content":[{"type":"text","text":"a"},{"type":"tool_re',
+            [b"tool\xfea"],
+        ),
+    ],
+)
+def test_what_is_certain_of_a_cut_value_stays(path: str, body: bytes, expected: list[bytes]) -> None:
+    parsed = parse_beginning(path, JSON, body)
+    assert isinstance(parsed, InferenceRequest)
+    assert [part.data for part in parsed.parts] == expected
+
+
 IMAGE = '{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA'
 
 

@@ -264,6 +264,8 @@ def test_every_path_can_be_cut(path: str, body: bytes, expected: list[bytes]) ->
     ("path", "body", "expected"),
     [
         (CHAT, b'{"messages":"Hi', []),
+        (CHAT, b'{"tools":[1],"messages":"Hi', [b"\xfdtools\xfb[1]\xff"]),
+        (CHAT, b'{"messages":[{"role":"user","content":"a"},"b', [b"user\xfea\xff"]),
         ("/v1/completions", b'{"prompt":{"a":"b', []),
         ("/v1/completions", b'{"prompt":["a",1,"b', []),
         (CHAT, b'{"messages":[{"role":"user"', [b"user"]),

@@ -110,8 +110,6 @@ class UnexpectedMessageError(ProtocolError):
 
     def __init__(self, kind: str, state: State) -> None:
         super().__init__(f"{kind} in state {state.name}")
-        self.kind = kind
-        self.state = state
 
 
 AWAITING_CLIENT = frozenset((State.START, State.BODY, State.UPLOAD))

@@ -53,9 +53,11 @@ def factors(**changes: Any) -> EndpointFactors:
     return endpoint_factors(CONSTANTS, **(idle | changes))
 
 
-def request(prompt_tokens: float, *, mean_requests: float = 0.0, pool_waiting: float = 0.0) -> RequestFactors:
+def request(
+    prompt_tokens: float, *, mean_requests: float = 0.0, pool_waiting: float = 0.0, hit_ratio: float = 0.5
+) -> RequestFactors:
     """A request on a pool with that many requests on each endpoint, and of them waiting."""
-    return RequestFactors(prompt_tokens, mean_requests, pool_waiting, NOW)
+    return RequestFactors(prompt_tokens, mean_requests, pool_waiting, NOW, hit_ratio=hit_ratio)
 
 
 def candidates(endpoints: list[EndpointFactors]) -> Candidates:
@@ -89,15 +91,16 @@ anything = st.builds(
     st.floats(1, 1e4) | st.floats(1, 1e6),
     st.floats(0, 1),
     st.dictionaries(st.integers(0, 5), st.floats(0, 1)),
+    st.floats(0, 1),
 )
-@example([factors(waiting=2.0), factors(waiting=3.0, running=1.0), factors()], 1000.0, 0.0, {0: 0.5})
+@example([factors(waiting=2.0), factors(waiting=3.0, running=1.0), factors()], 1000.0, 0.0, {0: 0.5}, 1.0)
 def test_a_decision_prices_every_candidate_as_the_formula_does(
-    endpoints: list[EndpointFactors], prompt_tokens: float, default: float, shares: dict[int, float]
+    endpoints: list[EndpointFactors], prompt_tokens: float, default: float, shares: dict[int, float], hit_ratio: float
 ) -> None:
     columns = candidates(endpoints)
     overrides = {k: share * (prompt_tokens - 1) for k, share in shares.items() if k < len(endpoints) - 1}
     cached = CachedTokens(default * (prompt_tokens - 1), overrides)
-    one = columns.request_factors(prompt_tokens, NOW)
+    one = columns.request_factors(prompt_tokens, NOW, hit_ratio=hit_ratio)
     adapters = [CONSTANTS.adapter * (k % 2) for k in range(len(endpoints))]
     expected = [
         cost_terms(CONSTANTS, endpoint, one, cached_tokens=cached.at(k), adapter=adapter)
@@ -139,7 +142,7 @@ def test_a_part_of_the_candidates_is_priced_as_if_there_were_no_others(
         ("waiting", "delay", 3.0),
         ("pool_waiting", "pool_delay", 2.0),
         ("running", "delay", 5.0 * 0.5),
-        ("balance", "balance", 8.0 / (3 + 4.0) / 0.9),
+        ("balance", "balance", 0.5 * 8.0 / (3 + 4.0) / 0.9),
         ("stale", "stale", 10.0 / 0.9),
     ],
 )
@@ -218,7 +221,9 @@ def test_an_equally_busy_pool_balances_nothing() -> None:
     endpoint = factors(running=3.0)
     half = cost_terms(CONSTANTS, endpoint, request(1000, mean_requests=3), cached_tokens=0).balance
     assert half == pytest.approx(1000 / 5000 / 2)
-    assert balance_weight(CONSTANTS, 1e9) * 1e9 == pytest.approx(CONSTANTS.balance)
+    tenth = cost_terms(CONSTANTS, endpoint, request(1000, mean_requests=3, hit_ratio=0.05), cached_tokens=0).balance
+    assert tenth == pytest.approx(half / 10)
+    assert balance_weight(CONSTANTS, request(1000, mean_requests=1e9)) * 1e9 == pytest.approx(CONSTANTS.balance / 2)
 
 
 def test_a_request_takes_no_long_way_for_the_sake_of_others() -> None:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from math import exp
 from pathlib import Path
 from statistics import fmean
 
@@ -173,6 +174,27 @@ def test_fully_cached_prompts_with_long_answers_do_not_pile_up() -> None:
     fixture.scrape(10.0)
     fixture.pool.observed(fixture.endpoint(holder), engine_state(10.0, running=250), 10.0)
     assert fixture.pick(prompt(LONG), 10.0) != holder
+
+
+def test_requests_count_against_their_endpoint_as_far_as_prompts_come_back() -> None:
+    """The hit ratio is that of the candidate that holds most. Previews, and prompts that are looked up nowhere, leave it."""
+    fixture = Fixture(2)
+
+    def hit_ratio() -> float:
+        record = fixture.router.preview(prompt(LONG), fixture.now)
+        assert isinstance(record, DecisionRecord)
+        return record.request.hit_ratio
+
+    assert hit_ratio() == 0.5, "until something is known"
+    for k in range(100):
+        fixture.serve(prompt(f"{k}: {LONG}"), tokens=4500.0)
+    assert hit_ratio() == pytest.approx(0.5 * exp(-1), rel=0.01)
+    for _ in range(100):
+        fixture.serve(prompt(LONG)._replace(reads_cache=False), InferenceRequest(), tokens=4500.0)
+    assert hit_ratio() == pytest.approx(0.5 * exp(-1), rel=0.01)
+    for _ in range(500):
+        fixture.serve(prompt(LONG), tokens=4500.0)
+    assert hit_ratio() > 0.95
 
 
 def test_a_full_kv_cache_is_avoided() -> None:

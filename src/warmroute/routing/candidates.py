@@ -7,7 +7,15 @@ from itertools import compress
 from statistics import median_low
 
 from warmroute.routing.cached_tokens import CachedTokens
-from warmroute.routing.cost import LEFT_OUT, CostConstants, EndpointFactors, RequestFactors, balance_weight, most_direct
+from warmroute.routing.cost import (
+    ASSUMED_HIT_RATIO,
+    LEFT_OUT,
+    CostConstants,
+    EndpointFactors,
+    RequestFactors,
+    balance_weight,
+    most_direct,
+)
 from warmroute.routing.endpoint_load import EndpointLoad
 
 
@@ -109,10 +117,12 @@ class Candidates:
         factors = self.factors[k]
         return max(0.0, factors.wait(now)) / factors.seconds_per_token
 
-    def request_factors(self, prompt_tokens: float, now: float, prompts: float = 1.0) -> RequestFactors:
+    def request_factors(
+        self, prompt_tokens: float, now: float, *, prompts: float = 1.0, hit_ratio: float = ASSUMED_HIT_RATIO
+    ) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
         mean_requests = sum(self.total) / len(self.total)
-        return RequestFactors(prompt_tokens, mean_requests, median_low(self.waiting), now, prompts)
+        return RequestFactors(prompt_tokens, mean_requests, median_low(self.waiting), now, prompts, hit_ratio)
 
     def costs(
         self,
@@ -131,7 +141,7 @@ class Candidates:
         """
         now, (default, overrides) = request.now, cached
         work, pool_waiting = request.uncached_work(default), request.pool_waiting
-        balance = request.prompt_tokens * balance_weight(constants, request.mean_requests)
+        balance = request.prompt_tokens * balance_weight(constants, request)
         per_token, pool_delay, delay = self._per_token, self._pool_delay, self._delay
         if not pool_waiting:
             direct = [

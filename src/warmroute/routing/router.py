@@ -24,7 +24,7 @@ from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.cost import time_to_first_token
+from warmroute.routing.cost import ASSUMED_HIT_RATIO, HIT_RATIO_MEMORY, time_to_first_token
 from warmroute.routing.decision import Decision, Measurement, reason_of
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import DecisionRecord
@@ -91,6 +91,8 @@ class Router(PoolListener):
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
         self._models = KnownModels()
         self._choices = 0
+        self._hit_ratio = ASSUMED_HIT_RATIO
+        """EWMA over requests: the share of the prompt's tokens that the candidate that held most of it held."""
         self._slowness_due = now
         self._constants = constants
         self._strategy = strategies.find(constants.strategy, rng=rng)
@@ -240,6 +242,8 @@ class Router(PoolListener):
             record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
             decision.request_id = request_id
+        if context.most_cached is not None:
+            self._hit_ratio += (context.most_cached / decision.prompt_tokens - self._hit_ratio) / HIT_RATIO_MEMORY
         candidates, load = context.candidates, decision.load
         has_prompt = decision.prompt_bytes > 0
         if has_prompt:  # else no first token comes
@@ -272,15 +276,16 @@ class Router(PoolListener):
         if rejection is not None:
             return rejection
         constants, loads = self._constants, candidates.loads
-        chains, prompt_tokens, cached, best = self._match(request, candidates)
+        chains, prompt_tokens, cached, most_cached = self._match(request, candidates)
         prompts = _equal_prompts(request.lengths()) if request.starts else 1.0
         context = strategies.PickContext(
             request=request,
             candidates=candidates,
             cached=cached,
-            factors=candidates.request_factors(prompt_tokens, now, prompts),
+            factors=candidates.request_factors(prompt_tokens, now, prompts=prompts, hit_ratio=self._hit_ratio),
             constants=constants.load.cost,
             adapter_costs=self._adapter_costs(candidates, request.model),
+            most_cached=most_cached,
         )
         strategy, failed = constants.holdout_strategy if held_out else constants.strategy, ""
         try:
@@ -299,7 +304,7 @@ class Router(PoolListener):
             failed_strategy=failed,
             reason=reason_of(
                 cached_tokens,
-                best=best,
+                best=most_cached or 0.0,
                 threshold=warm_from,
                 has_prompt=request.prompt_bytes > 0,
                 has_state=bool(request.state),
@@ -362,12 +367,13 @@ class Router(PoolListener):
 
     def _match(
         self, request: InferenceRequest, candidates: Candidates
-    ) -> tuple[Sequence[Chain], float, CachedTokens, float]:
-        """The prompts' chains and tokens, the tokens that each candidate holds, and the most that any holds."""
+    ) -> tuple[Sequence[Chain], float, CachedTokens, float | None]:
+        """The prompts' chains and tokens, the tokens that each candidate holds, and the most that any holds; None if nothing
+        was looked up."""
         prompt_bytes = request.prompt_bytes
         prompt_tokens = max(1.0, request.tokens or prompt_bytes / self._bytes_per_token.estimate)
         if not prompt_bytes or not (self._strategy.uses_prefix or self._holdout_strategy.uses_prefix):
-            return _NO_CHAINS, prompt_tokens, NOTHING_CACHED, 0.0
+            return _NO_CHAINS, prompt_tokens, NOTHING_CACHED, None
         tokens_per_byte = prompt_tokens / prompt_bytes
         request = self._models.canonical(request)
         if request.starts:
@@ -377,7 +383,7 @@ class Router(PoolListener):
         else:
             chains = [build(request.seed, request.parts)]
         if not request.reads_cache:
-            return chains, prompt_tokens, NOTHING_CACHED, 0.0
+            return chains, prompt_tokens, NOTHING_CACHED, None
         cached, best = self._caches.match(chains, tokens_per_byte, prompt_tokens, candidates.members)
         return chains, prompt_tokens, cached, best
 

@@ -74,6 +74,8 @@ class PickContext:
     constants: CostConstants
     adapter_costs: Sequence[float] | None
     """Seconds of loading the request's LoRA adapter, by position; None if it asks for none."""
+    most_cached: float | None
+    """The most tokens of the prompt that a candidate holds; None if nothing was looked up."""
 
     def costs(self, cached: CachedTokens | None = None) -> list[float]:
         """The cost of every candidate in seconds (:mod:`warmroute.routing.cost`), as if each held these ``cached`` tokens if

@@ -268,7 +268,8 @@ def test_every_path_can_be_cut(path: str, body: bytes, expected: list[bytes]) ->
         (CHAT, b'{"messages":[{"role":"user","content":"a"},"b', [b"user\xfea\xff"]),
         ("/v1/completions", b'{"prompt":{"a":"b', []),
         ("/v1/completions", b'{"prompt":["a",1,"b', []),
-        (CHAT, b'{"messages":[{"role":"user"', [b"user"]),
+        (CHAT, b'{"messages":[{"role":"user"', []),  # the role may be cut, too
+        (CHAT, b'{"messages":[{"role":"user","content":"a"},{"role":"user"', [b"user\xfea\xff", b"user"]),
         (CHAT, b'{"messages":[{"role":"user","content":null,"name":"x', []),
         (CHAT, b'{"messages":[{"content":"Hi","role":"as', [b"user\xfeHi"]),
         (CHAT, b'{"messages":[{"role":"user","content":{"a":"b', [b"user"]),

@@ -17,7 +17,7 @@ left out, with all others of which that is so, and the cheapest of the rest gets
 ``queued``        those of them that wait for their prefill: none while they wait for sequence slots or KV blocks
 ``running``       requests there that have their first token
 ``requests``      both together; ``mean requests`` is over the candidates
-``hit ratio``     share of the prompts' tokens that one of the candidates held, of late
+``hit ratio``     share of the prompts' tokens that one of the candidates held, of late; at least 0.15
 ``pool waiting``  requests without a first token at the median candidate (the lower of two)
 ``busy``          its requests, at most 1: computing on an idle endpoint takes time from nobody who waits elsewhere
 ``fill``          share of its KV cache that holds prompts, by the prefix index
@@ -40,6 +40,8 @@ from warmroute.pool.work import prefill_work
 
 HIT_RATIO_MEMORY = 100.0
 """Requests after which earlier ones count 1/e as much in the hit ratio. With 200, replays are equal within noise."""
+LEAST_HIT_RATIO = 0.15
+"""What a lower hit ratio counts as: without balance, bursts of prompts that share nothing pile up (docs/benchmarks.md)."""
 ASSUMED_HIT_RATIO = 0.5
 """The hit ratio until prompts are looked up. An assumption."""
 LEFT_OUT = 1e9

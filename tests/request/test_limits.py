@@ -112,11 +112,13 @@ def test_what_is_read_on_the_event_loop_takes_less_than_50_ms(path: str, ends: t
     body = f"{head}{','.join([member] * members)}{tail}".encode()
     assert len(body) < LONG_BODY
     seconds, steps = [], []
-    for _ in range(4):
+    for _ in range(16):  # one run without neighbours is enough
         seconds.append(cpu(lambda: parse(path, JSON, body)))
         steps.append(cpu(lambda: [{} for _ in range(100_000)]))
-    # 50 ms on a machine that takes 5 ms for the steps; measuring coverage multiplies the CPU of the one alone
-    most = max(0.05, 10 * min(steps)) if sys.gettrace() is None else 1
+        # 50 ms on a machine that takes 5 ms for the steps; measuring coverage multiplies the CPU of the one alone
+        most = max(0.05, 10 * min(steps)) if sys.gettrace() is None else 1
+        if min(seconds) < most:
+            break
     assert has_many_containers([body]) or min(seconds) < most
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import errno
-import ipaddress
 import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from warmroute.engines import scrape_target
 from warmroute.engines import scraper as scraper_module
 from warmroute.engines.scrape_target import ScrapeOutcome
 from warmroute.engines.scraper import Scraper
+from warmroute.extproc.tls import self_signed
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, ServedModels
 from warmroute.pool.pool import Pool, PoolListener
 from warmroute.settings import Settings
@@ -311,38 +306,10 @@ async def test_peers_that_talk_nonsense(scene: Scene, reply: bytes, outcome: Scr
         assert endpoint.state is None
 
 
-@pytest.fixture
-def self_signed(tmp_path: Path) -> ssl.SSLContext:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "engine")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / "engine.pem"
-    pem.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    return context
-
-
 @pytest.mark.parametrize(("verify", "outcome"), [(False, ScrapeOutcome.OK), (True, ScrapeOutcome.PAGE)])
-async def test_tls_with_and_without_verification(
-    self_signed: ssl.SSLContext, verify: bool, outcome: ScrapeOutcome
-) -> None:
+async def test_tls_with_and_without_verification(verify: bool, outcome: ScrapeOutcome) -> None:
     async with (
-        serving(FakeVllm(), tls=self_signed) as port,
+        serving(FakeVllm(), tls=self_signed()) as port,
         scraping(
             model_server_metrics_scheme="https",
             model_server_metrics_https_insecure_skip_verify=not verify,
@@ -353,14 +320,12 @@ async def test_tls_with_and_without_verification(
         assert endpoint.available
 
 
-async def test_the_models_are_listed_without_tls_at_an_endpoint_whose_metrics_have_a_port_of_their_own(
-    self_signed: ssl.SSLContext,
-) -> None:
+async def test_the_models_are_listed_without_tls_at_an_endpoint_whose_metrics_have_a_port_of_their_own() -> None:
     async def models(request: web.BaseRequest) -> web.Response:
         return web.Response(text='{"data": [{"id": "m"}]}')
 
     async with (
-        serving(FakeVllm(), tls=self_signed) as metrics_port,
+        serving(FakeVllm(), tls=self_signed()) as metrics_port,
         serving(models) as port,
         scraping(
             model_server_metrics_scheme="https", model_server_metrics_port=metrics_port, model_list_interval=0.01

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime
 import hashlib
-import ipaddress
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
 from nats.aio.client import Client
 
 from tests.waiting import eventually
+from warmroute.extproc.tls import new_pair
 from warmroute.shared_state.credentials import parse
 from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
 from warmroute.standalone.child import Child
@@ -168,28 +164,11 @@ async def test_a_credentials_file_that_is_not_there_is_named(tmp_path: Path) -> 
 
 
 def certificate(directory: Path) -> Path:
-    """``tls.crt`` and ``tls.key`` for loopback, which sign themselves, and so ``ca.crt``."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nats")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    """``tls.crt`` and ``tls.key`` for localhost, which sign themselves, and so ``ca.crt``."""
+    key, pem = new_pair("localhost")
     directory.mkdir()
-    pem = signed.public_bytes(serialization.Encoding.PEM)
-    (directory / "ca.crt").write_bytes(pem)
-    (directory / "tls.crt").write_bytes(pem)
-    (directory / "tls.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    for name, content in (("ca.crt", pem), ("tls.crt", pem), ("tls.key", key)):
+        (directory / name).write_bytes(content)
     return directory
 
 
@@ -212,7 +191,7 @@ async def test_a_server_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Client, "_connect_command", login)
     async with server(tmp_path, configuration) as port:
-        assert await publish_one(f"{scheme}://127.0.0.1:{port}", tls=directory) == b"hello"
+        assert await publish_one(f"{scheme}://localhost:{port}", tls=directory) == b"hello"
     assert encrypted == [True]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from warmroute import __version__
 from warmroute.observability.logs import one_line
+from warmroute.settings.sources import variable_of
 from warmroute.standalone.engine_list import Engine, ModelsAnswer
 from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.ports import reachable
@@ -18,7 +19,7 @@ from warmroute.standalone.up_options import DEBUG_PORT, UpOptions
 
 MOST_ENGINES = 20
 """Engines that are listed."""
-KEY_FILE = "WARMROUTE_MODEL_SERVER_TOKEN_FILE"
+KEY_FILE = variable_of("model_server_token_file")
 ANY_MODEL = "MODEL"
 """In place of a model's name that no engine has said."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from warmroute.errors import WarmrouteError
 from warmroute.observability.decision_log import STDOUT
+from warmroute.settings.sources import variable_of
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.nats import NatsProcess
 from warmroute.standalone.picker_process import PickerPorts, hangs, picker, start_picker
@@ -21,7 +22,7 @@ ASK_INTERVAL = 1.0
 ASK_SECONDS = 2.0
 """Seconds without an answer after which a picker is said to hang."""
 
-DECISION_LOG = "WARMROUTE_DECISION_LOG"
+DECISION_LOG = variable_of("decision_log")
 
 Say = Callable[[str], None]
 """Prints a line for the user."""

@@ -28,7 +28,7 @@ from warmroute.token_file import read_token
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at host names, port ranges and the endpoints file."""
 MOST_ENVOY_THREADS = 8
-STRATEGY = "WARMROUTE_ROUTING_STRATEGY"
+STRATEGY = variable_of("routing_strategy")
 
 
 class Up:
@@ -53,7 +53,7 @@ class Up:
             environ[STRATEGY] = options.strategy
         settings = load({}, environ=environ)
         strategies.find(settings.routing_strategy, rng=random.Random())  # its faults are told before anything starts
-        strategies.require_name(settings.holdout_strategy, "WARMROUTE_HOLDOUT_STRATEGY")
+        strategies.require_name(settings.holdout_strategy, variable_of("holdout_strategy"))
         self._key_file = settings.model_server_token_file
         self._token = read_token(self._key_file) if self._key_file else ""
         if options.access_log:

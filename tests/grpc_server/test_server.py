@@ -178,13 +178,18 @@ async def test_clients_that_come_and_go_at_once_do_not_end_the_port(monkeypatch:
                 pass
 
     def come_and_go(port: int) -> None:
+        readers = []
         for _ in range(400):
             client = socket.create_connection(("127.0.0.1", port), 60)
-            threading.Thread(target=read, args=(client,), daemon=True).start()
+            client.settimeout(1)
+            readers.append(threading.Thread(target=read, args=(client,), daemon=True))
+            readers[-1].start()
             with suppress(OSError):
                 client.sendall(PREFACE + frame(SETTINGS, 0, 0))
                 client.sendall(frame(frames.WINDOW_UPDATE, 0, 0, bytes([1, 0, 0, 0])))
             client.close()  # it ends once the thread has read something
+        for reader in readers:
+            reader.join()
 
     async with serving() as (_, port):
         await asyncio.to_thread(come_and_go, port)

@@ -812,7 +812,7 @@ class Connection:
         handler.closed()
 
     def _reset(self, call: Call, code: ErrorCode) -> None:
-        """The client broke the protocol on this call."""
+        """End the call at once: the client broke the protocol on it, or the handler aborts it."""
         self._send_reset(call._stream, code)
         self._forget(call)
         self._cancel(call)

@@ -137,7 +137,7 @@ class EngineState:
     capacity_tokens: int | None = None
     """Tokens that the KV cache holds."""
     max_num_seqs: int | None = None
-    """Most requests that run at once. vLLM does not export it, so it is inferred or configured."""
+    """Most requests that run at once. vLLM does not export it: ``--max-num-seqs`` is assumed then."""
     max_model_len: int | None = None
     """Most tokens of a request, prompt and answer together. The engine rejects longer ones."""
     block_size: int | None = None

@@ -27,7 +27,7 @@ class PoolListener:
         """The member is forgotten; if discovery lists it again, it is a new object."""
 
     def endpoint_changed(self, endpoint: Endpoint, now: float) -> None:
-        """Readiness, address, labels, reachability or passive health changed."""
+        """Readiness, address, labels, reachability, passive health or the models that it serves changed."""
 
     def endpoint_observed(self, endpoint: Endpoint, now: float) -> None:
         """``endpoint.state`` is new."""

@@ -43,10 +43,6 @@ class DecisionRecord:
     what follows from them, are exact where ``exact`` is given, else coarse (:data:`CACHED_STEP`).
     """
 
-    request_id: str
-    """The gateway's ``x-request-id``; clients may choose it and it may be empty."""
-    traceparent: str
-    """The request's W3C trace context (https://www.w3.org/TR/trace-context/); empty if it has none."""
     model: str
     strategy: str
     reason: str
@@ -73,31 +69,25 @@ class DecisionRecord:
     """Of the candidates, where the chosen one is not ready: none is ready then. Empty: all are ready."""
     id: str = ""
     """Unique among the decisions of all pickers; empty if nothing was decided (:meth:`Router.preview
-    <warmroute.routing.router.Router.preview>`)."""
+    <warmroute.routing.router.Router.preview>`), as are the next two."""
+    request_id: str = ""
+    """The gateway's ``x-request-id``; clients may choose it and it may be empty."""
+    traceparent: str = ""
+    """The request's W3C trace context (https://www.w3.org/TR/trace-context/); empty if it has none."""
 
     @classmethod
     def of(
-        cls,
-        decision: Decision,
-        context: PickContext,
-        values: Sequence[float],
-        constants: CostConstants,
-        *,
-        request_id: str,
-        traceparent: str,
-        warm_from: float,
+        cls, decision: Decision, context: PickContext, values: Sequence[float], *, warm_from: float
     ) -> DecisionRecord:
         """The record of a decision; ``values`` are what the strategy gave, by position."""
         return cls(
-            request_id=request_id,
-            traceparent=traceparent,
             model=context.request.model,
             strategy=decision.strategy,
             reason=decision.reason,
             chosen=decision.endpoint.id,
             targets=decision.targets,
             warm_from=warm_from,
-            constants=constants,
+            constants=context.constants,
             request=context.factors,
             names=context.candidates.members.names,
             endpoints=context.candidates.factors[:],
@@ -124,11 +114,11 @@ class DecisionRecord:
     @property
     def by_cost(self) -> bool:
         """The strategy's values are the costs, with what is cached."""
-        return self._has_costs and (self.strategy.upper() != "DEFAULT" or not self._most_cached)
+        return self._has_costs and (self.strategy != "DEFAULT" or not self._most_cached)
 
     @property
     def _has_costs(self) -> bool:
-        return self.strategy.upper() in COST_STRATEGIES
+        return self.strategy in COST_STRATEGIES
 
     @property
     def coarse_reason(self) -> str:
@@ -194,8 +184,7 @@ class DecisionRecord:
         ``all_terms``: the cost of each endpoint is split, not only the chosen one's.
         """
         chosen = self.position
-        others = self.next_best(max(1, most_candidates - 1))
-        shown = [chosen, *others[: most_candidates - 1]]
+        shown = [chosen, *self.next_best(most_candidates - 1)]
         return {
             "decision": self.id,
             "request": self.request_id,
@@ -207,7 +196,7 @@ class DecisionRecord:
             "reason": self.reason if exact else self.coarse_reason,
             "chosen": self.chosen,
             "targets": self.targets,
-            "sentence": self._sentence(chosen, others[:1], exact=exact),
+            "sentence": self.sentence(exact=exact),
             "prompt_tokens": round(self.request.prompt_tokens),
             "cached_tokens": round(self.cached_tokens(chosen, exact=exact)),
             "rounded_to": CACHED_STEP if self._rounded(exact=exact) else 1,
@@ -243,9 +232,7 @@ class DecisionRecord:
         The times are costs: what the request adds for all requests; ``at most`` where cached tokens are coarse. Of a
         strategy without costs, its own values.
         """
-        return self._sentence(self.position, self.next_best(1), exact=exact)
-
-    def _sentence(self, chosen: int, next_best: Sequence[int], *, exact: bool) -> str:
+        chosen = self.position
         parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
         if not self.by_cost:
             parts[1] = f"{short_strategy(self.strategy)} gives it {parts[1]}"
@@ -253,7 +240,7 @@ class DecisionRecord:
             parts[1] = f"held out (--holdout): {parts[1]}"
         if self.failed_strategy:
             parts[1] = f"{short_strategy(self.failed_strategy)} failed, {self.strategy} chose: {parts[1]}"
-        parts += [f"next best {_short(self.names[k])}{self._worth_of_next(k, exact=exact)}" for k in next_best]
+        parts += [f"next best {_short(self.names[k])}{self._worth_of_next(k, exact=exact)}" for k in self.next_best(1)]
         if len(self.names) == 1:
             parts.append("the only candidate")
         elif (self.reason if exact else self.coarse_reason) == "spread" and self.by_cost:

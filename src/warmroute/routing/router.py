@@ -239,9 +239,10 @@ class Router(PoolListener):
         decision, context, values = choice
         record = None
         if self.listeners:  # before it is booked: the record shows the load that the decision saw
-            record = self._record(decision, context, values, request_id=request_id, traceparent=traceparent)
+            record = self._record(decision, context, values)
             record.id = decision.id = f"{self._name}-{self._choices + 1}"
-            decision.request_id = request_id
+            record.request_id = decision.request_id = request_id
+            record.traceparent = traceparent
         if context.most_cached is not None:
             self._hit_ratio += (context.most_cached / decision.prompt_tokens - self._hit_ratio) / HIT_RATIO_MEMORY
         candidates, load = context.candidates, decision.load
@@ -327,25 +328,9 @@ class Router(PoolListener):
         )
         return decision, context, values
 
-    def _record(
-        self,
-        decision: Decision,
-        context: strategies.PickContext,
-        values: Sequence[float],
-        *,
-        request_id: str = "",
-        traceparent: str = "",
-    ) -> DecisionRecord:
-        constants = self._constants
-        return DecisionRecord.of(
-            decision,
-            context,
-            values,
-            constants.load.cost,
-            request_id=request_id,
-            traceparent=traceparent,
-            warm_from=constants.prefix_match_threshold * decision.prompt_tokens,
-        )
+    def _record(self, decision: Decision, context: strategies.PickContext, values: Sequence[float]) -> DecisionRecord:
+        warm_from = self._constants.prefix_match_threshold * decision.prompt_tokens
+        return DecisionRecord.of(decision, context, values, warm_from=warm_from)
 
     def _current_table(self, now: float) -> CandidateTable:
         table = self._table

@@ -142,7 +142,7 @@ class CacheModel:
         cached, _ = self.match(decision.chains, tokens_per_byte, decision.prompt_tokens, members)
         return cached.at(0)
 
-    def expect(self, decision: SentRequest, *, exact: bool, now: float) -> None:
+    def expect(self, decision: SentRequest, *, exact: bool) -> None:
         """The decision's prompts were sent to the engine. ``exact``: their length is known, not estimated.
 
         Nothing is expected of an engine that keeps no prompts.
@@ -152,7 +152,7 @@ class CacheModel:
             return
         if not decision.further:
             decision.held, decision.sent = self._expect_prompt(
-                decision, decision.chain, decision.prompt_tokens, decision.cached_tokens, exact=exact, now=now
+                decision, decision.chain, decision.prompt_tokens, decision.cached_tokens, exact=exact
             )
             decision.until = self._index.uses
             return
@@ -161,7 +161,7 @@ class CacheModel:
         for chain in decision.chains:
             share = chain.prompt_bytes / decision.prompt_bytes
             tokens, cached_tokens = share * decision.prompt_tokens, share * decision.cached_tokens
-            one_held, one_sent = self._expect_prompt(decision, chain, tokens, cached_tokens, exact=exact, now=now)
+            one_held, one_sent = self._expect_prompt(decision, chain, tokens, cached_tokens, exact=exact)
             held += one_held
             sent += one_sent
         decision.held, decision.sent, decision.until = held, sent, self._index.uses
@@ -174,7 +174,6 @@ class CacheModel:
         cached_tokens: float,
         *,
         exact: bool,
-        now: float,
     ) -> tuple[tuple[int], tuple[SentPrompt, ...]]:
         """One prompt of the decision was sent. Returns how many of its checkpoints the endpoint had before, and the prompt
         if it waits for the engine's counters.
@@ -197,7 +196,7 @@ class CacheModel:
         # Each sample looks up the whole prompt, and all but the first one find it.
         again = (decision.samples - 1) * tokens
         looked_up, expected = tokens + again, cached_tokens / confirmation.factor + again
-        if confirmation.settle_late(looked_up, expected, now):
+        if confirmation.settle_late(looked_up, expected, decision.at):
             return (self._insert(load, chain),), ()
         unconfirmed = None
         unproven_bytes = confirmation.unproven * chain.prompt_bytes / tokens
@@ -212,7 +211,9 @@ class CacheModel:
             else:
                 self._index.insert_unconfirmed(load.holder, chain)
                 unconfirmed = chain
-        sent = confirmation.sent(looked_up, expected, unconfirmed, now, most_checkpoints=self._index.most_unconfirmed)
+        sent = confirmation.sent(
+            looked_up, expected, unconfirmed, decision.at, most_checkpoints=self._index.most_unconfirmed
+        )
         return (held,), (sent,)
 
     def expect_remote(self, remote: RemoteRequests) -> None:

@@ -32,7 +32,7 @@ from warmroute.routing.endpoint_load import EndpointLoad, LoadConstants
 from warmroute.routing.known_models import KnownModels
 from warmroute.routing.outlier_detection import Evidence, OutlierDetection
 from warmroute.routing.saturation import SaturationLimits, saturated
-from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, RemoteRequests, SentRequest
+from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE, RemoteRequests
 from warmroute.routing.slowness import update_slowness
 from warmroute.routing.state_keepers import StateKeepers
 from warmroute.routing.virtual_queue import ASSUMED_DURATION
@@ -246,15 +246,11 @@ class Router(PoolListener):
         if context.most_cached is not None:
             self._hit_ratio += (context.most_cached / decision.prompt_tokens - self._hit_ratio) / HIT_RATIO_MEMORY
         candidates, load = context.candidates, decision.load
-        has_prompt = decision.prompt_bytes > 0
-        if has_prompt:  # else no first token comes
+        if decision.prompt_bytes:  # else no first token comes
             factors = candidates.factors[candidates.members.position[load.holder]]
             predicted = time_to_first_token(factors, context.factors, cached_tokens=decision.cached_tokens)
             load.prediction.expect(predicted)
-        rate = load.drain_rate(self._constants.load)
-        load.assign(decision.uncached_work, rate, now, requests=decision.requests, has_prompt=has_prompt)
         self._book(decision, now)
-        self._update(load, now)
         if record is not None:
             for listener in self.listeners:
                 listener.decided(decision, record)
@@ -422,24 +418,17 @@ class Router(PoolListener):
         if RANGE[0] <= estimate <= RANGE[1]:
             self._bytes_per_token.begin_with(estimate)
 
-    def _assign_known_late(self, decision: SentRequest) -> None:
-        """Count the request's work on its endpoint as of when it was decided, unless a scrape has counted it."""
-        load = decision.load
+    def _book(self, decision: Decision, now: float) -> None:
+        """Count a decision that is made now on its endpoint, so that the next one sees it."""
+        load, has_prompt = decision.load, decision.prompt_bytes > 0
         rate = load.drain_rate(self._constants.load)
-        load.assign_late(
-            decision.uncached_work, rate, decision.at, requests=decision.requests, has_prompt=decision.prompt_bytes > 0
-        )
-
-    def _book(self, decision: SentRequest, now: float) -> None:
-        """Count the prompt on the chosen endpoint. The caller updates the endpoint's figures, so that the next decision sees
-        it."""
-        load, at = decision.load, decision.at
+        load.assign(decision.uncached_work, rate, now, requests=decision.requests, has_prompt=has_prompt)
         decision.process = load.process
         self._choices += 1
         load.last_chosen = self._choices
-        self._pool.sent(load.endpoint, at)
-        if decision.prompt_bytes:  # else engines do not count it among the prompts
-            self._outliers.sent(load.endpoint, at)
+        self._pool.sent(load.endpoint, now)
+        if has_prompt:  # else engines do not count it among the prompts
+            self._outliers.sent(load.endpoint, now)
             lengths = decision.known_lengths
             for length in lengths:
                 requests = min(decision.samples, MOST_REQUESTS_OF_ONE // len(lengths))
@@ -447,7 +436,8 @@ class Router(PoolListener):
         if decision.adapter:
             load.adapters.use(decision.adapter, now)
         if decision.chain.hashes:
-            self._caches.expect(decision, exact=decision.exact, now=at)
+            self._caches.expect(decision, exact=decision.exact)
+        self._update(load, now)
 
     def _adapter_costs(self, candidates: Candidates, model: str) -> Sequence[float] | None:
         """The cost of loading the adapter on each candidate; None if ``model`` is not known to be an adapter."""
@@ -508,11 +498,12 @@ class Router(PoolListener):
         decision.load, decision.process = other, other.process
         decision.cached_tokens = self._caches.cached_tokens(decision, other)
         other.open_responses += 1
-        self._assign_known_late(decision)
+        rate, has_prompt = other.drain_rate(self._constants.load), decision.prompt_bytes > 0
+        other.assign_late(decision.uncached_work, rate, decision.at, requests=decision.requests, has_prompt=has_prompt)
         if decision.adapter:
             other.adapters.use(decision.adapter, now)
         if decision.chain.hashes:
-            self._caches.expect(decision, exact=False, now=decision.at)
+            self._caches.expect(decision, exact=False)
         self._update(other, now)
 
     def _ended(self, decision: Decision, now: float) -> None:

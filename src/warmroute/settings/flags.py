@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from warmroute.settings.settings import Settings, extra_of
+from warmroute.settings.settings import Settings, extra_of, flag_of
 from warmroute.settings.table import as_text
 
 
@@ -37,15 +37,11 @@ def with_settings_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def flags_of_settings() -> dict[str, str]:
     """The settings' names by their flags."""
-    return {_flag(name): name for name in Settings.model_fields}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return {flag_of(name): name for name in Settings.model_fields}
 
 
 def _option(
     name: str, of_type: Any, text: str, *, metavar: str | None = None, panel: str | None = None
 ) -> inspect.Parameter:
-    option = typer.Option(_flag(name), help=text, metavar=metavar, show_default=False, rich_help_panel=panel)
+    option = typer.Option(flag_of(name), help=text, metavar=metavar, show_default=False, rich_help_panel=panel)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[of_type, option])

@@ -601,5 +601,10 @@ def extra_of(name: str) -> Mapping[str, Any]:
     return extra
 
 
+def flag_of(name: str) -> str:
+    """The flag of the setting ``name``."""
+    return "--" + name.replace("_", "-")
+
+
 HOT_SETTINGS = frozenset(name for name in Settings.model_fields if extra_of(name)["hot"])
 """Settings that may change while the server runs."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from warmroute import yaml_file
 from warmroute.errors import ConfigurationError
-from warmroute.settings.settings import HOT_SETTINGS, RETIRED, Settings, extra_of, without_passwords
+from warmroute.settings.settings import HOT_SETTINGS, RETIRED, Settings, extra_of, flag_of, without_passwords
 from warmroute.yaml_file import shown, summary
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load(flags: Mapping[str, Any], *, environ: Mapping[str, str], settings_file:
             if variable in environ:
                 values[name], origin[name] = environ[variable], variable
     for name, value in flags.items():
-        values[name], origin[name] = value, "--" + name.replace("_", "-")
+        values[name], origin[name] = value, flag_of(name)
     return _validated(values, origin)
 
 

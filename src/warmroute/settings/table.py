@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warmroute.settings.settings import Settings, extra_of
+from warmroute.settings.settings import Settings, extra_of, flag_of
 
 
 def markdown() -> str:
@@ -12,7 +12,7 @@ def markdown() -> str:
         extra = extra_of(name)
         default = as_text(info.default)
         cells = [
-            f"`--{name.replace('_', '-')}`",
+            f"`{flag_of(name)}`",
             f"`{default}`" if default else "",
             "yes" if extra["hot"] else "",
             str(info.description),

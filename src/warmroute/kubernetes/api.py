@@ -159,15 +159,15 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError, ApiException, ConfigException) as error:
             if type(error) is TimeoutError:  # connected, else it is one of aiohttp's
                 raise ApiError(NO_ANSWER_IN_TIME, f"{path}: no answer within {limits.total:g} s") from error
-            self._log_reachable(away=True, error=error)
+            self._lost(error)
             if isinstance(error, aiohttp.ClientSSLError):
                 await self._renew(client)
             raise ApiError(UNREACHABLE, f"{path}: {error!r}") from error
-        self._log_reachable(away=False)
+        self._found()
         response: aiohttp.ClientResponse = answer.response
         if response.ok:
             return response
-        raise ApiError(response.status, await self._reason(path, response), _retry_after(response))
+        raise ApiError(response.status, await _reason(path, response), _retry_after(response))
 
     async def _connect(self) -> ApiClient:
         async with self._connecting:
@@ -199,29 +199,33 @@ class Cluster:
                 self._kubeconfig, client_configuration=configuration, persist_config=False
             )
 
-    async def _reason(self, path: str, response: aiohttp.ClientResponse) -> str:
-        try:
-            text = (await _start_of(response, MAX_REASON_BYTES)).decode(errors="replace")
-            message = str(orjson.loads(text)["message"])
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
-            message = f"{path}: {response.status} {response.reason}"
-        finally:
-            response.release()
-        return message
+    def _lost(self, error: Exception) -> None:
+        """The API server cannot be reached: told once until it is back."""
+        if not self._away:
+            self._away = True
+            broken = isinstance(error, ConfigException)
+            logger.warning(
+                "%s; using the last known state, if any",
+                "the configuration of the cluster cannot be used" if broken else "the API server cannot be reached",
+                extra={"fields": {"error": str(error) or repr(error)}},
+            )
 
-    def _log_reachable(self, *, away: bool, error: Exception | None = None) -> None:
-        """Log once when the API server becomes unreachable, and once when it is back."""
-        if away != self._away:
-            self._away = away
-            if away:
-                broken = isinstance(error, ConfigException)
-                logger.warning(
-                    "%s; using the last known state, if any",
-                    "the configuration of the cluster cannot be used" if broken else "the API server cannot be reached",
-                    extra={"fields": {"error": str(error) or repr(error)}},
-                )
-            else:
-                logger.info("the API server can be reached again")
+    def _found(self) -> None:
+        """The API server answers."""
+        if self._away:
+            self._away = False
+            logger.info("the API server can be reached again")
+
+
+async def _reason(path: str, response: aiohttp.ClientResponse) -> str:
+    """Why a request was answered with an error status, as the answer says it. Ends the answer."""
+    try:
+        text = (await _start_of(response, MAX_REASON_BYTES)).decode(errors="replace")
+        return str(orjson.loads(text)["message"])
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
+        return f"{path}: {response.status} {response.reason}"
+    finally:
+        response.release()
 
 
 async def _start_of(response: aiohttp.ClientResponse, most: int) -> bytes:

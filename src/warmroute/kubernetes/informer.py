@@ -243,12 +243,11 @@ class Informer(Generic[T]):
         try:
             event = orjson.loads(line)
             kind, item = event["type"], event["object"]
-            if kind != "ERROR":
-                return kind, item, text(item["metadata"]["resourceVersion"])
-            error = ApiError(int(item.get("code") or 500), str(item.get("message")))
-        except (LookupError, TypeError, ValueError, AttributeError) as failure:
-            error = ApiError(200, f"{self.resource.path}: the watch has a line that is no event: {failure!r}")
-        raise error
+            if kind == "ERROR":
+                raise ApiError(int(item.get("code") or 500), str(item.get("message")))
+            return kind, item, text(item["metadata"]["resourceVersion"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ApiError(200, f"{self.resource.path}: the watch has a line that is no event: {error!r}") from error
 
     def _handle(self, kind: str, item: Object, version: str) -> None:
         if kind == "DELETED":

@@ -149,6 +149,9 @@ async def test_the_engines_of_a_file_follow_it(tmp_path: Path) -> None:
     file.write_text("endpoints: 3\n")
     with pytest.raises(ConfigurationError, match=r"the endpoints file .*endpoints.yaml: line 1, endpoints: "):
         await engines.look()
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match=r"the endpoints file .*endpoints.yaml: not UTF-8: byte 0"):
+        await engines.look()
 
 
 # ---------------------------------------------------------------- engines that answer

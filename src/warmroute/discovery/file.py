@@ -138,6 +138,14 @@ def parse(text: str) -> EndpointsFile:
     return file
 
 
+def parse_content(content: bytes, path: Path) -> EndpointsFile:
+    """Parse the content of the file at ``path``. Raises ConfigurationError, which names that too."""
+    try:
+        return parse(yaml_file.decoded(content))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the endpoints file {path}: {error}") from error
+
+
 def _repetitions(file: EndpointsFile, tree: yaml.Node | None) -> Iterator[str]:
     ids: dict[str, int] = {}
     targets: dict[str, int] = {}
@@ -202,7 +210,7 @@ class FileDiscovery:
         content = self._read()
         if isinstance(content, str):
             raise ConfigurationError(content)
-        self._apply(content, self._parse(content))
+        self._apply(content, parse_content(content, self._path))
 
     async def start(self) -> None:
         """Start watching the file."""
@@ -236,7 +244,7 @@ class FileDiscovery:
         elif content != self._refused:
             try:
                 # In a thread: YAML with a thousand endpoints takes half a second.
-                file = await asyncio.to_thread(self._parse, content)
+                file = await asyncio.to_thread(parse_content, content, self._path)
             except ConfigurationError as error:
                 self._refused = content
                 self._report(str(error))
@@ -259,12 +267,6 @@ class FileDiscovery:
             return yaml_file.read(self._path, "endpoints file")
         except ConfigurationError as error:
             return str(error)
-
-    def _parse(self, content: bytes) -> EndpointsFile:
-        try:
-            return parse(yaml_file.decoded(content))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"the endpoints file {self._path}: {error}") from error
 
     def _apply(self, content: bytes, file: EndpointsFile) -> None:
         self._pool.replace(file.for_clients(), self._clock())

@@ -261,12 +261,8 @@ def _probe(url: str, headers: Mapping[str, str]) -> ModelsAnswer:
 
 
 def _listed(path: Path) -> list[Engine]:
-    text = yaml_file.decoded(yaml_file.read(path, "endpoints file"))
-    try:
-        specs = endpoints_file.parse(text).for_clients()
-    except ConfigurationError as error:
-        raise ConfigurationError(f"the endpoints file {path}: {error}") from error
-    return [Engine(spec.name, spec.address, spec.port) for spec in specs]
+    file = endpoints_file.parse_content(yaml_file.read(path, "endpoints file"), path)
+    return [Engine(spec.name, spec.address, spec.port) for spec in file.for_clients()]
 
 
 def _why(error: Exception) -> str:

@@ -24,7 +24,8 @@ from warmroute.grpc_server import frames
 from warmroute.grpc_server import server as server_module
 from warmroute.grpc_server.connection import IGNORE, MOST_AT_ONCE, Limits, Usage
 from warmroute.grpc_server.frames import PREFACE, SETTINGS, frame
-from warmroute.grpc_server.server import GrpcServer, unary
+from warmroute.grpc_server.server import GrpcServer
+from warmroute.grpc_server.unary import unary
 
 pytestmark = pytest.mark.integration
 

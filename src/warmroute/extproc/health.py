@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from warmroute.extproc.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListResponse
-from warmroute.grpc_server.connection import IGNORE, Call, Handler
+from warmroute.grpc_server.connection import IGNORE, Call, Handler, Method
 from warmroute.grpc_server.frames import Status
-from warmroute.grpc_server.server import Method, unary
+from warmroute.grpc_server.unary import unary
 
 EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS = "liveness"

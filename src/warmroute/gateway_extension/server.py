@@ -22,8 +22,9 @@ from warmroute.extproc import health
 from warmroute.gateway_extension import gateway_extension_pb2 as pb
 from warmroute.gateway_extension import hooks
 from warmroute.gateway_extension.picked_pool import picked_pools
-from warmroute.grpc_server.connection import Limits
-from warmroute.grpc_server.server import GrpcServer, Method, unary
+from warmroute.grpc_server.connection import Limits, Method
+from warmroute.grpc_server.server import GrpcServer
+from warmroute.grpc_server.unary import unary
 from warmroute.observability.page_server import Page, PageServer, Request
 
 if TYPE_CHECKING:  # it needs the Kubernetes client

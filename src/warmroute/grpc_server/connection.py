@@ -243,15 +243,17 @@ class Call:
         self._connection._resume(self)
 
 
+Method = Callable[[Call], Handler]
+"""Takes a call and returns its handler; :data:`IGNORE` if it has finished it."""
+
+
 class Connection:
     """The protocol's state. ``accept`` is called with each new call and returns its handler.
 
     ``wake`` is called when there is output that :meth:`receive` did not cause. All connections of a port share ``usage``.
     """
 
-    def __init__(
-        self, accept: Callable[[Call], Handler], wake: Callable[[], None], limits: Limits, usage: Usage
-    ) -> None:
+    def __init__(self, accept: Method, wake: Callable[[], None], limits: Limits, usage: Usage) -> None:
         self._accept = accept
         self._wake = wake
         self._limits = limits

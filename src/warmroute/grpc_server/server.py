@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
-from google.protobuf.message import DecodeError
-
-from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Usage
+from warmroute.grpc_server.connection import IGNORE, Call, Connection, Handler, Limits, Method, Usage
 from warmroute.grpc_server.frames import Status
+from warmroute.grpc_server.unary import Unary
 from warmroute.listener import listen
 from warmroute.log_throttle import LogThrottle
 from warmroute.tasks import BackgroundTask, cancel
@@ -38,9 +37,6 @@ SHORTAGE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about a lack of file descriptors."""
 BACKLOG = 1024
 """Connections that the kernel accepts before the event loop does."""
-
-Method = Callable[[Call], Handler]
-"""Takes a call and returns its handler; :data:`~warmroute.grpc_server.connection.IGNORE` if it has finished it."""
 
 
 class GrpcServer:
@@ -315,64 +311,3 @@ class _Socket(asyncio.Protocol):
             transport.close()
         if not connection.calls:
             self._changed.set()
-
-
-class Unary:
-    """The handler of a method with one message each way. ``answer`` takes and returns serialised messages.
-
-    ``long_messages``: messages may have :data:`~warmroute.grpc_server.connection.LONG_MESSAGE` bytes and more.
-    """
-
-    def __init__(self, call: Call, answer: Callable[[bytes], bytes], *, long_messages: bool) -> None:
-        self._call = call
-        self._answer = answer
-        self._long_messages = long_messages
-        self._open: dict[Unary, None] = {}
-
-    def count_in(self, calls: dict[Unary, None]) -> None:
-        """Be in ``calls`` until the call is over."""
-        self._open = calls
-        calls[self] = None
-
-    def give_up(self) -> None:
-        """End the call in favour of another one."""
-        self._call.finish(Status.RESOURCE_EXHAUSTED, "too many calls wait for their messages")
-        self._call.abort()  # if its answer waits
-
-    def message(self, data: bytes) -> None:
-        """Answer, or report a failure to this client alone."""
-        try:
-            answer = self._answer(data)
-        except DecodeError as error:
-            self._call.finish(Status.INVALID_ARGUMENT, str(error))
-            return
-        except Exception:
-            logger.exception("call failed", extra={"fields": {"method": self._call.path}})
-            self._call.finish(Status.INTERNAL, "the method failed")
-            return
-        self._call.send(answer)
-        self._call.finish()
-
-    def arriving(self, size: int) -> None:
-        """End the call if the message is too long for the method."""
-        if not self._long_messages:
-            self._call.finish(Status.RESOURCE_EXHAUSTED, "the message is too long for this method")
-
-    def waiting(self, size: int) -> None:
-        """Nothing: a call has one answer."""
-
-    def half_closed(self) -> None:
-        """No message came."""
-        self._call.finish(Status.INTERNAL, "a message was expected")
-
-    def written(self) -> None:
-        """Nothing: the call ends then."""
-
-    def closed(self) -> None:
-        """Count it no more."""
-        self._open.pop(self, None)
-
-
-def unary(answer: Callable[[bytes], bytes], *, long_messages: bool = False) -> Method:
-    """A method of :class:`GrpcServer` with one message each way; see :class:`Unary`."""
-    return lambda call: Unary(call, answer, long_messages=long_messages)

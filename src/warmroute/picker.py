@@ -19,7 +19,7 @@ from warmroute.end_signals import on_end_signal
 from warmroute.engines.scrape_target import ScrapeOutcome
 from warmroute.engines.scraper import Scraper
 from warmroute.errors import ConfigurationError
-from warmroute.extproc.budget import BodyBudget
+from warmroute.extproc.budget import MemoryBudget
 from warmroute.extproc.server import Server
 from warmroute.extproc.session import HEADERS_MEMORY, Session
 from warmroute.observability import bypass, lag, logs
@@ -93,7 +93,7 @@ class EndpointPicker:
         self.pool.subscribe(self.metrics, now)
         self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped, owns=self._scrapes_itself)
         self._rules = session_rules(settings)
-        self._budget, self._headers_budget = BodyBudget(settings.body_memory), BodyBudget(HEADERS_MEMORY)
+        self._budget, self._headers_budget = MemoryBudget(settings.body_memory), MemoryBudget(HEADERS_MEMORY)
         self.server = Server(
             server_options(settings),
             new_session=self._new_session,

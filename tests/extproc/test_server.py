@@ -32,7 +32,7 @@ from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.extproc import tls
-from warmroute.extproc.budget import BodyBudget
+from warmroute.extproc.budget import MemoryBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BUFFERED_PARTIAL,
@@ -112,7 +112,7 @@ class Picker:
         self.pool.replace([EndpointSpec("default", n, f"10.0.0.{n}", 8000) for n in ("1", "2")], 0.0)
         self.router = Router(self.pool, routing_constants(), rng=random.Random(1), now=0.0)
         self.recorder = Recorder()
-        self.budget = BodyBudget(budget)
+        self.budget = MemoryBudget(budget)
         self.ready = True
         self.server = Server(
             options,
@@ -121,7 +121,7 @@ class Picker:
                 session_rules(**rules),
                 models=self.pool.models,
                 budget=self.budget,
-                headers_budget=BodyBudget(1 << 30),
+                headers_budget=MemoryBudget(1 << 30),
                 chance=random.random,
             ),
             observer=self.recorder,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.factories import routing_constants, session_rules
 from warmroute.errors import ProtocolError
 from warmroute.extproc import headers, replies, subset
-from warmroute.extproc.budget import BodyBudget
+from warmroute.extproc.budget import MemoryBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BUFFERED_PARTIAL,
@@ -59,15 +59,15 @@ class Stream:
     def __init__(
         self,
         models: Iterable[Model] = (),
-        budget: BodyBudget | None = None,
-        headers_budget: BodyBudget | None = None,
+        budget: MemoryBudget | None = None,
+        headers_budget: MemoryBudget | None = None,
         listener: DecisionListener | None = None,
         strategy: str = "PREFIX_CACHE",
         **rules: Any,
     ) -> None:
         self.pool = Pool()
-        self.budget = budget or BodyBudget(1 << 30)
-        self.headers_budget = headers_budget or BodyBudget(1 << 30)
+        self.budget = budget or MemoryBudget(1 << 30)
+        self.headers_budget = headers_budget or MemoryBudget(1 << 30)
         self.request = NO_PROMPT
         """The request as it was routed, without its prompt, which may be large."""
         self.took_long = False
@@ -801,7 +801,7 @@ def test_headers_beyond_the_first_thousand_are_not_looked_at() -> None:
 
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
 def test_a_short_body_of_many_lists_is_not_read_on_the_event_loop(mode: BodySendMode) -> None:
-    budget = BodyBudget(1 << 30)
+    budget = MemoryBudget(1 << 30)
     for tool, long in (("[" * 240 + "]" * 240, True), ('"' + "x" * 478 + '"', False)):
         body = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[%b1]}' % (f"{tool},".encode() * 200)
         stream = Stream(budget=budget)
@@ -859,7 +859,7 @@ def heavy() -> dict[str, Any]:
 
 
 def test_headers_of_requests_that_do_not_end_have_one_bound() -> None:
-    budget = BodyBudget(100_000)
+    budget = MemoryBudget(100_000)
     streams = [Stream(headers_budget=budget) for _ in range(100)]
     answers = [stream.headers(**heavy()) for stream in streams]
     assert rejection(answers[-1])[:2] == (503, "overloaded")
@@ -873,7 +873,7 @@ def test_headers_of_requests_that_do_not_end_have_one_bound() -> None:
 
 
 def test_a_hint_counts_as_headers_and_does_not_hold_its_message() -> None:
-    budget = BodyBudget(100_000)
+    budget = MemoryBudget(100_000)
     stream = Stream(headers_budget=budget)
     stream.headers(subset=["10.0.0.1:8000", "9" * 50_000])
     assert 50_000 < budget.used < 52_000
@@ -885,7 +885,7 @@ def test_a_hint_counts_as_headers_and_does_not_hold_its_message() -> None:
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
 def test_an_answered_stream_keeps_no_headers_but_its_id(mode: BodySendMode, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return range(len(candidates))\n")
-    budget = BodyBudget(100_000)
+    budget = MemoryBudget(100_000)
     stream = Stream(
         headers_budget=budget, strategy=f"{tmp_path / 'mine.py'}:choose", observe_responses=True, strict_models=False
     )
@@ -904,7 +904,7 @@ def large(kilobytes: int) -> bytes:
 
 
 def test_chunks_beyond_the_memory_for_bodies_get_503_and_take_nothing() -> None:
-    budget = BodyBudget(300_000)
+    budget = MemoryBudget(300_000)
     first, second = Stream(budget=budget), Stream(budget=budget)
     for stream in (first, second):
         stream.headers(FULL_DUPLEX_STREAMED)
@@ -919,7 +919,7 @@ def test_chunks_beyond_the_memory_for_bodies_get_503_and_take_nothing() -> None:
 
 
 def test_a_returned_body_counts_until_it_is_written() -> None:
-    budget = BodyBudget(1 << 20)
+    budget = MemoryBudget(1 << 20)
     stream = Stream(budget=budget, observe_responses=True)
     stream.headers(FULL_DUPLEX_STREAMED)
     body = ProcessingRequest(request_body=HttpBody(body=CHAT, end_of_stream=True))
@@ -948,7 +948,7 @@ def test_a_stream_that_stays_open_after_its_answer_keeps_neither_prompt_nor_mess
 
 
 def test_a_chunk_of_the_response_takes_its_own_size_of_the_memory_and_gives_it_back() -> None:
-    budget = BodyBudget(1 << 30)
+    budget = MemoryBudget(1 << 30)
     stream = Stream(budget=budget)
     stream.headers(FULL_DUPLEX_STREAMED, response=FULL_DUPLEX_STREAMED)
     stream.body(large(1024))
@@ -960,7 +960,7 @@ def test_a_chunk_of_the_response_takes_its_own_size_of_the_memory_and_gives_it_b
 
 
 def test_memory_of_headers_that_arrive_in_parts_counts_among_what_their_body_announces() -> None:
-    budget = BodyBudget(8 << 20)
+    budget = MemoryBudget(8 << 20)
     stream = Stream(budget=budget)
     assert stream.session.hold_arriving(9000)
     stream.headers(content_length=str(2 << 20))
@@ -1005,7 +1005,7 @@ def test_memory_that_is_given_back_is_held_no_more(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX_STREAMED])
 def test_large_bodies_that_are_announced_leave_room_for_others(mode: BodySendMode) -> None:
-    budget = BodyBudget(8 << 20)
+    budget = MemoryBudget(8 << 20)
     announced = [Stream(budget=budget) for _ in range(4)]
     answers = [stream.headers(mode, content_length=str(2 << 20)) for stream in announced]
     assert rejection(answers[3])[:2] == (503, "overloaded")
@@ -1023,14 +1023,14 @@ def test_large_bodies_that_are_announced_leave_room_for_others(mode: BodySendMod
 def test_reading_a_long_body_takes_memory_of_the_budget(mode: BodySendMode) -> None:
     body = large(600)
     for limit, expected in ((100 << 20, None), (1 << 20, (413, "body-too-large"))):
-        stream = Stream(budget=BodyBudget(limit))
+        stream = Stream(budget=MemoryBudget(limit))
         stream.headers(mode)
         answers = stream.body(body)
         if expected is None:
             assert destination(answers[0]) in TARGETS
         else:
             assert rejection(answers)[:2] == expected
-    budget = BodyBudget(100 << 20)
+    budget = MemoryBudget(100 << 20)
     assert budget.take(99 << 20)
     stream = Stream(budget=budget)
     stream.headers(mode)
@@ -1062,7 +1062,7 @@ MESSAGES: list[Callable[[Stream], list[ProcessingResponse]]] = [
 def test_every_order_is_answered_or_a_named_error(
     mode: BodySendMode, response: BodySendMode, observe: bool, memory: int, order: list[int]
 ) -> None:
-    stream = Stream(observe_responses=observe, budget=BodyBudget(memory))
+    stream = Stream(observe_responses=observe, budget=MemoryBudget(memory))
     picks = immediates = 0
     try:
         for answers in (
@@ -1217,7 +1217,7 @@ def test_a_decoded_body_is_held_to_the_limits_of_every_body() -> None:
         413,
         "too-many-values",
     )
-    full = Stream(budget=BodyBudget(1 << 20))
+    full = Stream(budget=MemoryBudget(1 << 20))
     assert full.budget.take(1 << 20)
     full.headers(BUFFERED, content_encoding="gzip")
     full.body(gzip.compress(CHAT))

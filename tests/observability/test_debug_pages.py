@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from tests.factories import readings, routing_constants, session_rules
-from warmroute.extproc.budget import BodyBudget
+from warmroute.extproc.budget import MemoryBudget
 from warmroute.extproc.dry_run import DryRun
 from warmroute.extproc.reading_threads import ReadingThreads
 from warmroute.extproc.session import Session
@@ -47,7 +47,7 @@ class World:
         for k in range(decisions):
             request = InferenceRequest(model=f"m{k % 2}", parts=(PromptPart(b"x" * 5000, 5000),), prompt_bytes=5000)
             self.router.pick(request, float(k), request_id=f"r{k}")
-        self.threads, self.budget = ReadingThreads(), BodyBudget(4 << 20)
+        self.threads, self.budget = ReadingThreads(), MemoryBudget(4 << 20)
         self.pages = DebugPages(
             loads=lambda: list(self.router.loads),
             reading=lambda load, now: self.readings[load.endpoint.id],
@@ -63,7 +63,7 @@ class World:
             session_rules(max_body_bytes=1 << 20, body_memory=4 << 20),
             models=self.pool.models,
             budget=self.budget,
-            headers_budget=BodyBudget(1 << 20),
+            headers_budget=MemoryBudget(1 << 20),
             chance=random.Random(1).random,
         )
 

@@ -1,4 +1,4 @@
-"""Memory for request bodies, and for what streams keep beside them, shared by all streams."""
+"""Budgets of memory that all streams share: one for request bodies, one for the headers of requests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ SPARE = 4
 """A fraction of 1/SPARE of the limit is kept for bodies that have arrived: announced ones cannot take it."""
 
 
-class BodyBudget:
-    """Bytes of memory that request bodies may take at once: while they come in and while they are read. A second one is for
-    the headers of requests that have not come completely.
+class MemoryBudget:
+    """Bytes of memory that may be taken at once: by request bodies while they come in and while they are read, or by the
+    headers of requests that have not come completely.
 
     Thread-safe, since long bodies are read in threads.
     """
@@ -26,7 +26,7 @@ class BodyBudget:
         """Bytes taken now."""
 
     def take(self, size: int) -> bool:
-        """Take ``size`` bytes for a body that has arrived. False, and nothing is taken, if too few are left."""
+        """Take ``size`` bytes for what has arrived. False, and nothing is taken, if too few are left."""
         return self._take(size, self.limit)
 
     def reserve(self, size: int) -> bool:

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from warmroute.extproc import headers, replies, subset
-from warmroute.extproc.budget import BodyBudget
+from warmroute.extproc.budget import MemoryBudget
 from warmroute.extproc.ext_proc_pb2 import (
     BUFFERED,
     BUFFERED_PARTIAL,
@@ -149,8 +149,8 @@ class Session:
         rules: SessionRules,
         *,
         models: ModelTable,
-        budget: BodyBudget,
-        headers_budget: BodyBudget,
+        budget: MemoryBudget,
+        headers_budget: MemoryBudget,
         chance: Callable[[], float],
     ) -> None:
         self._router = router

@@ -6,29 +6,29 @@ from typing import Any
 
 import pytest
 
-from warmroute.observability.live.notices import notices
+from warmroute.observability.live.notices import bypassed, notices
 
 FINE: dict[str, Any] = {
     "states": {"ready": 5},
     "stale": 0,
-    "waiting": 3.0,
+    "is_bypassed": False,
     "error_share": 0.0,
     "seconds_without_requests": 0.0,
-    "computing": True,
     "failures": {},
 }
-QUIET: dict[str, Any] = {"waiting": 0.0, "seconds_without_requests": 60.0}
 
 
 @pytest.mark.parametrize(
     ("figures", "level", "text"),
     [
         ({}, "ok", "Serving"),
-        ({"seconds_without_requests": 90.0, "computing": False}, "ok", "Ready; no request in the last minute"),
-        (QUIET, "critical", "Engines compute, but no request has reached this picker for a minute: is it bypassed?"),
-        (QUIET | {"seconds_without_requests": 59.0}, "ok", "Serving"),
-        (QUIET | {"waiting": 1.0}, "ok", "Ready; no request in the last minute"),
-        (QUIET | {"computing": False}, "ok", "Ready; no request in the last minute"),
+        ({"seconds_without_requests": 59.0}, "ok", "Serving"),
+        ({"seconds_without_requests": 60.0}, "ok", "Ready; no request in the last minute"),
+        (
+            {"seconds_without_requests": 60.0, "is_bypassed": True},
+            "critical",
+            "Engines compute, but no request has reached this picker for a minute: is it bypassed?",
+        ),
         ({"states": {}}, "critical", "No endpoint is known: every request gets 503"),
         ({"states": {"gone": 2}}, "critical", "No endpoint is known: every request gets 503"),
         ({"states": {"unreachable": 1}}, "critical", "None of 1 endpoint is ready"),
@@ -59,3 +59,10 @@ def test_the_worst_comes_first(figures: dict[str, Any], level: str, text: str) -
 def test_all_that_is_wrong_is_told() -> None:
     found = notices(**(FINE | {"states": {"ready": 2, "ejected": 1, "unreachable": 1}, "stale": 1, "error_share": 0.5}))
     assert [notice.level for notice in found] == ["critical", "warning", "warning", "warning"]
+
+
+def test_engines_that_compute_without_requests_are_bypassed() -> None:
+    assert bypassed(computing=True, seconds_without_requests=60.0, waiting=0.0)
+    assert not bypassed(computing=False, seconds_without_requests=60.0, waiting=0.0)
+    assert not bypassed(computing=True, seconds_without_requests=59.0, waiting=0.0)
+    assert not bypassed(computing=True, seconds_without_requests=60.0, waiting=1.0), "the engines begin that one"

@@ -19,7 +19,7 @@ from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import SECONDS
 from warmroute.observability.live import document
 from warmroute.observability.live.engine_history import POINT_SECONDS, EngineHistory
-from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, bypassed, notices
+from warmroute.observability.live.notices import COMPUTING_SECONDS, STALE_SECONDS, Notice, bypassed, notices
 from warmroute.observability.live.shared_prefixes import SharedPrefix, SharedPrefixes
 from warmroute.observability.live.traffic import NO_REQUESTS, Arm, Totals, Traffic
 from warmroute.observability.metrics import Metrics
@@ -285,24 +285,20 @@ class LiveFeed(DecisionListener):
 
     def bypassed(self) -> bool:
         """Whether engines compute while no request has reached this picker for a minute."""
+        waiting = ENGINE_COLUMNS.index("waiting")
         return bypassed(
-            waiting=self._waiting(),
+            waiting=float(sum(row[waiting] for row in self._rows)),
             seconds_without_requests=self._traffic.seconds_without_requests(),
             computing=self._traffic.computing(COMPUTING_SECONDS),
         )
 
-    def _waiting(self) -> float:
-        waiting = ENGINE_COLUMNS.index("waiting")
-        return float(sum(row[waiting] for row in self._rows))
-
-    def _notices(self) -> Sequence[Any]:
+    def _notices(self) -> Sequence[Notice]:
         return notices(
             states=self._states,
             stale=self._stale,
-            waiting=self._waiting(),
+            is_bypassed=self.bypassed(),
             error_share=self._traffic.error_share(),
             seconds_without_requests=self._traffic.seconds_without_requests(),
-            computing=self._traffic.computing(COMPUTING_SECONDS),
             failures=self._traffic.strategy_failures(),
         )
 

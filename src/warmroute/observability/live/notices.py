@@ -32,18 +32,16 @@ def notices(
     *,
     states: Mapping[str, int],
     stale: int,
-    waiting: float,
+    is_bypassed: bool,
     error_share: float,
     seconds_without_requests: float,
-    computing: bool,
     failures: Mapping[str, int],
 ) -> list[Notice]:
     """The notices for a fleet.
 
-    ``states`` counts the endpoints by state, ``stale`` those whose metrics are old or never came. ``waiting`` requests are
-    queued on the engines by the picker's own count; ``computing``: an engine began requests within
-    :data:`COMPUTING_SECONDS`.
-    ``failures`` counts the last minute's requests by the name of the strategy that failed.
+    ``states`` counts the endpoints by state, ``stale`` those whose metrics are old or never came. ``is_bypassed``: requests
+    go past the picker (:func:`bypassed`). ``failures`` counts the last minute's requests by the name of the strategy that
+    failed.
     """
     found: list[Notice] = []
     listed = sum(count for state, count in states.items() if state != "gone")
@@ -51,7 +49,7 @@ def notices(
         found.append(Notice("critical", "No endpoint is known: every request gets 503"))
     elif not states.get("ready"):
         found.append(Notice("critical", f"None of {_count(listed, 'endpoint')} is ready"))
-    if bypassed(computing=computing, seconds_without_requests=seconds_without_requests, waiting=waiting):
+    if is_bypassed:
         found.append(
             Notice("critical", "Engines compute, but no request has reached this picker for a minute: is it bypassed?")
         )
@@ -76,9 +74,9 @@ def notices(
 
 
 def bypassed(*, computing: bool, seconds_without_requests: float, waiting: float) -> bool:
-    """Whether requests go past the picker; the arguments are those of :func:`notices`.
+    """Whether requests go past the picker. ``computing``: an engine began requests within :data:`COMPUTING_SECONDS`.
 
-    Requests that wait by the picker's own count may be what the engines begin.
+    ``waiting`` requests are queued on the engines by the picker's own count: they may be what the engines begin.
     """
     return computing and seconds_without_requests >= BYPASSED_SECONDS and waiting < 1
 

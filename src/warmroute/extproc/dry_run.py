@@ -37,13 +37,7 @@ class DryRun:
                 body = await read_body()
                 session.receive(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)), self._clock())
             if session.complete:
-                await self._parse(session)
+                await self._threads.parse(session)
             return session.rejection or session.preview(self._clock())
         finally:
             session.finish(self._clock())
-
-    async def _parse(self, session: Session) -> None:
-        if session.takes_long:
-            await self._threads.run(session.parse)
-        else:
-            session.parse()

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from warmroute.extproc.session import Session
+
 THREADS = 2
 """Long bodies that are read at the same time. More threads would only compete for the interpreter lock."""
 
@@ -48,6 +50,13 @@ class ReadingThreads:
             if not done.cancelled():
                 done.exception()  # retrieved, or asyncio would log it; the caller is cancelled and does not need it
             raise
+
+    async def parse(self, session: Session) -> None:
+        """Read the session's body: in a thread if that takes long."""
+        if session.takes_long:
+            await self.run(session.parse)
+        else:
+            session.parse()
 
     def _begin(self) -> None:
         self._steps += 1

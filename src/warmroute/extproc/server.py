@@ -358,10 +358,7 @@ class Stream:
                 replies = await threads.run(received)
                 del received
             if session.complete:
-                if session.takes_long:
-                    await threads.run(session.parse)
-                else:
-                    session.parse()
+                await threads.parse(session)
                 replies += self._answer()
         except Exception as error:
             self._fail(error)
@@ -399,9 +396,8 @@ class Stream:
         session, observer = self.session, self._server.observer
         fields = {"request": session.request_id}
         if isinstance(error, ProtocolError | DecodeError):
-            error.__traceback__ = (
-                None  # its frames would hold the message, which may be large, until they are collected
-            )
+            # Its frames would hold the message, which may be large, until they are collected.
+            error.__traceback__ = None
             observer.stream_broken("protocol-error")
             logger.warning("stream aborted", extra={"fields": fields | {"error": str(error)}})
             self._call.finish(Status.INVALID_ARGUMENT, str(error))

@@ -31,16 +31,12 @@ EVENTS_AT_ONCE = 50
 """Events handled before the informer yields to the event loop."""
 WATCH_SECONDS = 60
 """Seconds after which the API server ends a watch. A dead connection is noticed 15 s later at the latest."""
-
 STEADY = 1.0
 """A watch that lasted this many seconds resets the backoff. Also the longest delay after one that the server ended."""
-
 MOST_RETRY_AFTER = 30.0
 """Seconds for which an informer waits at most when the API server asks it to."""
-
 MOST_DOUBLINGS = 16
 """Failures that double the delay. Each bound of :class:`Backoff` is reached earlier."""
-
 GONE = 410
 """The resource version is too old: the kind is listed again."""
 MISSING = frozenset((403, 404))

@@ -41,8 +41,6 @@ from warmroute.routing.decision_record import DecisionRecord
 from warmroute.settings import Settings
 
 ReloadSource = Literal["endpoints-file", "certificate", "annotations"]
-
-
 EndpointView = Callable[[], Iterable[EndpointReading]]
 """Reads every member of the pool one by one, also those that have left and are remembered."""
 

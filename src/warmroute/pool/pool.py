@@ -11,7 +11,6 @@ from warmroute.pool.models import ModelTable
 
 RETENTION = 60.0
 """Seconds for which an endpoint that discovery dropped is remembered, so that flapping does not cost its cache."""
-
 ONE_RESTART_SECONDS = 15.0
 """Seconds within which two signs of a restart mean one: the metrics page shows it first, the pod's status later. Engines
 take longer to load their weights."""
@@ -141,7 +140,7 @@ class Pool:
 
     def expire(self, now: float) -> None:
         """Forget the members that discovery dropped ``retention`` seconds ago or earlier."""
-        for endpoint in [e for e in self.endpoints.values() if e.gone_at is not None]:
+        for endpoint in list(self.endpoints.values()):
             if endpoint.gone_at is not None and now - endpoint.gone_at >= self.retention:
                 del self.endpoints[endpoint.id]
                 self._ranks.pop(endpoint.id, None)

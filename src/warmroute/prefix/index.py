@@ -40,8 +40,6 @@ beyond it the oldest are dropped. The share of checkpoints holds for own prompts
 SEGMENT_SIZE = 4
 """Checkpoints that a segment and its place at one holder count as beside its own: their memory is about 410 bytes, that of a
 checkpoint 86 (tracemalloc, CPython 3.11, segments of 1 to 250 checkpoints)."""
-
-
 HOLDERS_A_SLICE = 10
 """Open holders that one slice of the clean-up compares with their share."""
 

@@ -23,8 +23,6 @@ FULL = 0.9
 """Share of a holder's capacity from which the engine's cache counts as full."""
 LENGTH_ERROR = 1.5
 """Factor by which an estimated prompt length must exceed the engine's limit for the engine to reject it for certain."""
-
-
 USUAL_BLOCK = 16
 """Tokens of a block of the KV cache up to which cached tokens are not rounded down to whole blocks: the number of a prompt's
 tokens is an estimate that errs by more. vLLM's default. A prompt of which 98 of 181 tokens are held would show 0.53 in place

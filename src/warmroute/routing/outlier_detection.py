@@ -57,8 +57,6 @@ FIRST_BACKOFF = 10.0
 """Seconds out after the first ejection; each failed trial doubles them."""
 LONGEST_BACKOFF = 300.0
 """Upper bound of the backoff in seconds."""
-
-
 CRASH_LOOP_SECONDS = 300.0
 """Seconds after a restart within which another one belongs to a crash loop. Kubernetes forgets a container's crashes after
 600 s."""

@@ -38,9 +38,12 @@ from warmroute.shared_state.outbox import EQUAL_FIGURES, MOST_OF_A_KIND, Outbox
 REPLAYED_REPORTS = 1.0
 """Seconds between two states of one engine that are applied when a picker reads the log at its start. Applying one costs
 more than applying a decision, and prompts are confirmed often enough."""
-
 ONE_EMPTYING_SECONDS = 1.0
 """Seconds within which two pickers see one emptying of a cache, by discovery."""
+MOST_REQUESTS = 16 * MOST_REQUESTS_OF_ONE
+"""Requests that the decisions of one batch count for: some milliseconds of work. Those beyond are left out."""
+_ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
+"""Figures that every report has; a batch leaves out zeros."""
 
 
 @dataclass(slots=True)
@@ -54,14 +57,6 @@ class Applied:
     """Decisions, states and events of endpoints that the pool does not have, or of an earlier process of the engine."""
     unreadable: int = 0
     """Batches with more of a kind than any picker writes, or whose columns of decisions have different lengths."""
-
-
-_ZEROS: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0}
-"""Figures that every report has; a batch leaves out zeros."""
-
-
-MOST_REQUESTS = 16 * MOST_REQUESTS_OF_ONE
-"""Requests that the decisions of one batch count for: some milliseconds of work. Those beyond are left out."""
 
 
 class _Reading(NamedTuple):

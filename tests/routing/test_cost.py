@@ -142,7 +142,7 @@ def test_a_part_of_the_candidates_is_priced_as_if_there_were_no_others(
         ("waiting", "delay", 3.0),
         ("pool_waiting", "pool_delay", 2.0),
         ("running", "delay", 5.0 * 0.5),
-        ("balance", "balance", 0.5 * 8.0 / (3 + 4.0) / 0.9),
+        ("balance", "balance", 8.0 / (3 + 4.0) / 0.9),
         ("stale", "stale", 10.0 / 0.9),
     ],
 )
@@ -218,12 +218,17 @@ def test_the_terms_of_a_slow_endpoint_grow_with_its_slowness() -> None:
 
 def test_an_equally_busy_pool_balances_nothing() -> None:
     """The term is at most the prompt's prefill for an endpoint with the mean, and half of it at a mean of three."""
-    endpoint = factors(running=3.0)
-    half = cost_terms(CONSTANTS, endpoint, request(1000, mean_requests=3), cached_tokens=0).balance
-    assert half == pytest.approx(1000 / 5000 / 2)
-    tenth = cost_terms(CONSTANTS, endpoint, request(1000, mean_requests=3, hit_ratio=0.05), cached_tokens=0).balance
-    assert tenth == pytest.approx(half / 10)
-    assert balance_weight(CONSTANTS, request(1000, mean_requests=1e9)) * 1e9 == pytest.approx(CONSTANTS.balance / 2)
+    terms = cost_terms(CONSTANTS, factors(running=3.0), request(1000, mean_requests=3), cached_tokens=0)
+    assert terms.balance == pytest.approx(1000 / 5000 / 2)
+    assert balance_weight(CONSTANTS, request(1000, mean_requests=1e9)) * 1e9 == pytest.approx(CONSTANTS.balance)
+
+
+@pytest.mark.parametrize(
+    ("hit_ratio", "returning"), [(0, 0.3), (0.15, 0.3), (0.2, 0.4), (0.4, 0.8), (0.5, 1), (0.9, 1), (1, 1)]
+)
+def test_requests_count_as_far_as_requests_come_back(hit_ratio: float, returning: float) -> None:
+    share = balance_weight(CONSTANTS, request(1000, hit_ratio=hit_ratio)) / balance_weight(CONSTANTS, request(1000))
+    assert share == pytest.approx(returning)
 
 
 def test_a_request_takes_no_long_way_for_the_sake_of_others() -> None:

@@ -192,9 +192,6 @@ def test_requests_count_against_their_endpoint_as_far_as_prompts_come_back() -> 
     for _ in range(100):
         fixture.serve(prompt(LONG)._replace(reads_cache=False), InferenceRequest(), tokens=4500.0)
     assert hit_ratio() == pytest.approx(0.5 * exp(-1), rel=0.01)
-    for k in range(100):
-        fixture.serve(prompt(f"{k}, again: {LONG}"), tokens=4500.0)
-    assert hit_ratio() == 0.15, "the least"
     for _ in range(500):
         fixture.serve(prompt(LONG), tokens=4500.0)
     assert hit_ratio() > 0.95

@@ -8,7 +8,7 @@ from statistics import median_low
 
 from warmroute.routing.cached_tokens import CachedTokens
 from warmroute.routing.cost import (
-    ASSUMED_HIT_RATIO,
+    FULL_HIT_RATIO,
     LEFT_OUT,
     CostConstants,
     EndpointFactors,
@@ -118,7 +118,7 @@ class Candidates:
         return max(0.0, factors.wait(now)) / factors.seconds_per_token
 
     def request_factors(
-        self, prompt_tokens: float, now: float, *, prompts: float = 1.0, hit_ratio: float = ASSUMED_HIT_RATIO
+        self, prompt_tokens: float, now: float, *, prompts: float = 1.0, hit_ratio: float = FULL_HIT_RATIO
     ) -> RequestFactors:
         """The factors of a request of ``prompt_tokens`` tokens, which are of ``prompts`` prompts."""
         mean_requests = sum(self.total) / len(self.total)

@@ -4,7 +4,7 @@
 
     cost   = direct + own*(WAITING*queued + RUNNING*running*usage)
     direct = wait + own + own*EVICTION*fill + own*POOL*pool waiting*busy
-             + BALANCE*prompt*hit ratio*requests/(FROM + mean requests) + adapter + stale
+             + BALANCE*returning*prompt*requests/(FROM + mean requests) + adapter + stale
 
 The cheapest endpoint gets the request, unless its direct cost is more than ``1 + DETOUR`` times the least one. Then it is
 left out, with all others of which that is so, and the cheapest of the rest gets it.
@@ -17,7 +17,7 @@ left out, with all others of which that is so, and the cheapest of the rest gets
 ``queued``        those of them that wait for their prefill: none while they wait for sequence slots or KV blocks
 ``running``       requests there that have their first token
 ``requests``      both together; ``mean requests`` is over the candidates
-``hit ratio``     share of the prompts' tokens that one of the candidates held, of late; at least 0.15
+``returning``     share of the requests that are expected to come back: twice the hit ratio, at least 0.3, at most 1
 ``pool waiting``  requests without a first token at the median candidate (the lower of two)
 ``busy``          its requests, at most 1: computing on an idle endpoint takes time from nobody who waits elsewhere
 ``fill``          share of its KV cache that holds prompts, by the prefix index
@@ -41,9 +41,10 @@ from warmroute.pool.work import prefill_work
 HIT_RATIO_MEMORY = 100.0
 """Requests after which earlier ones count 1/e as much in the hit ratio. With 200, replays are equal within noise."""
 LEAST_HIT_RATIO = 0.15
-"""What a lower hit ratio counts as: without balance, bursts of prompts that share nothing pile up (docs/benchmarks.md)."""
-ASSUMED_HIT_RATIO = 0.5
-"""The hit ratio until prompts are looked up. An assumption."""
+"""What a lower hit ratio counts as: without balance, bursts of prompts that share nothing pile up."""
+FULL_HIT_RATIO = 0.5
+"""From this hit ratio on balance counts in full. Also the hit ratio until prompts are looked up. How the three numbers were
+chosen: docs/cost-experiments.md."""
 LEFT_OUT = 1e9
 """Seconds that an endpoint costs more if it is left out: it comes behind all others. Several keep their order."""
 
@@ -105,7 +106,7 @@ class RequestFactors(NamedTuple):
     """Monotonic seconds."""
     prompts: float = 1.0
     """Prompts of equal length that the tokens are of (:attr:`~warmroute.routing.decision.Decision.prompts`)."""
-    hit_ratio: float = ASSUMED_HIT_RATIO
+    hit_ratio: float = FULL_HIT_RATIO
     """Share of the tokens of earlier prompts that the candidate that held most of each held (:data:`HIT_RATIO_MEMORY`)."""
 
     def uncached_work(self, cached_tokens: float) -> float:
@@ -127,7 +128,7 @@ class CostTerms(NamedTuple):
     pool_delay: float
     """The delay of the pool's waiting requests by this prefill: ``own * POOL*pool waiting*busy``."""
     balance: float
-    """Requests come back to where they were: ``BALANCE * prompt * hit ratio * requests / (FROM + mean requests)``."""
+    """Requests come back to where they were: ``BALANCE*returning * prompt * requests / (FROM + mean requests)``."""
     adapter: float
     """Loading the LoRA adapter."""
     stale: float
@@ -221,5 +222,6 @@ def time_to_first_token(endpoint: EndpointFactors, request: RequestFactors, *, c
 
 
 def balance_weight(constants: CostConstants, request: RequestFactors) -> float:
-    """``BALANCE*hit ratio/(FROM + mean requests)``: the share of the prompt that each request in flight costs."""
-    return constants.balance * request.hit_ratio / (constants.balance_from + request.mean_requests)
+    """``BALANCE*returning/(FROM + mean requests)``: the share of the prompt that each request in flight costs."""
+    returning = min(1.0, max(LEAST_HIT_RATIO, request.hit_ratio) / FULL_HIT_RATIO)
+    return constants.balance * returning / (constants.balance_from + request.mean_requests)

@@ -24,7 +24,7 @@ from warmroute.routing.cache_model import CacheModel
 from warmroute.routing.cached_tokens import NOTHING_CACHED, CachedTokens
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.candidates import Candidates
-from warmroute.routing.cost import ASSUMED_HIT_RATIO, HIT_RATIO_MEMORY, LEAST_HIT_RATIO, time_to_first_token
+from warmroute.routing.cost import FULL_HIT_RATIO, HIT_RATIO_MEMORY, time_to_first_token
 from warmroute.routing.decision import Decision, Measurement, reason_of
 from warmroute.routing.decision_listener import DecisionListener
 from warmroute.routing.decision_record import DecisionRecord
@@ -91,7 +91,7 @@ class Router(PoolListener):
         self._bytes_per_token = BytesPerToken(constants.bytes_per_token)
         self._models = KnownModels()
         self._choices = 0
-        self._hit_ratio = ASSUMED_HIT_RATIO
+        self._hit_ratio = FULL_HIT_RATIO
         """EWMA over requests: the share of the prompt's tokens that the candidate that held most of it held."""
         self._slowness_due = now
         self._constants = constants
@@ -279,9 +279,7 @@ class Router(PoolListener):
             request=request,
             candidates=candidates,
             cached=cached,
-            factors=candidates.request_factors(
-                prompt_tokens, now, prompts=prompts, hit_ratio=max(LEAST_HIT_RATIO, self._hit_ratio)
-            ),
+            factors=candidates.request_factors(prompt_tokens, now, prompts=prompts, hit_ratio=self._hit_ratio),
             constants=constants.load.cost,
             adapter_costs=self._adapter_costs(candidates, request.model),
             most_cached=most_cached,

@@ -351,9 +351,10 @@ class Settings(BaseModel):
         ge=0,
     )
     cost_balance: float = setting(
-        2.0,
+        1.0,
         "Weight of load balancing: each request on an endpoint adds to its cost; with the pool's mean number of requests it "
-        "is up to this many times the prefill of the share of the prompts that is found in a cache. 0 turns it off.",
+        "is up to this many times the prompt's prefill, less where less than half of the prompts' tokens is found in a "
+        "cache. 0 turns it off.",
         group="Cost",
         hot=True,
         ge=0,

@@ -139,13 +139,14 @@ def test_chains_with_a_common_head_are_those_of_whole_prompts() -> None:
     assert build_each(b"s", parts, head=0, starts=(1,), most=9)[0] == build(b"s", parts[:1])
 
 
-def test_bytes_per_token_are_learned_from_batches_and_samples() -> None:
+@pytest.mark.parametrize(("prompts", "samples"), [(4, 2), (16, 128)])
+def test_bytes_per_token_are_learned_from_batches_and_samples(prompts: int, samples: int) -> None:
     fixture = Fixture(1, bytes_per_token=4.0)
-    batch = request(COMPLETIONS, prompt=["a" * 3_000] * 4, n=2)
+    batch, requests = request(COMPLETIONS, prompt=["a" * 3_000] * prompts, n=samples), prompts * samples
     for _ in range(20):
-        fixture.serve(batch, tokens=8 * 1_500.0, finished=8, prefix_queries_total=None)
+        fixture.serve(batch, tokens=requests * 1_500.0, finished=requests, prefix_queries_total=None)
     for _ in range(40):
-        fixture.serve(batch, tokens=8 * 1_500.0, finished=8)
+        fixture.serve(batch, tokens=requests * 1_500.0, finished=requests)
     assert fixture.router.bytes_per_token < 3.0
 
 

@@ -427,10 +427,8 @@ class Router(PoolListener):
         self._pool.sent(load.endpoint, now)
         if has_prompt:  # else engines do not count it among the prompts
             self._outliers.sent(load.endpoint, now)
-            lengths = decision.known_lengths
-            for length in lengths:
-                requests = min(decision.samples, MOST_REQUESTS_OF_ONE // len(lengths))
-                self._bytes_per_token.sent(load, length, requests=requests)
+            for length in decision.known_lengths:
+                self._bytes_per_token.sent(load, length, requests=decision.samples)
         if decision.adapter:
             load.adapters.use(decision.adapter, now)
         if decision.chain.hashes:

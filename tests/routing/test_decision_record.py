@@ -58,6 +58,14 @@ def test_every_listener_is_told_of_each_decision_once_it_is_booked() -> None:
     assert all(decision.chain.hashes for decision in decisions)
 
 
+def test_a_record_says_how_many_tokens_are_warm() -> None:
+    router, heard, _ = listened()
+    decision = router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    (_, record, _) = heard.decided_on[0]
+    assert record.warm_from == 0.5 * decision.prompt_tokens
+
+
 def test_a_record_shows_the_load_before_its_own_request() -> None:
     router, heard, _ = listened()
     router.pick(prompt(LONG), 0.0)

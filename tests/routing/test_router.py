@@ -402,6 +402,16 @@ def test_requests_without_a_prompt_are_no_work_of_prompts(own: bool, observed_at
     assert load.mean_work.tokens == mean_work
 
 
+def test_what_other_pickers_send_takes_its_endpoints_turn_and_has_it_scraped_soon() -> None:
+    fixture = Fixture(2, routing_strategy="ROUND_ROBIN")
+    fixture.scrape(0.5)
+    first, second = fixture.router.loads
+    fixture.router.learn(RemoteRequests(load=first, at=1.0, decisions=1, requests=1, work=1.0), 2.0)
+    assert (first.endpoint.sent_at, fixture.router.booked) == (1.0, 1)
+    assert second.endpoint.sent_at < 0.5
+    assert [fixture.pick(NO_PROMPT, 2.0) for _ in range(3)] == ["1", "0", "1"]
+
+
 def test_fallbacks_have_the_rank_that_the_header_names() -> None:
     fixture = Fixture(0, max_endpoints=3)
     for name, rank in (("0", 0), ("1", 1), ("2", 0), ("3", 1)):
@@ -623,6 +633,16 @@ def test_a_prompt_is_warm_beyond_the_threshold_and_not_at_it(threshold: float, r
     decision = fixture.router.pick(prompt("a" * 1024, "b" * 1024), 1.0)
     assert isinstance(decision, Decision)
     assert (decision.match_ratio, decision.reason) == (0.5, reason)
+
+
+@pytest.mark.parametrize(("tier_tokens", "tokens"), [(None, 1000), (900, 1000), (5000, 5000)])
+def test_the_larger_tier_of_a_cache_is_its_size(tier_tokens: int | None, tokens: int) -> None:
+    fixture = Fixture(1, cache_headroom=1.0, bytes_per_token=4.0)
+    fixture.scrape(0.0, capacity_tokens=1000, tier_tokens=tier_tokens)
+    for k in range(40):
+        fixture.pick(prompt(f"{k:04}" * 256), float(k))
+    (load,) = fixture.router.loads
+    assert fixture.router.held(load)[1] == pytest.approx(tokens, abs=50)
 
 
 def test_how_much_of_a_cut_off_prompt_is_held_is_a_share_of_all_of_it() -> None:
@@ -1028,6 +1048,13 @@ def test_a_holdout_strategy_that_uses_prefixes_gets_them() -> None:
         chosen.append(fixture.pick(prompt(LONG), 10.0 * k))
     assert len(set(chosen)) == 1
     assert fixture.decisions.newest_first()[0].reason == "warm"
+
+
+def test_a_holdout_strategy_that_reads_headers_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("MOST_CACHED", f"{__name__}:most_cached", strategies.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(strategies, "entry_points", lambda group: [entry])
+    assert Fixture(1, holdout=0.1, holdout_strategy="MOST_CACHED").router.uses_headers
+    assert not Fixture(1, holdout=0.1, holdout_strategy="RANDOM").router.uses_headers
 
 
 def test_a_strategy_that_uses_no_prefixes_stays_blind_beside_one_that_does() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -171,6 +172,33 @@ async def test_a_lease_that_somebody_emptied_holds_up_no_stop(tmp_path: Path) ->
         assert not election.leading
 
 
+async def test_a_lease_that_makes_no_sense_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def odd(request: web.Request) -> web.StreamResponse | None:
+        return web.json_response(LEASE | {"spec": "nobody"})
+
+    async with api_server() as server, candidate(server, tmp_path, "a", Clock()) as election:
+        await eventually(lambda: election.leading)
+        server.answers["leases.coordination.k8s.io"] = odd
+        await eventually(lambda: caplog.text.count("leader election failed and goes on") > 1)
+        assert election.leading
+        server.answers.clear()
+
+
+async def test_a_leader_that_cannot_release_its_lease_says_so_and_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with api_server() as server, candidate(server, tmp_path, "a", Clock()) as first:
+        await eventually(lambda: first.leading)
+        async with candidate(server, tmp_path, "b", Clock()) as second:
+            await looked(server)
+            await server.stop()
+            await second.stop()
+            assert "the Lease is not released" not in caplog.text, "it had none"
+            await first.stop()
+        assert "the Lease is not released; it expires" in caplog.text
+        assert not first.leading
+
+
 async def test_without_the_right_it_does_not_lead_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +211,8 @@ async def test_without_the_right_it_does_not_lead_and_says_so_once(
             assert caplog.text.count("the Lease is unavailable") == 1
             server.forbidden.clear()
             await eventually(lambda: election.leading)
+            server.forbidden.add("leases.coordination.k8s.io")
+            await eventually(lambda: caplog.text.count("the Lease is unavailable") == 2)
 
 
 def test_who_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,3 +221,5 @@ def test_who_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (own_identity(), own_namespace("default")) == ("epp-1", "system")
     monkeypatch.delenv("POD_NAMESPACE")
     assert own_namespace("default") == "default"
+    monkeypatch.delenv("POD_NAME")
+    assert own_identity() == socket.gethostname()

@@ -52,12 +52,12 @@ def test_the_deepest_checkpoint_says_how_far_a_holder_holds_a_prompt() -> None:
     chain = chain_of((0,) * 8)
     index.insert(one, cut(chain, 3))
     insert_remote(index, one, cut(chain, 6), 5)
-    insert_remote(index, other, cut(chain, 2), 1, confirmed=False)
-    insert_remote(index, third, cut(chain, 4))
-    insert_remote(index, third, cut(chain, 6), 4, confirmed=False)
-    assert depths(index, chain, one, other, third) == [6, 2, 6]
+    insert_remote(index, other, cut(chain, 3), 1, confirmed=False)
+    insert_remote(index, third, cut(chain, 5))
+    insert_remote(index, third, cut(chain, 6), 5, confirmed=False)
+    assert depths(index, chain, one, other, third) == [6, 3, 6]
     assert index.holders(chain.hashes[:6]) == 1 << one | 1 << third
-    assert [index.known(holder, chain) for holder in (one, other, third)] == [(6, 6), (0, 2), (4, 6)]
+    assert [index.known(holder, chain) for holder in (one, other, third)] == [(6, 6), (0, 3), (5, 6)]
 
 
 def test_an_own_prompt_takes_over_what_it_goes_on_from() -> None:
@@ -165,6 +165,18 @@ def test_a_picker_that_begins_to_read_counts_what_the_engine_held() -> None:
     assert index.held(holder)[1] == 80
 
 
+def test_each_byte_counts_for_the_last_prompt_that_goes_on_from_it() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    first = insert_remote(index, holder, chain_of((0,) * 6))
+    second = insert_remote(index, holder, chain_of((0,) * 5 + (1,)), 5)
+    assert (first.prompt_bytes, second.prompt_bytes) == (10, 60)
+    third = insert_remote(index, holder, chain_of((0,) * 5 + (2,)), 5)
+    assert (first.prompt_bytes, second.prompt_bytes, third.prompt_bytes) == (10, 10, 60)
+    early = insert_remote(index, holder, chain_of((0, 1)), 1)
+    assert (first.prompt_bytes, early.prompt_bytes) == (10, 10), "the bytes before count for the third one"
+
+
 def test_unconfirmed_ones_evict_nothing_until_they_are_confirmed() -> None:
     index = PrefixIndex()
     holder = index.open(60)
@@ -206,13 +218,14 @@ def test_prompts_that_were_said_at_once_are_decided_at_once() -> None:
         assert index.known(holder, chain_of((*other, last))) == (1, 1)
 
 
-def test_a_closed_holder_is_swept_until_nothing_is_left() -> None:
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_closed_holder_is_swept_until_nothing_is_left(confirmed: bool) -> None:
     index = PrefixIndex()
     holder = index.open(PLENTY)
     assert not index.sweep()
     index.insert(holder, chain_of((0, 0)))
     for words in ((1, 0), (1, 1)):
-        insert_remote(index, holder, chain_of(words))
+        insert_remote(index, holder, chain_of(words), confirmed=confirmed)
     assert len(index) == 5
     index.close(holder)
     assert [index.sweep(1) for _ in range(3)] == [True, True, False]

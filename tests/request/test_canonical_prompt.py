@@ -239,6 +239,14 @@ def test_content_parts_are_prompts_in_turn() -> None:
     assert shared(request(TOKENS, beside), request(TOKENS, other)) == 0
 
 
+def test_the_tokens_of_content_parts_are_known_where_all_of_them_are_token_ids() -> None:
+    ids, text = {"type": "tokens", "token_ids": [7] * 100}, {"type": "text", "text": "long " * 1_000}
+    image = {"type": "image_url", "image_url": {"url": "https://a/1.png"}}
+    assert request(TOKENS, {"content_parts": [ids, ids]}).tokens == 200
+    for parts in ([text], [ids, text], [text, ids], [ids, image], [{"token_ids": ["x"]}, ids], []):
+        assert request(TOKENS, {"content_parts": parts}).tokens is None
+
+
 @pytest.mark.parametrize("field", ["input_ids", "prompt_token_ids"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_token_ids_beside_a_text_are_the_prompt(path: str, field: str) -> None:

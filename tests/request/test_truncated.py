@@ -280,6 +280,7 @@ def test_every_path_can_be_cut(path: str, body: bytes, expected: list[bytes]) ->
             b'{"messages":[{"role":"tool","content":[{"type":"text","text":"a"},{"type":"tool_result","content":"b',
             [b"tool\xfea\xf9tool_result\xfeb"],
         ),
+        (CHAT, b'{"messages":[{"role":"tool","content":["a",{"type":7,"content":"b', [b"tool\xfea"]),
         (
             CHAT,
             b'{"messages":[{"role":"tool","content":[{"type":"text","text":"a"},{"type":"tool_re',

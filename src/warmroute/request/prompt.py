@@ -254,20 +254,20 @@ class Prompt:
             self.field("features", {name: value for name, value in features.items() if name != "kwargs_data"})
 
     def content_parts(self, parts: object) -> int | None:
-        """Token ids, texts and media in turn. Returns the exact number of tokens if there is no text."""
+        """Token ids, texts and media in turn. Returns the exact number of tokens if all parts are token ids."""
         if type(parts) is not list or not self._can_take(parts):
             return self.plain(parts)
-        tokens = 0
+        tokens: int | None = 0
         for part in parts:
-            ids = part.get("token_ids") if type(part) is dict else None
+            ids, exact = part.get("token_ids") if type(part) is dict else None, None
             if type(ids) is list:
                 self._flush()
-                tokens += self.plain(ids) or 0
+                exact = self.plain(ids)
             else:
                 self._block(part)
-        has_text = bool(self._pending)
+            tokens = None if tokens is None or exact is None else tokens + exact
         self._flush()
-        return tokens if tokens and not has_text else None
+        return tokens or None
 
     def media(self, content: object) -> None:
         """An image, a clip, a file (or several in a list): a digest in place, a fixed number of bytes."""

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from warmroute.errors import ConfigurationError
 
+MOST_TOKENS = 100_000_000
+"""A number of tokens above this is a mistake of the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -20,7 +23,7 @@ class Turn:
 def read_conversations(path: Path) -> tuple[tuple[Turn, ...], ...]:
     """The questions of a ShareGPT file, see :func:`conversations_in`. Raises ConfigurationError."""
     try:
-        return conversations_in(path.read_text(encoding="utf-8"), path)
+        return conversations_in(path.read_text(encoding="utf-8-sig"), path)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -38,6 +41,8 @@ def conversations_in(text: str, path: Path) -> tuple[tuple[Turn, ...], ...]:
         raise ConfigurationError(
             f"{path}:{error.lineno} is no JSON: {error}. A ShareGPT file is one JSON list: {_EXPECTED}"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deep nesting
+        raise ConfigurationError(f"{path} is not a ShareGPT file: {error}") from error
     if not isinstance(entries, list):
         raise ConfigurationError(f"{path} is not a ShareGPT file: a JSON list is expected: {_EXPECTED}")
     conversations = []
@@ -74,9 +79,12 @@ def _turns(entry: object) -> list[Turn]:
 def _tokens(number: object) -> int | None:
     """The length of an answer, if it is known. Raises ValueError."""
     try:
-        return None if number is None else int(number)  # type: ignore[call-overload]
+        tokens = None if number is None else int(number)  # type: ignore[call-overload]
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"num_tokens is not a number: {number!r:.60}") from None
+    if tokens is not None and tokens > MOST_TOKENS:
+        raise ValueError(f"num_tokens is too large: {number!r:.60}")
+    return tokens
 
 
 _EXPECTED = '[{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}]'

@@ -7,10 +7,13 @@ then for the recorded think time. In an *open loop* every request is sent at its
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import random
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -23,7 +26,7 @@ from warmroute.prefix.chain import build
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection
-from warmroute_lab.load.conversations import conversations_in
+from warmroute_lab.load.conversations import MOST_TOKENS, conversations_in
 from warmroute_lab.replay.trace import (
     BYTES_PER_TOKEN,
     PIECE,
@@ -47,6 +50,8 @@ UNKNOWN_ANSWER = 200
 _EXPECTED = "A trace has one JSON object a line: a request of Mooncake's format, or an OpenAI body with a timestamp"
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
+ZSTANDARD_CHUNK = 1 << 16
+"""Bytes of a .zst file that are decompressed together."""
 
 
 @dataclass(slots=True)
@@ -73,12 +78,12 @@ def read(path: Path, *, seed: int, limit: int | None = None, skip: int = 0, clos
     name = path.name.partition(".")[0]
     try:
         with _open(path) as file:
-            first = file.readline()
-            if first.lstrip().startswith("["):
+            first = file.readline().removeprefix(BOM_UTF8)
+            if first.lstrip().startswith(b"["):
                 _refuse_list(path, first)
-                return _trace(name, _sharegpt(first + file.read(), path, rng)[:limit])
+                return _trace(name, _sharegpt((first + file.read()).decode(), path, rng)[:limit])
             lines = sorted(_lines(path, first, file, rng), key=lambda line: line.at)
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         raise ConfigurationError(f"cannot read the trace {path}: {error}") from error
     if closed_loop and any(line.session for line in lines):
         return _trace(name, _in_sessions(lines if limit is None else _sample(lines, limit, rng)), recorded=True)
@@ -87,11 +92,11 @@ def read(path: Path, *, seed: int, limit: int | None = None, skip: int = 0, clos
     return _trace(name, [TracedRequest(line.at, line.prompt, line.output_tokens) for line in kept])
 
 
-def _refuse_list(path: Path, line: str) -> None:
+def _refuse_list(path: Path, line: bytes) -> None:
     """Raise ConfigurationError if the first line is a whole list without an object: it does not begin a ShareGPT file."""
     try:
         entries = json.loads(line)
-    except ValueError:  # the list goes on
+    except (ValueError, RecursionError):  # the list goes on; or it is no JSON, which the reader of such files says
         return
     if entries and not any(isinstance(entry, dict) for entry in entries):
         raise ConfigurationError(f"{path}:1 is not a request of a trace: it is a list. {_EXPECTED}")
@@ -106,8 +111,8 @@ def _trace(name: str, requests: Sequence[TracedRequest], *, recorded: bool = Fal
     return Trace(name, requests, recorded)
 
 
-def _open(path: Path) -> IO[str]:
-    """The file as text, decompressed as its suffix says."""
+def _open(path: Path) -> io.BufferedIOBase:
+    """The file, decompressed as its suffix says."""
     if path.suffix == ".zst":
         try:
             import zstandard
@@ -115,26 +120,77 @@ def _open(path: Path) -> IO[str]:
             raise ConfigurationError(
                 f"reading {path} needs the package zstandard: install warmroute-lab with its extra `zstd`"
             ) from None
-        opened: IO[str] = zstandard.open(path, "rt", encoding="utf-8")
-        return opened
-    openers: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".xz": lzma.open}
-    text: IO[str] = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
-    return text
+        return io.BufferedReader(_Zstandard(path.open("rb"), zstandard))
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".xz":
+        return lzma.open(path, "rb")
+    return path.open("rb")
 
 
-def _lines(path: Path, first: str, file: IO[str], rng: random.Random) -> Iterator[_Line]:
+class _Zstandard(io.RawIOBase):
+    """The content of a .zst file. Of a file that was cut off, zstandard's own reader gives the beginning without an error.
+
+    Raises EOFError for such a file and OSError for one that is no such file.
+    """
+
+    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
+        self._file, self._zstandard = file, zstandard
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._compressed = self._content = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content and (self._compressed or self._fill()):
+            self._decompress()
+        size = min(len(buffer), len(self._content))
+        buffer[:size] = self._content[:size]
+        self._content = self._content[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _fill(self) -> bool:
+        """Read more of the file. False at its end."""
+        self._compressed = self._file.read(ZSTANDARD_CHUNK)
+        if not self._compressed and self._frame is not None:
+            raise EOFError("it was cut off: its last frame has no end")
+        return bool(self._compressed)
+
+    def _decompress(self) -> None:
+        if self._frame is None:
+            self._frame = self._decompressor.decompressobj()
+        try:
+            self._content = self._frame.decompress(self._compressed)
+        except self._zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        self._compressed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = None
+
+
+def _lines(path: Path, first: bytes, file: io.BufferedIOBase, rng: random.Random) -> Iterator[_Line]:
     """The requests of a file with one JSON object a line."""
     for number, line in enumerate(chain((first,), file), 1):
         if not line or line.isspace():
             continue
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode().rstrip())
             if not isinstance(entry, dict):
                 raise ValueError("it is no JSON object")
             yield _mooncake(entry, rng) if "hash_ids" in entry else _body(entry)
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{path}:{number} is no JSON: {error}. {_EXPECTED}") from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path}:{number} is not UTF-8: {error}") from error
+        except RecursionError as error:
+            raise ConfigurationError(f"{path}:{number} is not a request of a trace: it is nested too deeply") from error
+        except (ValueError, KeyError) as error:
             reason = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigurationError(f"{path}:{number} is not a request of a trace: {reason}") from error
 
@@ -145,14 +201,15 @@ def _mooncake(entry: dict[str, Any], rng: random.Random) -> _Line:
     Optional: ``session``, ``agent`` (a session may run several at once) and ``think_ms``. Times of requests without a
     session are spread over Mooncake's bucket. Format: https://github.com/kvcache-ai/Mooncake.
     """
-    tokens, ids = int(_number(entry, "input_length")), entry["hash_ids"]
+    tokens = _tokens(entry, "input_length")
     if tokens < 1:
         raise ValueError("input_length must be at least 1")
-    session = str(entry.get("agent") or entry.get("session") or "")
+    ids = _hash_ids(entry, -(-tokens // PIECE))
+    session = _session(entry, "agent") or _session(entry, "session")
     return _Line(
         _number(entry, "timestamp") / 1000 + (0.0 if session else MOONCAKE_BUCKET * rng.random()),
-        tuple((int(ids[i]), min(PIECE, tokens - i * PIECE)) for i in range(-(-tokens // PIECE))),
-        max(1, int(_number(entry, "output_length"))),
+        tuple((identity, min(PIECE, tokens - i * PIECE)) for i, identity in enumerate(ids)),
+        max(1, _tokens(entry, "output_length")),
         session,
         _think_seconds(entry),
     )
@@ -166,18 +223,41 @@ def _body(entry: dict[str, Any]) -> _Line:
     """
     at = _time(entry)
     body = entry.get("body", entry)
+    if not isinstance(body, dict):
+        raise ValueError("its body is no JSON object")
     path = entry.get("path") or next((path for field, path in _PATHS.items() if field in body), "")
+    if not isinstance(path, str):
+        raise ValueError(f"its field path is no text: {_shown(path)}")
     request = parse(path, "application/json", json.dumps(body).encode())
     if isinstance(request, Rejection):
         raise ValueError(request.message)
     prompt = _pieces(request)
     if not prompt:
         raise ValueError("its body has no prompt")
-    if entry.get("output_tokens"):
-        output = int(_number(entry, "output_tokens"))
+    if entry.get("output_tokens") is not None:
+        output = _tokens(entry, "output_tokens")
     else:
         output = min(request.max_tokens or UNKNOWN_ANSWER, UNKNOWN_ANSWER)
-    return _Line(at, prompt, max(1, output), str(entry.get("session", "")), _think_seconds(entry))
+    return _Line(at, prompt, max(1, output), _session(entry, "session"), _think_seconds(entry))
+
+
+def _hash_ids(entry: dict[str, Any], count: int) -> list[int]:
+    """The first ``count`` ids of the prompt's pieces."""
+    ids = entry["hash_ids"]
+    if not isinstance(ids, list) or len(ids) < count:
+        raise ValueError(
+            f"its field hash_ids must be a list of an id for each {PIECE} tokens of input_length, {count} here"
+        )
+    for each in ids:
+        if type(each) is not int or not -(1 << 63) <= each < 1 << 64:
+            raise ValueError(f"its field hash_ids has an id that is no integer of 64 bits: {_shown(each)}")
+    return ids[:count]
+
+
+def _session(entry: dict[str, Any], field: str) -> str:
+    """The name of the session in a field; empty without one."""
+    name = entry.get(field)
+    return "" if name is None else str(name)
 
 
 def _time(entry: dict[str, Any]) -> float:
@@ -192,13 +272,22 @@ def _time(entry: dict[str, Any]) -> float:
 
 
 def _think_seconds(entry: dict[str, Any]) -> float:
-    return _number(entry, "think_ms") / 1000 if "think_ms" in entry else 0.0
+    """The think time. A negative one is that of a request that was sent before the answer came: none."""
+    return max(0.0, _number(entry, "think_ms") / 1000) if entry.get("think_ms") is not None else 0.0
+
+
+def _tokens(entry: dict[str, Any], field: str) -> int:
+    """The number of tokens in a field. Raises as :func:`_number` does, and ValueError for one that no request has."""
+    number = _number(entry, field)
+    if number > MOST_TOKENS:
+        raise ValueError(f"its field {field} is too large: {_shown(entry[field])}")
+    return int(number)
 
 
 def _number(entry: dict[str, Any], field: str) -> float:
     """The number in a field. Raises KeyError without the field, ValueError if it is no finite number."""
     try:
-        number = float(entry[field])
+        number = nan if isinstance(entry[field], bool) else float(entry[field])
     except (ValueError, TypeError, OverflowError):
         number = nan
     if not isfinite(number):
@@ -261,7 +350,7 @@ def _sharegpt(text: str, path: Path, rng: random.Random) -> list[TracedRequest]:
     began = 0.0
     for turns in conversations_in(text, path):
         began += rng.expovariate(SHAREGPT_RATE)
-        answers = [turn.answer_tokens or UNKNOWN_ANSWER for turn in turns]
+        answers = [UNKNOWN_ANSWER if turn.answer_tokens is None else max(1, turn.answer_tokens) for turn in turns]
         questions = [max(1, len(turn.question.encode()) // BYTES_PER_TOKEN) for turn in turns]
         pauses = [rng.expovariate(1 / SHAREGPT_PAUSE) for _ in turns]
         requests += conversation(

@@ -30,6 +30,10 @@ def turn(at: float, session: str, ids: list[int], *, think: float = 0.0) -> dict
     }
 
 
+def openai_line(at: float, **fields: Any) -> dict[str, Any]:
+    return {"timestamp": at, "body": {"model": "m", "prompt": "hello " * 300}} | fields
+
+
 def written(path: Path, entries: list[dict[str, Any]]) -> Path:
     """The entries as JSON lines, compressed as the suffix says."""
     data = "\n".join(map(json.dumps, entries)).encode()
@@ -59,6 +63,65 @@ def test_a_truncated_archive_is_named(tmp_path: Path) -> None:
     file.write_bytes(lzma.compress(b"x" * 1000)[:-20])
     with pytest.raises(ConfigurationError, match=r"cannot read the trace .*trace\.xz"):
         read(file, seed=1)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut off", "overwritten", "not compressed"])
+def test_a_damaged_archive_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+    """A part of a trace must not pass for all of it."""
+    plain = b"".join(json.dumps(turn(at, "", [at])).encode() + b"\n" for at in range(2000))
+    if suffix == ".zst":
+        data = pytest.importorskip("zstandard").compress(plain)
+    else:
+        data = gzip.compress(plain) if suffix == ".gz" else lzma.compress(plain)
+    if damage == "cut off":
+        data = data[: len(data) - 20]
+    elif damage == "overwritten":
+        data = data[:10] + b"x" * 40 + data[50:]
+    else:
+        data = plain
+    (tmp_path / f"trace.jsonl{suffix}").write_bytes(data)
+    with pytest.raises(ConfigurationError, match=r"cannot read the trace .*trace\.jsonl"):
+        read(tmp_path / f"trace.jsonl{suffix}", seed=1)
+
+
+def test_a_zstandard_file_may_have_several_frames(tmp_path: Path) -> None:
+    compress = pytest.importorskip("zstandard").compress
+    plain = b"".join(json.dumps(turn(at, "", [at])).encode() + b"\n" for at in range(2000))
+    (tmp_path / "trace.zst").write_bytes(compress(plain[:70_001]) + compress(b"") + compress(plain[70_001:]))
+    assert len(read(tmp_path / "trace.zst", seed=1).requests) == 2000
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    lines = "\r\n".join(json.dumps(turn(at, "", [at])) for at in range(3))
+    (tmp_path / "trace").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert len(read(tmp_path / "trace", seed=1).requests) == 3
+    (tmp_path / "chats").write_bytes(b'\xef\xbb\xbf[{"conversations": [{"value": "x"}]}]')
+    assert len(read(tmp_path / "chats", seed=1).requests) == 1
+
+
+def test_requests_without_a_session_wait_for_nothing(tmp_path: Path) -> None:
+    """A log has null where it knows no session: that is not a session with the name None."""
+    entries = [openai_line(at, session=None, think_ms=None, output_tokens=None) for at in range(3)]
+    entries += [openai_line(at, session=name) for at, name in ((3, "a"), (4, "a"), (5, 0), (6, 0), (7, ""))]
+    trace = read(written(tmp_path / "log.jsonl", entries), seed=1)
+    assert [request.after for request in trace.requests] == [None, None, None, None, 3, None, 5, None]
+    assert [request.output_tokens for request in trace.requests] == [200] * 8
+
+
+def test_an_answer_of_no_tokens_is_not_an_unknown_one(tmp_path: Path) -> None:
+    entries = [openai_line(at, output_tokens=tokens) for at, tokens in enumerate((0, -3, 2.9, None))]
+    trace = read(written(tmp_path / "log.jsonl", entries), seed=1)
+    assert [request.output_tokens for request in trace.requests] == [1, 1, 2, 200]
+    chat = [{"value": "q"}, {"from": "gpt", "num_tokens": 0}, {"value": "q"}, {"from": "gpt", "num_tokens": -5}]
+    (tmp_path / "chats").write_text(json.dumps([{"conversations": [*chat, {"value": "q"}, {"from": "gpt"}]}]))
+    assert [request.output_tokens for request in read(tmp_path / "chats", seed=1).requests] == [1, 1, 200]
+
+
+def test_a_negative_think_time_is_none(tmp_path: Path) -> None:
+    """Logs have it where a request was sent before the answer to the one before it: time does not run back."""
+    trace = read(written(tmp_path / "trace", [turn(0, "a", [1]), turn(1, "a", [1, 2], think=-50.0)]), seed=1)
+    assert [request.pause for request in trace.requests] == [0.0, 0.0]
 
 
 def test_turns_wait_for_the_answer_and_the_think_time(tmp_path: Path) -> None:
@@ -129,6 +192,13 @@ def test_logs_of_openai_bodies(tmp_path: Path) -> None:
         ('{"model": "m", "prompt": "x"}', "it has no field 'timestamp'"),
         ('{"timestamp": 1, "body": {"model": "m", "messages": []}}', "trace:1 is not a request of a trace"),
         ('{"timestamp": 1, "prompt": "x"}', "trace:1 is not a request of a trace"),
+        ('{"timestamp": 1, "body": null}', "trace:1 is not a request of a trace: its body is no JSON object"),
+        ('{"timestamp": 1, "body": [1]}', "trace:1 is not a request of a trace: its body is no JSON object"),
+        ('{"timestamp": 1, "path": 5, "model": "m", "prompt": "x"}', "trace:1 .*: its field path is no text: 5"),
+        ('{"timestamp": 1,', r"trace:1 is no JSON: .*line 1 column 17"),
+        ("[" * 100_000 + "]" * 100_000, "trace is not a ShareGPT file: .*recursion"),
+        ('{"timestamp": 1, "body": ' + "[" * 100_000, "trace:1 is not a request of a trace: it is nested too deeply"),
+        ('[{"conversations": [{"value": "x"}, {"from": "gpt", "num_tokens": 1e12}]}]', "num_tokens is too large"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path: Path, line: str, what: str) -> None:
@@ -142,7 +212,9 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str, what: str) -> None:
     [
         ("output_tokens", "x", 'its field output_tokens is not a number: "x"'),
         ("think_ms", "a", 'its field think_ms is not a number: "a"'),
-        ("think_ms", None, "its field think_ms is not a number: null"),
+        ("timestamp", None, "its field timestamp is not a number: null"),
+        ("timestamp", True, "its field timestamp is not a number: true"),
+        ("output_tokens", 1e300, r"its field output_tokens is too large: 1e\+300"),
         ("timestamp", "yesterday", 'its field timestamp is neither seconds nor a time of ISO 8601: "yesterday"'),
         ("timestamp", [], r"its field timestamp is not a number: \[\]"),
     ],
@@ -159,4 +231,29 @@ def test_a_field_of_mooncakes_format_that_is_no_number_is_named(tmp_path: Path, 
     entry = {"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1], field: "a"}
     (tmp_path / "t.jsonl").write_text(json.dumps(entry))
     with pytest.raises(ConfigurationError, match=f'its field {field} is not a number: "a"$'):
+        read(tmp_path / "t.jsonl", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        ([1], r"must be a list of an id for each 512 tokens of input_length, 2 here$"),
+        (None, r"must be a list of an id for each 512 tokens of input_length, 2 here$"),
+        ({"0": 1, "1": 2}, r"must be a list of an id for each 512 tokens of input_length, 2 here$"),
+        ([1, "a"], 'has an id that is no integer of 64 bits: "a"$'),
+        ([1, 1.5], r"has an id that is no integer of 64 bits: 1\.5$"),
+        ([1, 1e999], "has an id that is no integer of 64 bits: Infinity$"),
+        ([1, 1 << 64], "has an id that is no integer of 64 bits: 18446744073709551616$"),
+    ],
+)
+def test_wrong_ids_of_mooncakes_format_are_named(tmp_path: Path, ids: object, what: str) -> None:
+    entry = {"timestamp": 0, "input_length": 1000, "output_length": 1, "hash_ids": ids}
+    (tmp_path / "t.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(ConfigurationError, match=rf"t\.jsonl:1 is not a request of a trace: its field hash_ids {what}"):
+        read(tmp_path / "t.jsonl", seed=1)
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b"\n" + json.dumps(openai_line(1)).encode() + b'\n{"prompt": "\xe9"}\n')
+    with pytest.raises(ConfigurationError, match=r"t\.jsonl:3 is not UTF-8: .*0xe9 in position 12"):
         read(tmp_path / "t.jsonl", seed=1)

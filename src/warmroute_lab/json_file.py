@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from warmroute.errors import ConfigurationError
 
 
 def require_place(path: Path | None) -> None:
-    """Raise ConfigurationError if no file can be at ``path``. Called before long measurements."""
+    """Raise ConfigurationError if no file can be written at ``path``. Called before long measurements."""
     if path is None:
         return
     if not path.parent.is_dir():
         raise ConfigurationError(f"the directory of {path} does not exist")
     if path.is_dir():
         raise ConfigurationError(f"{path} is a directory: name a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigurationError(f"cannot write {path}: you may not, or its file system is read-only")
 
 
 def write(path: Path, figures: Any) -> None:

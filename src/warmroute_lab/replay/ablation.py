@@ -175,9 +175,10 @@ def run(
     *,
     output: Path | None = None,
 ) -> None:
-    """Replay, write the figures to ``output`` and print the table. Raises ConfigurationError."""
+    """Replay, print the table and write the figures to ``output``. Raises ConfigurationError."""
     json_file.require_place(output)
     results = measure(fleets, numbers or NUMBERS, settings, console)
+    terminal.show(table(results), console)
     if output is not None:
         rows = [
             {"number": variation.number, "change": variation.change} | result.plain()
@@ -185,4 +186,3 @@ def run(
             for result in after
         ]
         json_file.write(output, rows)
-    terminal.show(table(results), console)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, groupby
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -82,12 +82,10 @@ class Plan:
             raise ConfigurationError("--pods must be at least 1")
         kinds = tuple(profile(name) for name in self.profiles)
         path = Path(self.source)
-        if path.is_file():
+        if _is_file(path):
             trace = read(path, seed=self.seed, limit=self.requests, skip=self.skip, closed_loop=self.closed_loop)
             kinds = kinds or (profile(DEFAULT_PROFILE),)
             fleet = Fleet(tuple(kinds[pod % len(kinds)] for pod in range(self.pods)))
-        elif path.is_dir() and self.source not in scenarios.SCENARIOS:
-            raise ConfigurationError(f"{path} is a directory: name one trace file")
         else:
             trace, fleet = scenarios.build(
                 self.source, seed=self.seed, pods=self.pods, profiles=kinds, requests=self.requests
@@ -102,6 +100,22 @@ class Plan:
             (*fleet.scalings, *self.scalings),
             self.pickers or fleet.pickers,
         )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a trace can be read from ``path``; False: it may be a scenario.
+
+    Raises ConfigurationError for what is there but is no regular file: a directory, or a pipe, which can be read only once.
+    """
+    try:
+        if path.is_file() or not path.exists() or str(path) in scenarios.SCENARIOS:
+            return path.is_file()
+        directory = path.is_dir()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the trace {path}: {error.strerror}") from error
+    if directory:
+        raise ConfigurationError(f"{path} is a directory: name one trace file")
+    raise ConfigurationError(f"{path} is no regular file: write the trace to a file")
 
 
 def _require_fit(trace: Trace, fleet: Fleet) -> None:
@@ -128,8 +142,8 @@ def compare(plan: Plan, settings: Settings, console: Console) -> list[Outcome]:
     runs = [run for name in plan.strategies for run in _runs(name, fleet, settings, shared=plan.shared)]
     full = saturation(trace, fleet.profiles)
     speedups = plan.speedups or [load * full for load in LOADS]
-    if min(speedups) <= 0:
-        raise ConfigurationError("--speedup must be more than 0")
+    if not all(0 < speedup < inf for speedup in speedups):
+        raise ConfigurationError("--speedup must be a number above 0")
     outcomes: list[Outcome] = []
     before: list[Outcome] = []
     with terminal.progress(console, MofNCompleteColumn(), TimeElapsedColumn()) as progress:

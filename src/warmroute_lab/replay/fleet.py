@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Self
 
 from warmroute.errors import ConfigurationError
 from warmroute_lab.replay.trace import Trace
 from warmroute_lab.simulator.profile import Profile, profile_named
 
+MOST_PODS = 1000
+"""Most engines of a replay."""
 DOWN = 20.0
 """Seconds from the end of an engine to its restart."""
 
@@ -25,11 +27,14 @@ class PodEvent:
     @classmethod
     def parse(cls, text: str, option: str) -> Self:
         """``NUMBER@SECONDS``. Raises ConfigurationError that names ``option``."""
-        number, _, at = text.partition("@")
+        number, _, seconds = text.partition("@")
         try:
-            return cls(float(at), int(number))
+            event = cls(float(seconds), int(number))
         except ValueError:
-            raise ConfigurationError(f"{option} must be NUMBER@SECONDS, for example 3@60; given: {text!r}") from None
+            event = cls(inf, 0)
+        if not 0 <= event.at < inf:
+            raise ConfigurationError(f"{option} must be NUMBER@SECONDS, for example 3@60; given: {text!r}")
+        return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Fleet:
                 raise ConfigurationError(f"--restart: pod {event.number} does not exist; pods are numbered from 0")
         if any(event.number < 1 for event in self.scalings):
             raise ConfigurationError("--scale-to: at least one pod must be left")
+        if most > MOST_PODS:
+            raise ConfigurationError(f"--scale-to: a replay has at most {MOST_PODS} pods")
 
     def profile(self, pod: int) -> Profile:
         """The profile of a pod."""
@@ -75,10 +82,13 @@ def profile(text: str) -> Profile:
 def smaller(profile: Profile, share: float) -> Profile:
     """The engine on a GPU with ``1/share`` of the speed and of the KV cache, with the same host.
 
-    The batch limits are vLLM's defaults for GPUs below 70 GB. Raises ConfigurationError if ``share`` is below 1.
+    The batch limits are vLLM's defaults for GPUs below 70 GB. Raises ConfigurationError if ``share`` is below 1, or so large
+    that nothing is left of the KV cache.
     """
-    if share < 1:
+    if not 1 <= share < inf:
         raise ConfigurationError("--profile NAME/NUMBER needs a number of at least 1")
+    if profile.num_gpu_blocks / share < 2:
+        raise ConfigurationError(f"--profile {profile.name}/{share:g}: nothing is left of the KV cache")
     timing = profile.timing
     return replace(
         profile,
@@ -102,10 +112,10 @@ def smaller(profile: Profile, share: float) -> Profile:
 def with_cache(profile: Profile, *, prefix_caching: bool, tier: float) -> Profile:
     """The engine with its prefix cache on or off, and a second tier of ``tier`` times its KV cache.
 
-    Raises ConfigurationError if ``tier`` is negative.
+    Raises ConfigurationError if ``tier`` is negative or infinite.
     """
-    if tier < 0:
-        raise ConfigurationError("--cpu-tier must be at least 0")
+    if not 0 <= tier < inf:
+        raise ConfigurationError(f"--cpu-tier must be a number of at least 0 (given: {tier:g})")
     return replace(profile, prefix_caching=prefix_caching, tier_blocks=int(tier * profile.num_gpu_blocks))
 
 

@@ -21,9 +21,11 @@ from warmroute_lab.replay.pods import Pod
 from warmroute_lab.replay.policy import Policy
 from warmroute_lab.replay.scrapes import RESPONSE_DELAY, Scrapes
 from warmroute_lab.replay.shared_log import BATCH_INTERVAL, DELAY, SharedLog
-from warmroute_lab.replay.trace import Trace
+from warmroute_lab.replay.trace import Trace, TracedRequest
 from warmroute_lab.simulator.request import Output, Request
 
+LONGEST = 31 * 86_400.0
+"""Most seconds of virtual time. Engines are scraped all the time: a day takes about a minute."""
 RETRY_DELAY = 0.1
 """Seconds until a request is sent again after its engine died or no engine was available."""
 SAMPLE_INTERVAL = 1.0
@@ -97,8 +99,12 @@ class Replay:
         }
 
     def run(self, progress: Progress = lambda answered: None) -> Outcome:
-        """Replay until every request is answered. Raises ConfigurationError if a pod to restart does not exist by then."""
+        """Replay until every request is answered.
+
+        Raises ConfigurationError if a pod to restart does not exist by then, or if it would last more than :data:`LONGEST`.
+        """
         self._progress = progress
+        self._require_end()
         self._plan()
         events, handlers, total = self._events, self._handlers, len(self._trace.requests)
         while self._answered < total:
@@ -119,6 +125,22 @@ class Replay:
             sent_seconds=self._last_sent,
             failed=sum(len(policy.failed) for policy in self._policies),
         )
+
+    def _require_end(self) -> None:
+        """Raise ConfigurationError if the replay would not end for months, whatever the answers take."""
+        earliest: list[float] = []
+        for request in self._trace.requests:
+            at = request.at / self._speedup
+            earliest.append(at if request.after is None else max(at, earliest[request.after] + self._pause(request)))
+        if max(earliest) > LONGEST:
+            raise ConfigurationError(
+                f"{self._trace.name} at speedup {self._speedup:.3g} would last {max(earliest) / 86_400:.3g} days, more than "
+                f"{LONGEST / 86_400:.0f} days: perhaps a timestamp or a think_ms is wrong; else choose a larger --speedup"
+            )
+
+    def _pause(self, request: TracedRequest) -> float:
+        """Least time between an answer and the request after it."""
+        return request.pause / self._speedup if self._trace.recorded else request.pause
 
     def _plan(self) -> None:
         """Start the fleet and enter the events that are known before."""
@@ -211,8 +233,7 @@ class Replay:
         self._policy_of(number).finished(number, now)
         for follower in self._following.get(number, ()):
             request = self._trace.requests[follower]
-            pause = request.pause / self._speedup if self._trace.recorded else request.pause
-            self._add(max(now + pause, request.at / self._speedup), _Event.SEND, follower)
+            self._add(max(now + self._pause(request), request.at / self._speedup), _Event.SEND, follower)
         self._progress(self._answered)
 
     # The fleet

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
+from math import inf
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple, Self, TypeVar
@@ -62,6 +63,11 @@ class Options:
     closed_loop: bool = True
     jobs: int = 1
     """Parallel replays, each in its own process."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for an impossible load."""
+        if not all(0 < load < inf for load in self.loads):
+            raise ConfigurationError("--load must be a number above 0")
 
     def draws(self) -> list[Drawn]:
         """Every cell with every seed."""
@@ -120,7 +126,7 @@ class Result:
 def run(
     options: Options, settings: Settings, console: Console, *, against: Path | None = None, output: Path | None = None
 ) -> None:
-    """Replay, write the figures to ``output``, and print the comparison with the figures of the file ``against``.
+    """Replay, print the comparison with the figures of the file ``against``, and write the new ones to ``output``.
 
     Raises ConfigurationError, if possible before the replays.
     """
@@ -131,9 +137,11 @@ def run(
     if len({*options.strategies, *(result.strategy for result in known)}) < 2:
         raise ConfigurationError("a comparison needs at least two strategies: use --strategy all or --against")
     results = measure(options, settings, console)
-    if output is not None:
-        write_json(output, results)
-    show([*results, *known], console)
+    try:
+        show([*results, *known], console)
+    finally:
+        if output is not None:
+            write_json(output, results)
 
 
 def measure(options: Options, settings: Settings, console: Console) -> list[Result]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from warmroute.cli import app
+from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
+from warmroute_lab.replay import ablation
 from warmroute_lab.replay.ablation import NUMBERS, UNCHANGED, Effect, Variation, effect, table, variations
 from warmroute_lab.replay.standings import Cell, Drawn, Result
 
@@ -91,6 +95,15 @@ def test_the_command(tmp_path: Path) -> None:
     rows = json.loads(file.read_text())
     assert len(rows) == (1 + 3) * 2 * 2 * 2
     assert {row["pods"] for row in rows} == {2, 3}
+
+
+def test_the_table_is_shown_even_if_the_figures_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = {UNCHANGED: [EXAMPLE], Variation("cost_waiting", "removed"): [EXAMPLE]}
+    monkeypatch.setattr(ablation, "measure", lambda *_: results)
+    console = Console(file=StringIO(), width=200)
+    with pytest.raises(ConfigurationError, match="cannot write /dev/full"):
+        ablation.run([], (), Settings(), console, output=Path("/dev/full"))
+    assert "--cost-waiting" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_an_unknown_number_is_named() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +21,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
 from warmroute_lab.replay import comparison, scenarios
 from warmroute_lab.replay.baselines import BASELINES, RoundRobin
-from warmroute_lab.replay.fleet import DOWN, Fleet, PodEvent, profile, saturation
+from warmroute_lab.replay.fleet import DOWN, Fleet, PodEvent, profile, saturation, with_cache
 from warmroute_lab.replay.outcome import Outcome, Sample
 from warmroute_lab.replay.policy import Policy, RouterPolicy
 from warmroute_lab.replay.policy_registry import names, policy_factory
@@ -267,14 +269,27 @@ def test_smaller_gpus_have_a_share_of_speed_and_cache() -> None:
             profile(wrong)
 
 
-@pytest.mark.parametrize("text", ["3", "x@4", "3@", "@"])
+@pytest.mark.parametrize("share", ["nan", "inf", "1e5"])
+def test_an_engine_has_a_kv_cache(share: str) -> None:
+    with pytest.raises(ConfigurationError, match="--profile"):
+        profile(f"{DEFAULT_PROFILE}/{share}")
+
+
+@pytest.mark.parametrize("tier", [-1.0, nan, inf])
+def test_a_second_tier_has_a_size(tier: float) -> None:
+    with pytest.raises(ConfigurationError, match="--cpu-tier must be a number of at least 0"):
+        with_cache(SMALL, prefix_caching=True, tier=tier)
+
+
+@pytest.mark.parametrize("text", ["3", "x@4", "3@", "@", "1@nan", "1@inf", "1@-5"])
 def test_pod_events_are_checked(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--restart"):
         PodEvent.parse(text, "--restart")
 
 
 def test_a_fleet_is_checked() -> None:
-    for fleet in ({"restarts": (PodEvent(1.0, 2),)}, {"scalings": (PodEvent(1.0, 0),)}, {"pickers": 0}):
+    wrong: list[dict[str, Any]] = [{"scalings": (PodEvent(1.0, number),)} for number in (0, 1001)]
+    for fleet in (*wrong, {"restarts": (PodEvent(1.0, 2),)}, {"pickers": 0}):
         with pytest.raises(ConfigurationError):
             Fleet((SMALL, SMALL), **fleet)
 
@@ -435,7 +450,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def error(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["bench", "replay", *arguments, "--strategy", "random"])
         assert isinstance(result.exception, ConfigurationError), result.output
@@ -449,6 +464,39 @@ def test_what_cannot_be_replayed_or_written_is_said(tmp_path: Path) -> None:
     missing = tmp_path / "missing" / "figures.json"
     assert f"the directory of {missing} does not exist" in error("bursts", "--requests", "10", "--json", str(missing))
     assert f"{tmp_path} is a directory" in error("bursts", "--requests", "10", "--json", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("it replays"))
+    for option in ("--json", "--picture"):
+        assert "you may not" in error("bursts", "--requests", "10", option, str(tmp_path / "figures"))
+
+
+@pytest.mark.parametrize("speedup", ["0", "-1", "nan", "inf"])
+def test_a_speedup_is_a_number_above_0(speedup: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "replay", "bursts", "--requests", "10", "--speedup", speedup])
+    assert str(result.exception) == "--speedup must be a number above 0"
+
+
+def test_a_trace_that_would_last_for_months_is_refused() -> None:
+    """One wrong timestamp or think time, and a replay would not end."""
+    text = Identities().text(16)
+    late = [TracedRequest(0.0, text, 1), TracedRequest(40 * 86_400.0, text, 1)]
+    thinking = [TracedRequest(0.0, text, 1), TracedRequest(1.0, text, 1, after=0, pause=1e297)]
+    for requests in (late, thinking):
+        with pytest.raises(ConfigurationError, match=r"more than 31 days.* timestamp .*think_ms.*--speedup"):
+            run(requests, Follow(0))
+    run(late, Follow(0), speedup=1e6)
+
+
+def test_what_is_no_regular_file_is_said(tmp_path: Path) -> None:
+    """The workers of `bench standings` read the trace again, which a pipe does not allow."""
+    os.mkfifo(tmp_path / "pipe")
+    for source, what in (
+        (str(tmp_path / "pipe"), "is no regular file: write the trace to a file"),
+        ("x" * 300, "File name too long"),
+    ):
+        result = CliRunner().invoke(app, ["bench", "replay", source])
+        assert isinstance(result.exception, ConfigurationError)
+        assert what in str(result.exception)
 
 
 def test_the_picture_of_a_replay_that_is_over_at_once(tmp_path: Path) -> None:

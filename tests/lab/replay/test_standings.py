@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,21 @@ def test_what_cannot_stand_is_said_before_the_long_work(monkeypatch: pytest.Monk
         standings.run(replace(SMALL, strategies=("PREFIX_CACHE",)), Settings(), quiet())
     with pytest.raises(ConfigurationError, match="lmetric"):
         standings.run(replace(SMALL, strategies=("PREFIX_CACHE", "nothing")), Settings(), quiet())
+
+
+@pytest.mark.parametrize("load", [0.0, -1.0, math.nan, math.inf])
+def test_a_load_is_a_number_above_0(load: float) -> None:
+    with pytest.raises(ConfigurationError, match="--load must be a number above 0"):
+        replace(SMALL, loads=(load,))
+
+
+def test_the_tables_are_shown_even_if_the_figures_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replays took many minutes, and a disk may be full."""
+    monkeypatch.setattr(standings, "measure", lambda *_: [*every("PREFIX_CACHE"), *every("round-robin")])
+    console = Console(file=StringIO(), width=200)
+    with pytest.raises(ConfigurationError, match="cannot write /dev/full"):
+        standings.run(SMALL, Settings(), console, output=Path("/dev/full"))
+    assert "round-robin" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_other_requests_cannot_be_compared() -> None:

@@ -11,6 +11,8 @@ from warmroute_lab.simulator.faults import Faults
 from warmroute_lab.simulator.profile import DEFAULT_PROFILE, Profile, profile_named
 
 LAST_PORT = 65_535
+MOST_BLOCKS = 10_000_000
+"""Most blocks of a KV cache. Each takes some 60 bytes of this machine's memory."""
 
 
 def _flag(name: str) -> str:
@@ -61,6 +63,8 @@ class SimulatorOptions:
             least = 2 if name == "num_gpu_blocks" else 1
             if value < least:
                 raise ConfigurationError(f"{_flag(name)} must be at least {least} (given: {value})")
+            if value > MOST_BLOCKS:
+                raise ConfigurationError(f"{_flag(name)} must be at most {MOST_BLOCKS} (given: {value})")
         if self.block_size is not None and self.block_size < 1:
             raise ConfigurationError(f"--block-size must be at least 1 (given: {self.block_size})")
         for name in ("api_servers", "data_parallel_size"):

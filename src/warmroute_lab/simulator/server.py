@@ -178,6 +178,8 @@ class SimulatorServer:
             if error.status not in (404, 405):
                 raise
             response = web.json_response({"detail": error.reason}, status=error.status)
+        except ConnectionError:  # the client left before its request was cancelled; aiohttp would log an error
+            raise asyncio.CancelledError from None
         if not response.prepared:
             response.headers["x-simulator-name"] = self.name
         resource = request.match_info.route.resource
@@ -205,7 +207,7 @@ class SimulatorServer:
         output_tokens, reason = self._answer_length(generation, prompt_tokens)
         text = generation.answer(output_tokens)
         work = Request(
-            request.headers.get("x-request-id") or uuid4().hex[:16],
+            _latin1(request.headers.get("x-request-id", "")) or uuid4().hex[:16],
             prompt_tokens,
             output_tokens,
             generation.hashes(text, adapter, self._profile.block_size),
@@ -266,7 +268,7 @@ class SimulatorServer:
         engines = self._engines
         if rank is None:
             return min(engines, key=lambda live: live.engine.pending)
-        if not rank.isdecimal() or int(rank) >= len(engines):
+        if rank not in map(str, range(len(engines))):
             raise bad_request(f"data_parallel_rank {rank} is out of range [0, {len(engines)}).")
         return engines[int(rank)]
 
@@ -311,6 +313,8 @@ class SimulatorServer:
 
     async def _unload_lora_adapter(self, request: web.Request) -> web.Response:
         name = parse_body(await request.read()).get("lora_name")
+        if not isinstance(name, str):
+            raise bad_request("'lora_name' must be provided.")
         if name not in self._loras:
             raise RequestError(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
         del self._loras[name]
@@ -387,6 +391,11 @@ def _reset(request: web.Request) -> None:
         connection = request.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
+
+
+def _latin1(header: str) -> str:
+    """A header's text as vLLM's server reads it: each byte is a character. aiohttp reads UTF-8."""
+    return header.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _json(content: object) -> web.Response:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from tests.recordings import engine_recording
 from tests.waiting import eventually
@@ -268,6 +269,7 @@ async def test_completions(start: Start, client: aiohttp.ClientSession, prompt: 
         ("/simulator/faults", b'{"rain": 1}'),
         ("/simulator/faults", b'{"fail_rate": 2}'),
         ("/v1/load_lora_adapter", b"{}"),
+        ("/v1/unload_lora_adapter", b'{"lora_name": []}'),
     ],
 )
 async def test_bad_requests_are_told_so(start: Start, client: aiohttp.ClientSession, path: str, body: bytes) -> None:
@@ -299,6 +301,42 @@ async def test_a_client_that_leaves_frees_its_blocks(start: Start, client: aioht
     assert server.engine.kv_usage == 0
     async with client.get(server.url + "/metrics") as page:
         assert 'finished_reason="abort",model_name="/model/qwen"} 1.0' in await page.text()
+
+
+@pytest.mark.parametrize("step", ["prepare", "write"])
+async def test_a_client_that_left_is_no_error_of_the_server(
+    start: Start,
+    client: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    """The handler may write to a connection that is closing before it is cancelled."""
+    server = await start()
+
+    async def closing(*_: Any) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, step, closing)
+    body = {"model": MODEL, "messages": MESSAGES, "stream": True}
+    with pytest.raises(aiohttp.ClientError):
+        async with client.post(server.url + "/v1/chat/completions", json=body) as response:
+            await response.read()
+    assert server.engine.counters.aborted == 1
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_id_of_any_bytes_comes_back(start: Start, client: aiohttp.ClientSession, stream: bool) -> None:
+    """Servers of Python read a header as Latin-1, whatever its bytes are."""
+    server = await start()
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 1, "stream": stream}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: a\xff\xe9\r\n")
+    writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert '"id":"chatcmpl-a\u00ff\u00e9"' in answer
 
 
 async def test_only_the_trailing_slash_filters_the_metrics(start: Start, client: aiohttp.ClientSession) -> None:
@@ -412,6 +450,11 @@ async def test_data_parallel_engines_behind_one_port(start: Start, client: aioht
             return int((usage["prompt_tokens_details"] or {}).get("cached_tokens", 0)) if usage else -response.status
 
     assert [await cached_on(rank) for rank in (0, 1, 1, 3)] == [0, 0, pytest.approx(232, abs=20), -400]
+    for wrong in ("-1", "", "9" * 5000):
+        async with client.post(
+            server.url + "/v1/completions", json={"prompt": "x"}, headers={"X-data-parallel-rank": wrong}
+        ) as r:
+            assert r.status == 400
     probe = Probe(VLLM, "/metrics", split_ranks=True)
     async with client.get(server.url + probe.query()) as response:
         probe.answer(response.status, await response.read(), 0.0)
@@ -536,6 +579,7 @@ async def test_the_command_tells_of_a_taken_port_in_one_line(start: Start) -> No
         {"cpu_tier": math.inf},
         {"max_num_seqs": 0},
         {"num_gpu_blocks": 1},
+        {"num_gpu_blocks": 10**11},
         {"block_size": 0},
         {"api_servers": 0},
     ],

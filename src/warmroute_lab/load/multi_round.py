@@ -75,9 +75,12 @@ async def bench(
     Raises ConfigurationError.
     """
     json_file.require_place(output)
-    for url in filter(None, (base_url, compare)):
+    api_key = api_key.strip()
+    if not api_key.isprintable():
+        raise ConfigurationError("--api-key (OPENAI_API_KEY) has a line break or another control character")
+    for url in (base_url, *([compare] if compare else [])):
         if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"a base URL begins with http:// or https://; given: {url}")
+            raise ConfigurationError(f"a base URL begins with http:// or https://; given: {url!r}")
     if not workload.model:
         async with ChatClient(base_url, api_key=api_key) as client:
             workload = replace(workload, model=await client.first_model())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import orjson
 
@@ -40,10 +41,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name in ("num_users", "num_rounds", "qps", "answer_len"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0")
-        if self.seconds is not None and self.seconds <= 0:
-            raise ConfigurationError("--time must be more than 0")
+            if not 0 < getattr(self, name) < inf:
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0 and finite")
+        if self.seconds is not None and not 0 < self.seconds < inf:
+            raise ConfigurationError("--time must be more than 0 and finite")
 
     @property
     def gap(self) -> float:

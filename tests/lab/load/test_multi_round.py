@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,6 +94,15 @@ def test_a_load_of_nothing_is_refused(name: str) -> None:
     nothing: dict[str, Any] = {name: 0}
     with pytest.raises(ConfigurationError, match=name.replace("_", "-")):
         Workload(**nothing)
+
+
+@pytest.mark.parametrize("name", ["qps", "seconds"])
+@pytest.mark.parametrize("value", [nan, inf])
+def test_a_rate_and_a_time_are_numbers(name: str, value: float) -> None:
+    """An infinite time has infinitely many users, who are counted before the load begins."""
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigurationError, match="must be more than 0 and finite"):
+        Workload(**given)
 
 
 def test_a_load_of_no_time_is_refused() -> None:
@@ -363,6 +373,17 @@ async def test_a_file_that_cannot_be_written_is_told_before_the_load(tmp_path: P
 async def test_a_base_url_without_a_scheme_is_told() -> None:
     with pytest.raises(ConfigurationError, match="begins with http:// or https://"):
         await multi_round.bench(QUICK, "127.0.0.1:8000/v1", Console(quiet=True))
+    with pytest.raises(ConfigurationError, match="begins with http:// or https://"):
+        await multi_round.bench(QUICK, "", Console(quiet=True))
+
+
+async def test_a_key_that_cannot_be_a_header_is_told() -> None:
+    """A key from a file may end with a line break; one within it would be taken for a server without models."""
+    engine = FakeEngine()
+    async with engine as url:
+        assert await multi_round.bench(replace(QUICK, model=""), url, Console(quiet=True), api_key=" key\n")
+        with pytest.raises(ConfigurationError, match="--api-key"):
+            await multi_round.bench(replace(QUICK, model=""), url, Console(quiet=True), api_key="key\nkey")
 
 
 async def test_without_a_model_the_servers_first_is_asked_for() -> None:

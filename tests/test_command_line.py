@@ -283,3 +283,18 @@ def test_the_help_of_serve_imports_neither_servers_nor_rich() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     modules = set(done.stdout.splitlines()[-1].split())
     assert not modules & {"grpc", "aiohttp", "asyncio", "kubernetes", "cryptography", "rich.console", "uvloop"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("command", [["settings"], ["--version"], ["serve", "--help"]])
+def test_a_full_disk_is_told_in_one_line(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "warmroute", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "warmroute: cannot write: No space left on device\n")

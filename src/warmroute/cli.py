@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -376,7 +377,10 @@ def _warn(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the ``warmroute`` script. A WarmrouteError becomes one line on stderr and exit code 2."""
+    """Entry point of the ``warmroute`` script. A WarmrouteError becomes one line on stderr and exit code 2.
+
+    So does a full disk under standard output, with exit code 1.
+    """
     arguments = sys.argv[1:]
     try:
         if arguments[:1] == ["serve"]:
@@ -388,3 +392,9 @@ def main() -> None:
     except WarmrouteError as error:
         _warn(str(error))
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _warn(f"cannot write: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit would write the rest once more
+        sys.exit(1)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -50,7 +50,8 @@ def replay_all(
         except BrokenProcessPool as error:
             raise WarmrouteError("a replay's process was killed; possibly the machine has too little memory") from error
         except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # else the exit waits for their replays, which may take minutes
+                worker.terminate()
             raise
     return [each.result() for each in running]
 

@@ -193,6 +193,21 @@ def test_a_worker_that_is_killed_is_an_error_with_a_word(monkeypatch: pytest.Mon
         standings.measure(SMALL, Settings(), quiet())
 
 
+def _fail_or_wait(seconds: float) -> None:
+    if not seconds:
+        raise ConfigurationError("it failed")
+    time.sleep(seconds)
+
+
+def test_an_error_or_an_interrupt_does_not_wait_for_the_replays_that_run() -> None:
+    """Ctrl-C ends the workers, but a SIGINT may be sent to the command alone."""
+    began = time.monotonic()
+    with pytest.raises(ConfigurationError, match="it failed"):
+        processes.replay_all(_fail_or_wait, [(100.0,), (0.0,), (100.0,)], quiet(), jobs=2)
+    assert time.monotonic() < began + 50
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.usefixtures("a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_the_command(number: signal.Signals) -> None:

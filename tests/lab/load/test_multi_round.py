@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -212,11 +213,12 @@ def test_a_run_without_answers_has_a_summary() -> None:
 
 
 class FakeEngine:
-    """Answers every question with its number; fails those that ``failing`` names."""
+    """Answers every question with its number; fails the first of each user if it ``fails_first``."""
 
-    def __init__(self, failing: frozenset[int] = frozenset()) -> None:
-        self.failing = failing
+    def __init__(self, *, fails_first: bool = False) -> None:
+        self.fails_first = fails_first
         self.requests: list[dict[str, Any]] = []
+        self.users: set[str] = set()
 
     async def __aenter__(self) -> str:
         app = web.Application()
@@ -234,9 +236,10 @@ class FakeEngine:
         return web.json_response({"data": [{"id": "first"}, {"id": "second"}]})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        number = len(self.requests)
         self.requests.append(await request.json())
-        if number in self.failing:
+        number, found = len(self.requests), re.search(r"user \d+,", str(self.requests[-1]["messages"]))
+        if self.fails_first and found is not None and found[0] not in self.users:
+            self.users.add(found[0])
             return web.Response(status=500, text="broken")
         chunks = [
             {"choices": [{"delta": {"content": f"answer {number}"}}]},
@@ -257,7 +260,7 @@ async def test_a_conversation_grows_by_the_real_answers() -> None:
     assert result.on_the_fly == 0
     by_length = sorted(len(request["messages"]) for request in engine.requests)
     assert by_length == [1, 1, 3, 3, 5, 5]
-    answers = {f"answer {i}" for i in range(6)}
+    answers = {f"answer {i}" for i in range(1, 7)}
     for user in (1, 2):
         conversations = [
             request["messages"]
@@ -271,7 +274,7 @@ async def test_a_conversation_grows_by_the_real_answers() -> None:
 
 
 async def test_a_failed_request_ends_no_conversation() -> None:
-    engine = FakeEngine(failing=frozenset({0, 1}))
+    engine = FakeEngine(fails_first=True)
     async with engine as url:
         result = await users.run(QUICK, url)
     assert [record.answer.complete for record in result.records].count(False) == 2

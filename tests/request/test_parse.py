@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.recordings import walk_through_requests
 from warmroute.prefix.chain import build
+from warmroute.request.canonical_json import canonical_json
 from warmroute.request.inference import NO_PROMPT, InferenceRequest
 from warmroute.request.parse import parse, parse_beginning
 from warmroute.request.prompt import MAX_ITEMS, MEDIA_BYTES, Prompt
@@ -604,6 +606,52 @@ def test_the_edge_of_what_is_taken_apart(more: int) -> None:
     assert len(texts.parts) == (1 if more else MAX_ITEMS)
     ids = Prompt()  # token ids are one array, not items
     assert ids.plain([1] * (MAX_ITEMS + more)) == MAX_ITEMS + more
+
+
+def _tools(prompt: Prompt, tools: list[Any]) -> None:
+    prompt.declare_tools(tools)
+    prompt.tools()
+
+
+def _features(prompt: Prompt, ranges: list[Any]) -> None:
+    prompt.features({"mm_placeholders": {"image": ranges}, "mm_hashes": {"image": ["h"] * len(ranges)}})
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize(
+    ("write", "item", "most"),
+    [
+        (Prompt.content_parts, "a", MAX_ITEMS),
+        (Prompt.conversations, "a", MAX_ITEMS),
+        (lambda prompt, items: prompt.compared("document", items), "a", MAX_ITEMS),
+        (_tools, {"name": "f", "cache_control": {}}, MAX_ITEMS),
+        (_features, {"offset": 0, "length": 1}, MAX_ITEMS),
+        # a message, and its two fields
+        (lambda prompt, items: prompt.messages([{"role": "a", "tool_calls": items}]), "a", MAX_ITEMS - 3),
+    ],
+    ids=["content parts", "conversations", "compared", "tools", "features", "tool calls"],
+)
+def test_what_has_more_items_than_are_taken_apart_is_one_piece_of_json(
+    write: Callable[[Prompt, list[Any]], object], item: object, most: int, more: int
+) -> None:
+    items, prompt = [item] * (most + more), Prompt()
+    write(prompt, items)
+    assert (canonical_json(items) in b"".join(part.data for part in prompt.parts)) == bool(more)
+    assert len(prompt.parts) <= MAX_ITEMS
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_tool_call_with_more_members_than_are_taken_apart_is_one_piece_of_json(more: int) -> None:
+    call, prompt = {str(k): k for k in range(MAX_ITEMS - 4 + more)}, Prompt()
+    prompt.messages([{"role": "a", "tool_calls": [call]}])
+    assert (canonical_json(call) in prompt.parts[0].data) == bool(more)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_more_images_than_are_taken_apart_are_one(more: int) -> None:
+    prompt = Prompt()
+    prompt.media(["a"] * (MAX_ITEMS + more))
+    assert len(prompt.parts) == (1 if more else MAX_ITEMS)
 
 
 def test_the_deepest_json_that_is_rendered() -> None:

@@ -117,25 +117,22 @@ class Informer(Generic[T]):
         while True:
             began = self._asked_at = clock()
             longest, least = STEADY, 0.0  # not a tight loop if the server ends each watch at once
-            error: BaseException | None = None
             try:
                 if self._version is None:
                     await self._list()
                 await self._follow()
             except ApiError as failure:
-                error, least = failure, min(failure.retry_after, MOST_RETRY_AFTER)
+                least = min(failure.retry_after, MOST_RETRY_AFTER)
                 longest = self._longest_wait(failure)
                 await self._failed(failure, clock())
-            except Exception as failure:
+            except Exception:
                 logger.exception(
                     "a watch failed and is started again", extra={"fields": {"resource": str(self.resource)}}
                 )
                 self._version = None
-                error, longest, least = failure, backoff.most, backoff.most
+                longest = least = backoff.most
             if clock() - began >= STEADY:
                 failures = 0
-                if error is None:
-                    continue
             wait = min(longest, backoff.first * 2**failures) * random.uniform(0.8, 1.2)  # pickers do not retry in step
             failures = min(failures + 1, MOST_DOUBLINGS)
             await asyncio.sleep(max(wait, least * random.uniform(1.0, 1.2)))

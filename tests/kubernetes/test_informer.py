@@ -15,6 +15,7 @@ from warmroute.kubernetes.informer import Backoff, Informer
 from warmroute.kubernetes.objects import Object, Resource
 
 THINGS = Resource("example.com", "v1", "things", "default")
+CORE = Resource("", "v1", "things", "default")
 
 
 class Script(Cluster):
@@ -68,9 +69,12 @@ class Script(Cluster):
 
 @asynccontextmanager
 async def following(
-    cluster: Script, backoff: Backoff, changed: Callable[[str | None], None] = lambda name: None
+    cluster: Script,
+    backoff: Backoff,
+    changed: Callable[[str | None], None] = lambda name: None,
+    resource: Resource = THINGS,
 ) -> AsyncIterator[Informer[Object]]:
-    informer: Informer[Object] = Informer(cluster, THINGS, lambda item: item, changed, selector={}, backoff=backoff)
+    informer: Informer[Object] = Informer(cluster, resource, lambda item: item, changed, selector={}, backoff=backoff)
     informer.start()
     try:
         yield informer
@@ -143,3 +147,48 @@ async def test_the_time_without_an_answer_does_not_uninstall_a_kind() -> None:
     ) as informer:
         await eventually(lambda: cluster.lists == 2)
     assert held == [1, 2, 1], "nothing was dropped between the lists"
+
+
+async def test_a_server_that_is_busy_is_told_once_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    busy = ApiError(429, "busy")
+    cluster = Script(busy, busy, 60.0)
+    async with following(cluster, Backoff(first=0.01, most=0.01)):
+        await eventually(lambda: cluster.lists)
+    assert not caplog.records
+    cluster = Script(busy)
+    async with following(cluster, Backoff(first=0.01, most=0.01, settle=0.2)):
+        await eventually(lambda: "things.example.com cannot be watched; trying again" in caplog.text)
+        await eventually(lambda: len(cluster.asked) > 40)
+    assert caplog.text.count("cannot be watched") == 1
+
+
+async def test_after_a_busy_moment_a_watch_goes_on_without_another_list() -> None:
+    cluster = Script(0.01, ApiError(503, "busy"), 60.0)
+    async with following(cluster, Backoff(first=0.01, most=0.01)) as informer:
+        await eventually(lambda: len(cluster.asked) == 4)
+        assert list(informer.objects) == ["a", "b"]
+    assert cluster.lists == 1
+
+
+async def test_the_start_waits_for_a_kind_that_fails_as_long_as_that_may_pass(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Script(ApiError(500, "broken"))
+    async with following(cluster, Backoff(first=0.01, most=0.01, settle=0.3)) as informer:
+        await eventually(lambda: caplog.records)
+        assert not informer.settled
+        await eventually(lambda: informer.settled)
+        assert cluster.asked[-1] - cluster.asked[0] > 0.25
+        await eventually(lambda: cluster.asked[-1] - cluster.asked[0] > 0.5)
+        assert not informer.listed
+    assert [record.getMessage() for record in caplog.records] == [
+        "things.example.com cannot be watched; trying again",
+        "things.example.com cannot be listed; going on without",
+    ]
+
+
+async def test_a_core_kind_is_always_installed() -> None:
+    cluster = Script(0.01, ApiError(404, "not found"))
+    async with following(cluster, Backoff(first=0.01, most=0.01, settle=0.1), resource=CORE) as informer:
+        await eventually(lambda: len(cluster.asked) > 2)
+        began = cluster.asked[2]
+        await eventually(lambda: cluster.asked[-1] > began + 0.3)
+        assert list(informer.objects) == ["a", "b"]

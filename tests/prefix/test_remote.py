@@ -139,7 +139,7 @@ def test_an_own_prompt_that_another_picker_goes_on_from_counts_as_used() -> None
     index.insert(holder, own)
     index.insert(holder, other)
     insert_remote(index, holder, chain_of((0,) * 7), 6)
-    assert index.fill(holder) == 1.0
+    assert index.held(holder) == (10, 100)
     assert depths(index, own, holder) + depths(index, other, holder) == [6, 3]
 
 
@@ -266,6 +266,35 @@ def test_what_two_pickers_send_at_one_time_counts_once() -> None:
     for _ in range(2):
         insert_remote(index, holder, chain, 2)
     assert index.held(holder) == (6, 60)
+
+
+def test_of_two_prompts_at_one_time_the_longer_one_counts() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    insert_remote(index, holder, chain_of((0,) * 3))
+    insert_remote(index, holder, chain_of((0,) * 4))
+    assert index.held(holder) == (4, 40)
+
+
+@pytest.mark.parametrize("sharing", [2, 3])
+def test_what_one_holder_forgets_the_others_keep(sharing: int) -> None:
+    index = PrefixIndex()
+    holders = [index.open(PLENTY) for _ in range(sharing)]
+    chain = chain_of((0,) * 3)
+    rejected, *_ = [insert_remote(index, holder, chain, confirmed=False) for holder in holders]
+    index.discard_remote([rejected])
+    assert depths(index, chain, *holders) == [0] + [3] * (sharing - 1)
+    index.insert(holders[1], chain)
+    index.close(holders[1])
+    assert depths(index, chain, *holders[2:]) == [3] * (sharing - 2)
+
+
+def test_an_unconfirmed_prompt_that_an_own_one_takes_over_was_not_counted() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    insert_remote(index, holder, chain_of((0,) * 4), confirmed=False)
+    index.insert(holder, chain_of((0,) * 2))
+    assert index.held(holder)[1] == 20
 
 
 def test_prompts_that_a_restarted_engine_has_accepted_belong_to_its_new_holder() -> None:

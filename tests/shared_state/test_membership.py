@@ -38,6 +38,13 @@ def test_a_picker_that_leaves_moves_its_own_endpoints_only() -> None:
         assert is_now == was or was == [33]
 
 
+def test_a_picker_that_joins_takes_its_share_from_those_that_were_there() -> None:
+    view = Membership(11)
+    assert all(view.owns(endpoint) for endpoint in ENDPOINTS)
+    view.heard(22, 0.0)
+    assert 100 < sum(view.owns(endpoint) for endpoint in ENDPOINTS) < 200
+
+
 def test_a_silent_picker_is_taken_over() -> None:
     views = members()
     views[11].heard(22, SILENCE)

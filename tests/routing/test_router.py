@@ -785,6 +785,27 @@ def test_a_new_endpoint_takes_over_nothing_of_one_that_has_left(trust: float, fi
     assert decision.match_ratio == pytest.approx(1.0, abs=0.001)
 
 
+def test_an_emptied_cache_is_not_full() -> None:
+    fixture = Fixture(1)
+    for now in (0.0, 1.0):
+        fixture.scrape(now, capacity_tokens=9000)
+    (load,) = fixture.router.loads
+    fixture.pick(prompt(LONG), 2.0)
+    assert load.cache_fill == pytest.approx(0.5)
+    fixture.pool.cache_emptied(load.endpoint, 3.0)
+    assert load.cache_fill == 0.0
+
+
+def test_nothing_is_expected_of_prompts_that_were_sent_before_the_cache_was_emptied() -> None:
+    fixture = Fixture(1)
+    fixture.scrape(0.0, prefix_queries_total=0.0, prefix_hits_total=0.0)
+    decisions = [fixture.router.pick(prompt(LONG), now) for now in (1.0, 2.0)]
+    sent = [one for decision in decisions if isinstance(decision, Decision) for one in decision.sent]
+    assert [one.cached_tokens > 0 for one in sent] == [False, True]
+    fixture.pool.cache_emptied(fixture.endpoint("0"), 3.0)
+    assert [one.cached_tokens for one in sent] == [0.0, 0.0]
+
+
 def test_an_emptied_cache_leaves_nothing_behind_in_the_index() -> None:
     fixture = Fixture(1)
     (load,) = fixture.router.loads
@@ -819,6 +840,19 @@ def test_an_endpoint_whose_responses_fail_gets_no_more_requests() -> None:
         fixture.router.responded(decision, 500, 0.1)
     assert failing.ejected
     assert {fixture.pick(prompt(LONG), 0.2) for _ in range(20)}.isdisjoint({failing.spec.name})
+
+
+def test_an_ejection_and_its_end_are_logged_and_a_restart_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "warmroute")
+    fixture = Fixture(4)
+    decision = fixture.router.pick(prompt(LONG), 0.0)
+    assert isinstance(decision, Decision)
+    for _ in range(5):
+        fixture.router.responded(decision, 500, 0.1)
+    assert [record.message for record in caplog.records] == ["endpoint ejected"]
+    fixture.pool.restarted(decision.endpoint, 5.0)
+    assert not decision.endpoint.ejected
+    assert [record.message for record in caplog.records] == ["endpoint ejected", "endpoint healthy again"]
 
 
 def test_an_ejected_endpoint_comes_back_by_one_request_that_succeeds() -> None:

@@ -354,6 +354,15 @@ def test_a_restart_empties_the_cache_everywhere() -> None:
     assert other.router.held(other.load("a")) == (0, 0)
 
 
+def test_the_figures_of_a_process_that_has_gone_are_not_told_after_its_restart() -> None:
+    one = Picker(names=("a",))
+    one.observe("a", 1.0, running=7)
+    one.pool.restarted(one.pool.endpoints["ns/a"], 2.0)
+    assert len(one.outbox) == 1, "the restart"
+    (batch,) = take_all(one, 2.02)
+    assert (len(batch.events), len(batch.reports)) == (1, 0)
+
+
 def test_an_emptied_cache_is_empty_everywhere() -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
     one.pick(LONG, 1.0)

@@ -257,17 +257,19 @@ class Prompt:
         """Token ids, texts and media in turn. Returns the exact number of tokens if all parts are token ids."""
         if type(parts) is not list or not self._can_take(parts):
             return self.plain(parts)
-        tokens: int | None = 0
+        tokens, exact = 0, True
         for part in parts:
-            ids, exact = part.get("token_ids") if type(part) is dict else None, None
+            ids = part.get("token_ids") if type(part) is dict else None
+            count = None
             if type(ids) is list:
                 self._flush()
-                exact = self.plain(ids)
+                count = self.plain(ids)
             else:
                 self._block(part)
-            tokens = None if tokens is None or exact is None else tokens + exact
+            tokens += count or 0
+            exact = exact and count is not None
         self._flush()
-        return tokens or None
+        return tokens if tokens and exact else None
 
     def media(self, content: object) -> None:
         """An image, a clip, a file (or several in a list): a digest in place, a fixed number of bytes."""

@@ -78,7 +78,7 @@ async def bench(
     api_key = api_key.strip()
     if not api_key.isprintable():
         raise ConfigurationError("--api-key (OPENAI_API_KEY) has a line break or another control character")
-    for url in (base_url, *([compare] if compare else [])):
+    for url in [base_url, compare] if compare else [base_url]:
         if not url.startswith(("http://", "https://")):
             raise ConfigurationError(f"a base URL begins with http:// or https://; given: {url!r}")
     if not workload.model:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from warmroute.settings import Settings, changed
+from warmroute.settings.settings import flag_of
 from warmroute_lab import json_file, terminal
 from warmroute_lab.replay.processes import replay_all
 from warmroute_lab.replay.standings import Drawn, Options, Result, replay_one
@@ -163,7 +164,7 @@ def table(results: Mapping[Variation, Sequence[Result]]) -> Table:
         if variation is not UNCHANGED:
             mean, tail = (effect(after, before, figure) for figure in ("ttft_mean", "ttft_p99"))
             verdict = "unknown" if not mean.known else "noise" if mean.noise and tail.noise else ""
-            grid.add_row("--" + variation.number.replace("_", "-"), variation.change, str(mean), str(tail), verdict)
+            grid.add_row(flag_of(variation.number), variation.change, str(mean), str(tail), verdict)
     return grid
 
 
@@ -178,11 +179,13 @@ def run(
     """Replay, print the table and write the figures to ``output``. Raises ConfigurationError."""
     json_file.require_place(output)
     results = measure(fleets, numbers or NUMBERS, settings, console)
-    terminal.show(table(results), console)
-    if output is not None:
-        rows = [
-            {"number": variation.number, "change": variation.change} | result.plain()
-            for variation, after in results.items()
-            for result in after
-        ]
-        json_file.write(output, rows)
+    try:
+        terminal.show(table(results), console)
+    finally:
+        if output is not None:
+            rows = [
+                {"number": variation.number, "change": variation.change} | result.plain()
+                for variation, after in results.items()
+                for result in after
+            ]
+            json_file.write(output, rows)

@@ -103,19 +103,22 @@ class Plan:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a trace can be read from ``path``; False: it may be a scenario.
+    """Whether ``path`` is a trace file. False: nothing is there, or something else has the name of a scenario.
 
-    Raises ConfigurationError for what is there but is no regular file: a directory, or a pipe, which can be read only once.
+    Raises ConfigurationError for a directory and for a pipe. A pipe can be read once, and every parallel replay reads the
+    trace.
     """
     try:
-        if path.is_file() or not path.exists() or str(path) in scenarios.SCENARIOS:
-            return path.is_file()
-        directory = path.is_dir()
+        if path.is_file():
+            return True
+        if str(path) in scenarios.SCENARIOS or not path.exists():
+            return False
+        fault = (
+            "is a directory: name one trace file" if path.is_dir() else "is no regular file: write the trace to a file"
+        )
     except OSError as error:
         raise ConfigurationError(f"cannot read the trace {path}: {error.strerror}") from error
-    if directory:
-        raise ConfigurationError(f"{path} is a directory: name one trace file")
-    raise ConfigurationError(f"{path} is no regular file: write the trace to a file")
+    raise ConfigurationError(f"{path} {fault}")
 
 
 def _require_fit(trace: Trace, fleet: Fleet) -> None:

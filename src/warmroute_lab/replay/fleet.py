@@ -30,10 +30,10 @@ class PodEvent:
         number, _, seconds = text.partition("@")
         try:
             event = cls(float(seconds), int(number))
+            if not 0 <= event.at < inf:
+                raise ValueError
         except ValueError:
-            event = cls(inf, 0)
-        if not 0 <= event.at < inf:
-            raise ConfigurationError(f"{option} must be NUMBER@SECONDS, for example 3@60; given: {text!r}")
+            raise ConfigurationError(f"{option} must be NUMBER@SECONDS, for example 3@60; given: {text!r}") from None
         return event
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from warmroute.cli import app
 from warmroute.errors import ConfigurationError
 from warmroute.settings import Settings
+from warmroute_lab import terminal
 from warmroute_lab.replay import ablation
 from warmroute_lab.replay.ablation import NUMBERS, UNCHANGED, Effect, Variation, effect, table, variations
 from warmroute_lab.replay.standings import Cell, Drawn, Result
@@ -104,6 +105,19 @@ def test_the_table_is_shown_even_if_the_figures_cannot_be_written(monkeypatch: p
     with pytest.raises(ConfigurationError, match="cannot write /dev/full"):
         ablation.run([], (), Settings(), console, output=Path("/dev/full"))
     assert "--cost-waiting" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_figures_are_written_even_if_the_table_cannot_be_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(ablation, "measure", lambda *_: {UNCHANGED: [EXAMPLE]})
+    monkeypatch.setattr(terminal, "show", show)
+    with pytest.raises(OSError, match="no space"):
+        ablation.run([], (), Settings(), Console(file=StringIO()), output=tmp_path / "figures.json")
+    assert len(json.loads((tmp_path / "figures.json").read_text())) == 1
 
 
 def test_an_unknown_number_is_named() -> None:

@@ -222,8 +222,8 @@ def replay(
         str,
         typer.Argument(
             metavar="TRACE",
-            help="A file (Mooncake's JSONL, OpenAI bodies with timestamps as JSONL, ShareGPT's JSON; .gz, .xz or .zst too), "
-            "or a scenario listed below.",
+            help="A file (JSONL of Mooncake, of Alibaba, or of OpenAI bodies with timestamps; ShareGPT's JSON; .gz, .xz or "
+            ".zst too), or a scenario listed below.",
         ),
     ],
     *,

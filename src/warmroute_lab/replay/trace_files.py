@@ -1,4 +1,4 @@
-"""Traces in files: Mooncake's format, OpenAI bodies with times, and ShareGPT's; plain or compressed (.gz, .xz, .zst).
+"""Traces in files: Mooncake's format, Alibaba's, OpenAI bodies with times, and ShareGPT's.
 
 Requests that name a session can be replayed in a *closed loop*: each turn waits for the answer to the turn before it and
 then for the recorded think time. In an *open loop* every request is sent at its recorded time.
@@ -6,7 +6,6 @@ then for the recorded think time. In an *open loop* every request is sent at its
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import lzma
@@ -19,14 +18,17 @@ from datetime import datetime
 from itertools import chain
 from math import isfinite, nan
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
 
 from warmroute.errors import ConfigurationError
-from warmroute.prefix.chain import build
+from warmroute.prefix.chain import MIN_STEP, STEP_SHARE, build
 from warmroute.request.inference import InferenceRequest
 from warmroute.request.parse import parse
 from warmroute.request.rejections import Rejection
 from warmroute_lab.load.conversations import MOST_TOKENS, conversations_in
+from warmroute_lab.replay.compressed_file import open_trace
 from warmroute_lab.replay.trace import (
     BYTES_PER_TOKEN,
     PIECE,
@@ -40,6 +42,8 @@ from warmroute_lab.simulator.blocks import Segment
 
 MOONCAKE_BUCKET = 3.0
 """Mooncake's timestamps are rounded down to multiples of this, in seconds."""
+ALIBABA_BLOCK = 16
+"""Tokens for each hash id of Alibaba's traces."""
 SHAREGPT_RATE = 10.0
 """Conversations of a ShareGPT file that begin per second at a speedup of 1."""
 SHAREGPT_PAUSE = 10.0
@@ -47,11 +51,12 @@ SHAREGPT_PAUSE = 10.0
 UNKNOWN_ANSWER = 200
 """Tokens of an answer whose length is not in the file."""
 
-_EXPECTED = "A trace has one JSON object a line: a request of Mooncake's format, or an OpenAI body with a timestamp"
+_EXPECTED = (
+    "A trace has one JSON object a line: "
+    "a request of Mooncake's format or of Alibaba's, or an OpenAI body with a timestamp"
+)
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
-ZSTANDARD_CHUNK = 1 << 16
-"""Bytes of a .zst file that are decompressed together."""
 
 
 @dataclass(slots=True)
@@ -77,7 +82,7 @@ def read(path: Path, *, seed: int, limit: int | None = None, skip: int = 0, clos
     rng = random.Random(seed)
     name = path.name.partition(".")[0]
     try:
-        with _open(path) as file:
+        with open_trace(path) as file:
             first = file.readline().removeprefix(BOM_UTF8)
             if first.lstrip().startswith(b"["):
                 _refuse_list(path, first)
@@ -111,71 +116,9 @@ def _trace(name: str, requests: Sequence[TracedRequest], *, recorded: bool = Fal
     return Trace(name, requests, recorded)
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    """The file, decompressed as its suffix says."""
-    if path.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise ConfigurationError(
-                f"reading {path} needs the package zstandard: install warmroute-lab with its extra `zstd`"
-            ) from None
-        return io.BufferedReader(_Zstandard(path.open("rb"), zstandard))
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return path.open("rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """The content of a .zst file. Of a file that was cut off, zstandard's own reader gives the beginning without an error.
-
-    Raises EOFError for such a file and OSError for one that is no such file.
-    """
-
-    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
-        self._file, self._zstandard = file, zstandard
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._frame: Any = None
-        self._compressed = self._content = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._content and (self._compressed or self._fill()):
-            self._decompress()
-        size = min(len(buffer), len(self._content))
-        buffer[:size] = self._content[:size]
-        self._content = self._content[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def _fill(self) -> bool:
-        """Read more of the file. False at its end."""
-        self._compressed = self._file.read(ZSTANDARD_CHUNK)
-        if not self._compressed and self._frame is not None:
-            raise EOFError("it was cut off: its last frame has no end")
-        return bool(self._compressed)
-
-    def _decompress(self) -> None:
-        if self._frame is None:
-            self._frame = self._decompressor.decompressobj()
-        try:
-            self._content = self._frame.decompress(self._compressed)
-        except self._zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
-        self._compressed = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame = None
-
-
 def _lines(path: Path, first: bytes, file: io.BufferedIOBase, rng: random.Random) -> Iterator[_Line]:
     """The requests of a file with one JSON object a line."""
+    first_chats: dict[float, float] = {}
     for number, line in enumerate(chain((first,), file), 1):
         if not line or line.isspace():
             continue
@@ -183,7 +126,10 @@ def _lines(path: Path, first: bytes, file: io.BufferedIOBase, rng: random.Random
             entry = json.loads(line.decode().rstrip())
             if not isinstance(entry, dict):
                 raise ValueError("it is no JSON object")
-            yield _mooncake(entry, rng) if "hash_ids" in entry else _body(entry)
+            if "hash_ids" not in entry:
+                yield _body(entry)
+            else:
+                yield _alibaba(entry, first_chats) if "parent_chat_id" in entry else _mooncake(entry, rng)
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{path}:{number} is no JSON: {error}. {_EXPECTED}") from error
         except UnicodeDecodeError as error:
@@ -201,18 +147,49 @@ def _mooncake(entry: dict[str, Any], rng: random.Random) -> _Line:
     Optional: ``session``, ``agent`` (a session may run several at once) and ``think_ms``. Times of requests without a
     session are spread over Mooncake's bucket. Format: https://github.com/kvcache-ai/Mooncake.
     """
-    tokens = _tokens(entry, "input_length")
-    if tokens < 1:
-        raise ValueError("input_length must be at least 1")
-    ids = _hash_ids(entry, -(-tokens // PIECE))
+    tokens, output = _lengths(entry)
+    ids = _hash_ids(entry, tokens, output, PIECE)
     session = _session(entry, "agent") or _session(entry, "session")
     return _Line(
         _number(entry, "timestamp") / 1000 + (0.0 if session else MOONCAKE_BUCKET * rng.random()),
         tuple((identity, min(PIECE, tokens - i * PIECE)) for i, identity in enumerate(ids)),
-        max(1, _tokens(entry, "output_length")),
+        output,
         session,
         _think_seconds(entry),
     )
+
+
+def _alibaba(entry: dict[str, Any], first_chats: dict[float, float]) -> _Line:
+    """``{"chat_id", "parent_chat_id", "timestamp": s, "input_length", "output_length", "hash_ids": [one per 16 tokens]}``.
+
+    The parent of a first turn is -1. A first turn and all that follow from it are a session; think times are not recorded.
+    ``first_chats`` has the first turn of each chat that was read.
+    Format: https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon.
+    """
+    tokens, output = _lengths(entry)
+    chat, parent = _number(entry, "chat_id"), _number(entry, "parent_chat_id")
+    first = first_chats[chat] = chat if parent == -1 else first_chats.get(parent, parent)
+    blocks = _hash_ids(entry, tokens, output, ALIBABA_BLOCK)
+    return _Line(_number(entry, "timestamp"), _joined(blocks, tokens), output, f"{first:.0f}", 0.0)
+
+
+def _joined(blocks: Sequence[int], tokens: int) -> tuple[Segment, ...]:
+    """Blocks of :data:`ALIBABA_BLOCK` tokens as pieces that grow with the position, as the product's checkpoints do: short
+    ones where prompts branch, and not more of them than the product would have."""
+    pieces, start = [], 0
+    for stop in _ends(len(blocks)):
+        identity = xxh3_64_intdigest(repr(blocks[start:stop]).encode()) - (1 << 63)
+        pieces.append((identity, min(stop * ALIBABA_BLOCK, tokens) - start * ALIBABA_BLOCK))
+        start = stop
+    return tuple(pieces)
+
+
+def _ends(blocks: int) -> Iterator[int]:
+    """Where pieces end, in blocks of :data:`ALIBABA_BLOCK` tokens, the last one at the end of the prompt."""
+    end, least, most = 0, MIN_STEP // BYTES_PER_TOKEN // ALIBABA_BLOCK, PIECE // ALIBABA_BLOCK
+    while end < blocks:
+        end = min(end + min(max(least, end // STEP_SHARE), most), blocks)
+        yield end
 
 
 def _body(entry: dict[str, Any]) -> _Line:
@@ -241,12 +218,23 @@ def _body(entry: dict[str, Any]) -> _Line:
     return _Line(at, prompt, max(1, output), _session(entry, "session"), _think_seconds(entry))
 
 
-def _hash_ids(entry: dict[str, Any], count: int) -> list[int]:
-    """The first ``count`` ids of the prompt's pieces."""
+def _lengths(entry: dict[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, 1 at least."""
+    tokens = _tokens(entry, "input_length")
+    if tokens < 1:
+        raise ValueError("input_length must be at least 1")
+    return tokens, max(1, _tokens(entry, "output_length"))
+
+
+def _hash_ids(entry: dict[str, Any], tokens: int, output: int, block: int) -> list[int]:
+    """The ids of the prompt, one for each ``block`` tokens. Those of the answer may follow. A longer list is one of smaller
+    blocks, which would pass for a prompt of which other parts are shared."""
     ids = entry["hash_ids"]
-    if not isinstance(ids, list) or len(ids) < count:
+    count, most = -(-tokens // block), -(-(tokens + output) // block)
+    if not isinstance(ids, list) or not count <= len(ids) <= most:
+        length = f", not {len(ids)}" if isinstance(ids, list) else ""
         raise ValueError(
-            f"its field hash_ids must be a list of an id for each {PIECE} tokens of input_length, {count} here"
+            f"its field hash_ids must be a list of an id for each {block} tokens of input_length, {count} here{length}"
         )
     for each in ids:
         if type(each) is not int or not -(1 << 63) <= each < 1 << 64:

@@ -6,9 +6,12 @@ import gzip
 import json
 import lzma
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from warmroute.errors import ConfigurationError
 from warmroute.settings import load
@@ -237,7 +240,8 @@ def test_a_field_of_mooncakes_format_that_is_no_number_is_named(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("ids", "what"),
     [
-        ([1], r"must be a list of an id for each 512 tokens of input_length, 2 here$"),
+        ([1], r"must be a list of an id for each 512 tokens of input_length, 2 here, not 1$"),
+        ([1, 2, 3, 4], r"must be a list of an id for each 512 tokens of input_length, 2 here, not 4$"),
         (None, r"must be a list of an id for each 512 tokens of input_length, 2 here$"),
         ({"0": 1, "1": 2}, r"must be a list of an id for each 512 tokens of input_length, 2 here$"),
         ([1, "a"], 'has an id that is no integer of 64 bits: "a"$'),
@@ -250,6 +254,81 @@ def test_wrong_ids_of_mooncakes_format_are_named(tmp_path: Path, ids: object, wh
     entry = {"timestamp": 0, "input_length": 1000, "output_length": 1, "hash_ids": ids}
     (tmp_path / "t.jsonl").write_text(json.dumps(entry))
     with pytest.raises(ConfigurationError, match=rf"t\.jsonl:1 is not a request of a trace: its field hash_ids {what}"):
+        read(tmp_path / "t.jsonl", seed=1)
+
+
+def test_ids_of_the_answer_are_not_the_prompts(tmp_path: Path) -> None:
+    """Some writers of Mooncake's format name the blocks of the answer, too."""
+    entry = {"timestamp": 0, "input_length": 500, "output_length": 600, "hash_ids": [1, 2, 3]}
+    assert read(written(tmp_path / "t.jsonl", [entry]), seed=1).requests[0].prompt == ((1, 500),)
+
+
+# ---------------------------------------------------------------- Alibaba's format
+
+
+def chat(number: int, at: float, ids: list[int], *, parent: int = -1) -> dict[str, Any]:
+    return {
+        "chat_id": number,
+        "parent_chat_id": parent,
+        "timestamp": at,
+        "input_length": 16 * len(ids) - 5,
+        "output_length": 10,
+        "type": "text",
+        "turn": 1,
+        "hash_ids": ids,
+    }
+
+
+def test_alibabas_format(tmp_path: Path) -> None:
+    """Times are in seconds; a chat and those that follow from it are a session, whose turns wait for answers."""
+    entries = [
+        chat(1, 10, [1, 2, 3]),
+        chat(2, 11.5, [7]),
+        chat(3, 12, [1, 2, 3, 4], parent=1),
+        chat(4, 13, [1, 2, 3, 4, 5], parent=3),
+        chat(9, 14, [8], parent=8),  # its parent was before the trace
+    ]
+    requests = read(written(tmp_path / "t.jsonl", entries), seed=1).requests
+    assert [request.at for request in requests] == [0, 1.5, 2, 3, 4]
+    assert [request.prompt_tokens for request in requests] == [43, 11, 59, 75, 11]
+    assert [request.after for request in requests] == [None, None, 0, 2, None]
+    assert [request.pause for request in requests] == [0] * 5
+
+
+def test_a_body_with_a_chat_id_is_one_of_openais_api(tmp_path: Path) -> None:
+    """Open WebUI adds one."""
+    line = {"timestamp": 1, "chat_id": "a", "model": "m", "prompt": "hello " * 300}
+    assert read(written(tmp_path / "t.jsonl", [line]), seed=1).requests[0].prompt_tokens == 450
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=300), st.data())
+def test_prompts_of_alibabas_format_share_almost_the_blocks_that_the_file_says(
+    ids: list[int], data: st.DataObject
+) -> None:
+    """As with the product's own checkpoints: up to 32 tokens less, or a sixteenth of what they share."""
+    shared = data.draw(st.integers(0, len(ids)))
+    other = [*ids[:shared], 9, 9, 9]
+    with TemporaryDirectory() as directory:
+        entries = [chat(1, 0, ids), chat(2, 1, other)]
+        first, second = read(written(Path(directory) / "t.jsonl", entries), seed=1).requests
+    equal = sum(map(int.__eq__, first.blocks(16), second.blocks(16)))
+    assert shared - max(2, shared // 16) <= equal <= shared
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            {"hash_ids": [1]},
+            "its field hash_ids must be a list of an id for each 16 tokens of input_length, 2 here, not 1",
+        ),
+        ({"parent_chat_id": None}, "its field parent_chat_id is not a number: null"),
+        ({"input_length": 0}, "input_length must be at least 1"),
+    ],
+)
+def test_wrong_lines_of_alibabas_format_are_named(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    written(tmp_path / "t.jsonl", [chat(1, 0, [1, 2]) | change])
+    with pytest.raises(ConfigurationError, match=rf"t\.jsonl:1 is not a request of a trace: {what}$"):
         read(tmp_path / "t.jsonl", seed=1)
 
 

@@ -86,7 +86,8 @@ def test_bodies_of_many_values_cause_few_collections() -> None:
     untuned, _, none_frozen, *_ = map(int, run(COLLECTIONS.format(freeze="")).stdout.split())
     assert (frozen > 10_000, none_frozen) == (True, 0)
     assert tuple(thresholds) == GC_THRESHOLDS
-    assert untuned > 3 * young > 0
+    assert 0 < young < 100
+    assert untuned > 3 * young or sys.version_info >= (3, 12)  # it does not run inside the decoder from then on
 
 
 @pytest.mark.parametrize("own", [100, None])

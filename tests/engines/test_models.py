@@ -39,6 +39,12 @@ def test_names_of_one_root_are_one_model() -> None:
     assert read_models(listing(*cards)).aliases == {"b": "a"}
 
 
+@pytest.mark.parametrize("root", [b"7", b"null", b"{}", b"[" * 1_000 + b"]" * 1_000])
+def test_a_root_that_is_no_text_counts_as_none(root: bytes) -> None:
+    models = read_models(b'{"data": [{"id": "a", "root": %b}, {"id": "b", "root": %b}]}' % (root, root))
+    assert (models.names, models.aliases) == ({"a", "b"}, {})
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -55,7 +61,7 @@ def test_names_of_one_root_are_one_model() -> None:
         listing({"id": "x" * (LONGEST_MODEL_NAME + 1)}),
         listing(*({"id": f"m{k}"} for k in range(MOST_SERVED_MODELS + 1))),
         listing({"id": "m", "padding": "x" * MOST_BYTES}),
-        b'{"data": [{"id": "m", "root": ' + b"[" * 1_000 + b"]" * 1_000 + b"}]}",
+        b'{"data": [{"id": "m", "root": ' + b"[" * 2_000 + b"]" * 2_000 + b"}]}",
     ],
 )
 def test_what_is_no_usable_list(body: bytes) -> None:

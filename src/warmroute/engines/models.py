@@ -25,8 +25,8 @@ def read_models(body: bytes) -> ServedModels:
     try:
         cards: Any = orjson.loads(body)["data"]
         names = {card["id"]: bool(card.get("parent")) for card in cards}
-        roots = {card["id"]: str(card.get("root") or "") for card in cards if not card.get("parent")}
-    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        roots = {card["id"]: card.get("root") for card in cards if not card.get("parent")}
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
         raise ScrapeError("the engine's list of models cannot be read") from error
     if not names or len(names) > MOST_SERVED_MODELS:
         raise ScrapeError(f"the engine lists {len(names)} models; from 1 to {MOST_SERVED_MODELS} can be used")
@@ -37,9 +37,10 @@ def read_models(body: bytes) -> ServedModels:
     )
 
 
-def _aliases(roots: Mapping[str, str]) -> dict[str, str]:
-    """Each name whose root has an earlier one, by the alphabet, with that."""
+def _aliases(roots: Mapping[str, object]) -> dict[str, str]:
+    """Each name whose root has an earlier one, by the alphabet, with that. A root that is no text counts as none."""
+    known = {name: root for name, root in sorted(roots.items()) if isinstance(root, str) and root}
     first: dict[str, str] = {}
-    for name in sorted(roots):
-        first.setdefault(roots[name], name)
-    return {name: first[root] for name, root in roots.items() if root and first[root] != name}
+    for name, root in known.items():
+        first.setdefault(root, name)
+    return {name: first[root] for name, root in known.items() if first[root] != name}

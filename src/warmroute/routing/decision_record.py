@@ -165,8 +165,11 @@ class DecisionRecord:
 
     def predicted_ttft(self, k: int, *, exact: bool = False) -> float:
         """Seconds until the first token if the candidate gets the request, as predicted."""
-        cached = self.cached_tokens(k, exact=exact)
-        return time_to_first_token(self.endpoints[k], self.request, cached_tokens=cached)
+        return self.predicted_ttft_holding(k, self.cached_tokens(k, exact=exact))
+
+    def predicted_ttft_holding(self, k: int, cached_tokens: float) -> float:
+        """The same, if the candidate holds so many tokens of the prompt."""
+        return time_to_first_token(self.endpoints[k], self.request, cached_tokens=cached_tokens)
 
     def next_best(self, most: int) -> list[int]:
         """Positions of the candidates with the lowest values, without the chosen one."""

@@ -265,6 +265,30 @@ async def test_with_a_holdout_the_predicted_ttft_of_both_arms_is_shown(
     assert 0 < traffic["predicted_ttft_seconds"] < traffic["held_out_ttft_seconds"]
 
 
+async def test_the_predicted_ttft_of_the_arms_is_right_on_average(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Also of prompts so short that what is cached of them rounds down to nothing."""
+    world = World(monkeypatch, tmp_path, endpoints=2, holdout=0.5, holdout_strategy="RANDOM")
+    for k in range(250):
+        world.ask("The same beginning. " * 150, f"question {k}" * 10)
+        world.scrape()
+        await world.second()
+    traffic = (await world.document())["traffic"]
+    shown = (traffic["predicted_ttft_seconds"], traffic["held_out_ttft_seconds"])
+    value = world.picker.metrics.registry.get_sample_value
+    for arm, seconds in zip(("strategy", "holdout"), shown, strict=True):
+        sums = [value(f"warmroute_arm_{name}_total", {"arm": arm}) for name in ("predicted_ttft_seconds", "requests")]
+        assert seconds == pytest.approx(sums[0] / sums[1], abs=0.03)
+
+
+async def test_few_held_out_requests_show_no_predicted_ttft(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Each counts with an error of up to 1,024 tokens."""
+    world = World(monkeypatch, tmp_path, endpoints=2, holdout=0.5)
+    for k in range(24):
+        world.ask("The same beginning. " * 150, f"question {k}")
+        await world.second()
+    assert (await world.document())["traffic"]["held_out_ttft_seconds"] is None
+
+
 async def test_without_a_holdout_there_are_no_arms(world: World) -> None:
     world.ask("The same beginning. " * 3000)
     await world.second()

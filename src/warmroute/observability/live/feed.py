@@ -1,8 +1,8 @@
 """The data of the live page: figures once a second, and one JSON document of them for all viewers.
 
-Security: figures that depend on what others' prompts have in common stay coarse. The sums of cached tokens count each
-decision rounded to a multiple of :data:`CACHED_STEP`, up or down at random, so they are right on average. A reader who takes
-the difference of two sums learns no more of one prompt than that multiple.
+Security: figures that depend on what others' prompts have in common stay coarse. The sums of cached tokens, and of the times
+predicted from them, count each decision rounded to a multiple of :data:`CACHED_STEP`, up or down at random, so they are right
+on average. A reader who takes the difference of two sums learns no more of one prompt than that multiple.
 """
 
 from __future__ import annotations
@@ -121,14 +121,15 @@ class LiveFeed(DecisionListener):
         its predicted TTFT."""
         if decision.failed_strategy:
             self._failures[decision.failed_strategy] += 1
+        cached = self._coarse(decision.cached_tokens)
         if self._view.holdout():
             former = self._arms[decision.held_out]
-            predicted = record.predicted_ttft(record.position)
+            predicted = record.predicted_ttft_holding(record.position, cached)
             self._arms[decision.held_out] = Arm(former.requests + 1, former.ttft_seconds + predicted)
         if decision.chain.hashes:
             self._prompts += 1
             self._prompt_tokens += decision.prompt_tokens
-            self._cached_tokens += self._coarse(decision.cached_tokens)
+            self._cached_tokens += cached
             self._random_cached_tokens += self._coarse(decision.random_cached_tokens)
             self._prefixes.count(decision.chain)
 

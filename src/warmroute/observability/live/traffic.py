@@ -16,6 +16,8 @@ WINDOW_SECONDS = 60
 """Window of ratios, percentiles and errors."""
 LEAST_PROMPTS = 5
 """Prompts in the window from which hit ratios are shown; fewer say little."""
+LEAST_OF_ARM = 20
+"""Requests of each arm from which predicted times are shown: each counts with an error of up to 1,024 tokens."""
 
 
 class Arm(NamedTuple):
@@ -129,9 +131,9 @@ class Traffic:
         means = []
         for former, latter in ((before.chosen_arm, after.chosen_arm), (before.held_out_arm, after.held_out_arm)):
             requests = latter.requests - former.requests
-            if requests < LEAST_PROMPTS:
+            if requests < LEAST_OF_ARM:
                 return None
-            means.append((latter.ttft_seconds - former.ttft_seconds) / requests)
+            means.append(max(0.0, (latter.ttft_seconds - former.ttft_seconds) / requests))
         chosen, held_out = means
         return chosen, held_out
 

@@ -337,6 +337,49 @@ def test_the_written_configurations_are_valid_and_name_the_engines_given(tmp_pat
 
 
 @pytest.mark.usefixtures("unreachable_engines")
+def test_written_files_have_the_settings_that_a_run_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strategy of the environment, and what Envoy has to know of the picker's settings."""
+    monkeypatch.setenv("WARMROUTE_ROUTING_STRATEGY", "LEAST_REQUEST")
+    monkeypatch.setenv("WARMROUTE_OBSERVE_RESPONSES", "true")
+    monkeypatch.setenv("WARMROUTE_GRPC_PORT", "9102")
+    paths = write(ENGINES, UpOptions(access_log="access.log"), tmp_path / "new")
+    for path in paths[1:]:
+        text = path.read_text()
+        assert "--grpc-port 9102 " in text
+        assert "--routing-strategy LEAST_REQUEST --observe-responses --decision-metadata\n" in text
+        assert "response_header_mode: SEND" in text
+        assert "port_value: 9102" in text
+
+
+@pytest.mark.usefixtures("unreachable_engines")
+def test_a_written_command_finds_the_strategys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def choose(request, candidates):\n    return [c.cost for c in candidates]\n")
+    monkeypatch.chdir(tmp_path)
+    paths = write(ENGINES, UpOptions(strategy="./mine.py:choose"), Path("new"))
+    assert f"--routing-strategy {tmp_path}/mine.py:choose\n" in paths[1].read_text()
+
+
+@pytest.mark.usefixtures("unreachable_engines")
+@pytest.mark.parametrize("strategy", ["FOO", "./none.py:choose"])
+def test_no_files_are_written_for_an_unknown_strategy(tmp_path: Path, strategy: str) -> None:
+    with pytest.raises(ConfigurationError, match="routing strategy"):
+        write(ENGINES, UpOptions(strategy=strategy), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_given_endpoints_file_is_written_as_it_is(tmp_path: Path) -> None:
+    """With its labels, namespaces, roles and models."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "endpoints:\n- {name: a, address: 10.0.0.7, port: 8000, namespace: n, labels: {tier: fast}}\n"
+        "- {name: b, address: 10.0.0.8, port: 8000, role: prefill}\nmodels: [{name: qwen, criticality: Sheddable}]\n"
+    )
+    paths = write(EngineList(file=file), UpOptions(), tmp_path / "new")
+    assert paths[0].read_text() == file.read_text()
+    assert "10.0.0.8" not in paths[1].read_text(), "it gets no requests of clients"
+
+
+@pytest.mark.usefixtures("unreachable_engines")
 def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "endpoints.yaml").write_text("mine")
     with pytest.raises(ConfigurationError, match="exists and is not overwritten"):

@@ -260,6 +260,11 @@ def is_file(name: str) -> bool:
     return _IN_FILE.fullmatch(name) is not None
 
 
+def absolute(name: str) -> str:
+    """The name, of a function in a file with the file's whole path: it works in every directory."""
+    return str(Path(name).absolute()) if is_file(name) else name
+
+
 def require_name(name: str, flag: str) -> None:
     """Raise ConfigurationError, which names the ``flag``, unless the name is of a built-in or installed strategy."""
     if name.upper() in BUILT_IN:  # so that a start does not look through the installed distributions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,23 +11,21 @@ from pathlib import Path
 
 from warmroute.end_signals import on_end_signal
 from warmroute.errors import ConfigurationError
-from warmroute.routing import strategies
 from warmroute.settings.flags import flags_of_settings
-from warmroute.settings.sources import load, variable_of
+from warmroute.settings.sources import variable_of
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
 from warmroute.standalone.engine_list import Engine, EngineList, document, probe
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting
 from warmroute.standalone.pickers import Pickers, Say
-from warmroute.standalone.up_options import UpOptions
+from warmroute.standalone.up_options import UpOptions, picker_settings
 from warmroute.tasks import cancel
 from warmroute.token_file import read_token
 
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at host names, port ranges and the endpoints file."""
 MOST_ENVOY_THREADS = 8
-STRATEGY = variable_of("routing_strategy")
 
 
 class Up:
@@ -48,12 +45,8 @@ class Up:
         self._envoy_file = directory / "envoy-endpoints.yaml"
         self._ports = ports = options.picker_ports()
         flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
-        environ = {STRATEGY: "PREFIX_CACHE"} | dict(os.environ)
-        if options.strategy is not None:
-            environ[STRATEGY] = options.strategy
-        settings = load({}, environ=environ)
-        strategies.find(settings.routing_strategy, rng=random.Random())  # its faults are told before anything starts
-        strategies.require_name(settings.holdout_strategy, variable_of("holdout_strategy"))
+        environ = options.picker_environ(os.environ)
+        settings = picker_settings(environ)  # its faults are told before anything starts
         self._key_file = settings.model_server_token_file
         self._token = read_token(self._key_file) if self._key_file else ""
         if options.access_log:

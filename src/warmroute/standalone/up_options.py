@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from warmroute.errors import ConfigurationError
+from warmroute.routing import strategies
+from warmroute.settings.settings import Settings
+from warmroute.settings.sources import load, variable_of
 from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.ports import free_port, free_range, require_address, require_free
 from warmroute.standalone.proxy_config import ProxyConfig
@@ -15,6 +19,7 @@ from warmroute.standalone.proxy_config import ProxyConfig
 PORT = 8081
 METRICS_PORT = 9090
 DEBUG_PORT = 9091
+STRATEGY = variable_of("routing_strategy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,11 @@ class UpOptions:
     """Endpoint pickers; several share their state."""
     drain_timeout: float = 30.0
     """Longest wait for requests in flight when it is stopped, in seconds."""
+
+    def picker_environ(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The pickers' environment: ``environ`` with the strategy."""
+        strategy = {} if self.strategy is None else {STRATEGY: self.strategy}
+        return {STRATEGY: "PREFIX_CACHE"} | dict(environ) | strategy
 
     def settled(self) -> UpOptions:
         """The options with a number for every port. Raises ConfigurationError for an address that cannot be listened on."""
@@ -87,6 +97,14 @@ class UpOptions:
             response_headers=response_headers,
             epp_health_check=len(pickers) > 1,  # a picker alone has no other one to send to
         )
+
+
+def picker_settings(environ: Mapping[str, str]) -> Settings:
+    """What a picker in this environment is set to. Raises ConfigurationError, also if it would not find its strategies."""
+    settings = load({}, environ=environ)
+    strategies.find(settings.routing_strategy, rng=random.Random())
+    strategies.require_name(settings.holdout_strategy, variable_of("holdout_strategy"))
+    return settings
 
 
 def listening_address(host: str, flag: str) -> str:

@@ -265,7 +265,9 @@ async def test_with_a_holdout_the_predicted_ttft_of_both_arms_is_shown(
     assert 0 < traffic["predicted_ttft_seconds"] < traffic["held_out_ttft_seconds"]
 
 
-async def test_the_predicted_ttft_of_the_arms_is_right_on_average(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+async def test_the_predicted_ttft_of_the_arms_is_right_on_average(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     """Also of prompts so short that what is cached of them rounds down to nothing."""
     world = World(monkeypatch, tmp_path, endpoints=2, holdout=0.5, holdout_strategy="RANDOM")
     for k in range(250):

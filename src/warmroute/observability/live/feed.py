@@ -1,8 +1,8 @@
 """The data of the live page: figures once a second, and one JSON document of them for all viewers.
 
-Security: figures that depend on what others' prompts have in common stay coarse. The sums of cached tokens, and of the times
-predicted from them, count each decision rounded to a multiple of :data:`CACHED_STEP`, up or down at random, so they are right
-on average. A reader who takes the difference of two sums learns no more of one prompt than that multiple.
+Security: figures that depend on what others' prompts have in common stay coarse. The sums of cached tokens, and of the
+times predicted from them, count each decision rounded to a multiple of :data:`CACHED_STEP`, up or down at random, so they
+are right on average. A reader who takes the difference of two sums learns no more of one prompt than that multiple.
 """
 
 from __future__ import annotations

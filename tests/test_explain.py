@@ -25,7 +25,7 @@ DECISION: dict[str, Any] = {
     "reason": "warm",
     "chosen": "ns/vllm-1",
     "targets": "10.0.0.1:8000",
-    "sentence": "holds at least 2,048 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s",
+    "sentence": "holds at least 2,048 of 2,240 tokens; cost 142 ms; next best vllm-2: 2.4 s",
     "prompt_tokens": 2240,
     "cached_tokens": 2048,
     "predicted_ttft_ms": 20.0,
@@ -56,7 +56,7 @@ DECISION: dict[str, Any] = {
 def test_the_text_of_a_decision() -> None:
     assert explanation.text(DECISION) == (
         "Request r1 went to ns/vllm-1 (10.0.0.1:8000), 3.2 s ago.\n"
-        "  holds at least 2,048 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s\n"
+        "  holds at least 2,048 of 2,240 tokens; cost 142 ms; next best vllm-2: 2.4 s\n"
         "  warm: the endpoint probably holds more than the threshold of the prompt in its KV cache\n"
         "\n"
         "endpoint   cached tokens  predicted TTFT  waiting  running    cost\n"

@@ -67,7 +67,7 @@ def document(engines: list[list[Any]], **parts: Any) -> dict[str, Any]:
         "engines": {"columns": list(ENGINE_COLUMNS), "rows": engines},
         "prefixes": [{"name": "3f7c1543", "tokens": 3100, "requests_per_second": 12.0, "holders": [0, 2]}],
         "decisions": [
-            {"reason": "warm", "chosen": "ns/e1", "sentence": "holds at least 2,048 of 2,240 tokens; 142 ms"}
+            {"reason": "warm", "chosen": "ns/e1", "sentence": "holds at least 2,048 of 2,240 tokens; cost 142 ms"}
         ],
     } | parts
 
@@ -115,7 +115,7 @@ def test_it_shows_what_the_page_shows() -> None:
         "▁▅█",
         "3f7c1543",
         "2 of 5",
-        "holds at least 2,048 of 2,240 tokens; 142 ms",
+        "holds at least 2,048 of 2,240 tokens; cost 142 ms",
     ):
         assert part in text, part
 

@@ -44,7 +44,7 @@ def remembered(request_id: str, debug_urls: Sequence[str], *, as_json: bool = Fa
             raise failures[0]
         raise UnknownDecisionError(
             f"no picker at {' or '.join(debug_urls)} remembers a request {request_id!r}: each keeps its own last "
-            "--debug-decisions requests; --debug-url names another picker"
+            "--debug-decisions requests, without those that it rejected; --debug-url names another picker"
         )
     return _json(found) if as_json else _text(found)
 

@@ -171,6 +171,8 @@ BAD_QUERIES = [
     ("decisions?since=x", "since must be"),
     ("decisions?model=" + "m" * 257, "model is longer than 256 characters"),
     ("decisions?limit=1&limit=2", "limit is given twice"),
+    ("decisions?reason=Warm", "reason must be warm, partial, spread, cold, no-prompt or state"),
+    ("endpoints?state=down", "state must be ready, unreachable, ejected, sleeping or gone"),
     ("endpoints?limit=201", "limit must be a whole number from 1 to 200"),
     ("endpoints?%0d%0ax=1", "unknown parameter"),
     ("settings?limit=1", "unknown parameter; the parameters are pretty"),

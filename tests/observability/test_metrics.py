@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from tests.factories import routing_constants
+from tests.factories import readings, routing_constants
 from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import PrefixCacheTally
 from warmroute.observability.metrics import Metrics
@@ -489,3 +489,15 @@ def test_trust_is_exported_for_engines_whose_counters_show_it(world: World) -> N
         if metric.name == "warmroute_endpoint_prefix_trust"
     ]
     assert [sample.labels["endpoint"] for sample in trust.samples] == ["default/b"]
+
+
+def test_the_line_for_healthz_counts_the_pickers() -> None:
+    reading = SharedStateReading(None, "", 1, 1.0, 0.0, 0.0, 0, 0, 0, 0, {}, {})
+    assert reading.health() == "shared state: connected, 1 picker"
+    assert replace(reading, pickers=3).health() == "shared state: connected, 3 pickers"
+
+
+def test_close_times_to_first_token_can_be_told_apart() -> None:
+    (reading,) = readings(1)
+    plain = replace(reading, ttft=Compared(0.0096, 0.0173, 45)).plain(1.0)
+    assert plain["time_to_first_token"]["sentence"] == "predicted 9.6 ms, measured 17 ms over the last minute"

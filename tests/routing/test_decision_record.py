@@ -174,7 +174,7 @@ def test_the_sentence_of_a_warm_decision() -> None:
     cached, tokens = record.cached.at(chosen), record.request.prompt_tokens
     assert cached > 13_000
     assert record.sentence(exact=True) == (
-        f"holds {cached:,.0f} of {tokens:,.0f} tokens; {duration(record.cost(chosen, exact=True))}; "
+        f"holds {cached:,.0f} of {tokens:,.0f} tokens; cost {duration(record.cost(chosen, exact=True))}; "
         f"next best vllm-2: {duration(record.cost(other, exact=True))}"
     )
     assert record.sentence().startswith(f"holds at least 13,312 of {tokens:,.0f} tokens; ")
@@ -226,7 +226,7 @@ def test_no_sentence_gives_the_next_best_endpoint_a_lower_cost_than_the_chosen_o
     record.endpoints[chosen] = record.endpoints[chosen]._replace(running=0.1)
     assert record.cost(chosen, exact=True) < record.cost(other, exact=True)
     assert record.cost(chosen) > record.cost(other)
-    assert record.sentence().endswith(f"; at most {duration(record.cost(chosen))}; next best 1")
+    assert record.sentence().endswith(f"; cost at most {duration(record.cost(chosen))}; next best 1")
     record.reason = "state"  # the cost did not decide
     assert record.sentence().endswith(f"; next best 1: at most {duration(record.cost(other))}")
     record.reason = "cold"

@@ -11,13 +11,14 @@ import html
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import orjson
 
 from warmroute.observability.endpoint_reading import EndpointReading
+from warmroute.observability.explanation import REASONS
 from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
-from warmroute.pool.endpoint import endpoint_state
+from warmroute.pool.endpoint import EndpointState, endpoint_state
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
@@ -44,34 +45,44 @@ class Number:
         return f"{self.least} to {self.most}, default {self.default}"
 
 
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A query parameter that is one of some words."""
+
+    words: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
+
+
 _PAGING = {"limit": Number(20, 1, 100), "offset": Number(0, 0, 1_000_000)}
-ENDPOINT_PARAMETERS: Mapping[str, Number | str] = {
+ENDPOINT_PARAMETERS: Mapping[str, Number | OneOf | str] = {
     **_PAGING,
     "limit": Number(50, 1, 200),
     "endpoint": "id or name of the endpoint",
-    "state": "ready, unreachable, ejected, sleeping or gone",
+    "state": OneOf(get_args(EndpointState)),
     "pretty": "1: indented",
 }
-DECISION_PARAMETERS: Mapping[str, Number | str] = {
+DECISION_PARAMETERS: Mapping[str, Number | OneOf | str] = {
     **_PAGING,
     "since": Number(0, 0, 1_000_000),
     "candidates": Number(5, 1, 50),
     "request": "request id",
     "model": "model of the request",
     "endpoint": "id or name of the chosen endpoint",
-    "reason": "warm, partial, spread, cold, no-prompt or state",
+    "reason": OneOf(tuple(REASONS)),
     "pretty": "1: indented",
 }
-EXPLAIN_PARAMETERS: Mapping[str, Number | str] = {
+EXPLAIN_PARAMETERS: Mapping[str, Number | OneOf | str] = {
     "path": "path of the request, default /v1/chat/completions",
     "candidates": Number(5, 1, 50),
     "pretty": "1: indented",
 }
 EXPLAIN = "/debug/explain"
 DEFAULT_PATH = "/v1/chat/completions"
-SETTINGS_PARAMETERS: Mapping[str, Number | str] = {"pretty": "1: indented"}
+SETTINGS_PARAMETERS: Mapping[str, Number | OneOf | str] = {"pretty": "1: indented"}
 
-PAGES: Mapping[str, tuple[str, Mapping[str, Number | str]]] = {
+PAGES: Mapping[str, tuple[str, Mapping[str, Number | OneOf | str]]] = {
     "/debug/endpoints": (
         "the endpoints: state, passive health, load, share of the prefix index, expected and measured hits, last scrape",
         ENDPOINT_PARAMETERS,
@@ -182,7 +193,7 @@ class DebugPages:
 class Query:
     """The query parameters of one request. Raises PageError (400) for any that is unknown, repeated or out of bounds."""
 
-    def __init__(self, request: Request, known: Mapping[str, Number | str]) -> None:
+    def __init__(self, request: Request, known: Mapping[str, Number | OneOf | str]) -> None:
         self._known = known
         self._given: dict[str, str] = {}
         for name, value in request.query:
@@ -196,6 +207,8 @@ class Query:
         for name, kind in known.items():
             if isinstance(kind, Number):
                 self.number(name)
+            if isinstance(kind, OneOf) and self.text(name) and self.text(name) not in kind.words:
+                raise _bad_request(f"{name} must be {kind}")
 
     def text(self, name: str) -> str:
         """A parameter as text; empty if it is not given."""

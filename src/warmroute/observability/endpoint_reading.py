@@ -7,6 +7,7 @@ from typing import Any
 
 from warmroute.pool.endpoint import Endpoint, endpoint_state
 from warmroute.routing.confirmation import Confirmation
+from warmroute.routing.decision_record import duration
 from warmroute.routing.prediction import Compared
 
 
@@ -85,7 +86,7 @@ def _ttft(compared: Compared) -> dict[str, Any]:
         "predicted_ms": round(1000 * predicted, 1),
         "measured_ms": round(1000 * measured, 1),
         "requests": requests,
-        "sentence": f"predicted {predicted:.2f} s, measured {measured:.2f} s over the last minute",
+        "sentence": f"predicted {duration(predicted)}, measured {duration(measured)} over the last minute",
     }
 
 

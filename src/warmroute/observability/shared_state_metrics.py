@@ -44,5 +44,5 @@ class SharedStateReading:
     def health(self) -> str:
         """One line for /healthz."""
         if self.away_seconds is None:
-            return f"shared state: connected, {self.pickers} pickers"
+            return f"shared state: connected, {self.pickers} picker{'s' * (self.pickers != 1)}"
         return f"shared state: away for {self.away_seconds:.0f} s, serving with what is known: {self.why_away}"

@@ -230,15 +230,14 @@ class DecisionRecord:
         return explained
 
     def sentence(self, *, exact: bool = False) -> str:
-        """Why the request went there, in one line: ``holds 2,116 of 2,240 tokens; 142 ms; next best vllm-2: 2.4 s``.
+        """Why the request went there, in one line: ``holds 2,116 of 2,240 tokens; cost 142 ms; next best
+        vllm-2: 2.4 s``.
 
-        The times are costs: what the request adds for all requests; ``at most`` where cached tokens are coarse. Of a
-        strategy without costs, its own values.
+        ``at most`` where cached tokens are coarse. Of a strategy without costs, its own values.
         """
         chosen = self.position
         parts = [self._holding(chosen, exact=exact), self._worth(chosen, exact=exact)]
-        if not self.by_cost:
-            parts[1] = f"{short_strategy(self.strategy)} gives it {parts[1]}"
+        parts[1] = f"cost {parts[1]}" if self.by_cost else f"{short_strategy(self.strategy)} gives it {parts[1]}"
         if self.held_out:
             parts[1] = f"held out (--holdout): {parts[1]}"
         if self.failed_strategy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from urllib.parse import parse_qs, urlsplit
 
@@ -453,11 +454,19 @@ def test_an_incomplete_filtered_page_is_not_enough() -> None:
     assert Probe(VLLM, "/metrics").answer(200, b"vllm:num_requests_running 1\n", 0.0) is Again.UNFILTERED
 
 
-def test_a_page_that_wants_a_key_is_told_with_the_setting() -> None:
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (401, " (it wants an API key: --model-server-token-file)"),
+        (404, " (SGLang needs --enable-metrics; for another path: --model-server-metrics-path)"),
+        (503, ""),
+    ],
+)
+def test_what_is_wrong_with_the_page_is_told_with_the_setting(status: int, hint: str) -> None:
     probe = Probe(VLLM, "/metrics")
-    assert probe.answer(401, b"", 0.0) is Again.UNFILTERED
-    with pytest.raises(StatusError, match=r"status 401 \(it wants an API key: --model-server-token-file\)"):
-        probe.answer(401, b"", 0.0)
+    assert probe.answer(status, b"", 0.0) is Again.UNFILTERED
+    with pytest.raises(StatusError, match=f"status {status}{re.escape(hint)}$"):
+        probe.answer(status, b"", 0.0)
 
 
 def test_an_error_of_the_server_leads_to_the_whole_page_and_later_back_to_the_filter() -> None:

@@ -25,6 +25,14 @@ MOST_IDLE_BYTES = 16 << 10
 """Size of an idle engine's page up to which it is kept to be compared with the next one. A filtered page has 1 to 3 kB; a
 whole page differs every time."""
 
+_KEY = "it wants an API key: --model-server-token-file"
+HINTS = {
+    401: _KEY,
+    403: _KEY,
+    404: "SGLang needs --enable-metrics; for another path: --model-server-metrics-path",
+}
+"""What is wrong, by status."""
+
 
 class StatusError(ScrapeError):
     """The engine answered with a status other than 200."""
@@ -141,8 +149,8 @@ class Probe:
     def _read(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:
         """The state of one page. Nothing changes unless the whole page can be read."""
         if status != 200:
-            key = " (it wants an API key: --model-server-token-file)" if status in (401, 403) else ""
-            raise StatusError(f"the engine answers its metrics path with status {status}{key}")
+            hint = HINTS.get(status, "")
+            raise StatusError(f"the engine answers its metrics path with status {status}{hint and f' ({hint})'}")
         page = ScrapedPage(body)
         pages = self._ranks(page) if self._split_ranks else [page]
         figures = [read_figures(each, self._dialect) for each in pages]

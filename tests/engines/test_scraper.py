@@ -654,6 +654,9 @@ class Order(PoolListener):
         assert endpoint.state is None
         self.events.append("restarted")
 
+    def endpoint_cache_emptied(self, endpoint: Endpoint, now: float) -> None:
+        self.events.append("emptied")
+
 
 async def test_a_restart_is_told_before_the_new_process_state(stage: Stage) -> None:
     order = Order()
@@ -669,6 +672,29 @@ async def test_a_restart_is_told_before_the_new_process_state(stage: Stage) -> N
     assert endpoint.state.capacity_tokens == 320
     await stage.seconds_to_next_scrape()
     assert order.events == ["observed", "restarted", "observed", "observed"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "emptied"), [(OSError(111, "refused"), True), (ScrapeError("a strange page"), False)]
+)
+async def test_an_engine_that_begins_to_listen_has_none_of_the_prompts_sent_before(
+    stage: Stage, failure: Exception, emptied: bool
+) -> None:
+    """They were refused, and its restarts are those since it joined: a start is none."""
+    order = Order()
+    stage.pool.subscribe(order, stage.now)
+    endpoint = stage.add()
+    stage.engines.fail(failure)
+    await stage.settle()
+    stage.engines.say()
+    for _ in range(2):
+        await stage.seconds_to_next_scrape()
+        await stage.settle()
+    assert endpoint.state is not None
+    assert order.events.count("emptied") == emptied
+    assert "restarted" not in order.events
+    if emptied:
+        assert order.events[:2] == ["emptied", "observed"]
 
 
 async def test_an_answer_from_the_old_address_is_not_taken_for_the_new_one(stage: Stage) -> None:

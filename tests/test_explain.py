@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,38 @@ def test_a_dry_run_that_is_rejected_is_exit_code_1(
 def test_the_body_of_a_dry_run_may_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies: list[bytes] = []
 
-    def answer(*_: object, body: bytes) -> dict[str, Any]:
+    def answer(*_: object, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
         bodies.append(body)
         return DECISION
 
     monkeypatch.setattr(explain, "ask", answer)
     assert CliRunner().invoke(app, ["explain", "--body", "-"], input='{"model": "m"}').exit_code == 0
     assert bodies == [b'{"model": "m"}']
+
+
+def test_a_dry_run_may_have_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For strategies that look at them, and for the session."""
+    sent: list[Mapping[str, str]] = []
+
+    def answer(*_: object, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+        sent.append(headers)
+        return DECISION
+
+    monkeypatch.setattr(explain, "ask", answer)
+    arguments = ["explain", "--body", "-", "-H", "X-Tier: premium", "--header", "x-session-id:a:b"]
+    assert CliRunner().invoke(app, arguments, input="{}").exit_code == 0
+    assert sent == [{"content-type": "application/json", "x-tier": "premium", "x-session-id": "a:b"}]
+
+
+@pytest.mark.parametrize("header", ["premium", ": premium", "x tier: a", "x-tier: \u20ac", "x-tier: a\nb: c"])
+def test_a_header_that_none_can_send_is_an_error(header: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--header '.*' is not NAME: VALUE"):
+        CliRunner().invoke(app, ["explain", "--body", "-", "-H", header], input="{}", catch_exceptions=False)
+
+
+def test_headers_are_of_a_dry_run() -> None:
+    with pytest.raises(ConfigurationError, match="--header goes with --body"):
+        CliRunner().invoke(app, ["explain", "r1", "-H", "a: b"], catch_exceptions=False)
 
 
 @pytest.mark.integration

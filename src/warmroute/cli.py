@@ -259,6 +259,10 @@ def explain(
         typer.Option(help="Dry run: where would a request with this JSON body (-: stdin) go now? Nothing is sent."),
     ] = None,
     path: Annotated[str, typer.Option(help="Path of the dry run's request.")] = "/v1/chat/completions",
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="A header of the dry run's request; repeatable."),
+    ] = None,
     debug_url: Annotated[
         list[str] | None,
         typer.Option(help="A picker's debug port; repeatable for several pickers. Default: http://127.0.0.1:9091"),
@@ -283,9 +287,11 @@ def explain(
 
     if bool(request_id) == (body is not None):
         raise ConfigurationError("give either a request id or --body FILE")
+    if header and body is None:
+        raise ConfigurationError("--header goes with --body: it is of a dry run's request")
     urls = debug_url or [DEFAULT_URL]
     if body is not None:
-        text, routed = explaining.dry_run(body, path, urls[0], as_json=as_json)
+        text, routed = explaining.dry_run(body, path, urls[0], headers=header or (), as_json=as_json)
         typer.echo(text)
         raise typer.Exit(0 if routed else 1)
     if decision_log:

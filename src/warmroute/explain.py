@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ MOST_DECISIONS = 10
 """Decisions of one request id that are shown: retries of clients may repeat it."""
 STANDARD_INPUT = Path("-")
 """In place of a file's name."""
+HEADER = re.compile(r"([\w!#$%&'*+.^`|~-]+): *([\x20-\x7e]*)", re.ASCII)
+"""A header as curl takes it."""
 LONGEST_LINE = 1 << 20
 """Bytes of a decision log's line that are read."""
 
@@ -49,17 +52,20 @@ def remembered(request_id: str, debug_urls: Sequence[str], *, as_json: bool = Fa
     return _json(found) if as_json else _text(found)
 
 
-def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> tuple[str, bool]:
+def dry_run(
+    body: Path, path: str, debug_url: str, *, headers: Sequence[str] = (), as_json: bool = False
+) -> tuple[str, bool]:
     """Where a request with the body in a file would go, and whether it would be routed at all: it may be rejected.
 
-    Raises ConfigurationError, DebugPortError.
+    ``headers`` are the request's, each as ``NAME: VALUE``. Raises ConfigurationError, DebugPortError.
     """
+    sent = {"content-type": "application/json"} | dict(map(_header, headers))
     try:
         content = sys.stdin.buffer.read() if body == STANDARD_INPUT else body.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"cannot read {body}: {error.strerror}") from error
     query: dict[str, str | int] = {"path": path, "candidates": MOST_CANDIDATES}
-    explained = ask(debug_url, "/debug/explain", query, body=content)
+    explained = ask(debug_url, "/debug/explain", query, body=content, headers=sent)
     rejected = explained.get("rejected")
     if as_json:
         text = _json(explained)
@@ -68,6 +74,14 @@ def dry_run(body: Path, path: str, debug_url: str, *, as_json: bool = False) -> 
     else:
         text = explanation.text(explained, decided=False)
     return text, not rejected
+
+
+def _header(text: str) -> tuple[str, str]:
+    """Name, in lower case, and value."""
+    match = HEADER.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"--header {text!r} is not NAME: VALUE")
+    return match[1].lower(), match[2]
 
 
 def logged(request_id: str, decision_logs: Sequence[Path], *, as_json: bool = False) -> str:

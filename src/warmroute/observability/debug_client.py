@@ -19,8 +19,15 @@ class DebugPortError(WarmrouteError):
     """The debug port cannot be reached or answers with an error; the message says which."""
 
 
-def ask(base_url: str, path: str, query: Mapping[str, str | int], *, body: bytes | None = None) -> Any:
-    """The JSON that the debug port at ``base_url`` answers: GET, or POST of JSON if there is a ``body``.
+def ask(
+    base_url: str,
+    path: str,
+    query: Mapping[str, str | int],
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
+    """The JSON that the debug port at ``base_url`` answers: GET, or POST if there is a ``body``.
 
     ``base_url`` may be without ``http://``. Raises DebugPortError.
     """
@@ -30,7 +37,6 @@ def ask(base_url: str, path: str, query: Mapping[str, str | int], *, body: bytes
         if body is None:
             answer = http_client.exchange(url)
         else:
-            headers = {"content-type": "application/json"}
             answer = http_client.exchange(url, method="POST", body=body, headers=headers)
     except ValueError:
         raise DebugPortError(f"{base_url!r} is not a URL like {DEFAULT_URL}") from None

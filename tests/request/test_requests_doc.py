@@ -45,7 +45,7 @@ def test_the_lists_of_fields_are_those_of_the_code() -> None:
 
 
 def test_the_bounds_are_those_of_the_code() -> None:
-    assert f"up to {SMALL >> 10} KiB and {MAX_RATIO} times" in TEXT
+    assert f"up to {MAX_RATIO} times the body's length plus {SMALL >> 10} KiB" in TEXT
     assert f"({MOST_MATCHED_PROMPTS} of one request" in TEXT
     assert f"last {MOST_STATES:,}" in TEXT
     assert f"{MEDIA_BYTES:,} bytes" in TEXT

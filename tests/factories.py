@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 
 from warmroute import picker_options
 from warmroute.extproc.server import ServerOptions
 from warmroute.extproc.session import SessionRules
 from warmroute.observability.endpoint_reading import EndpointReading
+from warmroute.observability.metrics import Metrics
 from warmroute.pool.endpoint import Endpoint, EndpointSpec, EngineState
 from warmroute.pool.pool import Pool
 from warmroute.routing.confirmation import Confirmation
@@ -72,3 +77,26 @@ def readings(count: int, pool: Pool | None = None) -> list[EndpointReading]:
         )
         for endpoint in endpoints
     ]
+
+
+class _Whole(Collector):
+    """The metrics of a picker, each in one part."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        whole: dict[str, Metric] = {}
+        for part in self._metrics.families(list(self._metrics.readings())):
+            if part.name in whole:
+                whole[part.name].samples += part.samples
+            else:
+                whole[part.name] = part
+        return iter(whole.values())
+
+
+def registry_of(metrics: Metrics) -> CollectorRegistry:
+    """A registry with the present metrics of a picker, to look samples up and to encode them."""
+    registry = CollectorRegistry()
+    registry.register(_Whole(metrics))
+    return registry

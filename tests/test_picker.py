@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.factories import LOCAL
+from tests.factories import LOCAL, registry_of
 from tests.waiting import eventually
 from warmroute.errors import ConfigurationError
 from warmroute.picker import EndpointPicker
@@ -179,7 +179,7 @@ async def test_what_is_reloaded_is_counted(tmp_path: Path) -> None:
 
     def counted(source: str, result: str) -> float | None:
         labels = {"source": source, "result": result}
-        return app.metrics.registry.get_sample_value("warmroute_config_reloads_total", labels)
+        return registry_of(app.metrics).get_sample_value("warmroute_config_reloads_total", labels)
 
     app.discovery.load()
     await app.discovery.start()
@@ -198,7 +198,7 @@ async def test_the_speed_that_is_shown_is_the_one_that_is_reckoned_with() -> Non
     app.pool.replace([EndpointSpec("default", name, "10.0.0.1", port) for port, name in enumerate("ab", 1)], 0.0)
 
     def shown() -> list[float | None]:
-        value = app.metrics.registry.get_sample_value
+        value = registry_of(app.metrics).get_sample_value
         return [value("warmroute_endpoint_prefill_tokens_per_second", {"endpoint": f"default/{name}"}) for name in "ab"]
 
     assert shown() == [3000, 3000]

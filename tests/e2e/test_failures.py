@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import StartEnvoy
+from tests.factories import registry_of
 from tests.fixtures.envoy import NO_RETRIES
 from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
@@ -188,7 +189,7 @@ async def test_a_dead_engine_is_routed_around_and_comes_back(
     ):
         states = {endpoint.spec.name: endpoint for endpoint in app.pool.endpoints.values()}
         await eventually(
-            lambda: app.metrics.registry.get_sample_value("warmroute_endpoints", {"state": "ready"}) == 3, "ready"
+            lambda: registry_of(app.metrics).get_sample_value("warmroute_endpoints", {"state": "ready"}) == 3, "ready"
         )
         await pods[0].stop()
         await eventually(lambda: not states["pod-0"].reachable, "seen as unreachable")

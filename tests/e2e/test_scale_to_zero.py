@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.factories import registry_of
 from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
 from tests.fixtures.envoy.http1 import Message, exchange
@@ -19,7 +20,7 @@ BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello
 
 def value(app: EndpointPicker, sample: str, **labels: str) -> float:
     """A sample of the picker's metrics page."""
-    found = app.metrics.registry.get_sample_value(sample, labels)
+    found = registry_of(app.metrics).get_sample_value(sample, labels)
     assert found is not None, sample
     return found
 

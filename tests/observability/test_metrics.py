@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from tests.factories import readings, routing_constants
+from tests.factories import readings, registry_of, routing_constants
 from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.instruments import PrefixCacheTally
 from warmroute.observability.metrics import Metrics
@@ -102,12 +102,12 @@ class World:
         )
 
     def value(self, sample: str, /, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(sample, labels)
+        return registry_of(self.metrics).get_sample_value(sample, labels)
 
     def labels_of(self, name: str, label: str) -> list[str]:
         return [
             sample.labels[label]
-            for family in self.metrics.registry.collect()
+            for family in registry_of(self.metrics).collect()
             for sample in family.samples
             if sample.name == name
         ]
@@ -176,7 +176,7 @@ def test_clients_cannot_make_the_page_grow_or_fail(world: World) -> None:
     assert world.value("warmroute_requests_total", model="other") == 2 + 1000 - 199
     world.metrics.routed(decision, model="model 0", body_bytes=1)
     assert world.value("warmroute_requests_total", model="model 0") == 2
-    generate_latest(world.metrics.registry)
+    generate_latest(registry_of(world.metrics))
 
 
 def test_streams(world: World) -> None:
@@ -249,7 +249,7 @@ def test_the_series_of_an_endpoint_end_with_it(world: World) -> None:
     pool.expire(NOW + pool.retention)
     world.metrics.scraped(a.id)  # what was under way may still end
     world.metrics.routed(decision, model="", body_bytes=1)
-    assert a.id.encode() not in generate_latest(world.metrics.registry)
+    assert a.id.encode() not in generate_latest(registry_of(world.metrics))
 
 
 def test_hits_that_engines_measured_count_from_the_first_page_on(world: World) -> None:
@@ -365,7 +365,7 @@ def test_every_series_of_the_catalogue_is_exported_and_nothing_else(
     world: World, encode: Callable[[CollectorRegistry], bytes], decode: Callable[..., Any]
 ) -> None:
     exercise(world)
-    families = {family.name: family for family in decode(encode(world.metrics.registry).decode())}
+    families = {family.name: family for family in decode(encode(registry_of(world.metrics)).decode())}
     own = {name for name in families if name.startswith(("warmroute_", "inference_", "llm_d_epp_"))}
     named = {}
     for series in CATALOGUE:
@@ -424,7 +424,7 @@ def hold_out(world: World) -> None:
 
 def test_a_holdout_is_counted_by_arm(world: World) -> None:
     hold_out(world)
-    value = world.metrics.registry.get_sample_value
+    value = registry_of(world.metrics).get_sample_value
 
     def of_arms(name: str) -> list[float]:
         return [value(f"warmroute_arm_{name}_total", {"arm": arm}) or 0.0 for arm in ("strategy", "holdout")]
@@ -445,7 +445,7 @@ def test_a_holdout_is_counted_by_arm(world: World) -> None:
 def test_without_a_holdout_nothing_is_counted_by_arm(world: World) -> None:
     router = Router(world.pool, routing_constants(), rng=Random(1), now=NOW, listeners=(world.metrics,))
     router.pick(NO_PROMPT, NOW)
-    assert world.metrics.registry.get_sample_value("warmroute_arm_requests_total", {"arm": "strategy"}) is None
+    assert registry_of(world.metrics).get_sample_value("warmroute_arm_requests_total", {"arm": "strategy"}) is None
 
 
 def test_a_request_costs_little_beside_one_observation_of_prometheus_client(world: World) -> None:
@@ -484,8 +484,7 @@ def test_trust_is_exported_for_engines_whose_counters_show_it(world: World) -> N
     readings = [replace(reading, confirmation=Confirmation()) for reading in world.readings()[:1]]
     (trust,) = [
         metric
-        for parts in world.metrics.families([*readings, *world.readings()[1:]])
-        for metric in parts
+        for metric in world.metrics.families([*readings, *world.readings()[1:]])
         if metric.name == "warmroute_endpoint_prefix_trust"
     ]
     assert [sample.labels["endpoint"] for sample in trust.samples] == ["default/b"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.factories import registry_of
 from warmroute.observability.metrics import Metrics
 from warmroute.observability.series import CATALOGUE
 from warmroute.settings import Settings
@@ -43,7 +44,7 @@ def exported() -> dict[str, set[str]]:
         else:
             samples[series.name] = set(series.labels)
     own = set(samples)
-    for family in Metrics(Settings, list).registry.collect():
+    for family in registry_of(Metrics(Settings, list)).collect():
         for sample in family.samples:
             if sample.name not in own:
                 samples.setdefault(sample.name, set()).update(sample.labels)

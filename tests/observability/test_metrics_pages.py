@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from tests.factories import readings
+from tests.factories import readings, registry_of
 from warmroute.errors import ConfigurationError
 from warmroute.observability import page_server
 from warmroute.observability.endpoint_reading import EndpointReading
@@ -55,14 +55,14 @@ async def test_metrics_as_text(client: aiohttp.ClientSession, metrics: Metrics) 
     async with client.get("/metrics") as answer:
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
-        assert without_process(await answer.text()) == without_process(generate_latest(metrics.registry).decode())
+        assert without_process(await answer.text()) == without_process(generate_latest(registry_of(metrics)).decode())
 
 
 async def test_metrics_as_openmetrics(client: aiohttp.ClientSession, metrics: Metrics) -> None:
     async with client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}) as answer:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
         text = await answer.text()
-    assert without_process(text) == without_process(generate_openmetrics(metrics.registry).decode())  # type: ignore[no-untyped-call]
+    assert without_process(text) == without_process(generate_openmetrics(registry_of(metrics)).decode())  # type: ignore[no-untyped-call]
     assert len(list(parse_openmetrics(text))) > 30  # type: ignore[no-untyped-call]
 
 
@@ -183,6 +183,6 @@ async def test_a_page_of_many_endpoints_leaves_the_event_loop_to_others(
     monkeypatch.setattr(page_server.Slices, "pause", pause)
     async with client.get("/metrics") as answer:
         await answer.read()
-    parts = [part for family in metrics.families(MANY) for part in family]
+    parts = list(metrics.families(MANY))
     assert pauses == len(MANY) + len(parts)
     assert max(len(part.samples) for part in parts) == SAMPLES_AT_ONCE

@@ -17,7 +17,6 @@ from statistics import fmean
 from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector
-from prometheus_client.registry import Collector
 
 from warmroute import __version__, runtime
 from warmroute.observability import logs, series
@@ -114,8 +113,8 @@ _POOL_MEANS: tuple[tuple[tuple[series.MetricFamily, ...], Callable[[EngineState]
 )
 
 
-class Metrics(PoolListener, Collector):
-    """The metrics of one picker, in a registry of its own. Not thread-safe: one event loop owns it.
+class Metrics(PoolListener):
+    """The metrics of one picker. Not thread-safe: one event loop owns it.
 
     Subscribe it to the pool: counters by endpoint are kept for the pool's members only. ``settings`` and ``endpoints`` are
     called for each page; ``clock`` must be the one that stamps the engines' states.
@@ -130,7 +129,6 @@ class Metrics(PoolListener, Collector):
         decision_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._decision_lines_dropped = decision_lines_dropped
-        self.registry = CollectorRegistry()
         self._settings = settings
         self._endpoints = endpoints
         self._clock = clock
@@ -165,7 +163,6 @@ class Metrics(PoolListener, Collector):
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
-        self.registry.register(self)
 
     # Events
 
@@ -302,80 +299,73 @@ class Metrics(PoolListener, Collector):
         """A reading of every member of the pool, made one by one."""
         return iter(self._endpoints())
 
-    def collect(self) -> Iterator[Metric]:
-        """Every metric, each whole."""
-        for parts in self.families(list(self.readings())):
-            yield series.whole(parts)
-
-    def families(self, readings: list[EndpointReading]) -> Iterator[Iterable[Metric]]:
-        """Every metric of the catalogue and of the process, each as the parts that :meth:`MetricFamily.parts` makes of it.
+    def families(self, readings: list[EndpointReading]) -> Iterator[Metric]:
+        """Every metric of the catalogue and of the process. One with many samples comes in parts (:meth:`MetricFamily.parts
+        <warmroute.observability.series.MetricFamily.parts>`), one after the other.
 
         Events may be counted while the parts are taken.
         """
         settings = self._settings()
-        yield (self._requests.collect(),)
-        yield (self._errors.collect(),)
-        yield (series.STREAMS_IN_FLIGHT.family([((), self._streams)]),)
-        yield (self._broken.collect(),)
-        yield (self._refused.collect(),)
-        yield (self._responses.collect(),)
-        yield (series.STREAMS_LIMIT.family([((), settings.max_streams)]),)
-        yield (self._body_bytes.collect(),)
-        yield (self._prompt_tokens.collect(),)
-        yield (self._matched_tokens.collect(),)
-        yield (self._random_matched_tokens.collect(),)
+        yield self._requests.collect()
+        yield self._errors.collect()
+        yield series.STREAMS_IN_FLIGHT.family([((), self._streams)])
+        yield self._broken.collect()
+        yield self._refused.collect()
+        yield self._responses.collect()
+        yield series.STREAMS_LIMIT.family([((), settings.max_streams)])
+        yield self._body_bytes.collect()
+        yield self._prompt_tokens.collect()
+        yield self._matched_tokens.collect()
+        yield self._random_matched_tokens.collect()
         for counter in self._arms.values():
-            yield (counter.collect(),)
-        yield (self._decisions.collect(),)
-        yield (self._strategy_failures.collect(),)
-        yield (self._match_ratio.collect(),)
-        yield (self._pick.collect(),)
-        yield (self._processing.collect(),)
+            yield counter.collect()
+        yield self._decisions.collect()
+        yield self._strategy_failures.collect()
+        yield self._match_ratio.collect()
+        yield self._pick.collect()
+        yield self._processing.collect()
         yield from self._endpoint_families(readings)
-        yield (series.INDEX_LIMIT.family([((), settings.index_limit)]),)
+        yield series.INDEX_LIMIT.family([((), settings.index_limit)])
         if self.shared_state is not None:
-            for metric in self.shared_state().families():
-                yield (metric,)
-        yield (self._lag.collect(),)
-        yield (self._reloads.collect(),)
-        yield (series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())]),)
-        yield (series.DECISION_LOG_DROPPED.family([((), self._decision_lines_dropped())]),)
-        yield (series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)]),)
+            yield from self.shared_state().families()
+        yield self._lag.collect()
+        yield self._reloads.collect()
+        yield series.LOG_LINES_DROPPED.family([((), logs.dropped_lines())])
+        yield series.DECISION_LOG_DROPPED.family([((), self._decision_lines_dropped())])
+        yield series.SETTINGS_INFO.family([(_texts(settings, series.SETTINGS_INFO.labels), 1)])
         form = "compiled" if runtime.compiled() else "source"
-        yield (series.BUILD_INFO.family([((__version__, platform.python_version(), form), 1)]),)
-        for metric in _pool_metrics(settings.pool_name or "default", readings):
-            yield (metric,)
-        yield (series.EXTENSION_INFO.family([(("", f"warmroute-{__version__}"), 1)]),)
-        for metric in self._process.collect():
-            yield (metric,)
+        yield series.BUILD_INFO.family([((__version__, platform.python_version(), form), 1)])
+        yield from _pool_metrics(settings.pool_name or "default", readings)
+        yield series.EXTENSION_INFO.family([(("", f"warmroute-{__version__}"), 1)])
+        yield from self._process.collect()
 
-    def _endpoint_families(self, readings: list[EndpointReading]) -> Iterator[Iterable[Metric]]:
+    def _endpoint_families(self, readings: list[EndpointReading]) -> Iterator[Metric]:
         now = self._clock()
         states = Tally(endpoint_state(reading.endpoint) for reading in readings)
-        yield (series.ENDPOINTS.family([((state,), states[state]) for state in get_args(EndpointState)]),)
+        yield series.ENDPOINTS.family([((state,), states[state]) for state in get_args(EndpointState)])
         for gauge, of_reading in _ROUTER_GAUGES:
-            yield gauge.parts(((reading.endpoint.id,), of_reading(reading)) for reading in readings)
-        yield series.PREFIX_TRUST.parts(
+            yield from gauge.parts(((reading.endpoint.id,), of_reading(reading)) for reading in readings)
+        yield from series.PREFIX_TRUST.parts(
             ((reading.endpoint.id,), reading.confirmation.trust) for reading in readings if reading.confirmation.counts
         )
         compared = [(reading.endpoint.id, reading.ttft) for reading in readings if reading.ttft is not None]
-        yield series.PREDICTED_TTFT.parts(((name,), ttft.predicted) for name, ttft in compared)
-        yield series.MEASURED_TTFT.parts(((name,), ttft.measured) for name, ttft in compared)
+        yield from series.PREDICTED_TTFT.parts(((name,), ttft.predicted) for name, ttft in compared)
+        yield from series.MEASURED_TTFT.parts(((name,), ttft.measured) for name, ttft in compared)
         engines = [(r.endpoint.id, r.endpoint.state) for r in readings if r.endpoint.state is not None]
         for gauge, of_state in _ENGINE_GAUGES:
-            yield gauge.parts(((name,), of_state(state)) for name, state in engines)
+            yield from gauge.parts(((name,), of_state(state)) for name, state in engines)
         members = list(self._members.items())
         observed = {name: state.observed_at for name, state in engines}
-        yield series.SCRAPE_AGE.parts(
+        yield from series.SCRAPE_AGE.parts(
             ((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members
         )
-        yield series.EJECTIONS.parts(((name,), member.ejections) for name, member in members)
-        yield series.PICKS.parts(((name,), member.picks) for name, member in members)
-        yield series.RESTARTS.parts(((name,), member.restarts) for name, member in members)
+        yield from series.EJECTIONS.parts(((name,), member.ejections) for name, member in members)
+        yield from series.PICKS.parts(((name,), member.picks) for name, member in members)
+        yield from series.RESTARTS.parts(((name,), member.restarts) for name, member in members)
         exported = [(name, member.prefix_cache) for name, member in members if member.prefix_cache.exported]
-        yield series.PREFIX_LOOKUPS.parts(((name,), cache.lookups) for name, cache in exported)
-        yield series.PREFIX_HITS.parts(((name,), cache.hits) for name, cache in exported)
-        yield series.SCRAPES.parts(
+        yield from series.PREFIX_LOOKUPS.parts(((name,), cache.lookups) for name, cache in exported)
+        yield from series.PREFIX_HITS.parts(((name,), cache.hits) for name, cache in exported)
+        yield from series.SCRAPES.parts(
             ((name, result), count) for name, member in members for result, count in list(member.scrapes.items())
         )
 

@@ -87,14 +87,14 @@ class MetricsPages:
             readings.append(reading)
             await slices.pause()
         texts: list[bytes] = []
-        ended = False
-        for parts in self._metrics.families(readings):
-            for number, part in enumerate(parts):
-                text = encode(_Registry(part))
-                ended = ended or text.endswith(_END)
-                text = text.removesuffix(_END)
-                texts.append(_without_head(text) if number else text)
-                await slices.pause()
+        ended, name = False, ""
+        for part in self._metrics.families(readings):
+            text = encode(_Registry(part))
+            ended = ended or text.endswith(_END)
+            text = text.removesuffix(_END)
+            texts.append(_without_head(text) if part.name == name else text)
+            name = part.name
+            await slices.pause()
         return b"".join([*texts, _END] if ended else texts)
 
 

@@ -53,14 +53,6 @@ class MetricFamily:
                 return
 
 
-def whole(parts: Iterable[Metric]) -> Metric:
-    """The metric that these are the parts of. The first part is changed."""
-    first, *rest = parts
-    for part in rest:
-        first.samples += part.samples
-    return first
-
-
 _CATALOGUE: list[MetricFamily] = []
 
 

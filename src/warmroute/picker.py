@@ -43,7 +43,7 @@ from warmroute.routing.decision_record import short_strategy
 from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.router import Router
 from warmroute.settings import Settings
-from warmroute.tasks import cancel, keep_running
+from warmroute.tasks import BackgroundTask
 
 if TYPE_CHECKING:
     from warmroute.kubernetes.discovery import KubernetesDiscovery
@@ -104,7 +104,12 @@ class EndpointPicker:
         self.metrics_pages, self.debug_pages = self._metrics_server(), self._debug_server()
         self.election: LeaderElection | None = None
         self.discovery = self._discovery(settings)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = (
+            BackgroundTask(self._upkeep, "upkeep"),
+            BackgroundTask(lambda: lag.watch(self.metrics.loop_lagged), "lag"),
+            BackgroundTask(self.live.run, "live"),
+            BackgroundTask(lambda: bypass.watch(lambda: self._ready() and self.live.bypassed()), "bypass"),
+        )
 
     def _listeners(self) -> tuple[DecisionListener, ...]:
         """The listeners of decisions, as the settings ask for them."""
@@ -219,13 +224,8 @@ class EndpointPicker:
         except BaseException:
             await self.stop()
             raise
-        for name, work in (
-            ("upkeep", self._upkeep),
-            ("lag", lambda: lag.watch(self.metrics.loop_lagged)),
-            ("live", self.live.run),
-            ("bypass", lambda: bypass.watch(lambda: self._ready() and self.live.bypassed())),
-        ):
-            self._tasks.append(asyncio.create_task(keep_running(work, name), name=name))
+        for task in self._tasks:
+            task.start()
         logger.info(
             "serving",
             extra={
@@ -259,8 +259,8 @@ class EndpointPicker:
 
     async def stop(self) -> None:
         """Stop every part; safe after a failed start."""
-        await cancel(*self._tasks)
-        self._tasks.clear()
+        for task in self._tasks:
+            await task.stop()
         if self.election is not None:
             await self.election.stop()
         await self.discovery.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -20,19 +20,11 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def keep_running(work: Callable[[], Awaitable[None]], name: str) -> None:
-    """Run ``work``, which should never end, and start it again whenever it ends or fails. A failure is logged."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            logger.exception("background task failed and is started again", extra={"fields": {"task": name}})
-        await asyncio.sleep(RESTART_DELAY)
-
-
 class BackgroundTask:
-    """One task, ``work``, that its owner starts and stops, and that :func:`keep_running` runs. It may be started again after
-    it was stopped."""
+    """One task that its owner starts and stops; it may be started again after it was stopped.
+
+    ``work`` should never end. Whenever it ends or fails it is started again; a failure is logged.
+    """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._work = work
@@ -41,10 +33,18 @@ class BackgroundTask:
 
     def start(self) -> None:
         """Run the work on the running event loop."""
-        self._task = asyncio.create_task(keep_running(self._work, self._name), name=self._name)
+        self._task = asyncio.create_task(self._keep_running(), name=self._name)
 
     async def stop(self) -> None:
         """Cancel the work and wait until it has ended. Safe before :meth:`start` and a second time."""
         task, self._task = self._task, None
         if task is not None:
             await cancel(task)
+
+    async def _keep_running(self) -> None:
+        while True:
+            try:
+                await self._work()
+            except Exception:
+                logger.exception("background task failed and is started again", extra={"fields": {"task": self._name}})
+            await asyncio.sleep(RESTART_DELAY)

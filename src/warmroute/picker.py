@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from warmroute import __version__, runtime
 from warmroute.discovery.file import FileDiscovery
-from warmroute.end_signals import on_end_signal
+from warmroute.end_signals import end_events
 from warmroute.engines.scrape_target import ScrapeOutcome
 from warmroute.engines.scraper import Scraper
 from warmroute.errors import ConfigurationError
@@ -194,12 +194,7 @@ class EndpointPicker:
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or SIGHUP; then drain and stop. A second signal ends the drain at once."""
-        stop, hurry = asyncio.Event(), asyncio.Event()
-
-        def signalled() -> None:
-            (hurry if stop.is_set() else stop).set()
-
-        on_end_signal(signalled)
+        stop, hurry = end_events()
         try:
             await self.start()
             runtime.settle()

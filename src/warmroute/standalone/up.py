@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from warmroute.end_signals import on_end_signal
+from warmroute.end_signals import end_events
 from warmroute.errors import ConfigurationError
 from warmroute.settings.flags import flags_of_settings
 from warmroute.settings.sources import variable_of
@@ -66,12 +66,7 @@ class Up:
 
         Raises ConfigurationError if the engines cannot be listed or a port is taken, ChildError if Envoy ends.
         """
-        stop, hurry = asyncio.Event(), asyncio.Event()
-
-        def signalled() -> None:
-            (hurry if stop.is_set() else stop).set()
-
-        on_end_signal(signalled)
+        stop, hurry = end_events()
         async with AsyncExitStack() as parts:
             starting = asyncio.create_task(self._start(parts))
             stopped = asyncio.create_task(stop.wait())

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from warmroute import __version__, runtime
 from warmroute.discovery.file import FileDiscovery
 from warmroute.end_signals import end_events
-from warmroute.engines.scrape_target import ScrapeOutcome
 from warmroute.engines.scraper import Scraper
 from warmroute.errors import ConfigurationError
 from warmroute.extproc.budget import MemoryBudget
@@ -72,16 +71,16 @@ class EndpointPicker:
         self.pool = Pool(default_engine=settings.model_server_runtime)
         self.decision_log = _decision_log(settings)
         self.pick_spans = _pick_spans() if settings.tracing else None
+        self.shared_state = None if settings.shared_state is None else shared_state(settings, self.pool)
         self.metrics = Metrics(
             lambda: self.settings,
             self._readings,
             clock=monotonic,
             decision_lines_dropped=lambda: 0 if self.decision_log is None else self.decision_log.dropped,
+            shared_state=None if self.shared_state is None else self._shared_state_reading,
         )
         self.decisions = RecentDecisions(settings.debug_decisions)
         self.live = self._live_feed()
-        self.shared_state = None if settings.shared_state is None else shared_state(settings, self.pool)
-        self.metrics.shared_state = None if self.shared_state is None else self._shared_state_reading
         self.router = Router(
             self.pool,
             routing_constants(settings),
@@ -91,7 +90,13 @@ class EndpointPicker:
             name=secrets.token_hex(4),
         )
         self.pool.subscribe(self.metrics, now)
-        self.scraper = Scraper(self.pool, settings, clock=monotonic, on_result=self._scraped, owns=self._scrapes_itself)
+        self.scraper = Scraper(
+            self.pool,
+            settings,
+            clock=monotonic,
+            on_result=lambda endpoint, outcome: self.metrics.scraped(endpoint.id, outcome),
+            owns=self._scrapes_itself,
+        )
         self._rules = session_rules(settings)
         self._budget, self._headers_budget = MemoryBudget(settings.body_memory), MemoryBudget(HEADERS_MEMORY)
         self.server = Server(
@@ -340,9 +345,6 @@ class EndpointPicker:
                 "too-large": traffic.too_large,
             },
         )
-
-    def _scraped(self, endpoint: Endpoint, result: ScrapeOutcome) -> None:
-        self.metrics.scraped(endpoint.id, result)
 
     def _readings(self) -> Iterator[EndpointReading]:
         """Read every endpoint, one by one."""

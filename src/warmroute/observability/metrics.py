@@ -127,8 +127,11 @@ class Metrics(PoolListener):
         *,
         clock: Callable[[], float] = time.monotonic,
         decision_lines_dropped: Callable[[], int] = lambda: 0,
+        shared_state: Callable[[], SharedStateReading] | None = None,
     ) -> None:
+        """``shared_state`` reads the state that pickers share; None: it is not in use."""
         self._decision_lines_dropped = decision_lines_dropped
+        self.shared_state = shared_state
         self._settings = settings
         self._endpoints = endpoints
         self._clock = clock
@@ -158,8 +161,6 @@ class Metrics(PoolListener):
         self._pick = Histogram(series.PICK_SECONDS, SECONDS)
         self._processing = Histogram(series.PROCESSING_SECONDS, SECONDS)
         self._lag = Histogram(series.LOOP_LAG, SECONDS)
-        self.shared_state: Callable[[], SharedStateReading] | None = None
-        """Reads the state that pickers share; None: it is not in use."""
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)

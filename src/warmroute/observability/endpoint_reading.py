@@ -35,8 +35,17 @@ class EndpointReading:
     ttft: Compared | None = None
     """Predicted against measured time to first token; None if unknown."""
 
+    def page_age(self, now: float) -> float:
+        """Age of the engine's last metrics page; until there is one, time since the endpoint joined or its engine restarted.
+
+        ``now`` is in the seconds that stamp the engines' states.
+        """
+        endpoint, engine = self.endpoint, self.endpoint.state
+        since = max(endpoint.added_at, endpoint.restarted_at) if engine is None else engine.observed_at
+        return max(0.0, now - since)
+
     def plain(self, now: float) -> dict[str, Any]:
-        """The reading as data for JSON; ``now`` in the seconds that stamp the engines' states."""
+        """The reading as data for JSON; ``now`` as in :meth:`page_age`."""
         endpoint, engine = self.endpoint, self.endpoint.state
         window = self.confirmation.last_window
         return {
@@ -65,7 +74,7 @@ class EndpointReading:
             "scrape": None
             if engine is None
             else {
-                "age_seconds": round(now - engine.observed_at, 3),
+                "age_seconds": round(self.page_age(now), 3),
                 "waiting": engine.waiting,
                 "running": engine.running,
                 "kv_usage": engine.kv_usage,

@@ -70,8 +70,6 @@ class _Member:
 
     target: str
     """``address:port`` of the engine that the counters are about."""
-    process_since: float
-    """Monotonic seconds at which it joined, or at which its engine last restarted."""
     picks: int = 0
     health: Health = Health.HEALTHY
     ejections: int = 0
@@ -255,7 +253,7 @@ class Metrics(PoolListener):
 
     def endpoint_added(self, endpoint: Endpoint, now: float) -> None:
         """Start its counters."""
-        self._members[endpoint.id] = _Member(endpoint.target, now)
+        self._members[endpoint.id] = _Member(endpoint.target)
 
     def endpoint_removed(self, endpoint: Endpoint, now: float) -> None:
         """Drop its counters, so that its series end."""
@@ -271,7 +269,6 @@ class Metrics(PoolListener):
         """Count a restart of its engine."""
         member = self._members[endpoint.id]
         member.restarts += 1
-        member.process_since = now
         if endpoint.target != member.target:
             member.prefix_cache.replaced()
         member.target = endpoint.target
@@ -355,11 +352,8 @@ class Metrics(PoolListener):
         engines = [(r.endpoint.id, r.endpoint.state) for r in readings if r.endpoint.state is not None]
         for gauge, of_state in _ENGINE_GAUGES:
             yield from gauge.parts(((name,), of_state(state)) for name, state in engines)
+        yield from series.SCRAPE_AGE.parts(((reading.endpoint.id,), reading.page_age(now)) for reading in readings)
         members = list(self._members.items())
-        observed = {name: state.observed_at for name, state in engines}
-        yield from series.SCRAPE_AGE.parts(
-            ((name,), max(0.0, now - observed.get(name, member.process_since))) for name, member in members
-        )
         yield from series.EJECTIONS.parts(((name,), member.ejections) for name, member in members)
         yield from series.PICKS.parts(((name,), member.picks) for name, member in members)
         yield from series.RESTARTS.parts(((name,), member.restarts) for name, member in members)

@@ -158,7 +158,7 @@ class LiveFeed(DecisionListener):
             await slices.pause()
         self._rows = rows
         self._states = Counter(endpoint_state(reading.endpoint) for reading in readings)
-        self._stale = sum(reading.endpoint.ready and _age(reading, now) > STALE_SECONDS for reading in readings)
+        self._stale = sum(reading.endpoint.ready and reading.page_age(now) > STALE_SECONDS for reading in readings)
         self._computing += sum(history.computing for history in self._histories.values())
         self._traffic.add(self._totals(now))
         if self._samples % DECAY_EVERY == 0:
@@ -220,7 +220,7 @@ class LiveFeed(DecisionListener):
             round(history.picks_per_second, 2),
             round(history.recent_picks / picks, 3) if picks else 0.0,
             self._metrics.counts_of(endpoint.id).restarts,
-            None if state is None else round(_age(reading, now), 1),
+            None if state is None else round(reading.page_age(now), 1),
             round(reading.slowness, 2),
         )
 
@@ -315,13 +315,6 @@ class LiveFeed(DecisionListener):
 
 
 UNCACHED = {"Cache-Control": "no-store"}
-
-
-def _age(reading: EndpointReading, now: float) -> float:
-    """Of the engine's last metrics page; until there is one, of the engine as far as it is known."""
-    endpoint, state = reading.endpoint, reading.endpoint.state
-    since = max(endpoint.added_at, endpoint.restarted_at) if state is None else state.observed_at
-    return max(0.0, now - since)
 
 
 def _work(state: EngineState) -> float | None:

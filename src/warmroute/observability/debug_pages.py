@@ -17,6 +17,7 @@ import orjson
 
 from warmroute.observability.endpoint_reading import EndpointReading
 from warmroute.observability.explanation import REASONS
+from warmroute.observability.forget_page import FORGET
 from warmroute.observability.page_server import Page, PageError, Request, Routes, Slices
 from warmroute.pool.endpoint import EndpointState, endpoint_state
 from warmroute.request.rejections import Rejection
@@ -154,7 +155,6 @@ class DebugPages:
             "model": query.text("model"),
             "coarse_reason": query.text("reason"),
         }
-        wanted = {attribute: value for attribute, value in wanted.items() if value}
         name, since, candidates = query.text("endpoint"), query.number("since"), query.number("candidates")
         slices = Slices()
         now = self._clock()
@@ -163,7 +163,7 @@ class DebugPages:
             if (
                 _names(name, record.chosen)
                 and (not since or now - record.at <= since)
-                and all(getattr(record, attribute) == value for attribute, value in wanted.items())
+                and all(not value or getattr(record, attribute) == value for attribute, value in wanted.items())
             ):
                 found.append(record)
             await slices.pause()
@@ -251,18 +251,19 @@ def _listed(items: Iterable[bytes], *, total: int) -> Page:
 
 
 async def _index(_: Request) -> Page:
-    pages = []
-    for path, (text, parameters) in PAGES.items():
-        rows = "".join(f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
-        link = f'<a href="{path[1:]}?pretty=1">{path}</a>'  # relative, as the pages may be behind a proxy
-        pages.append(f"<li>{link}: {html.escape(text)}<ul>{rows}</ul></li>")
-    rows = "".join(
-        f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in EXPLAIN_PARAMETERS.items()
-    )
-    pages.append(f"<li>POST {EXPLAIN}: where a request with this body would go, and why<ul>{rows}</ul></li>")
-    pages.append(
-        "<li>POST /debug/forget?endpoint=NAME: the endpoint has lost its KV cache (<code>--debug-token-file</code>)</li>"
-    )
-    pages.append("<li>/debug/live, /debug/live/history: what the live page reads once a second</li>")
+    pages = [  # the links are relative, as the pages may be behind a proxy
+        f'<li><a href="{path[1:]}?pretty=1">{path}</a>: {html.escape(text)}{_described(parameters)}</li>'
+        for path, (text, parameters) in PAGES.items()
+    ]
+    pages += [
+        f"<li>POST {EXPLAIN}: where a request with this body would go, and why{_described(EXPLAIN_PARAMETERS)}</li>",
+        f"<li>POST {FORGET}?endpoint=NAME: the endpoint has lost its KV cache (<code>--debug-token-file</code>)</li>",
+        "<li>/debug/live, /debug/live/history: what the live page reads once a second</li>",
+    ]
     page = f"<!doctype html><title>Warmroute</title><h1>Warmroute: debug pages</h1><ul>{''.join(pages)}</ul>"
     return Page(page.encode(), "text/html; charset=utf-8")
+
+
+def _described(parameters: Mapping[str, Number | str]) -> str:
+    rows = (f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
+    return f"<ul>{''.join(rows)}</ul>"

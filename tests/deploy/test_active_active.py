@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import Manifest, pick, validate, with_components
+from tests.deploy.memory_bound import memory_bound
 from tests.deploy.test_charts import picker
 from tests.deploy.test_overlays import container, settings_of
-from warmroute.memory_bound import memory_bound
 
 pytestmark = pytest.mark.integration
 

@@ -19,13 +19,13 @@ from tests.deploy.manifests import (
     validate,
     with_components,
 )
+from tests.deploy.memory_bound import memory_bound
 from warmroute import cli
 from warmroute.extproc import envoy_policy
 from warmroute.extproc.headers import CONTROL
 from warmroute.gateway_extension import hooks
 from warmroute.kubernetes.discovery import MODEL_KINDS
 from warmroute.kubernetes.inference_pool import VERSIONS
-from warmroute.memory_bound import memory_bound
 from warmroute.settings import Settings, go_flags
 
 pytestmark = pytest.mark.integration

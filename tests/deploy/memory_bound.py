@@ -1,4 +1,4 @@
-"""The upper bound of the picker's memory, from its settings. The limits in deploy/ are tested against it."""
+"""The upper bound of the picker's memory, from its settings, for the tests of the limits in deploy/."""
 
 from __future__ import annotations
 

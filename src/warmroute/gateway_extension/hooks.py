@@ -101,24 +101,24 @@ def modify_route(route: pb.Route, pools: list[PickedPool], options: Options) -> 
     without a retry policy of its own gets one: a request that a pod did not take goes to another pod. A route that Envoy
     AI Gateway serves stays as it is: a second picker call would choose a second time.
     """
-    if _is_served_by_ai_gateway(route):
+    if not pools or _is_served_by_ai_gateway(route):
         return ""
     if len(pools) > 1:
         names = ", ".join(f"{pool.namespace}/{pool.name}" for pool in pools)
         reason = f"one HTTPRoute rule cannot have two InferencePools: {names}"
         answer_with_error(route, reason)
         return reason
-    for pool in pools:
-        route.typed_per_filter_config[pool.filter_name].CopyFrom(
-            _packed("envoy.config.route.v3.FilterConfig", pb.FilterConfig(config=Any()))
-        )
-        route.metadata.filter_metadata[ROUTE_METADATA]["pool"] = pool.to_json()
-        route.request_body_buffer_limit.CopyFrom(UInt64Value(value=options.request_body_limit))
-        specifier = route.route.WhichOneof("host_rewrite_specifier")
-        if specifier is not None:
-            route.route.ClearField(specifier)
-        if options.pods_service and not route.route.HasField("retry_policy"):
-            route.route.retry_policy.CopyFrom(_pod_retries())
+    (pool,) = pools
+    route.typed_per_filter_config[pool.filter_name].CopyFrom(
+        _packed("envoy.config.route.v3.FilterConfig", pb.FilterConfig(config=Any()))
+    )
+    route.metadata.filter_metadata[ROUTE_METADATA]["pool"] = pool.to_json()
+    route.request_body_buffer_limit.CopyFrom(UInt64Value(value=options.request_body_limit))
+    specifier = route.route.WhichOneof("host_rewrite_specifier")
+    if specifier is not None:
+        route.route.ClearField(specifier)
+    if options.pods_service and not route.route.HasField("retry_policy"):
+        route.route.retry_policy.CopyFrom(_pod_retries())
     return ""
 
 
@@ -156,7 +156,7 @@ def modify_cluster(cluster: pb.Cluster, pools: list[PickedPool], options: Option
 
 def modify_translation(request: pb.PostTranslateModifyRequest, options: Options) -> pb.PostTranslateModifyResponse:
     """Everything that came in, with the pools' filters on their listeners and a cluster for each picker."""
-    pools_of = {configuration.name: list(_pools_of(configuration)) for configuration in request.routes}
+    pools_of = {configuration.name: _pools_of(configuration) for configuration in request.routes}
     for listener in request.listeners:
         _modify_listener(listener, pools_of, options)
     clusters = {cluster.name: cluster for cluster in request.clusters}
@@ -202,13 +202,13 @@ def _obeys_destination(cluster: pb.Cluster) -> bool:
     return cluster.type == pb.Cluster.ORIGINAL_DST and cluster.original_dst_lb_config.http_header_name == DESTINATION
 
 
-def _pools_of(configuration: pb.RouteConfiguration) -> Iterator[PickedPool]:
+def _pools_of(configuration: pb.RouteConfiguration) -> list[PickedPool]:
     """The pools of a route configuration, each once."""
     found: dict[str, PickedPool] = {}
     for virtual_host in configuration.virtual_hosts:
         for pool in _pools_of_virtual_host(virtual_host):
             found[pool.filter_name] = pool
-    yield from found.values()
+    return list(found.values())
 
 
 def _pools_of_virtual_host(virtual_host: pb.VirtualHost) -> Iterator[PickedPool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from warmroute.kubernetes.inference_pool import GA_GROUP, read_pool
 from warmroute.kubernetes.objects import Object, port_number, text
@@ -50,16 +50,13 @@ class PickedPool:
 
     def to_json(self) -> str:
         """The pool as text, for :meth:`of_json`."""
-        return json.dumps(
-            [self.api_version, self.namespace, self.name, self.ports, self.picker, self.picker_port, self.fail_open],
-            separators=(",", ":"),
-        )
+        return json.dumps(astuple(self), separators=(",", ":"))
 
     @classmethod
     def of_json(cls, text: str) -> PickedPool:
         """The pool that :meth:`to_json` wrote. Raises ValueError or TypeError for other text."""
-        api_version, namespace, name, ports, picker, picker_port, fail_open = json.loads(text)
-        return cls(api_version, namespace, name, tuple(ports), picker, picker_port, fail_open)
+        api_version, namespace, name, ports, *rest = json.loads(text)
+        return cls(api_version, namespace, name, tuple(ports), *rest)
 
 
 def picked_pools(resources: list[bytes]) -> list[PickedPool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -36,48 +36,59 @@ def greeting(
     """The text. ``options`` are settled, and ``probes`` are what the engines answered. ``program`` starts this program
     again. ``key_file`` has the engines' API key."""
     url = f"http://{reachable(options.host)}:{options.port}"
-    rows = [("requests", f"{url}/v1  (OpenAI API; {_who(options)})")]
-    if options.plain_port is not None:
-        rows.append(
-            ("to compare", f"http://{reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)")
-        )
-    debug, *others = (f"http://{reachable(options.debug_host)}:{picker.debug}" for picker in pickers)
-    if others:
-        rows.append(("live pages", f"{debug}/  (each shows its own picker's decisions)"))
-        rows += [("", f"{other}/") for other in others]
-    else:
-        rows.append(("live page", f"{debug}/  (the engines, and why each request went where it went)"))
-    metrics, *more_metrics = (f"http://127.0.0.1:{picker.metrics}/metrics" for picker in pickers)
-    scope = "Prometheus; each picker counts its own: scrape all" if others else "Prometheus"
-    rows += [
-        ("metrics", f"{metrics}  ({scope})"),
-        *(("", each) for each in more_metrics),
-        ("engines", _answering(probes)),
-    ]
-    lines = [f"Warmroute {__version__} is ready.", "", *(f"  {name:<12}{text}" for name, text in rows)]
-    lines += [
-        f"    {engine.name:<24}  {_state(probe, key_file)}"
-        for engine, probe in list(zip(engines, probes, strict=True))[:MOST_ENGINES]
-    ]
-    if len(engines) > MOST_ENGINES:
-        lines.append(f"    and {len(engines) - MOST_ENGINES} more")
-    one = "" if debug == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {debug}"
-    every = "".join(f" --debug-url {each}" for each in (debug, *others)) if others else one
-    top = (
-        "the first picker's page in a terminal; --debug-url names another one"
-        if others
-        else "the live page in a terminal"
-    )
-    lines += [
+    pages = [f"http://{reachable(options.debug_host)}:{picker.debug}" for picker in pickers]
+    metrics = [f"http://127.0.0.1:{picker.metrics}/metrics" for picker in pickers]
+    rows = [*_addresses(options, url, pages, metrics), ("engines", _answering(probes))]
+    lines = [
+        f"Warmroute {__version__} is ready.",
+        "",
+        *(f"  {name:<12}{text}" for name, text in rows),
+        *_listed(engines, probes, key_file),
         "",
         "Try it:",
         f"  {_curl(url, probes, key_file)}",
-        f"  {program} explain X-REQUEST-ID{every}   (the response's header x-request-id: why it went where it went)",
-        f"  {program} top{one}   ({top})",
+        *_commands(program, pages),
         "",
         "Ctrl-C stops it.",
     ]
     return "\n".join(lines)
+
+
+def _addresses(options: UpOptions, url: str, pages: Sequence[str], metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Where to send requests and where to look, with a name for the first address of each kind."""
+    several = len(pages) > 1
+    yield "requests", f"{url}/v1  (OpenAI API; {_who(options)})"
+    if options.plain_port is not None:
+        yield "to compare", f"http://{reachable(options.host)}:{options.plain_port}/v1  (least requests, no picker)"
+    if several:
+        yield "live pages", f"{pages[0]}/  (each shows its own picker's decisions)"
+    else:
+        yield "live page", f"{pages[0]}/  (the engines, and why each request went where it went)"
+    for page in pages[1:]:
+        yield "", f"{page}/"
+    scope = "Prometheus; each picker counts its own: scrape all" if several else "Prometheus"
+    yield "metrics", f"{metrics[0]}  ({scope})"
+    for page in metrics[1:]:
+        yield "", page
+
+
+def _listed(engines: Sequence[Engine], probes: Sequence[ModelsAnswer], key_file: Path | None) -> Iterator[str]:
+    """A line for each engine, up to :data:`MOST_ENGINES`."""
+    for engine, probe in list(zip(engines, probes, strict=True))[:MOST_ENGINES]:
+        yield f"    {engine.name:<24}  {_state(probe, key_file)}"
+    if len(engines) > MOST_ENGINES:
+        yield f"    and {len(engines) - MOST_ENGINES} more"
+
+
+def _commands(program: str, pages: Sequence[str]) -> Iterator[str]:
+    """Commands that read the pickers' debug ports."""
+    first = "" if pages[0] == f"http://127.0.0.1:{DEBUG_PORT}" else f" --debug-url {pages[0]}"
+    every, what = first, "the live page in a terminal"
+    if len(pages) > 1:
+        every = "".join(f" --debug-url {page}" for page in pages)
+        what = "the first picker's page in a terminal; --debug-url names another one"
+    yield f"  {program} explain X-REQUEST-ID{every}   (the response's header x-request-id: why it went where it went)"
+    yield f"  {program} top{first}   ({what})"
 
 
 def _who(options: UpOptions) -> str:

@@ -396,7 +396,7 @@ class EndpointPicker:
             reading=self._reading,
             decisions=self.decisions.newest_first,
             dry_run=self.server.dry_run.run,
-            settings=lambda: self.settings.model_dump(mode="json"),
+            settings=lambda: self.settings,
             clock=monotonic,
         )
 

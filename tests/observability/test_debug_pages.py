@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
@@ -53,7 +53,7 @@ class World:
             reading=lambda load, now: self.readings[load.endpoint.id],
             decisions=recent.newest_first,
             dry_run=DryRun(self.new_session, self.threads, lambda: 10.0).run,
-            settings=lambda: Settings(max_body_bytes=1 << 20).model_dump(mode="json"),
+            settings=lambda: Settings(max_body_bytes=1 << 20),
             clock=lambda: 10.0,
         )
 
@@ -340,7 +340,7 @@ async def test_requests_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_server, "SEND_SECONDS", 0.2)
-    big: Mapping[str, Any] = {"x": "y" * 20_000_000}
+    big = Settings(decision_log="y" * 20_000_000)
     world = World()
     world.pages._settings = lambda: big
     server = PageServer("127.0.0.1", 0, world.pages.routes(), port_flag="--debug-port")

@@ -11,7 +11,7 @@ import html
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import orjson
 
@@ -23,6 +23,7 @@ from warmroute.pool.endpoint import EndpointState, endpoint_state
 from warmroute.request.rejections import Rejection
 from warmroute.routing.decision_record import DecisionRecord
 from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.settings import Settings
 
 Item = TypeVar("Item")
 DryRun = Callable[[Mapping[str, str], Callable[[], Awaitable[bytes]]], Awaitable[DecisionRecord | Rejection]]
@@ -107,7 +108,7 @@ class DebugPages:
         reading: Callable[[EndpointLoad, float], EndpointReading | None],
         decisions: Callable[[], Sequence[DecisionRecord]],
         dry_run: DryRun,
-        settings: Callable[[], Mapping[str, Any]],
+        settings: Callable[[], Settings],
         clock: Callable[[], float],
     ) -> None:
         self._loads = loads
@@ -176,7 +177,7 @@ class DebugPages:
     async def _explain_page(self, request: Request) -> Page:
         """Where a request with this body and these headers would go."""
         query = Query(request, EXPLAIN_PARAMETERS)
-        most = int(self._settings()["max_body_bytes"])
+        most = self._settings().max_body_bytes
         headers = {**request.headers, ":path": query.text("path") or DEFAULT_PATH}
         outcome = await self._dry_run(headers, lambda: request.body(most))
         if isinstance(outcome, Rejection):
@@ -186,7 +187,7 @@ class DebugPages:
         return Page(query.json(explained) + b"\n", "application/json")
 
     async def _settings_page(self, request: Request) -> Page:
-        body = Query(request, SETTINGS_PARAMETERS).json(self._settings()) + b"\n"
+        body = Query(request, SETTINGS_PARAMETERS).json(self._settings().model_dump(mode="json")) + b"\n"
         return Page(body, "application/json")
 
 

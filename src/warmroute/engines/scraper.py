@@ -67,8 +67,8 @@ class Scraper(PoolListener):
         self._dialect = _dialect(settings)
         self._clock = clock
         self._on_result = on_result
-        self._fetch = fetch
-        self._fetcher: PageFetcher | None = None
+        self._fetcher = PageFetcher(settings)
+        self._fetch = fetch or self._fetcher
         self._rng = rng or random.Random()
         self._owns = owns
         self._targets: dict[str, ScrapeTarget] = {}
@@ -78,16 +78,13 @@ class Scraper(PoolListener):
 
     async def start(self) -> None:
         """Begin to scrape."""
-        if self._fetch is None:
-            self._fetch = self._fetcher = PageFetcher(self._settings)
         self._owner.start()
 
     async def stop(self) -> None:
         """End every scrape and close the connections; safe before :meth:`start` and a second time."""
         await self._owner.stop()
         await cancel(*self._in_flight)
-        if self._fetcher is not None:
-            await self._fetcher.close()
+        await self._fetcher.close()
 
     def apply(self, settings: Settings) -> None:
         """Change the hot settings. They take effect with each endpoint's next scrape, at most one new idle interval away.
@@ -96,8 +93,7 @@ class Scraper(PoolListener):
         """
         dialect = _dialect(settings)
         before, self._dialect, self._settings = self._dialect, dialect, settings
-        if self._fetcher is not None:
-            self._fetcher.apply(settings)
+        self._fetcher.apply(settings)
         now, interval = self._clock(), settings.idle_metrics_interval
         for target in self._targets.values():
             if target.due > now + interval:
@@ -256,7 +252,6 @@ class Scraper(PoolListener):
         return ScrapeOutcome.OK, ""
 
     async def _exchange(self, target: ScrapeTarget) -> None:
-        assert self._fetch is not None
         if target.taken_over:
             target.probe.forget()  # its figures are old
         for _ in range(LARGEST_EXCHANGE):
@@ -295,7 +290,6 @@ class Scraper(PoolListener):
         settings, url = self._settings, target.models_url
         if url is None or not settings.model_list_interval or target.models_due > self._clock():
             return
-        assert self._fetch is not None
         target.models_due = self._clock() + self._varied(settings.model_list_interval)
         models = None
         try:

@@ -31,9 +31,11 @@ def bad_request(message: str, param: str | None = None) -> RequestError:
     return RequestError(400, message, "BadRequestError", param)
 
 
-def _invalid(location: str, problem: str, message: str, given: object) -> RequestError:
-    detail = {"type": problem, "loc": ("body", location), "msg": message, "input": given}
-    return RequestError(400, f"1 validation error:\n  {detail}", "Bad Request", f"body.{location}")
+def _invalid(location: str | int | None, problem: str, message: str, given: object, **more: object) -> RequestError:
+    """A 400 for a body that breaks the schema at a field, at an offset, or (None) as a whole."""
+    where = ("body",) if location is None else ("body", location)
+    detail = {"type": problem, "loc": where, "msg": message, "input": given, **more}
+    return RequestError(400, f"1 validation error:\n  {detail}", "Bad Request", ".".join(map(str, where)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +66,10 @@ def parse_body(body: bytes) -> Mapping[str, Any]:
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        detail = {
-            "type": "json_invalid",
-            "loc": ("body", error.pos),
-            "msg": "JSON decode error",
-            "input": {},
-            "ctx": {"error": error.msg},
-        }
-        message = f"1 validation error:\n  {detail}"
-        raise RequestError(400, message, "Bad Request", f"body.{error.pos}") from None
+        raise _invalid(error.pos, "json_invalid", "JSON decode error", {}, ctx={"error": error.msg}) from None
     if not isinstance(content, dict):
-        detail = {
-            "type": "model_attributes_type",
-            "loc": ("body",),
-            "msg": "Input should be a valid dictionary or object to extract fields from",
-            "input": content,
-        }
-        raise RequestError(400, f"1 validation error:\n  {detail}", "Bad Request", "body")
+        message = "Input should be a valid dictionary or object to extract fields from"
+        raise _invalid(None, "model_attributes_type", message, content)
     return content
 
 

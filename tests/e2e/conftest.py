@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests.fixtures.envoy.backends import Backend
+from tests.fixtures.envoy.ext_proc_filter import OPTIONS, change_ext_proc
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.proxy_config import ProxyConfig
@@ -30,7 +31,8 @@ class StartEnvoy(Protocol):
     def __call__(self, pods: Sequence[Backend | str], *epp: str, **options: Any) -> EnvoyProcess:
         """An Envoy before ``pods`` that asks the pickers at ``epp``; to be entered with ``async with``.
 
-        ``options`` are the fields of :class:`~warmroute.standalone.proxy_config.ProxyConfig`.
+        ``options`` are the fields of :class:`~warmroute.standalone.proxy_config.ProxyConfig`, and those of
+        :func:`~tests.fixtures.envoy.ext_proc_filter.change_ext_proc`.
         """
 
 
@@ -42,6 +44,9 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> StartEnvoy:
     def build(pods: Sequence[Backend | str], *epp: str, **options: Any) -> EnvoyProcess:
         directory: Path = tmp_path_factory.mktemp(f"envoy-{next(numbers)}-")
         endpoints = () if "endpoints_file" in options else tuple(p if isinstance(p, str) else p.target for p in pods)
-        return EnvoyProcess(bootstrap(ProxyConfig(epp=epp, endpoints=endpoints, **options)), directory)
+        of_filter = {name: options.pop(name) for name in OPTIONS & options.keys()}
+        tree = bootstrap(ProxyConfig(epp=epp, endpoints=endpoints, **options))
+        change_ext_proc(tree, **of_filter)
+        return EnvoyProcess(tree, directory)
 
     return build

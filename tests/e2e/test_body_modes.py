@@ -16,9 +16,10 @@ from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy import NO_RETRIES
 from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.ext_proc_filter import BodyMode
 from tests.fixtures.envoy.http1 import Message, connect, encode, encode_chunk, encode_fields, exchange
 from tests.waiting import eventually
-from warmroute.standalone.proxy_config import BodyMode, Picking
+from warmroute.standalone.proxy_config import Picking
 
 NONE, STREAMED, BUFFERED, PARTIAL, DUPLEX = (
     BodyMode.NONE,

@@ -14,12 +14,13 @@ import pytest
 from tests.e2e.conftest import StartEnvoy
 from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.ext_proc_filter import BodyMode
 from tests.fixtures.envoy.http1 import connect, encode_chunk, encode_fields, exchange, read_message
 from tests.fixtures.envoy.pickers import scripted_picker
 from tests.waiting import eventually
 from warmroute.extproc import ext_proc_pb2 as pb
 from warmroute.extproc.headers import CONTROL, DESTINATION, FAIRNESS_IDS, MODEL_REWRITES, OBJECTIVES
-from warmroute.standalone.proxy_config import BodyMode, Picking
+from warmroute.standalone.proxy_config import Picking
 
 SHORT = 0.5
 """The request timeout of these tests in seconds; the default is a minute."""

@@ -17,12 +17,13 @@ from tests.factories import registry_of
 from tests.fixtures.envoy import NO_RETRIES
 from tests.fixtures.envoy.apps import picker_app, target
 from tests.fixtures.envoy.backends import backends
+from tests.fixtures.envoy.ext_proc_filter import BodyMode
 from tests.fixtures.envoy.http1 import Message, exchange
 from tests.fixtures.envoy.pickers import endpoints_document, warmroute_serve
 from tests.waiting import eventually
 from warmroute.extproc.headers import DESTINATION
 from warmroute.standalone.envoy import EnvoyProcess
-from warmroute.standalone.proxy_config import BodyMode, Picking
+from warmroute.standalone.proxy_config import Picking
 
 BUFFERED, DUPLEX = BodyMode.BUFFERED, BodyMode.FULL_DUPLEX_STREAMED
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello " * 200}]}).encode()

@@ -28,11 +28,10 @@ from warmroute.extproc.headers import (
     LB_NAMESPACE,
     REASON,
     SERVED,
-    SUBSET_KEY,
     SUBSET_NAMESPACE,
 )
 from warmroute.extproc.health import EXT_PROC_SERVICE
-from warmroute.standalone.proxy_config import BodyMode, Picking, ProxyConfig
+from warmroute.standalone.proxy_config import Picking, ProxyConfig
 
 PICKED_LISTENER = "picked"
 """The listener whose requests go through the endpoint picker."""
@@ -76,7 +75,7 @@ def bootstrap(config: ProxyConfig) -> Tree:
     # override_host falls back to least requests by itself; ORIGINAL_DST has nothing to fall back to.
     by_header = config.picking is Picking.ORIGINAL_DST
     pool = ORIGINAL_DST_CLUSTER if by_header else POOL_CLUSTER
-    listeners = [_listener(config, PICKED_LISTENER, config.port, pool, _picked_filters(config))]
+    listeners = [_listener(config, PICKED_LISTENER, config.port, pool, [_ext_proc(config)])]
     clusters = [_original_dst_cluster() if by_header else _override_host_cluster(config)]
     if config.plain_port is not None:
         listeners.append(_listener(config, PLAIN_LISTENER, config.plain_port, PLAIN_POOL_CLUSTER, []))
@@ -182,23 +181,7 @@ def _early_mutations(config: ProxyConfig) -> list[Tree]:
     return [_extension(f"envoy.{name}", f"{name}.v3.HeaderMutation", {"mutations": mutations})]
 
 
-def _picked_filters(config: ProxyConfig) -> list[Tree]:
-    ext_proc = _extension(
-        "envoy.filters.http.ext_proc", "filters.http.ext_proc.v3.ExternalProcessor", _ext_proc(config)
-    )
-    if config.subset_hint is None:
-        return [ext_proc]
-    hint = config.subset_hint if isinstance(config.subset_hint, str) else list(config.subset_hint)
-    metadata = {"metadata_namespace": SUBSET_NAMESPACE, "value": {SUBSET_KEY: hint}}
-    set_metadata = _extension(
-        "envoy.filters.http.set_metadata", "filters.http.set_metadata.v3.Config", {"metadata": [metadata]}
-    )
-    return [set_metadata, ext_proc]
-
-
 def _ext_proc(config: ProxyConfig) -> Tree:
-    request, response = config.request_body_mode, config.response_body_mode
-    duplex = BodyMode.FULL_DUPLEX_STREAMED
     grpc_service: Tree = {"envoy_grpc": {"cluster_name": EPP_CLUSTER}}
     if config.epp_retries:
         base, longest = (_seconds(one / 1000) for one in PICKER_BACK_OFF)
@@ -208,30 +191,26 @@ def _ext_proc(config: ProxyConfig) -> Tree:
             "retry_back_off": {"base_interval": base, "max_interval": longest},
             **_on_another_host(),
         }
-    return {
+    fields = {
         "grpc_service": grpc_service,
         "failure_mode_allow": config.failure_mode_allow,
         "message_timeout": _seconds(config.message_timeout),
-        "allow_mode_override": config.allow_mode_override,
-        "observability_mode": config.observability_mode,
-        "allow_content_length_header": True,  # keeps the length in FULL_DUPLEX_STREAMED, where the picker sets it right
+        # For those who change the body mode to FULL_DUPLEX_STREAMED: it keeps the length, which the picker sets right there.
+        "allow_content_length_header": True,
         "processing_mode": {
             "request_header_mode": "SEND",
-            "request_body_mode": request.value,
-            "request_trailer_mode": _shown(config.request_trailers or request is duplex),
-            "response_header_mode": _shown(config.response_headers or response is duplex),
-            "response_body_mode": response.value,
-            "response_trailer_mode": _shown(config.response_trailers or response is duplex),
+            "request_body_mode": "BUFFERED",
+            "request_trailer_mode": "SKIP",
+            "response_header_mode": "SEND" if config.response_headers else "SKIP",
+            "response_body_mode": "NONE",
+            "response_trailer_mode": "SKIP",
         },
         "metadata_options": {
-            "forwarding_namespaces": {"untyped": list(config.forwarding_namespaces)},
-            "receiving_namespaces": {"untyped": list(config.receiving_namespaces)},
+            "forwarding_namespaces": {"untyped": [LB_NAMESPACE, SUBSET_NAMESPACE]},
+            "receiving_namespaces": {"untyped": [LB_NAMESPACE, DECISION_NAMESPACE]},
         },
     }
-
-
-def _shown(yes: bool) -> str:
-    return "SEND" if yes else "SKIP"
+    return _extension("envoy.filters.http.ext_proc", "filters.http.ext_proc.v3.ExternalProcessor", fields)
 
 
 def _on_another_host() -> Tree:

@@ -8,17 +8,6 @@ from pathlib import Path
 
 from warmroute.errors import ConfigurationError
 from warmroute.extproc import envoy_policy
-from warmroute.extproc.headers import DECISION_NAMESPACE, LB_NAMESPACE, SUBSET_NAMESPACE
-
-
-class BodyMode(StrEnum):
-    """How Envoy sends a body to ext_proc; the names are Envoy's."""
-
-    NONE = "NONE"
-    STREAMED = "STREAMED"
-    BUFFERED = "BUFFERED"
-    BUFFERED_PARTIAL = "BUFFERED_PARTIAL"
-    FULL_DUPLEX_STREAMED = "FULL_DUPLEX_STREAMED"
 
 
 class Picking(StrEnum):
@@ -76,39 +65,19 @@ class ProxyConfig:
     UNAVAILABLE."""
     epp_health_check: bool = False
     """Ask the pickers' gRPC health service twice a second. A picker that hangs or dies gets no more requests within 2 s; one
-    that is slow to answer twice in a row counts as absent, too. For several pickers, and for one that hangs in
-    FULL_DUPLEX_STREAMED, where Envoy has no other limit."""
+    that is slow to answer twice in a row counts as absent, too. For several pickers."""
     failure_mode_allow: bool = True
     """FailOpen: without an answer from the picker go on without it."""
     message_timeout: float = envoy_policy.MESSAGE_TIMEOUT
-    """Seconds that the picker has for each answer; Envoy has no such limit in FULL_DUPLEX_STREAMED."""
+    """Seconds that the picker has for each answer."""
 
-    request_body_mode: BodyMode = BodyMode.BUFFERED
-    request_trailers: bool = False
-    """Show request trailers to the picker; always so in FULL_DUPLEX_STREAMED, which requires it."""
     response_headers: bool = False
     """Show response headers to the picker."""
-    response_body_mode: BodyMode = BodyMode.NONE
-    response_trailers: bool = False
-    """As ``request_trailers``, for responses."""
-    observability_mode: bool = False
-    """Shadow run: the picker sees every message and its answers are ignored."""
-    allow_mode_override: bool = False
-    """Let the picker change the body modes of a request in its first answer."""
-    forwarding_namespaces: tuple[str, ...] = (LB_NAMESPACE, SUBSET_NAMESPACE)
-    """Metadata that the picker sees."""
-    receiving_namespaces: tuple[str, ...] = (LB_NAMESPACE, DECISION_NAMESPACE)
-    """Metadata that the picker may set."""
-    subset_hint: str | tuple[str, ...] | None = None
-    """Sent with every request as the subset to choose from: a list, or one comma-separated string as gateways write it."""
 
     connection_buffer_bytes: int = 1 << 20
     request_body_buffer_bytes: int = 32 << 20
-    """Largest body in BUFFERED mode; Envoy answers 413 to larger ones."""
+    """Largest body of a request; Envoy answers 413 to larger ones."""
 
     def __post_init__(self) -> None:
         if bool(self.endpoints) == (self.endpoints_file is not None):
             raise ConfigurationError("Envoy needs either a list of endpoints or a file of them")
-        shadowable = {BodyMode.NONE, BodyMode.STREAMED}
-        if self.observability_mode and not {self.request_body_mode, self.response_body_mode} <= shadowable:
-            raise ConfigurationError("observability_mode goes with the body modes NONE and STREAMED only")

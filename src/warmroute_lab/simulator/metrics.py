@@ -27,6 +27,8 @@ _LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 
 FIRST_PID = 271
 """Process id of the first of several API servers."""
 _REASONS = ("stop", "length", "abort", "error", "repetition")
+_Values = float | dict[str, float]
+"""The value of a metric, or its values by a further label."""
 
 
 class MetricsPage:
@@ -46,7 +48,6 @@ class MetricsPage:
         """``started`` is the Unix time of the start, in seconds. With several ``api_servers`` the page is that of
         prometheus_client in several processes: no start time, nothing behind the filter, and the KV cache utilization once
         for each process, of which one has it."""
-        self._engine = engine
         self._api_servers = api_servers
         self._scale = time_scale
         self._labels = {"engine": str(rank), "model_name": model}
@@ -167,25 +168,27 @@ class _EngineState(Collector):
         self._engine, self._started, self._loras, self._api_servers = engine, started, loras, api_servers
         self.sleep_level = 0
         self._labels = labels
-        self._names, self._values = list(labels), list(labels.values())
 
     def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """The families, by which the registry finds the samples of a filtered page."""
         return self.collect()
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        engine, counters = self._engine, self._engine.counters
-        start = GaugeMetricFamily(
-            "process_start_time_seconds", "Start time of the process since unix epoch in seconds.", value=self._started
-        )
         if self._api_servers == 1 and self._labels["engine"] == "0":
-            yield start
-        yield self._gauge(
-            "vllm:num_requests_running", "Number of requests in model execution batches.", {"": engine.running}
-        )
-        yield self._gauge(
-            "vllm:num_requests_waiting", "Number of requests waiting to be processed.", {"": engine.waiting}
-        )
+            text = "Start time of the process since unix epoch in seconds."
+            yield GaugeMetricFamily("process_start_time_seconds", text, value=self._started)
+        yield from self._requests()
+        yield from self._cache()
+        yield from self._tokens()
+        yield _cache_config(self._engine.profile, self._labels["engine"])
+        if self._loras:
+            yield self._lora_info()
+
+    def _requests(self) -> Iterator[GaugeMetricFamily]:
+        """The queues, and whether the engine sleeps."""
+        engine = self._engine
+        yield self._gauge("vllm:num_requests_running", "Number of requests in model execution batches.", engine.running)
+        yield self._gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", engine.waiting)
         yield self._gauge(
             "vllm:num_requests_waiting_by_reason",
             "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; "
@@ -205,39 +208,40 @@ class _EngineState(Collector):
             },
             "sleep_state",
         )
-        usage = "KV-cache usage. 1 means 100 percent usage."
+
+    def _cache(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """The KV cache and its second tier."""
+        counters, usage = self._engine.counters, self._engine.kv_usage
+        text = "KV-cache usage. 1 means 100 percent usage."
         if self._api_servers == 1:
-            yield self._gauge("vllm:kv_cache_usage_perc", usage, {"": engine.kv_usage})
+            yield self._gauge("vllm:kv_cache_usage_perc", text, usage)
         else:
             by_process = {str(FIRST_PID + k): 0.0 for k in range(self._api_servers)}
-            by_process[str(FIRST_PID + self._api_servers // 2)] = engine.kv_usage
-            yield self._gauge("vllm:kv_cache_usage_perc", usage, by_process, "pid")
+            by_process[str(FIRST_PID + self._api_servers // 2)] = usage
+            yield self._gauge("vllm:kv_cache_usage_perc", text, by_process, "pid")
         yield self._counter(
             "vllm:prefix_cache_queries",
             "Prefix cache queries, in terms of number of queried tokens.",
-            {"": counters.prefix_queries},
+            counters.prefix_queries,
         )
         yield self._counter(
-            "vllm:prefix_cache_hits",
-            "Prefix cache hits, in terms of number of cached tokens.",
-            {"": counters.prefix_hits},
+            "vllm:prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", counters.prefix_hits
+        )
+        tier = (
+            "External prefix cache {} from KV connector cross-instance cache sharing, in terms of number of {} tokens."
         )
         yield self._counter(
-            "vllm:external_prefix_cache_queries",
-            "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of queried "
-            "tokens.",
-            {"": counters.tier_queries},
+            "vllm:external_prefix_cache_queries", tier.format("queries", "queried"), counters.tier_queries
         )
+        yield self._counter("vllm:external_prefix_cache_hits", tier.format("hits", "cached"), counters.tier_hits)
+
+    def _tokens(self) -> Iterator[CounterMetricFamily]:
+        """Preemptions, and tokens of prompts and answers."""
+        counters = self._engine.counters
         yield self._counter(
-            "vllm:external_prefix_cache_hits",
-            "External prefix cache hits from KV connector cross-instance cache sharing, in terms of number of cached "
-            "tokens.",
-            {"": counters.tier_hits},
+            "vllm:num_preemptions", "Cumulative number of preemption from the engine.", counters.preemptions
         )
-        yield self._counter(
-            "vllm:num_preemptions", "Cumulative number of preemption from the engine.", {"": counters.preemptions}
-        )
-        yield self._counter("vllm:prompt_tokens", "Number of prefill tokens processed.", {"": counters.prompt_tokens})
+        yield self._counter("vllm:prompt_tokens", "Number of prefill tokens processed.", counters.prompt_tokens)
         yield self._counter(
             "vllm:prompt_tokens_by_source",
             "Number of prompt tokens by source.",
@@ -249,28 +253,33 @@ class _EngineState(Collector):
             "source",
         )
         yield self._counter(
-            "vllm:prompt_tokens_cached",
-            "Number of cached prompt tokens (local + external).",
-            {"": counters.cached_tokens},
+            "vllm:prompt_tokens_cached", "Number of cached prompt tokens (local + external).", counters.cached_tokens
         )
         yield self._counter(
-            "vllm:generation_tokens", "Number of generation tokens processed.", {"": counters.generation_tokens}
+            "vllm:generation_tokens", "Number of generation tokens processed.", counters.generation_tokens
         )
-        yield _cache_config(engine.profile, self._labels["engine"])
-        if self._loras:
-            yield self._lora_info()
 
-    def _gauge(self, name: str, text: str, values: dict[str, float], label: str | None = None) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(name, text, labels=[*self._names, *([label] if label else [])])
-        for key, value in values.items():
-            family.add_metric([*self._values, *([key] if label else [])], value)
+    def _gauge(self, name: str, text: str, values: _Values, label: str | None = None) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=self._names_with(label))
+        for labels, value in self._samples(values):
+            family.add_metric(labels, value)
         return family
 
-    def _counter(self, name: str, text: str, values: dict[str, float], label: str | None = None) -> CounterMetricFamily:
-        family = CounterMetricFamily(name, text, labels=[*self._names, *([label] if label else [])])
-        for key, value in values.items():
-            family.add_metric([*self._values, *([key] if label else [])], value, created=self._started)
+    def _counter(self, name: str, text: str, values: _Values, label: str | None = None) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, text, labels=self._names_with(label))
+        for labels, value in self._samples(values):
+            family.add_metric(labels, value, created=self._started)
         return family
+
+    def _names_with(self, label: str | None) -> list[str]:
+        return [*self._labels] if label is None else [*self._labels, label]
+
+    def _samples(self, values: _Values) -> Iterator[tuple[list[str], float]]:
+        own = list(self._labels.values())
+        if isinstance(values, dict):
+            yield from (([*own, key], value) for key, value in values.items())
+        else:
+            yield own, values
 
     def _lora_info(self) -> GaugeMetricFamily:
         engine = self._engine

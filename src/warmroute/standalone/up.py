@@ -43,23 +43,20 @@ class Up:
         """Why the last look at the engines failed; empty if it did not."""
         self._picker_file = engines.file or directory / "endpoints.yaml"
         self._envoy_file = directory / "envoy-endpoints.yaml"
-        self._ports = ports = options.picker_ports()
-        flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
         environ = options.picker_environ(os.environ)
         settings = picker_settings(environ)  # its faults are told before anything starts
         self._key_file = settings.model_server_token_file
         self._token = read_token(self._key_file) if self._key_file else ""
+        self._ports = options.picker_ports()
+        flags = ["--host", "127.0.0.1", "--debug-host", options.debug_host]
         if options.access_log:
             flags.append("--decision-metadata=true")
-        self.pickers = Pickers(self._picker_file, ports, directory, flags, environ)
+        self.pickers = Pickers(self._picker_file, self._ports, directory, flags, environ)
         for name in _unused(self.pickers.children[0].argv, os.environ):
             say(f"{name} is not used: `warmroute up` sets it itself")
-        self.envoy = EnvoyProcess(
-            bootstrap(options.proxy_config(ports, self._envoy_file, response_headers=settings.observe_responses)),
-            directory,
-            concurrency=min(os.cpu_count() or 1, MOST_ENVOY_THREADS),
-            on_stderr=True,
-        )
+        config = options.proxy_config(self._ports, self._envoy_file, response_headers=settings.observe_responses)
+        threads = min(os.cpu_count() or 1, MOST_ENVOY_THREADS)
+        self.envoy = EnvoyProcess(bootstrap(config), directory, concurrency=threads, on_stderr=True)
 
     async def run(self, program: str) -> None:
         """Serve until SIGINT, SIGTERM or SIGHUP, then wait for the requests in flight; a second signal ends that wait.

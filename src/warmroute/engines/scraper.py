@@ -266,7 +266,7 @@ class Scraper(PoolListener):
             if answer is Again.RESTARTED:
                 self._restarted(target)
             elif answer is not Again.UNFILTERED:
-                if target.taken_over and _restarted(target.endpoint.state, answer):
+                if target.taken_over and _counter_fell(target.endpoint.state, answer):
                     self._restarted(target)
                 target.taken_over = False
                 now, states = self._clock(), target.probe.states
@@ -339,8 +339,8 @@ class Scraper(PoolListener):
             logger.warning("no metrics", extra={"fields": {**fields, "reason": outcome.value, "error": message}})
 
 
-def _restarted(known: EngineState | None, state: EngineState) -> bool:
-    """Whether a counter went back since another picker scraped the engine."""
+def _counter_fell(known: EngineState | None, state: EngineState) -> bool:
+    """Whether a counter went back since another picker scraped the engine: it has restarted."""
     if known is None:
         return False
     counters = (

@@ -119,8 +119,7 @@ class PageServer:
         self._host = host
         self._port = port
         self._port_flag = port_flag
-        self._routes = routes
-        self._posts = posts or {}
+        self._by_method = {"GET": routes, "HEAD": routes, "POST": posts or {}}
         self._only_local = only_local
         self._server: asyncio.Server | None = None
         self._places = asyncio.Semaphore(MOST_REQUESTS)
@@ -199,19 +198,14 @@ class PageServer:
         if self._only_local and not _local(request.headers.get("host", "")):
             reason = "this port answers to localhost and to addresses only; --debug-host opens it to other names"
             raise PageError(HTTPStatus.MISDIRECTED_REQUEST, reason)
-        if request.path not in self._routes and request.path not in self._posts:
+        allowed = [method for method, routes in self._by_method.items() if request.path in routes]
+        if not allowed:
             raise PageError(HTTPStatus.NOT_FOUND)
         if request.method == "POST" and _cross_origin(request.headers):
             raise PageError(HTTPStatus.FORBIDDEN, "sent by a page of another origin")
-        handler = None
-        if request.method in ("GET", "HEAD"):
-            handler = self._routes.get(request.path)
-        elif request.method == "POST":
-            handler = self._posts.get(request.path)
-        if handler is None:
-            allowed = ["GET, HEAD"] * (request.path in self._routes) + ["POST"] * (request.path in self._posts)
+        if request.method not in allowed:
             raise PageError(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(allowed)})
-        return handler
+        return self._by_method[request.method][request.path]
 
 
 class Slices:

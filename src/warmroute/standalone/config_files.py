@@ -75,14 +75,18 @@ def write(engines: EngineList, options: UpOptions, directory: Path) -> Sequence[
 
 def _start(file: str, options: UpOptions, settings: Settings) -> str:
     """How to start the two, and what listens where."""
-    flags = f"--routing-strategy {shlex.quote(absolute(settings.routing_strategy))}"
-    flags += " --observe-responses" * settings.observe_responses
-    flags += " --decision-metadata" * bool(options.access_log)
-    plain = f"Port {options.plain_port} balances by least requests over the same engines.\n" * bool(options.plain_port)
+    flags = ["--routing-strategy", shlex.quote(absolute(settings.routing_strategy))]
+    if settings.observe_responses:
+        flags.append("--observe-responses")
+    if options.access_log:
+        flags.append("--decision-metadata")
+    plain = ""
+    if options.plain_port is not None:
+        plain = f"Port {options.plain_port} balances by least requests over the same engines.\n"
     return (
         "Start both in this directory:\n"
         f"  warmroute serve --endpoints-file endpoints.yaml --host 127.0.0.1 --grpc-port {settings.grpc_port} \\\n"
-        f"      --secure-serving=false {flags}\n"
+        f"      --secure-serving=false {' '.join(flags)}\n"
         f"  envoy -c {file} --log-level warning    (Envoy 1.36 or newer; Warmroute's extra `standalone` brings one)\n"
         "Other settings of WARMROUTE_ variables are not written here: set the variables for warmroute serve, too.\n"
         f"Requests go to http://{options.host}:{options.port}; the address stands in `listeners` below.\n"

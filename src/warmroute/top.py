@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 8
 FEW = 12
 """Up to this number engines stay in the order of their names, as on the page."""
+MOST_PREFIXES = 8
+"""Shared prefixes that are shown."""
 
 COLUMNS: Sequence[tuple[str, int]] = (
     ("engine", 0),
@@ -89,18 +92,18 @@ def screen(
     head += [Text(notice["text"], style=LEVELS[notice["level"]]) for notice in live["notices"]]
     head += [_summary(live["traffic"], live["states"]), Text()]
     rows: list[ConsoleRenderable] = [*head]
-    left = None if height is None else max(3, height - sum(text.cell_len // width + 1 for text in head) - 3)
-    shown = len(engines) if left is None else min(len(engines), left if len(engines) <= left else max(3, left * 2 // 3))
+    left = sys.maxsize if height is None else max(3, height - sum(text.cell_len // width + 1 for text in head) - 3)
+    shown = len(engines) if len(engines) <= left else max(3, left * 2 // 3)
     rows.append(_engines(_sorted(engines)[:shown], history.get("in_flight", {}), width))
     if shown < len(engines):
         rows.append(Text(f"and {len(engines) - shown} more engines", style="dim"))
-    left = None if left is None else left - shown - 2
-    if live["prefixes"] and (left is None or left > 6):
-        prefixes = live["prefixes"][: 8 if left is None else min(8, left // 2)]
+    left -= shown + 2
+    if live["prefixes"] and left > 6:
+        prefixes = live["prefixes"][: min(MOST_PREFIXES, left // 2)]
         rows += [Text(), _prefixes(prefixes, len(engines))]
-        left = None if left is None else left - len(prefixes) - 2
-    if left is None or left > 1:
-        rows += [Text(), *_decisions(live["decisions"][: 10 if left is None else left])]
+        left -= len(prefixes) + 2
+    if left > 1:
+        rows += [Text(), *_decisions(live["decisions"][:left])]
     return Group(*rows)
 
 

@@ -31,10 +31,8 @@ def load(flags: Mapping[str, Any], *, environ: Mapping[str, str], settings_file:
     origin: dict[str, str] = {}
     if settings_file is not None:
         for name, value in _read_file(settings_file).items():
-            values[name], origin[name] = (
-                value,
-                f"{settings_file}: {name if name in Settings.model_fields else shown(name)}",
-            )
+            key = name if name in Settings.model_fields else shown(name)
+            values[name], origin[name] = value, f"{settings_file}: {key}"
     for name in Settings.model_fields:
         upstream = [spelling for spelling in extra_of(name)["upstream"] if spelling.isupper()]
         for variable in (*upstream, variable_of(name)):

@@ -14,8 +14,9 @@ import pytest
 
 from warmroute.discovery.file import parse
 from warmroute.errors import ConfigurationError
-from warmroute.standalone import engine_list
-from warmroute.standalone.engine_list import Engine, EngineList, ModelsAnswer, PortRange, Target, document, probe
+from warmroute.standalone import engine_probe
+from warmroute.standalone.engine_list import Engine, EngineList, PortRange, Target, document
+from warmroute.standalone.engine_probe import ModelsAnswer, probe_models
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ class Names:
         self.addresses = addresses
         self.away = False
         monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", self._answer)
-        monkeypatch.setattr(engine_list, "_kind", lambda target: None)  # nobody is asked for a metrics page
+        monkeypatch.setattr(engine_probe, "_kind", lambda target: None)  # nobody is asked for a metrics page
 
     async def _answer(self, host: str, port: object, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         if self.away or host not in self.addresses:
@@ -194,23 +195,27 @@ MODELS = json.dumps({"object": "list", "data": [{"id": "qwen"}, {"id": "lora"}]}
 )
 async def test_an_engine_is_asked_for_its_models(status: int, body: bytes, expected: ModelsAnswer) -> None:
     async with answering(status, body) as port:
-        assert await probe([Engine("a", "127.0.0.1", port)]) == [expected]
+        assert await probe_models([f"127.0.0.1:{port}"]) == [expected]
 
 
 @pytest.mark.integration
 async def test_an_engine_is_asked_with_its_key() -> None:
     async with answering(200, MODELS, key=b"\r\nauthorization: Bearer s3cret\r\n") as port:
-        engines = [Engine("a", "127.0.0.1", port)]
-        assert await probe(engines) == await probe(engines, "wrong") == [ModelsAnswer("", "", is_locked=True)]
-        assert await probe(engines, "s3cret") == [ModelsAnswer("qwen", "")]
+        targets = [f"127.0.0.1:{port}"]
+        locked = ModelsAnswer("", "", is_locked=True)
+        assert await probe_models(targets) == await probe_models(targets, "wrong") == [locked]
+        assert await probe_models(targets, "s3cret") == [ModelsAnswer("qwen", "")]
 
 
 @pytest.mark.integration
 async def test_an_engine_that_is_away_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_list, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(engine_probe, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        away = Engine("a", "127.0.0.1", 1), Engine("b", "127.0.0.1", silent.getsockname()[1])
-        assert await probe(away) == [ModelsAnswer("", "Connection refused"), ModelsAnswer("", "no answer in time")]
+        away = "127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}"
+        assert await probe_models(away) == [
+            ModelsAnswer("", "Connection refused"),
+            ModelsAnswer("", "no answer in time"),
+        ]
 
 
 @contextlib.asynccontextmanager

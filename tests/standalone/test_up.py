@@ -29,10 +29,11 @@ from warmroute.errors import ConfigurationError
 from warmroute.extproc.envoy_policy import MESSAGE_TIMEOUT
 from warmroute.observability.metrics_pages import READY, ready_body
 from warmroute.observability.page_server import Page, PageServer, Request
-from warmroute.standalone import engine_list, pickers, up_options
+from warmroute.standalone import engine_probe, pickers, up_options
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.config_files import write
-from warmroute.standalone.engine_list import Engine, EngineList, ModelsAnswer, Target, document
+from warmroute.standalone.engine_list import Engine, EngineList, Target, document
+from warmroute.standalone.engine_probe import ModelsAnswer
 from warmroute.standalone.envoy import envoy_path
 from warmroute.standalone.greeting import greeting
 from warmroute.standalone.picker_process import PickerPorts, picker, start_picker
@@ -303,7 +304,7 @@ def test_the_command_of_the_compose_file_is_understood() -> None:
 @pytest.fixture
 def unreachable_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is asked for a metrics page."""
-    monkeypatch.setattr(engine_list, "_kind", lambda target: None)
+    monkeypatch.setattr(engine_probe, "_kind", lambda target: None)
 
 
 @pytest.mark.integration

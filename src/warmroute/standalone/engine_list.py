@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
 
 from warmroute import http_client, yaml_file
 from warmroute.discovery import file as endpoints_file
-from warmroute.engines.dialects import DIALECTS
 from warmroute.errors import ConfigurationError
-from warmroute.pool.endpoint import ENGINE_LABELS, LONGEST_MODEL_NAME, canonical_target
+from warmroute.pool.endpoint import ENGINE_LABELS, canonical_target
+from warmroute.standalone.engine_probe import probe_kinds, probe_models
 
 MOST_ADDRESSES = 64
 """Addresses of one host name that are used."""
 MOST_PORTS = 1024
 """Ports of all ranges together."""
-PROBES_AT_ONCE = 32
-"""Engines that are asked at the same time."""
-PROBE_SECONDS = 2.0
-"""Longest time that an engine may take to say what it serves."""
-MOST_PROBE_BYTES = 1 << 20
-"""Bytes of an engine's answer that are read."""
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +96,6 @@ class Engine(NamedTuple):
         return canonical_target(self.address, self.port)
 
 
-class ModelsAnswer(NamedTuple):
-    """What an engine said when it was asked for its models."""
-
-    model: str
-    """The first one; empty if it does not say."""
-    problem: str
-    """Why it does not serve; empty if it does."""
-    is_locked: bool = False
-    """It does not say without an API key, or not with the one that it got."""
-
-
 @dataclass(slots=True)
 class EngineList:
     """The engines as they are now: :meth:`look` resolves names, searches ranges and reads the file again.
@@ -167,7 +145,7 @@ class EngineList:
 
     async def _recognise(self, targets: Sequence[str]) -> None:
         """Ask engines for their metrics page: the names on it show the type."""
-        for target, kind in zip(targets, await _in_threads(_kind, targets), strict=True):
+        for target, kind in zip(targets, await probe_kinds(targets), strict=True):
             if kind is not None:
                 self._kinds[target] = kind
 
@@ -193,7 +171,7 @@ class EngineList:
     async def _search(self, ports: PortRange) -> None:
         unknown = [target for target in ports.targets() if target not in self._found]
         (address, *_) = await self._resolve(ports.host)
-        answers = await probe([Engine(target.name, address, target.port) for target in unknown])
+        answers = await probe_models([canonical_target(address, target.port) for target in unknown])
         for target, answer in zip(unknown, answers, strict=True):
             if not answer.problem:
                 self._found[target] = None
@@ -206,58 +184,6 @@ def document(engines: Sequence[Engine]) -> str:
         labels = {"labels": {ENGINE_LABELS[0]: kind}} if kind else {}
         entries.append({"name": name, "address": address, "port": port} | labels)
     return yaml.safe_dump({"endpoints": entries}, sort_keys=False, width=120)
-
-
-async def probe(engines: Sequence[Engine], token: str = "") -> list[ModelsAnswer]:
-    """Ask each engine which models it serves, with the bearer token if there is one."""
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    urls = [f"http://{engine.target}/v1/models" for engine in engines]
-    return await _in_threads(lambda url: _probe(url, headers), urls)
-
-
-async def _in_threads(ask: Callable[[str], Answer], whom: Sequence[str]) -> list[Answer]:
-    """What ``ask`` gives for each, :data:`PROBES_AT_ONCE` at the same time."""
-    if not whom:
-        return []
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(min(PROBES_AT_ONCE, len(whom)), thread_name_prefix="probe") as threads:
-        return list(await asyncio.gather(*(loop.run_in_executor(threads, ask, one) for one in whom)))
-
-
-def _kind(target: str) -> str | None:
-    """The engine's type by its metrics page; empty: none that is known; None: it shows no page."""
-    pages: dict[str, bytes] = {}
-    for name, dialect in DIALECTS.items():
-        path = dialect.path
-        if path not in pages:
-            try:
-                answer = http_client.exchange(
-                    f"http://{target}{path}", seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES
-                )
-            except OSError:
-                return None
-            pages[path] = answer.body if answer.status == HTTPStatus.OK else b""
-        if re.search(rb"^(?:# (?:HELP|TYPE) )?" + re.escape(dialect.prefix.encode()), pages[path], re.MULTILINE):
-            return name
-    return "" if any(pages.values()) else None
-
-
-def _probe(url: str, headers: Mapping[str, str]) -> ModelsAnswer:
-    try:
-        answer = http_client.exchange(url, headers=headers, seconds=PROBE_SECONDS, most_bytes=MOST_PROBE_BYTES)
-    except OSError as error:
-        return ModelsAnswer("", http_client.reason(error))
-    if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):  # it wants an API key, so it serves
-        return ModelsAnswer("", "", is_locked=True)
-    if answer.status != HTTPStatus.OK:
-        return ModelsAnswer("", f"answers {answer.status} to GET /v1/models")
-    try:
-        model = json.loads(answer.body)["data"][0]["id"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        model = None
-    if not isinstance(model, str) or len(model) > LONGEST_MODEL_NAME:
-        return ModelsAnswer("", "answers GET /v1/models without a list of models")
-    return ModelsAnswer(model, "")
 
 
 def _listed(path: Path) -> list[Engine]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from warmroute import __version__
 from warmroute.observability.logs import one_line
 from warmroute.settings.sources import variable_of
-from warmroute.standalone.engine_list import Engine, ModelsAnswer
+from warmroute.standalone.engine_list import Engine
+from warmroute.standalone.engine_probe import ModelsAnswer
 from warmroute.standalone.picker_process import PickerPorts
 from warmroute.standalone.ports import reachable
 from warmroute.standalone.up_options import DEBUG_PORT, UpOptions

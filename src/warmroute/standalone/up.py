@@ -15,7 +15,8 @@ from warmroute.settings.flags import flags_of_settings
 from warmroute.settings.sources import variable_of
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.child import ChildError
-from warmroute.standalone.engine_list import Engine, EngineList, document, probe
+from warmroute.standalone.engine_list import Engine, EngineList, document
+from warmroute.standalone.engine_probe import probe_models
 from warmroute.standalone.envoy import EnvoyProcess
 from warmroute.standalone.greeting import greeting
 from warmroute.standalone.pickers import Pickers, Say
@@ -75,7 +76,7 @@ class Up:
                 await starting
             except OSError as error:  # a full disk
                 raise ConfigurationError(f"cannot write to {self._directory}: {error.strerror or error}") from error
-            probes = await probe(self._engines, self._token)
+            probes = await probe_models([engine.target for engine in self._engines], self._token)
             self._say(greeting(self._options, self._ports, self._engines, probes, program, key_file=self._key_file))
             await self._serve(stopped)
             await self._drain(hurry)

@@ -44,5 +44,6 @@ class SharedStateReading:
     def health(self) -> str:
         """One line for /healthz."""
         if self.away_seconds is None:
-            return f"shared state: connected, {self.pickers} picker{'s' * (self.pickers != 1)}"
+            pickers = "1 picker" if self.pickers == 1 else f"{self.pickers} pickers"
+            return f"shared state: connected, {pickers}"
         return f"shared state: away for {self.away_seconds:.0f} s, serving with what is known: {self.why_away}"

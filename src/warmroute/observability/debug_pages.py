@@ -265,6 +265,6 @@ async def _index(_: Request) -> Page:
     return Page(page.encode(), "text/html; charset=utf-8")
 
 
-def _described(parameters: Mapping[str, Number | str]) -> str:
+def _described(parameters: Mapping[str, Number | OneOf | str]) -> str:
     rows = (f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
     return f"<ul>{''.join(rows)}</ul>"

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.factories import engine_state
+from tests.factories import engine_state, registry_of
 from warmroute.observability.live import feed
 from warmroute.observability.live.feed import ENGINE_COLUMNS, MOST_DECISIONS
 from warmroute.observability.page_server import Request
@@ -276,7 +276,7 @@ async def test_the_predicted_ttft_of_the_arms_is_right_on_average(
         await world.second()
     traffic = (await world.document())["traffic"]
     shown = (traffic["predicted_ttft_seconds"], traffic["held_out_ttft_seconds"])
-    value = world.picker.metrics.registry.get_sample_value
+    value = registry_of(world.picker.metrics).get_sample_value
     for arm, seconds in zip(("strategy", "holdout"), shown, strict=True):
         requests = value("warmroute_arm_requests_total", {"arm": arm})
         total = value("warmroute_arm_predicted_ttft_seconds_total", {"arm": arm})

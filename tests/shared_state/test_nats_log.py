@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from tests.waiting import eventually
 from warmroute.extproc.tls import new_pair
 from warmroute.shared_state.credentials import parse
-from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog
+from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog, Position
 from warmroute.standalone.child import Child
 from warmroute.standalone.nats import nats_server_path
 from warmroute.standalone.ports import free_port
@@ -50,6 +50,40 @@ async def publish_one(url: str, *, credentials: Path | None = None, tls: Path | 
         entry, _, _ = await log.begin(b"hello")
         await log.read(None)
         return entry.data
+
+
+# ---------------------------------------------------------------- where reading goes on
+
+
+@pytest.mark.parametrize(
+    ("number", "stamped_later", "expected"),
+    [(2, 0.0, [3, 4]), (4, 0.0, []), (0, 0.0, [1, 2, 3, 4]), (2, 5.0, [1, 2, 3, 4]), (1000, 0.0, [1, 2, 3, 4])],
+    ids=["the third", "the end", "the beginning", "others were there", "more were there"],
+)
+async def test_reading_goes_on_where_it_ended_unless_the_log_was_emptied(
+    tmp_path: Path, number: int, stamped_later: float, expected: list[int]
+) -> None:
+    """A cluster of which all members were restarted has the log that they made, with other entries."""
+    entries: list[Entry] = []
+
+    async def keep(entry: Entry) -> None:
+        entries.append(entry)
+
+    async with server(tmp_path, "") as port:
+        options = LogOptions((f"nats://127.0.0.1:{port}",), "warmroute.test", None, None, 600.0, 1 << 20, 1)
+        async with NatsLog(options, keep) as log:
+            for text in (b"1", b"2", b"3", b"4"):
+                await log.begin(text)
+            await log.read(None)
+            await eventually(lambda: len(entries) == 4, "all are read")
+            stamps = {entry.number: entry.stamped_at for entry in entries}
+            since = Position(log.created, number, stamps.get(number, 0.0) + stamped_later)
+        entries.clear()
+        async with NatsLog(options, keep) as log:
+            await log.read(since)
+            await log.begin(b"5")
+            await eventually(lambda: bool(entries) and entries[-1].data == b"5", "the new one is read")
+    assert [entry.number for entry in entries[:-1]] == expected
 
 
 # ---------------------------------------------------------------- credentials
@@ -279,6 +313,20 @@ async def test_a_user_who_may_not_change_the_limits_is_told_so_and_of_no_later_f
             await log._client.close()
             with pytest.raises(LogError, match="the connection was closed"):
                 await log.publish(b"more")
+
+
+async def test_a_cluster_without_a_majority_is_told_and_not_the_members_that_are_away(tmp_path: Path) -> None:
+    gone = [free_port(), free_port()]
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in gone)
+    cluster = f'server_name: a\ncluster {{ name: c, listen: "127.0.0.1:{free_port()}", routes: [{routes}] }}\n'
+    async with server(tmp_path, cluster) as port:
+        urls = (*(f"nats://127.0.0.1:{port}" for port in gone), f"nats://127.0.0.1:{port}")
+        for _ in range(3):  # they are tried in any order
+            with pytest.raises(LogError) as failure:
+                async with NatsLog(LogOptions(urls, "warmroute.test", None, None, 600.0, 1 << 20, 3), ignore):
+                    pass
+            assert "Connect call failed" not in str(failure.value)
+        print(failure.value)
 
 
 async def test_the_reason_for_which_the_log_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -346,6 +346,24 @@ async def test_what_was_published_into_the_void_is_published_again(
     assert other.shared.applied.decisions == 1
 
 
+async def test_a_picker_of_which_nothing_is_stored_notices_it_though_it_reads_the_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = start(), start()
+    await together(one, other)
+    publish = NatsLog.publish
+
+    async def lost_for_other(log: NatsLog, batch: bytes) -> None:
+        if log._received != other.shared._received:
+            await publish(log, batch)
+
+    monkeypatch.setattr(NatsLog, "publish", lost_for_other)
+    await eventually(lambda: not other.shared.connected, "it is noticed")
+    assert one.shared.connected
+    monkeypatch.setattr(NatsLog, "publish", publish)
+    await together(one, other)
+
+
 async def test_a_batch_that_is_too_large_for_the_server_is_dropped(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

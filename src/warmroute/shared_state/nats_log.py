@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 from nats.js import JetStreamContext, api
-from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from warmroute.errors import WarmrouteError
 from warmroute.shared_state.credentials import Credentials, parse
@@ -36,6 +36,8 @@ LARGEST_BATCH = 1 << 20
 """Bytes of a message, NATS's own default."""
 LARGEST_CREDENTIALS = 64 << 10
 """Bytes of a credentials file that are read."""
+SAME_TIME = 0.001
+"""Seconds by which two times of one entry may differ: the client rounds them."""
 NAME_IN_USE = 10058
 """JetStream's code of an error: there is a stream of that name, with other settings."""
 
@@ -78,10 +80,13 @@ class Entry(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where to go on reading, in a log that began at ``created``."""
+    """Where reading ended, in a log that was made at ``created``."""
 
     created: str
     number: int
+    """Of the last entry that was read; 0: none was."""
+    stamped_at: float
+    """When that one was stored, in seconds of the server's clock."""
 
 
 class _Client(Client):
@@ -141,6 +146,7 @@ class NatsLog:
                     error_cb=self._failed,
                     closed_cb=self._ended,
                 )
+                self._error = ""  # that of another server explains nothing of this one
                 await self._make()
         except NoServersError as error:
             await self._close()
@@ -223,13 +229,14 @@ class NatsLog:
         return Entry(hello, stored.seq, message.time.timestamp()), before, after
 
     async def read(self, since: Position | None) -> None:
-        """Read from ``since`` on if that is of this log, else the newest :data:`MOST_REPLAYED` bytes. Raises LogError."""
+        """Read what was stored after ``since`` if the log still has that, else the newest :data:`MOST_REPLAYED` bytes.
+        Raises LogError."""
         options = self._options
         config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE)
         try:
             state = (await self._stream.stream_info(options.stream)).state
             config.opt_start_seq = state.first_seq
-            if since is not None and since.created == self.created:
+            if since is not None and await self._goes_on_from(since, state):
                 config.opt_start_seq = since.number + 1
             elif state.bytes > MOST_REPLAYED:
                 config.opt_start_seq = state.last_seq - state.messages * MOST_REPLAYED // state.bytes
@@ -238,6 +245,19 @@ class NatsLog:
             )
         except (NatsError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
+
+    async def _goes_on_from(self, since: Position, state: api.StreamState) -> bool:
+        """Whether the log still is the one that was read up to there. A cluster remembers the log that it made when all its
+        members were restarted, but not what was in it: the numbers begin anew. Raises NatsError."""
+        if since.created != self.created or since.number > state.last_seq:
+            return False
+        if since.number < state.first_seq:
+            return True  # too old: what follows begins with the oldest one
+        try:
+            message = await self._stream.get_msg(self._options.stream, seq=since.number)
+        except NotFoundError:
+            return False
+        return message.time is not None and abs(message.time.timestamp() - since.stamped_at) < SAME_TIME
 
     async def publish(self, batch: bytes) -> None:
         """Send a batch. Raises LogError if the connection is gone or the server does not take it in time."""
@@ -255,6 +275,11 @@ class NatsLog:
             await self._client.flush(timeout=round(CONNECT_TIMEOUT))
         except (NatsError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
+
+    @property
+    def error(self) -> str:
+        """What the server or the client has said last of an error; empty if nothing."""
+        return self._error
 
     async def _message(self, message: Msg) -> None:
         where = message.metadata
@@ -312,6 +337,8 @@ def reason(error: BaseException) -> str:
     """Why something failed, in a few words."""
     if isinstance(error, ServiceUnavailableError) and error.description is None:  # nobody answers for JetStream
         return "the server has no JetStream: start it with `nats-server -js`"
+    if isinstance(error, NoStreamResponseError):
+        return "no NATS server leads the log: more than half of those that keep it must be up"
     if isinstance(error, TimeoutError):
         return "the server does not answer in time"
     return str(error) or type(error).__name__

@@ -21,14 +21,17 @@ class OwnBatch:
     """When it was sent first: the log stamped any copy of it later."""
     sent_again_at: float
     """When it was sent last."""
+    lost: bool = False
+    """On this connection, one that was sent later was read back first."""
 
 
 class OwnBatches:
-    """The batches by sequence number, oldest first."""
+    """The batches by sequence number, in the order in which they were sent last."""
 
     def __init__(self) -> None:
         self._batches: OrderedDict[int, OwnBatch] = OrderedDict()
         self._bytes = 0
+        self._lost: list[int] = []
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -50,10 +53,31 @@ class OwnBatches:
         if batch is not None:
             self._bytes -= len(batch.sealed)
 
-    def to_send_again(self) -> Iterator[tuple[int, OwnBatch]]:
-        """All that are kept, for a caller that sends each before it takes the next one: what is read back meanwhile is left
-        out."""
-        for sequence in list(self._batches):
+    def read_back(self, sequence: int) -> None:
+        """The batch is in the log. The log keeps the order of a connection, so those that were sent before are lost."""
+        for earlier, batch in self._batches.items():
+            if earlier == sequence:
+                break
+            if not batch.lost:
+                batch.lost = True
+                self._lost.append(earlier)
+        self.remove(sequence)
+
+    def lost(self) -> Iterator[tuple[int, OwnBatch]]:
+        """Those that were found lost since the last call, to be sent again. Each comes once for each connection: what the
+        log never stores does not come again and again."""
+        lost, self._lost = self._lost, []
+        for sequence in lost:
             batch = self._batches.get(sequence)
             if batch is not None:
+                self._batches.move_to_end(sequence)
+                yield sequence, batch
+
+    def to_send_again(self) -> Iterator[tuple[int, OwnBatch]]:
+        """All that are kept, for a caller that sends each on a new connection before it takes the next one: what is read
+        back meanwhile is left out."""
+        self._lost.clear()
+        for sequence, batch in list(self._batches.items()):
+            if sequence in self._batches:
+                batch.lost = False
                 yield sequence, batch

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -27,7 +27,7 @@ from warmroute.shared_state.inbox import Applied, Inbox
 from warmroute.shared_state.membership import HEARTBEAT, SILENCE, Membership
 from warmroute.shared_state.nats_log import Entry, LogError, LogOptions, NatsLog, Position
 from warmroute.shared_state.outbox import Outbox
-from warmroute.shared_state.own_batches import OwnBatches
+from warmroute.shared_state.own_batches import OwnBatch, OwnBatches
 from warmroute.shared_state.seal import VERSION, Seal, UnreadableError, head_of
 from warmroute.shared_state.shared_state_pb2 import Batch
 from warmroute.tasks import cancel
@@ -42,7 +42,7 @@ START_PATIENCE = 5.0
 LONGEST_TURN = 0.1
 """Seconds of one turn that count as silence: a loop that stood still has not read yet what has arrived meanwhile."""
 ECHO_PATIENCE = 3.0
-"""Seconds in which nothing is read after which the connection is given up: one's own batches come back, too."""
+"""Seconds without a batch of one's own read back after which the connection is given up."""
 BACKOFF = (0.1, 0.2, 0.5, 1.0)
 """Seconds until the log is tried again; the last value repeats."""
 JITTER = 0.2
@@ -101,7 +101,7 @@ class SharedState:
         self._sequence = 0
         self._unread = OwnBatches()
         self._silence = 0.0
-        """Seconds in which the loop ran and no entry was read, one's own included."""
+        """Seconds in which the loop ran and no batch of one's own was read back, nor anything of before this connection."""
         self._turn_at = 0.0
         """When the loop had its last turn."""
         self._published_at = 0.0
@@ -216,8 +216,8 @@ class SharedState:
             self._began_slice = self._turn_at
             await log.read(self._position)
             if self._position is None or self._position.created != log.created:
-                self._position = Position(log.created, 0)
-            await self._send_again(log)
+                self._position = Position(log.created, 0, 0.0)
+            await self._send_again(log, self._unread.to_send_again())
             self._works_from = self._sequence + 1
             self._found(log)
             while not self._stopping.is_set():
@@ -259,7 +259,8 @@ class SharedState:
         self._silence += min(now - self._turn_at, LONGEST_TURN)
         self._turn_at = now
         if self._silence >= ECHO_PATIENCE:
-            raise LogError(f"nothing was read for {ECHO_PATIENCE:g} s")
+            raise LogError(log.error or f"no batch was read back for {ECHO_PATIENCE:g} s")
+        await self._send_again(log, self._unread.lost())
         heartbeat = now >= self._published_at + HEARTBEAT
         if not self.outbox and not heartbeat:
             return
@@ -280,9 +281,9 @@ class SharedState:
             return
         await log.publish(sealed)
 
-    async def _send_again(self, log: NatsLog) -> None:
+    async def _send_again(self, log: NatsLog, batches: Iterator[tuple[int, OwnBatch]]) -> None:
         """Batches that were never read back may be lost. The others drop those that are not."""
-        for sequence, batch in self._unread.to_send_again():
+        for sequence, batch in batches:
             batch.sent_again_at = self._clock()
             await self._publish_sealed(log, sequence, batch.sealed)
 
@@ -303,7 +304,8 @@ class SharedState:
 
     async def _received(self, entry: Entry) -> None:
         """An entry of the log, one's own included. Raises nothing."""
-        self._silence = 0.0
+        if self._caught_up_at is not None and entry.number <= self._caught_up_at:
+            self._silence = 0.0
         try:
             self._read(entry)
         except (UnreadableError, DecodeError):
@@ -314,7 +316,7 @@ class SharedState:
                 fields = {"batches": failures}
                 logger.exception("a batch of shared state could not be applied", extra={"fields": fields})
         if self._position is not None:
-            self._position = self._position._replace(number=entry.number)
+            self._position = self._position._replace(number=entry.number, stamped_at=entry.stamped_at)
         if not self.replayed and self._caught_up_at is not None and entry.number >= self._caught_up_at:
             self.replayed = True
             self._published_at = -inf  # the others learn at once that it scrapes
@@ -360,7 +362,8 @@ class SharedState:
             return
         if batch.sealed != entry.data:
             raise UnreadableError("another batch was sent")
-        self._unread.remove(sequence)
+        self._unread.read_back(sequence)
+        self._silence = 0.0
         if 0 < self._works_from <= sequence:
             self._works_from = 0
             self._published_at = -inf  # the others learn at once that it scrapes

@@ -106,6 +106,15 @@ def test_nats_is_restricted(tmp_path: Path) -> None:
         assert "memory" in each["resources"]["limits"]
 
 
+def test_a_member_is_ready_when_its_copy_of_the_log_is_current(tmp_path: Path) -> None:
+    """A rollout goes on to the next member then: without that, three new members had replaced the log within 6 s."""
+    (nats,) = pick(with_components("base", ("active-active", "nats-cluster"), tmp_path), "StatefulSet")["spec"][
+        "template"
+    ]["spec"]["containers"]
+    assert nats["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "monitor"}
+    assert nats["livenessProbe"]["httpGet"]["path"] == "/healthz?js-enabled-only=true"  # none is killed for that
+
+
 def test_the_servers_configuration_is_one_that_a_server_takes(tmp_path: Path) -> None:
     """The server checks it: ``nats-server -t``."""
     import subprocess

@@ -54,6 +54,8 @@ LATEST = 60.0
 when NATS is back; the limit bounds what somebody can store again who may write to NATS and does not have the key."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines about batches that could not be applied."""
+UNREADABLE_LOG_INTERVAL = 600.0
+"""Least seconds between two log lines about batches that cannot be read."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ class SharedState:
         """Place in the log from which on it was written after this picker came."""
         self._began_slice = 0.0
         self._failures = LogThrottle(FAILURE_LOG_INTERVAL)
+        self._unreadable = LogThrottle(UNREADABLE_LOG_INTERVAL)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._started_at = 0.0
@@ -310,6 +313,10 @@ class SharedState:
             self._read(entry)
         except (UnreadableError, DecodeError):
             self.traffic.unreadable += 1
+            unreadable = self._unreadable.add(self._clock())
+            if unreadable:
+                message = "batches cannot be read; do all pickers of the pool have the same key?"
+                logger.warning(message, extra={"fields": {"batches": unreadable, "stream": self._options.stream}})
         except Exception:
             failures = self._failures.add(self._clock())
             if failures:

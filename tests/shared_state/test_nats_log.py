@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,31 @@ async def publish_one(url: str, *, credentials: Path | None = None, tls: Path | 
         entry, _, _ = await log.begin(b"hello")
         await log.read(None)
         return entry.data
+
+
+# ---------------------------------------------------------------- a name of several members
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_member_that_hangs_or_is_away_keeps_no_picker_from_the_others_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    """The resolver may name it first each time. It takes connections and says nothing, as a process that was stopped."""
+    resolve = socket.getaddrinfo
+
+    def members(host: Any, *arguments: Any, **options: Any) -> Any:
+        addresses = ("127.0.0.2", "127.0.0.1") if host == "nats.test" else (host,)
+        return [found for address in addresses for found in resolve(address, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", members)
+    if hangs:
+        monkeypatch.setattr("warmroute.shared_state.nats_log.shuffle", lambda addresses: None)
+    async with server(tmp_path, "") as port:
+        with socket.socket() as hanging:
+            if hangs:
+                hanging.bind(("127.0.0.2", port))
+                hanging.listen()
+            assert await publish_one(f"nats://nats.test:{port}") == b"hello"
 
 
 # ---------------------------------------------------------------- where reading goes on

@@ -9,15 +9,17 @@ log works.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import shuffle
 from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
@@ -90,11 +92,31 @@ class Position(NamedTuple):
 
 
 class _Client(Client):
-    """NATS's client, but one that is to use TLS sends nothing without it: the library takes a server's word that it has
-    none, and logs in."""
+    """NATS's client, but it tries all members that a name stands for, and one that is to use TLS sends nothing without it:
+    the library takes a server's word that it has none, and logs in."""
 
     needs_tls = False
     """TLS is needed whatever the server's URL says."""
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """To the addresses of its name in any order: the resolver may name one first each time, and that member may hang.
+        Raises OSError or TimeoutError."""
+        host, port = s.uri.hostname, s.uri.port
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(address[0]) for *_, address in found]
+        if len(addresses) == 1 or s.uri.scheme in ("ws", "wss"):
+            await super()._connect_to_server(s)
+            return
+        shuffle(addresses)
+        while addresses:
+            address = addresses.pop()
+            netloc = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+            try:
+                await super()._connect_to_server(replace(s, uri=s.uri._replace(netloc=netloc)))
+                return
+            except (OSError, TimeoutError):
+                if not addresses:
+                    raise
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """The server has said what it offers, before anything is sent to it. Raises NatsError."""

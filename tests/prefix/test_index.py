@@ -287,6 +287,20 @@ def test_what_another_holder_split_still_loses_its_tail_first() -> None:
     assert index.match(chain, 1 << one) == [(1 << one, 3)]
 
 
+def test_what_other_holders_split_twice_loses_one_checkpoint_after_the_other() -> None:
+    index = PrefixIndex()
+    one, other = index.open(1 << 30), index.open(1 << 30)
+    chain = conversation(1, length=6)
+    index.insert(one, chain)
+    for depth in (4, 2):  # the second one splits the first part again
+        index.insert(other, Chain([*chain.hashes[:depth], 90 + depth], chain.ends[: depth + 1], chain.ends[depth]))
+    for later, depth in enumerate((5, 4, 3, 2, 1, 0), 2):
+        index.resize(one, 1000 * (depth + later - 1))
+        index.insert(one, conversation(later, length=1))
+        assert index.known(one, chain) == (depth, depth)
+        assert index.held(one) == (depth + later - 1, 1000 * (depth + later - 1))
+
+
 def test_what_comes_before_a_confirmed_checkpoint_is_confirmed() -> None:
     index = PrefixIndex()
     holder = index.open(100_000)

@@ -246,6 +246,18 @@ def test_unconfirmed_ones_are_bounded_and_the_oldest_go() -> None:
     assert index.size(holder) <= UNCONFIRMED_SHARE * LIMIT / 10
 
 
+def test_confirmed_ones_stay_within_the_share_of_their_holder_and_the_oldest_go() -> None:
+    index = PrefixIndex(limit=LIMIT)
+    holder = index.open(PLENTY)
+    own, *sent = (Chain([10 * k, 10 * k + 1], [10, 20], 20) for k in range(100))
+    index.insert(holder, own)
+    for chain in sent:
+        insert_remote(index, holder, chain)
+        assert len(index) <= LIMIT // (2 + PROMPT_SIZE) * 2
+    most = LIMIT // (2 + PROMPT_SIZE)
+    assert [depths(index, chain, holder) for chain in (own, *sent[-most - 1 :])] == [[0], [0], *[[2]] * most]
+
+
 def test_a_prompt_that_is_sent_again_and_again_pushes_nothing_out() -> None:
     index = PrefixIndex(limit=LIMIT)
     holder = index.open(PLENTY)

@@ -29,7 +29,8 @@ from warmroute.errors import ConfigurationError
 from warmroute.extproc.envoy_policy import MESSAGE_TIMEOUT
 from warmroute.observability.metrics_pages import READY, ready_body
 from warmroute.observability.page_server import Page, PageServer, Request
-from warmroute.standalone import engine_probe, pickers, up_options
+from warmroute.standalone import engine_list, engine_probe, pickers, up_options
+from warmroute.standalone import up as up_module
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.config_files import write
 from warmroute.standalone.engine_list import Engine, EngineList, Target, document
@@ -260,6 +261,74 @@ async def test_a_picker_that_does_not_answer_is_told_once(monkeypatch: pytest.Mo
         "the picker does not answer; Envoy balances by least requests until it does",
         "the picker answers again",
     ]
+
+
+@pytest.mark.integration
+async def test_a_picker_that_does_not_come_back_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts: list[Child] = []
+
+    async def start(child: Child, ports: PickerPorts) -> None:
+        starts.append(child)
+        if len(starts) == 1:
+            raise ChildError("the picker was not ready")
+        child.argv = ("sleep", "600")
+        await child.start()
+
+    monkeypatch.setattr(pickers, "RESTART_DELAY", 0.0)
+    monkeypatch.setattr(pickers, "start_picker", start)
+    parts = Pickers(tmp_path / "e.yaml", PICKER, tmp_path, [], {**os.environ})
+    (child,) = parts.children
+    child.argv = ("false",)
+    said: list[str] = []
+    await child.start()
+    keeping = asyncio.create_task(parts.keep_running(said.append))
+    await eventually(lambda: "the picker is back" in said, "what is said")
+    await cancel(keeping)
+    await parts.stop()
+    ended = "the picker ended with status 1; Envoy balances by least requests until it is back"
+    assert said == [ended, "the picker was not ready", ended, "the picker is back"]
+
+
+@pytest.mark.integration
+async def test_a_list_of_engines_that_cannot_be_read_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is told once for each reason, and the next good one is used, whatever the reason was."""
+    monkeypatch.setattr(up_module, "LOOK_INTERVAL", 0.0)
+    first, second = (Engine(name, "10.0.0.7", 8000) for name in ("a", "b"))
+    looks: list[list[Engine] | Exception] = [
+        [first],
+        *[ConfigurationError("e.yaml: no list")] * 3,
+        OSError("disk"),
+        [first],
+        OSError("disk"),
+        ValueError("a bug"),
+        [second],
+    ]
+
+    class Engines(EngineList):
+        async def look(self) -> list[Engine]:
+            found = looks.pop(0) if looks else [second]
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    said: list[str] = []
+    up = Up(Engines([Target("10.0.0.7", 8000)]), OPTIONS, tmp_path, said.append)
+    looking = asyncio.create_task(up._keep_looking())
+    await eventually(lambda: not looks and len(said) >= 5, "all looks")
+    await cancel(looking)
+    stays = "the list of engines stays as it is: "
+    assert said == [
+        f"{stays}e.yaml: no list",
+        f"{stays}disk",
+        f"{stays}disk",
+        f"{stays}ValueError('a bug')",
+        "the engines are now: b",
+    ]
+    assert yaml.safe_load((tmp_path / "endpoints.yaml").read_text())["endpoints"][0]["name"] == "b"
 
 
 @pytest.mark.integration
@@ -585,7 +654,7 @@ async def test_a_picker_that_hangs_gets_no_more_requests(tmp_path: Path) -> None
 def all_children(parent: int, word: str) -> list[int]:
     """The children of ``parent`` whose command line has ``word``."""
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=True
+        ["ps", "-o", "pid=,args=", "-ww", "--ppid", str(parent)], capture_output=True, text=True, check=True
     )
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if f" {word} " in line]
 
@@ -607,6 +676,32 @@ async def test_requests_in_flight_are_answered_before_it_stops(tmp_path: Path) -
             text = await answer.text()
         assert text.rstrip().endswith("data: [DONE]")
         assert await up.child.wait() == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("limit", "signals"), [("600", 2), ("0.1", 1)], ids=["second signal", "drain timeout"])
+async def test_the_wait_for_requests_in_flight_ends(tmp_path: Path, limit: str, signals: int) -> None:
+    async with running(tmp_path, "http://127.0.0.1:PORT", "--drain-timeout", limit, engines=1) as up:
+        body = CHAT | {"max_tokens": 20_000, "ignore_eos": True, "stream": True}
+        async with up.client.post(f"{up.url}/chat/completions", json=body) as answer:
+            await answer.content.readany()
+            for _ in range(signals):
+                up.child._started.send_signal(signal.SIGINT)
+                await eventually(lambda: "waiting for 1 request in flight" in up.log(), "the drain")
+            assert await up.child.wait() == 0
+            with pytest.raises(aiohttp.ClientPayloadError):  # it was cut off
+                await answer.read()
+
+
+@pytest.mark.e2e
+async def test_without_envoy_it_ends_with_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, "http://127.0.0.1:PORT", engines=1) as up:
+        picker = await asyncio.to_thread(children, up.child.pid, "serve")
+        os.kill(await asyncio.to_thread(children, up.child.pid, "--config-path"), signal.SIGKILL)
+        assert await up.child.wait() == 1
+        assert up.log().splitlines()[-1] == "warmroute: Envoy ended with status -9; its output above may say why"
+        with pytest.raises(ProcessLookupError):
+            os.kill(picker, 0)
 
 
 @pytest.mark.e2e

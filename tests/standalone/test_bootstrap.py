@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from warmroute.errors import ConfigurationError
+from warmroute.extproc.envoy_policy import MAX_REQUESTS
 from warmroute.extproc.headers import CONTROL, OBJECTIVES
 from warmroute.standalone.bootstrap import bootstrap, endpoint_discovery, to_yaml
 from warmroute.standalone.envoy import envoy_path
@@ -47,6 +48,21 @@ def test_envoy_accepts_endpoints_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "endpoints.yaml"
     file.write_text(to_yaml(endpoint_discovery(ENDPOINTS)))
     assert_valid(ProxyConfig(epp=("127.0.0.1:9002",), endpoints_file=file), tmp_path)
+
+
+@pytest.mark.parametrize("picking", Picking)
+def test_no_default_of_envoy_ends_a_long_answer_or_refuses_one_of_many_requests(picking: Picking) -> None:
+    """The defaults: 15 s for an answer, 5 min between two chunks, 1024 requests, 3 retries at one time."""
+    config = ProxyConfig(epp=("127.0.0.1:9002",), endpoints=ENDPOINTS, picking=picking)
+    resources = bootstrap(config)["static_resources"]
+    for listener in resources["listeners"]:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        assert manager["stream_idle_timeout"] == "0s"
+        (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
+        assert route["route"]["timeout"] == "0s"
+    limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    for cluster in resources["clusters"]:
+        assert cluster["circuit_breakers"]["thresholds"] == [dict.fromkeys(limits, MAX_REQUESTS)]
 
 
 def removed_headers(config: ProxyConfig) -> list[list[str]]:

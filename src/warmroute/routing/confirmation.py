@@ -214,8 +214,7 @@ class Confirmation:
         prompt = SentPrompt(now, tokens, cached_tokens, claim, prompts)
         self.unproven += prompt.new_tokens
         self._open.append(prompt)
-        if claim is not None:
-            self._open_checkpoints += prompt.checkpoints
+        self._open_checkpoints += prompt.checkpoints
         while len(self._open) > MOST_OPEN or self._open_checkpoints > most_checkpoints:
             self._next()
         return prompt
@@ -249,13 +248,11 @@ class Confirmation:
         """The engine did not serve the prompt: no lookups are to be expected."""
         if prompt in self._open:
             self._open.remove(prompt)
-            if prompt.claim is not None:
-                self._open_checkpoints -= prompt.checkpoints
+            self._open_checkpoints -= prompt.checkpoints
 
     def _next(self) -> SentPrompt:
         prompt = self._open.popleft()
-        if prompt.claim is not None:
-            self._open_checkpoints -= prompt.checkpoints
+        self._open_checkpoints -= prompt.checkpoints
         return prompt
 
     def observe(self, state: EngineState) -> Iterator[Verdict]:

@@ -246,6 +246,28 @@ def test_unconfirmed_ones_are_bounded_and_the_oldest_go() -> None:
     assert index.size(holder) <= UNCONFIRMED_SHARE * LIMIT / 10
 
 
+@pytest.mark.parametrize("kind", ["own", "own, unconfirmed", "remote", "remote, unconfirmed"])
+def test_a_closed_holder_is_swept_in_slices_and_its_number_is_free_after_the_last(kind: str) -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    for chain in (Chain([10 * k, 10 * k + 1], [10, 20], 20) for k in range(20)):
+        match kind:
+            case "own":
+                index.insert(holder, chain)
+            case "own, unconfirmed":
+                index.insert_unconfirmed(holder, chain)
+            case _:
+                insert_remote(index, holder, chain, confirmed=kind == "remote")
+    index.close(holder)
+    for swept in range(1, 7):
+        assert index.sweep(3)
+        assert len(index) == 2 * (20 - 3 * swept)
+    assert index.open(PLENTY) != holder
+    index.sweep(3)
+    assert len(index) == 0
+    assert index.open(PLENTY) == holder
+
+
 def test_confirmed_ones_stay_within_the_share_of_their_holder_and_the_oldest_go() -> None:
     index = PrefixIndex(limit=LIMIT)
     holder = index.open(PLENTY)

@@ -84,10 +84,11 @@ def test_an_idle_engine_that_has_not_looked_a_prompt_up_has_rejected_it() -> Non
     assert list(confirmation.observe(page(1.0 + SETTLING, 0, running=0))) == [Verdict(chain(1), False)]
 
 
-def test_a_busy_engine_decides_nothing_until_it_has_looked_the_prompt_up() -> None:
+@pytest.mark.parametrize(("running", "waiting"), [(3, 0), (2, 2), (0, 1)])
+def test_a_busy_engine_decides_nothing_until_it_has_looked_the_prompt_up(running: int, waiting: int) -> None:
     confirmation = begun()
     send(confirmation, 1000, chain(1), at=1.0)
-    assert list(confirmation.observe(page(50.0, 0, running=3))) == []
+    assert list(confirmation.observe(dataclasses.replace(page(50.0, 0, running=running), waiting=waiting))) == []
 
 
 def test_lookups_before_a_prompt_was_sent_do_not_confirm_it() -> None:
@@ -111,6 +112,28 @@ def test_a_counter_that_comes_and_goes_decides_nothing_meanwhile() -> None:
     for at, lookups in ((2.0, None), (3.0, 5000)):
         assert list(confirmation.observe(page(at, lookups))) == []
     assert list(confirmation.observe(page(4.0, 6000))) == [Verdict(chain(1), True)]
+
+
+def test_a_counter_that_begins_anew_counts_from_there() -> None:
+    confirmation = begun()
+    list(confirmation.observe(page(1.0, 50_000)))
+    list(confirmation.observe(page(2.0, 100)))
+    send(confirmation, 1000, chain(1), at=2.5)
+    assert list(confirmation.observe(page(3.0, 1100))) == [Verdict(chain(1), True)]
+
+
+def test_an_engine_that_counts_no_hits_is_trusted() -> None:
+    """It may count them later, and then from the beginning again."""
+    confirmation = begun()
+    tokens = 2 * WINDOW_TOKENS / WINDOW_PROMPTS
+    for turn in range(3 * WINDOW_PROMPTS):
+        hits = {1: 0.8 * tokens, 2: 1.6 * tokens, 3: 0.0}.get(turn - 2 * WINDOW_PROMPTS)
+        list(confirmation.observe(dataclasses.replace(page(float(turn), turn * tokens), prefix_hits_total=hits)))
+        send(confirmation, tokens, None, at=turn + 0.5, cached=0.8 * tokens)
+        if turn <= 2 * WINDOW_PROMPTS:
+            assert (confirmation.windows, confirmation.factor) == (0, 1.0)
+    assert confirmation.last_window is not None
+    assert confirmation.last_window.measured >= 0
 
 
 def test_the_oldest_of_many_prompts_stay_undecided() -> None:
@@ -211,6 +234,13 @@ def test_each_lookup_explains_one_late_prompt() -> None:
     assert not confirmation.settle_late(2100, 0, at=0.2)
     assert confirmation.settle_late(1500, 0, at=0.2)
     assert not confirmation.settle_late(100, 0, at=0.2)
+
+
+def test_a_late_prompt_that_was_estimated_too_long_takes_all_lookups() -> None:
+    confirmation = begun()
+    list(confirmation.observe(page(0.5, 1000)))
+    assert confirmation.settle_late(1200, 0, at=0.2)
+    assert not confirmation.settle_late(10, 0, at=0.2)
 
 
 def test_late_prompts_count_in_the_window() -> None:
@@ -317,6 +347,14 @@ def test_a_window_ends_early_when_nothing_is_found() -> None:
         lookups += tokens
         list(confirmation.observe(page(turn + 0.5, lookups)))
     assert confirmation.factor == LEAST_FACTOR
+
+
+def test_a_few_long_prompts_that_are_not_found_say_nothing() -> None:
+    confirmation = begun()
+    for turn in range(1, NOTHING_FOUND_PROMPTS):
+        send(confirmation, 2 * NOTHING_FOUND_TOKENS, None, at=turn - 0.5, cached=2 * NOTHING_FOUND_TOKENS)
+        list(confirmation.observe(page(float(turn), turn * 2 * NOTHING_FOUND_TOKENS)))
+    assert (confirmation.windows, confirmation.factor) == (0, 1.0)
 
 
 def test_a_window_of_short_prompts_goes_on() -> None:

@@ -18,7 +18,7 @@ from warmroute.routing.endpoint_load import EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
 from warmroute.routing.saturation import saturated
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
-from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED
+from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED, TRANSIT
 
 
 def counting(*works: float, first_tokens: float = 0.0) -> tuple[EndpointLoad, CandidateTable]:
@@ -542,6 +542,8 @@ def test_slots_that_were_seen_in_use_are_there() -> None:
     assert load.seqs_limit(CONSTANTS) == 256
     load.observe(engine_state(2.0, running=300), CONSTANTS)
     assert load.seqs_limit(CONSTANTS) == 600
+    load.observe(engine_state(3.0, running=10), CONSTANTS)
+    assert load.seqs_limit(CONSTANTS) == 600
     load.max_num_seqs = 512
     assert load.seqs_limit(CONSTANTS) == 512, "what the page says needs no guess"
 
@@ -628,6 +630,74 @@ def test_observed_ends_count_at_once() -> None:
     load.response_ended(0.5)
     table.update(load, 0.5)
     assert table.all.total[0] == 3
+
+
+def test_an_end_that_a_page_shows_does_not_count_again() -> None:
+    load, table = make()
+    load.observe(engine_state(0.0, running=4), CONSTANTS)
+    load.response_ended(0.5)
+    load.observe(engine_state(0.5, running=4), CONSTANTS)  # another client's request has come
+    table.update(load, 0.5)
+    assert table.all.total[0] == 4
+    load.response_ended(0.6)
+    table.update(load, 0.6)
+    assert table.all.total[0] == 3
+
+
+def test_the_end_of_a_batch_counts_for_all_its_requests_until_a_page_may_show_some() -> None:
+    for sent_at, left in ((1.0, 4), (0.5, 6)):
+        load, table = make()
+        load.observe(engine_state(0.5, running=4), CONSTANTS)
+        load.assign(300.0, load.drain_rate(CONSTANTS), 1.0, requests=3)
+        load.response_ended(2.0, requests=3, sent_at=sent_at)
+        table.update(load, 2.0)
+        assert table.all.total[0] == left
+
+
+def test_late_requests_that_a_page_may_not_show_yet_are_load() -> None:
+    load, table = make()
+    load.observe(engine_state(1.0), CONSTANTS)
+    rate = load.drain_rate(CONSTANTS)
+    load.assign_late(1000.0, rate, 1.0 - 2 * TRANSIT)
+    load.assign_late(1000.0, rate, 1.0 - TRANSIT)
+    load.assign_late(3000.0, rate, 1.0 - TRANSIT / 2, requests=2)
+    load.assign_late(4000.0, rate, 1.01)
+    table.update(load, 1.01)
+    assert (table.all.total[0], table.all.waiting[0]) == (3, 3)
+
+
+def test_late_requests_that_a_page_shows_say_how_much_work_a_request_is() -> None:
+    """As those do that come in time; requests without a prompt say nothing."""
+    loads = [make()[0] for _ in range(2)]
+    for load in loads:
+        load.observe(engine_state(1.0), CONSTANTS)
+    for requests, has_prompt in ((4, True), (1, False), (1, True), (2, False)):
+        for load, say, at in ((loads[0], loads[0].assign, 1.0), (loads[1], loads[1].assign_late, 0.5)):
+            say(1000.0, load.drain_rate(CONSTANTS), at, requests=requests, has_prompt=has_prompt)
+    assert loads[0].mean_work.tokens == loads[1].mean_work.tokens == pytest.approx(400)
+    assert (len(loads[0].sent), len(loads[1].sent)) == (8, 0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["send", "late", "scrape"]), st.floats(0, 3.0), st.integers(1, 3)), max_size=40)
+)
+def test_requests_are_counted_in_the_order_of_time_whenever_they_become_known(
+    events: list[tuple[str, float, int]],
+) -> None:
+    load, _ = make()
+    rate = load.drain_rate(CONSTANTS)
+    now = 10.0
+    for kind, seconds, requests in events:
+        match kind:
+            case "send":
+                now += seconds
+                load.assign(1000.0, rate, now, requests=requests)
+            case "late":
+                load.assign_late(1000.0, rate, now - seconds, requests=requests)
+            case "scrape":
+                load.observe(engine_state(now - seconds / 10, running=requests), CONSTANTS)
+        assert list(load.sent.times) == sorted(load.sent.times)
+        assert list(load.queue.assigned_at) == sorted(load.queue.assigned_at)
 
 
 def test_requests_that_were_seen_to_end_do_not_wait() -> None:

@@ -14,7 +14,7 @@ from tests.routing.loads import CONSTANTS, ROUTING, assign, make
 from warmroute.pool.endpoint import MOST_REQUESTS, EngineState
 from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.departures import SHORTEST
-from warmroute.routing.endpoint_load import EndpointLoad
+from warmroute.routing.endpoint_load import LEAST_UPDATE, EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
 from warmroute.routing.saturation import saturated
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
@@ -519,6 +519,16 @@ def test_slots_that_fill_between_two_scrapes_are_full() -> None:
     assert table.all.pending(0, 1.1) == pytest.approx(1000 * 11, rel=0.2)
 
 
+def test_requests_beyond_the_slots_that_wait_for_their_prefill_wait_for_that() -> None:
+    """The slots are not in use: the engine takes each once its prefill begins."""
+    slots = CONSTANTS.max_num_seqs
+    load, table = leaving(10, kv=0.1, running=slots // 2)
+    assign(load, *[10.0] * slots, at=1.0)
+    table.update(load, 1.0)
+    assert table.all.pending(0, 1.0) == pytest.approx(10 * slots)
+    assert table.all.factors[0].queued == table.all.waiting[0] == slots
+
+
 def test_cached_prompts_that_wait_for_a_slot_wait_until_others_leave() -> None:
     """The engine counts first tokens, so the queue is rebuilt from them: prompts without work would be computed at once."""
     load, table = counting(*[1.0] * 30)
@@ -632,6 +642,48 @@ def test_observed_ends_count_at_once() -> None:
     assert table.all.total[0] == 3
 
 
+def test_ends_that_no_page_follows_hide_no_later_request() -> None:
+    load, table = make()
+    assign(load, 1000)
+    load.response_ended(1.0)
+    assign(load, 1000, at=1.0 + ASSUMED_DURATION)
+    table.update(load, 1.0 + ASSUMED_DURATION)
+    assert table.all.total[0] == 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["send", "end", "scrape"]), st.floats(0, 4.0), st.integers(1, 8)), max_size=30),
+    st.floats(0.01, 0.99),
+)
+def test_an_estimate_holds_as_long_as_it_says(events: list[tuple[str, float, int]], share: float) -> None:
+    load, _ = make()
+    rate, now = load.drain_rate(CONSTANTS), 0.0
+    for kind, seconds, count in events:
+        now += seconds
+        match kind:
+            case "send":
+                load.assign(500.0 * count, rate, now, requests=count)
+            case "end":
+                load.response_ended(now)
+            case "scrape":
+                load.observe(engine_state(now, running=4 * count, kv_usage=count / 8), CONSTANTS)
+    known_at = load.began_at if load.observed_at is None else load.observed_at
+    before = load.estimate(now, now - known_at, CONSTANTS)
+    assert min(before.waiting, before.queued, before.running, before.total) >= 0
+    assert before.pending_at_zero - now * before.pending_rate > -1e-6
+    # What no page has confirmed for long ends by itself.
+    until = min(before.until, *(at + ASSUMED_DURATION for at in (known_at, *load.ended)))
+    at = now + share * max(0.0, until - now)
+    later = load.estimate(at, at - known_at, CONSTANTS)
+    departed = 0.5 if load.departures.per_second else 0.0
+    if at - now > LEAST_UPDATE or not departed:
+        assert later.total == pytest.approx(before.total, abs=departed + 1e-6)
+        assert later.waiting == pytest.approx(before.waiting, abs=departed + 1e-6)
+    if before.pending_rate:
+        pending = before.pending_at_zero - at * before.pending_rate
+        assert later.pending_at_zero - at * later.pending_rate == pytest.approx(pending, rel=0.2, abs=1e-3)
+
+
 def test_an_end_that_a_page_shows_does_not_count_again() -> None:
     load, table = make()
     load.observe(engine_state(0.0, running=4), CONSTANTS)
@@ -712,6 +764,7 @@ def test_requests_that_were_seen_to_end_do_not_wait() -> None:
         load.response_ended(0.2)
     table.update(load, 0.2)
     assert (table.all.waiting[0], table.all.total[0]) == (1, 1)
+    assert table.all.pending(0, 0.2) == pytest.approx(3900 / 4)
     load.response_ended(0.3)
     table.update(load, 0.3)
     assert (table.all.waiting[0], table.all.total[0], table.all.pending(0, 0.3)) == (0, 0, 0)

@@ -102,6 +102,17 @@ def test_a_long_own_prompt_takes_over_what_is_confirmed() -> None:
     assert index.known(holder, chain) == (4, 4)
 
 
+def test_the_new_tail_of_a_long_own_prompt_is_matched_whole() -> None:
+    """What another picker sent of it is confirmed, and none of what may be unconfirmed."""
+    index = PrefixIndex()
+    holder = index.open(100)
+    chain = chain_of((0,) * 10)
+    insert_remote(index, holder, cut(chain, 8))
+    index.insert_unconfirmed(holder, chain)
+    assert index.known(holder, chain) == (8, 10)
+    assert index.held(holder) == (10, 100)
+
+
 def test_the_engines_cache_takes_in_what_others_send_to_it() -> None:
     index = PrefixIndex()
     holder = index.open(100)
@@ -200,6 +211,30 @@ def test_rejected_ones_are_forgotten() -> None:
     index.discard_remote([prompt])
     index.confirm_remote(holder, [prompt])
     assert depths(index, chain, holder) == [3], "it is decided once"
+
+
+def test_an_own_prompt_counts_as_used_once_one_that_goes_on_from_it_is_confirmed() -> None:
+    index = PrefixIndex()
+    holder = index.open(100)
+    own, other = chain_of((0,) * 6), chain_of((1,) * 4)
+    index.insert(holder, own)
+    index.insert(holder, other)
+    prompt = insert_remote(index, holder, chain_of((0,) * 7), 6, confirmed=False)
+    index.confirm_remote(holder, [prompt])
+    assert depths(index, chain_of((0,) * 7), holder) == [7]
+    assert depths(index, other, holder) == [3]
+
+
+def test_prompts_that_are_decided_already_hold_up_none_of_the_others() -> None:
+    index = PrefixIndex()
+    holder = index.open(PLENTY)
+    chains = [chain_of((k, k)) for k in range(3)]
+    said = [insert_remote(index, holder, chain, confirmed=False) for chain in chains]
+    index.discard_remote(said[:1])
+    index.confirm_remote(holder, said[1:2])
+    index.confirm_remote(holder, said)
+    index.discard_remote(said)
+    assert [index.known(holder, chain) for chain in chains] == [(0, 0), (2, 2), (2, 2)]
 
 
 def test_prompts_that_were_said_at_once_are_decided_at_once() -> None:

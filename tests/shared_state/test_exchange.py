@@ -436,6 +436,16 @@ def test_an_emptied_cache_that_every_picker_sees_is_emptied_once() -> None:
     assert other.router.held(other.load("a")) == (0, 0)
 
 
+def test_the_cache_of_a_restarted_engine_is_emptied_once() -> None:
+    """One picker sees the restart, the other one only that the cache is empty."""
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.pool.cache_emptied(one.pool.endpoints["ns/a"], 10.1)
+    other.pool.restarted(other.pool.endpoints["ns/a"], 10.0)
+    decision = other.pick(LONG, 10.2)
+    send(one, other, 10.3)
+    assert other.router.holders(decision.chain.hashes) == ["ns/a"]
+
+
 def test_an_ejection_lasts_from_its_time_on() -> None:
     one, other = Picker(), Picker()
     one.pool.set_health(one.pool.endpoints["ns/a"], Health.EJECTED, 1.0)
@@ -451,9 +461,19 @@ def test_a_restart_that_discovery_tells_is_not_passed_on() -> None:
     assert not one.outbox.take(1.0).events
 
 
+@pytest.mark.parametrize("incarnation", ["old", "new"])
+def test_a_restart_after_a_change_that_discovery_tells_is_passed_on(incarnation: str) -> None:
+    """Of the labels, or of the process: an engine may end again in the same container."""
+    one = Picker(names=("a",), incarnation="old")
+    one.pool.upsert(EndpointSpec("ns", "a", "10.0.0.1", 8000, {"team": "x"}, incarnation), 1.0)
+    one.pool.restarted(one.pool.endpoints["ns/a"], 50.0)
+    assert [event.kind for event in one.outbox.take(50.0).events] == [pb.Event.RESTARTED]
+
+
 @pytest.mark.parametrize("reachable", [True, False])
 def test_reachability_is_shared(reachable: bool) -> None:
     one, other = Picker(names=("a",)), Picker(names=("a",))
+    send(one, other, 0.5)  # what lasts is said with the first batch
     one.pool.unreachable(one.pool.endpoints["ns/a"], 1.0)
     if reachable:
         one.pool.reachable(one.pool.endpoints["ns/a"], 1.0)

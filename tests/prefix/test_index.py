@@ -503,6 +503,19 @@ def test_a_longer_chain_is_inserted_again_after_its_beginning_was_not_served() -
     assert bytes_held(index, holder) == conversation(1).prompt_bytes
 
 
+def test_what_goes_on_from_a_chain_that_was_not_served_stays() -> None:
+    """Also where another holder's prompt branches off in the chain."""
+    index = PrefixIndex()
+    holder, other = index.open(100_000), index.open(100_000)
+    index.insert(holder, conversation(1))
+    index.insert(other, conversation(1, length=4))
+    index.remove(holder, conversation(1, length=7), 5, until=index.uses)
+    assert index.match(conversation(1), 1 << holder) == [(1 << holder, 5)]
+    assert index.held(holder) == (8, 8000)
+    index.insert(holder, conversation(1, length=7))
+    assert index.match(conversation(1), 1 << holder) == [(1 << holder, 10)]
+
+
 def test_a_closed_holder_has_nothing_to_be_removed() -> None:
     index = PrefixIndex()
     holder = index.open(100_000)

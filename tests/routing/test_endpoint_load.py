@@ -745,9 +745,9 @@ def test_requests_are_counted_in_the_order_of_time_whenever_they_become_known(
                 now += seconds
                 load.assign(1000.0, rate, now, requests=requests)
             case "late":
-                load.assign_late(1000.0, rate, now - seconds, requests=requests)
+                load.assign_late(1000.0, rate, now - seconds / 20, requests=requests)
             case "scrape":
-                load.observe(engine_state(now - seconds / 10, running=requests), CONSTANTS)
+                load.observe(engine_state(now - seconds / 50, running=requests), CONSTANTS)
         assert list(load.sent.times) == sorted(load.sent.times)
         assert list(load.queue.assigned_at) == sorted(load.queue.assigned_at)
 

@@ -74,6 +74,18 @@ async def test_an_envoy_that_gives_up_shows_the_end_of_its_log(tmp_path: Path) -
         await proxy.start()
 
 
+async def test_an_envoy_that_does_not_come_up_in_time_is_ended(tmp_path: Path) -> None:
+    proxy = EnvoyProcess(configuration(), tmp_path)
+    with pytest.raises(ChildError, match=r"Envoy was not ready after 0\.01 s"):
+        await proxy.start(patience=0.01)
+    assert proxy.child.returncode is not None
+
+
+async def test_a_ctrl_c_in_the_terminal_does_not_reach_a_child(tmp_path: Path) -> None:
+    async with Child("sleep", ["sleep", "600"], tmp_path / "log") as child:
+        assert os.getpgid(child.pid) != os.getpgid(0)
+
+
 async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
     child = Child("stubborn", ["sh", "-c", script], tmp_path / "log")

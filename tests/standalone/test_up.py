@@ -230,6 +230,7 @@ async def test_one_of_several_pickers_is_called_by_its_number(monkeypatch: pytes
     await eventually(lambda: "picker 2 is back" in said, "what is said")
     await cancel(keeping)
     await parts.stop()
+    assert parts.children[0].returncode == -signal.SIGTERM
     of_the_second = [line for line in said if line.startswith("picker 2")]
     assert of_the_second[:2] == ["picker 2 ended with status 1; the others pick until it is back", "picker 2 is back"]
 
@@ -287,6 +288,7 @@ async def test_a_picker_that_does_not_come_back_is_started_again(
     await eventually(lambda: "the picker is back" in said, "what is said")
     await cancel(keeping)
     await parts.stop()
+    assert child.returncode == -signal.SIGTERM
     ended = "the picker ended with status 1; Envoy balances by least requests until it is back"
     assert said == [ended, "the picker was not ready", ended, "the picker is back"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import exp
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.factories import engine_state
@@ -651,6 +651,7 @@ def test_ends_that_no_page_follows_hide_no_later_request() -> None:
     assert table.all.total[0] == 1
 
 
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from(["send", "end", "scrape"]), st.floats(0, 4.0), st.integers(1, 8)), max_size=30),
     st.floats(0.01, 0.99),
@@ -730,6 +731,7 @@ def test_late_requests_that_a_page_shows_say_how_much_work_a_request_is() -> Non
     assert (len(loads[0].sent), len(loads[1].sent)) == (8, 0)
 
 
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from(["send", "late", "scrape"]), st.floats(0, 3.0), st.integers(1, 3)), max_size=40)
 )
@@ -750,6 +752,20 @@ def test_requests_are_counted_in_the_order_of_time_whenever_they_become_known(
                 load.observe(engine_state(now - seconds / 50, running=requests), CONSTANTS)
         assert list(load.sent.times) == sorted(load.sent.times)
         assert list(load.queue.assigned_at) == sorted(load.queue.assigned_at)
+
+
+def test_ends_that_were_seen_count_where_fewer_were_expected() -> None:
+    load, table = leaving(10, kv=0.1)
+    for _ in range(20):
+        load.response_ended(1.01)
+    table.update(load, 1.01)
+    assert table.all.total[0] == 80
+
+
+@pytest.mark.parametrize(("each_second", "seconds"), [(10, 0.05), (500, LEAST_UPDATE)])
+def test_an_estimate_is_made_again_once_half_a_request_has_left(each_second: int, seconds: float) -> None:
+    load, _ = leaving(each_second, kv=0.1, running=200)
+    assert load.estimate(1.0, 0.0, CONSTANTS).until - 1.0 == pytest.approx(seconds, rel=0.1)
 
 
 def test_requests_that_were_seen_to_end_do_not_wait() -> None:

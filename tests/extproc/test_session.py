@@ -291,6 +291,16 @@ def test_partial_body_is_cut_json() -> None:
     assert 200 < stream.request.prompt_bytes < 300
 
 
+def test_a_body_that_was_cut_off_goes_on_as_it_was_sent() -> None:
+    """The model of half a body cannot be replaced."""
+    stream = Stream(models=[Model("m", (ModelTarget("tuned"),))])
+    stream.headers(BUFFERED_PARTIAL)
+    (reply,) = stream.body(CHAT[:300], eos=False)
+    assert destination(reply) in TARGETS
+    assert not reply.request_body.response.HasField("body_mutation")
+    assert stream.request.model == "m"
+
+
 def test_a_whole_body_with_trailers_to_come_is_not_cut_off() -> None:
     stream = Stream(models=[Model("m", (ModelTarget("tuned"),))])
     stream.headers(BUFFERED_PARTIAL)
@@ -624,6 +634,13 @@ def test_the_pickers_own_headers_do_not_reach_the_engine() -> None:
     stream.headers(x_gateway_inference_objective="gold")
     (reply,) = stream.body()
     assert list(reply.request_body.response.header_mutation.remove_headers) == ["x-gateway-inference-objective"]
+
+
+def test_without_a_selection_the_conformance_headers_change_no_choice() -> None:
+    stream = Stream(enable_conformance_headers=True)
+    stream.headers(subset=["10.0.0.1:8000"])
+    (reply,) = stream.body()
+    assert destination(reply) == "10.0.0.1:8000"
 
 
 def test_conformance_headers() -> None:
@@ -1187,6 +1204,16 @@ def test_a_compressed_body_whose_model_changes_goes_on_without_compression() -> 
     mutation = reply.request_body.response
     assert json.loads(mutation.body_mutation.body)["model"] == "other"
     assert "content-encoding" in mutation.header_mutation.remove_headers
+
+
+def test_a_compressed_body_whose_model_stays_goes_on_as_it_was_sent() -> None:
+    stream = Stream()
+    stream.headers(BUFFERED, content_encoding="gzip")
+    (reply,) = stream.body(gzip.compress(CHAT))
+    assert stream.request.model == "m"
+    mutation = reply.request_body.response
+    assert not mutation.HasField("body_mutation")
+    assert "content-encoding" not in mutation.header_mutation.remove_headers
 
 
 @pytest.mark.parametrize(

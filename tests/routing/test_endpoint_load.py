@@ -646,6 +646,7 @@ def test_ends_that_no_page_follows_hide_no_later_request() -> None:
     load, table = make()
     assign(load, 1000)
     load.response_ended(1.0)
+    table.update(load, 0.5 + ASSUMED_DURATION)  # the request is over, its end counts still
     assign(load, 1000, at=1.0 + ASSUMED_DURATION)
     table.update(load, 1.0 + ASSUMED_DURATION)
     assert table.all.total[0] == 1
@@ -733,7 +734,10 @@ def test_late_requests_that_a_page_shows_say_how_much_work_a_request_is() -> Non
 
 @settings(max_examples=100)
 @given(
-    st.lists(st.tuples(st.sampled_from(["send", "late", "scrape"]), st.floats(0, 3.0), st.integers(1, 3)), max_size=40)
+    st.lists(
+        st.tuples(st.sampled_from(["send", "late", "look", "scrape"]), st.floats(0, 3.0), st.integers(1, 3)),
+        max_size=40,
+    )
 )
 def test_requests_are_counted_in_the_order_of_time_whenever_they_become_known(
     events: list[tuple[str, float, int]],
@@ -745,9 +749,12 @@ def test_requests_are_counted_in_the_order_of_time_whenever_they_become_known(
         match kind:
             case "send":
                 now += seconds
-                load.assign(1000.0, rate, now, requests=requests)
+                load.assign(10.0, rate, now, requests=requests)
             case "late":
-                load.assign_late(1000.0, rate, now - seconds / 20, requests=requests)
+                load.assign_late(10.0, rate, now - seconds / 20, requests=requests)
+            case "look":
+                now += seconds / 20
+                load.estimate(now, 0.0, CONSTANTS)
             case "scrape":
                 load.observe(engine_state(now - seconds / 50, running=requests), CONSTANTS)
         assert list(load.sent.times) == sorted(load.sent.times)

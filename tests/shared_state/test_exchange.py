@@ -1052,6 +1052,35 @@ def test_what_lasts_is_said_again_by_the_picker_that_scrapes_the_engine() -> Non
     assert said == [(1, 1), (0, 0)]
 
 
+def test_a_picker_that_gives_engines_to_a_starter_says_what_lasts_before() -> None:
+    """Of each that it scrapes; of no other one."""
+    one = Picker(names=("a", "b", "c"))
+    owned = {"ns/b", "ns/c"}
+    one.outbox._owns = owned.__contains__
+    take_all(one, 0.5)
+    for endpoint in one.pool.endpoints.values():
+        one.pool.serves(endpoint, ServedModels(frozenset({"m"})), 1.0)
+    take_all(one, 1.0)
+    one.outbox.repeat_soon(10.0)
+    owned.clear()
+    (batch,) = take_all(one, 10.0)
+    assert [batch.endpoints[served.endpoint].id for served in batch.served] == ["ns/b", "ns/c"]
+
+
+def test_a_list_that_is_not_known_any_more_is_that_of_its_engine() -> None:
+    one, other = Picker(), Picker()
+    for name in ("a", "b"):
+        one.pool.serves(one.pool.endpoints[f"ns/{name}"], ServedModels(frozenset({name})), 1.0)
+    send(one, other, 1.0)
+    for models in (ServedModels(frozenset({"a", "x"})), None):
+        one.pool.serves(one.pool.endpoints["ns/b" if models is None else "ns/a"], models, 2.0)
+    send(one, other, 2.0)
+    assert {name: endpoint.models for name, endpoint in other.pool.endpoints.items()} == {
+        "ns/a": ServedModels(frozenset({"a", "x"})),
+        "ns/b": None,
+    }
+
+
 def test_long_lists_of_models_are_spread_over_batches() -> None:
     """36 engines with 1,000 adapters each were one batch of 3.6 MB when they were said again."""
     names = tuple(f"pod-{k}" for k in range(36))

@@ -117,8 +117,8 @@ def test_a_counter_that_comes_and_goes_decides_nothing_meanwhile() -> None:
 def test_a_counter_that_begins_anew_counts_from_there() -> None:
     confirmation = begun()
     list(confirmation.observe(page(1.0, 50_000)))
+    send(confirmation, 1000, chain(1), at=1.5)
     list(confirmation.observe(page(2.0, 100)))
-    send(confirmation, 1000, chain(1), at=2.5)
     assert list(confirmation.observe(page(3.0, 1100))) == [Verdict(chain(1), True)]
 
 

@@ -621,7 +621,6 @@ class PrefixIndex:
         rest = _Segment(hashes[size:], ends[size:], segment.start + size, ends[size - 1])
         rest.mask = segment.mask
         self._segments.setdefault(rest.hashes[0], rest)  # it has one only after a collision
-        self._unlist_end(segment)
         segment.hashes, segment.ends = hashes[:size], ends[:size]
         self._list_end(segment)
         self._list_end(rest)

@@ -291,6 +291,38 @@ def test_partial_body_is_cut_json() -> None:
     assert 200 < stream.request.prompt_bytes < 300
 
 
+def test_a_whole_body_that_is_malformed_is_not_cut_off() -> None:
+    stream = Stream()
+    stream.headers(BUFFERED_PARTIAL)
+    assert rejection(stream.body(CHAT[:300], eos=True))[0] == 400
+
+
+@pytest.mark.parametrize("mode", [NONE, BUFFERED, FULL_DUPLEX_STREAMED])
+def test_headers_for_the_picker_go_no_further_in_any_mode(mode: BodySendMode) -> None:
+    stream = Stream()
+    replies = stream.headers(mode, x_gateway_inference_objective="batch")
+    if mode != NONE:
+        replies = stream.body()
+    part = replies[0].request_body if mode == BUFFERED else replies[0].request_headers
+    assert list(part.response.header_mutation.remove_headers) == ["x-gateway-inference-objective"]
+
+
+def test_a_rejection_is_known_and_no_decision() -> None:
+    stream = Stream(observe_responses=True)
+    stream.pool.replace([], 0.0)
+    stream.headers()
+    status, _, _ = rejection(stream.body())
+    session = stream.session
+    assert (session.answered, session.decision) == (True, None)
+    assert session.rejection is not None
+    assert session.rejection.status == status == 503
+    session.finish(1.0)
+    late = Stream().session
+    late.overdue()
+    assert late.rejection is not None
+    assert late.rejection.status == 408
+
+
 def test_a_body_that_was_cut_off_goes_on_as_it_was_sent() -> None:
     """The model of half a body cannot be replaced."""
     stream = Stream(models=[Model("m", (ModelTarget("tuned"),))])

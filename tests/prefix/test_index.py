@@ -503,6 +503,15 @@ def test_a_longer_chain_is_inserted_again_after_its_beginning_was_not_served() -
     assert bytes_held(index, holder) == conversation(1).prompt_bytes
 
 
+def test_a_chain_whose_beginning_was_not_served_is_removed_to_its_end() -> None:
+    index = PrefixIndex()
+    holder = index.open(100_000)
+    index.insert(holder, conversation(1))
+    for length in (4, 7, 10):  # the beginning, then what comes after the gap
+        index.remove(holder, conversation(1, length=length), 0, until=index.uses)
+        assert index.held(holder) == (10 - length, 1000 * (10 - length))
+
+
 def test_what_goes_on_from_a_chain_that_was_not_served_stays() -> None:
     """Also where another holder's prompt branches off in the chain."""
     index = PrefixIndex()

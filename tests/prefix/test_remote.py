@@ -29,6 +29,8 @@ def depths(index: PrefixIndex, chain: Chain, *holders: int) -> list[int]:
     groups = index.match(chain, sum(1 << holder for holder in holders))
     assert [depth for _, depth in groups] == sorted({depth for _, depth in groups})
     found = {holder: depth for mask, depth in groups for holder in holders_of(mask)}
+    assert len(found) == sum(mask.bit_count() for mask, _ in groups), "groups must be disjoint"
+    assert all(mask for mask, _ in groups)
     return [found.get(holder, 0) for holder in holders]
 
 
@@ -58,6 +60,19 @@ def test_the_deepest_checkpoint_says_how_far_a_holder_holds_a_prompt() -> None:
     assert depths(index, chain, one, other, third) == [6, 3, 6]
     assert index.holders(chain.hashes[:6]) == 1 << one | 1 << third
     assert [index.known(holder, chain) for holder in (one, other, third)] == [(6, 6), (0, 3), (5, 6)]
+
+
+def test_of_what_own_and_other_pickers_sent_the_deeper_counts() -> None:
+    index = PrefixIndex()
+    one, other, third = index.open(PLENTY), index.open(PLENTY), index.open(PLENTY)
+    chain = chain_of((0,) * 8)
+    insert_remote(index, third, cut(chain, 2))
+    for holder, depth in ((one, 6), (other, 3)):
+        index.insert(holder, cut(chain, depth))
+    assert depths(index, chain, one, other, third) == [6, 3, 2]
+    insert_remote(index, one, cut(chain, 4), 3)  # what is held is said again
+    insert_remote(index, other, cut(chain, 5), 3)
+    assert depths(index, chain, one, other, third) == [6, 5, 2]
 
 
 def test_an_own_prompt_takes_over_what_it_goes_on_from() -> None:

@@ -200,6 +200,12 @@ def test_the_worked_example() -> None:
     assert time_to_first_token(endpoint, one, cached_tokens=600) == pytest.approx(terms.wait + terms.prefill)
 
 
+def test_a_queue_that_has_drained_since_it_was_looked_at_makes_no_prediction_shorter() -> None:
+    drained = factors(pending_at_zero=-100.0, pending_rate=1.0)
+    one = request(1000)
+    assert time_to_first_token(drained, one, cached_tokens=0) == time_to_first_token(factors(), one, cached_tokens=0)
+
+
 def test_a_prefill_delays_nobody_who_waits_for_a_slot() -> None:
     busy = {"waiting": 40.0, "running": 256.0, "kv_usage": 0.5}
     own = prefill_work(1000) / 5000

@@ -16,6 +16,7 @@ from warmroute.routing.candidate_table import CandidateTable
 from warmroute.routing.departures import SHORTEST
 from warmroute.routing.endpoint_load import LEAST_UPDATE, EndpointLoad
 from warmroute.routing.mean_work import UNKNOWN_WORK
+from warmroute.routing.prediction import Compared
 from warmroute.routing.saturation import saturated
 from warmroute.routing.sent_request import MOST_REQUESTS_OF_ONE
 from warmroute.routing.virtual_queue import ASSUMED_DURATION, MOST_ASSIGNED, TRANSIT
@@ -773,6 +774,16 @@ def test_ends_that_were_seen_count_where_fewer_were_expected() -> None:
 def test_an_estimate_is_made_again_once_half_a_request_has_left(each_second: int, seconds: float) -> None:
     load, _ = leaving(each_second, kv=0.1, running=200)
     assert load.estimate(1.0, 0.0, CONSTANTS).until - 1.0 == pytest.approx(seconds, rel=0.1)
+
+
+def test_a_page_from_before_a_request_was_sent_forgets_no_prediction() -> None:
+    load, _ = make()
+    load.observe(engine_state(0.0, first_tokens_total=0.0, first_token_seconds_total=0.0), CONSTANTS)
+    load.prediction.expect(1.0)
+    assign(load, 1000.0, at=1.0)
+    load.observe(engine_state(0.9, first_tokens_total=0.0, first_token_seconds_total=0.0), CONSTANTS)
+    load.observe(engine_state(3.0, running=1, first_tokens_total=1.0, first_token_seconds_total=2.0), CONSTANTS)
+    assert load.prediction.compared == Compared(1.0, 2.0, 1)
 
 
 def test_requests_that_were_seen_to_end_do_not_wait() -> None:

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import engine_state, routing_constants
-from warmroute.pool.endpoint import LONGEST_MODEL_NAME, EndpointSpec, EngineState, Health, ServedModels
+from warmroute.pool.endpoint import (
+    LONGEST_MODEL_NAME,
+    MOST_SERVED_MODELS,
+    EndpointSpec,
+    EngineState,
+    Health,
+    ServedModels,
+)
 from warmroute.pool.pool import ONE_RESTART_SECONDS, Pool
 from warmroute.pool.work import prefill_work
 from warmroute.request.inference import NO_PROMPT, InferenceRequest, PromptPart
@@ -444,6 +451,49 @@ def test_the_cache_of_a_restarted_engine_is_emptied_once() -> None:
     decision = other.pick(LONG, 10.2)
     send(one, other, 10.3)
     assert other.router.holders(decision.chain.hashes) == ["ns/a"]
+
+
+def test_an_ejection_of_the_process_before_is_none_of_the_new_one() -> None:
+    one, other = Picker(), Picker()
+    one.pool.set_health(one.pool.endpoints["ns/a"], Health.EJECTED, 4.0)
+    other.pool.restarted(other.pool.endpoints["ns/a"], 5.0)
+    send(one, other, 5.5)
+    assert other.pool.endpoints["ns/a"].health is Health.HEALTHY
+
+
+def test_a_state_from_a_clock_that_is_ahead_is_of_now() -> None:
+    one, other = Picker(names=("a",)), Picker(names=("a",))
+    one.observe("a", 1.0, running=3)
+    other.inbox.apply(one.outbox.take(1.0), 9.0, 1.02)
+    state = other.pool.endpoints["ns/a"].state
+    assert state is not None
+    assert (state.running, state.observed_at) == (3, 1.02)
+
+
+def test_the_models_of_an_absurd_list_are_not_taken_over() -> None:
+    other = Picker(names=("a",))
+    for names in (["m", "x" * (LONGEST_MODEL_NAME + 1)], [str(k) for k in range(MOST_SERVED_MODELS + 1)]):
+        batch = pb.Batch(endpoints=[pb.Endpoint(id="ns/a")], served=[pb.Served(endpoint=0, listed=True, names=names)])
+        other.inbox.apply(batch, 1.0, 1.0)
+        assert other.pool.endpoints["ns/a"].models == ServedModels(frozenset({"m"}))
+
+
+def test_each_prompt_is_told_with_what_its_engine_held_and_what_is_new() -> None:
+    one = Picker(names=("a",))
+    first, second = (one.pick(LONG * turns, 1.0 + turns) for turns in (1, 3))
+    columns = one.outbox.take(5.0).decisions
+    held = second.chain.ends[second.held[0] - 1]
+    assert 0 < held <= first.prompt_bytes
+    assert list(columns.held_bytes) == [0, held]
+    assert list(columns.new_bytes) == [first.prompt_bytes, second.prompt_bytes - held]
+
+
+@pytest.mark.parametrize(("taken", "age"), [(0.5, 0), (1.5, 500_000), (1e9, 2**32 - 1)])
+def test_the_age_of_a_decision_is_within_what_a_batch_can_say(taken: float, age: int) -> None:
+    """Also after the machine has slept, or its clock went back."""
+    one = Picker()
+    one.pick(LONG, 1.0)
+    assert list(one.outbox.take(taken).decisions.age) == [age]
 
 
 def test_an_ejection_lasts_from_its_time_on() -> None:

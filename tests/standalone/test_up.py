@@ -29,7 +29,7 @@ from warmroute.errors import ConfigurationError
 from warmroute.extproc.envoy_policy import MESSAGE_TIMEOUT
 from warmroute.observability.metrics_pages import READY, ready_body
 from warmroute.observability.page_server import Page, PageServer, Request
-from warmroute.standalone import engine_list, engine_probe, pickers, up_options
+from warmroute.standalone import engine_probe, pickers, up_options
 from warmroute.standalone import up as up_module
 from warmroute.standalone.child import Child, ChildError
 from warmroute.standalone.config_files import write

@@ -107,7 +107,8 @@ class Chromium:
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
-        event = await asyncio.wait_for(answer, PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            event = await answer
         if "error" in event:
             raise RuntimeError(f"{method}: {event['error']}")
         result: dict[str, Any] = event["result"]

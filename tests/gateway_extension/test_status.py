@@ -169,6 +169,21 @@ async def test_a_picker_that_comes_later_and_a_right_given_later_show(tmp_path: 
         await eventually(lambda: resolved(server, item) == "True")
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_the_writer_ends_also_while_a_translation_arrives(turns: int) -> None:
+    """Python 3.11's asyncio.wait_for loses a cancellation that comes as what it waits for ends: the writer went on, and
+    nothing ended it."""
+    status = StatusWriter(Cluster(), period=1e6, pause=0.0)
+    status.start()
+    for _ in range(10):  # it waits for a translation now
+        await asyncio.sleep(0)
+    status.translated({})
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await status.stop()
+
+
 @pytest.mark.integration
 async def test_many_translations_are_few_requests(tmp_path: Path) -> None:
     item, pool = read(eg.pool_v1alpha2)

@@ -79,7 +79,8 @@ class StatusWriter:
                 await self._write(pool)
             await asyncio.sleep(self._pause)
             try:
-                await asyncio.wait_for(self._changed.wait(), self._period)
+                async with asyncio.timeout(self._period):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

@@ -286,7 +286,7 @@ class NatsLog:
         if self._closed.is_set():
             raise LogError(self._error or "the connection was closed")
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):  # cheaper than wait_for(), which makes a task
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._client.publish(self._options.subject, batch)
         except (NatsError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
@@ -319,7 +319,8 @@ class NatsLog:
 
     async def _close(self) -> None:
         try:
-            await asyncio.wait_for(self._client.close(), CONNECT_TIMEOUT)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await self._client.close()
         except (NatsError, OSError, TimeoutError):
             pass  # it is as closed as it can be
 

@@ -108,7 +108,8 @@ class Child(Running):
             return
         self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), grace)
+            async with asyncio.timeout(grace):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

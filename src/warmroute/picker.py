@@ -285,7 +285,7 @@ class EndpointPicker:
             )
         self.scraper.apply(settings)
         try:
-            self.router.apply(routing_constants(settings), monotonic())
+            self.router.apply(routing_constants(settings))
         except ConfigurationError:
             self.scraper.apply(self.settings)
             raise

@@ -257,7 +257,7 @@ def test_every_example_is_tested() -> None:
 def test_the_log_names_the_holdout_strategy_that_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = written(tmp_path, HEAD + "return [1 / (request.model == 'sample')] * 2\n")
     fixture = Fixture(2)
-    fixture.router.apply(replace(routing_constants(), holdout=1.0, holdout_strategy=name), 0.0)  # as an installed one
+    fixture.router.apply(replace(routing_constants(), holdout=1.0, holdout_strategy=name))  # as an installed one
     with caplog.at_level(logging.ERROR):
         fixture.pick(prompt(LONG), 0.0)
     (logged,) = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -370,7 +370,7 @@ def test_a_rank_with_a_queue_gets_less() -> None:
 def test_other_endpoints_named_to_envoy_have_the_chosen_ones_rank() -> None:
     """There is one header for the rank, and a retry on another endpoint has it, too."""
     fleet = Fleet(3)
-    fleet.router.apply(routing_constants(max_endpoints=3), 0.0)
+    fleet.router.apply(routing_constants(max_endpoints=3))
     for name in fleet.probes:
         fleet.page(name, "".join(rank(number) for number in range(2)), 0.0)
     targets = fleet.send(request(("a", 500)), 0.1).targets.split(",")

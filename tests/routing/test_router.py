@@ -492,7 +492,7 @@ def most_cached(request: InferenceRequest, candidates: Sequence[strategies.Candi
 def test_an_unknown_strategy_is_refused_and_the_old_one_stays() -> None:
     fixture = Fixture(2)
     with pytest.raises(ConfigurationError, match="PREFIX_CACHE, DEFAULT"):
-        fixture.router.apply(routing_constants(routing_strategy="NOPE"), 0.0)
+        fixture.router.apply(routing_constants(routing_strategy="NOPE"))
     assert fixture.router.strategy == "PREFIX_CACHE"
 
 
@@ -505,7 +505,7 @@ def test_a_strategys_file_is_not_run_again_by_another_setting(tmp_path: Path) ->
     fixture = Fixture(1, routing_strategy=strategy)
     before = fixture.router.preview(prompt(LONG), 0.0)
     file.unlink()
-    fixture.router.apply(routing_constants(routing_strategy=strategy, cost_stale=0.1), 0.0)
+    fixture.router.apply(routing_constants(routing_strategy=strategy, cost_stale=0.1))
     after = fixture.router.preview(prompt(LONG), 0.0)
     assert isinstance(before, DecisionRecord)
     assert isinstance(after, DecisionRecord)

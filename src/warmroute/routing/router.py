@@ -115,7 +115,7 @@ class Router(PoolListener):
         """Whether the strategy in force reads the headers of requests."""
         return self._strategy.uses_headers or self._holdout_strategy.uses_headers
 
-    def apply(self, constants: RoutingConstants, now: float) -> None:
+    def apply(self, constants: RoutingConstants) -> None:
         """Change the constants while running. Raises ConfigurationError for an unknown strategy and then changes
         nothing."""
         before, strategy, holdout_strategy = self._constants, self._strategy, self._holdout_strategy

@@ -24,6 +24,7 @@ from tests.fixtures.envoy.http1 import exchange
 from warmroute.standalone.bootstrap import bootstrap
 from warmroute.standalone.child import Child
 from warmroute.standalone.envoy import EnvoyProcess
+from warmroute.standalone.nats import NatsProcess
 from warmroute.standalone.ports import free_port
 from warmroute.standalone.proxy_config import ProxyConfig
 from warmroute_lab.simulator.options import SimulatorOptions
@@ -134,7 +135,11 @@ async def test_every_panel_and_every_alert_finds_its_series(tmp_path: Path) -> N
             await engine.start()
             stack.push_async_callback(engine.stop)
         targets = [f"127.0.0.1:{engine.port}" for engine in engines]
-        app = await stack.enter_async_context(picker_app(targets, tmp_path))
+        nats = await stack.enter_async_context(NatsProcess(tmp_path))
+        key = tmp_path / "shared-state.key"
+        key.write_bytes(b"x" * 32)
+        sharing: dict[str, Any] = {"shared_state": nats.url, "shared_state_key_path": key}  # an alert is about it
+        app = await stack.enter_async_context(picker_app(targets, tmp_path, **sharing))
         config = ProxyConfig(epp=(target(app),), endpoints=tuple(targets))
         envoy = await stack.enter_async_context(EnvoyProcess(bootstrap(config), tmp_path))
         jobs = {"warmroute": [f"127.0.0.1:{app.metrics_pages.port}"], "engines": targets}

@@ -149,8 +149,8 @@ class Probe:
     def _read(self, status: int, body: bytes, asked_at: float) -> EngineState | Again:
         """The state of one page. Nothing changes unless the whole page can be read."""
         if status != 200:
-            hint = HINTS.get(status, "")
-            raise StatusError(f"the engine answers its metrics path with status {status}{hint and f' ({hint})'}")
+            hint = f" ({HINTS[status]})" if status in HINTS else ""
+            raise StatusError(f"the engine answers its metrics path with status {status}{hint}")
         page = ScrapedPage(body)
         pages = self._ranks(page) if self._split_ranks else [page]
         figures = [read_figures(each, self._dialect) for each in pages]

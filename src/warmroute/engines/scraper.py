@@ -272,8 +272,9 @@ class Scraper(PoolListener):
                 now, states = self._clock(), target.probe.states
                 starts = target.endpoint.state is None and target.outcome is ScrapeOutcome.UNREACHABLE
                 ranks = self._pool.set_ranks(target.endpoint, len(states), now)
-                for endpoint in ranks if starts else ():  # prompts that it got before were refused
-                    self._pool.cache_emptied(endpoint, now)
+                if starts:  # prompts that it got before were refused
+                    for endpoint in ranks:
+                        self._pool.cache_emptied(endpoint, now)
                 for endpoint, state in zip(ranks, states, strict=False):
                     self._pool.observed(endpoint, state, now)
                 return

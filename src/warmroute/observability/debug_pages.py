@@ -11,7 +11,7 @@ import html
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeVar, get_args
+from typing import TypeAlias, TypeVar, get_args
 
 import orjson
 
@@ -57,15 +57,18 @@ class OneOf:
         return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
 
 
+Parameters: TypeAlias = Mapping[str, Number | OneOf | str]
+"""Query parameters by name, each with its bounds, its words, or what it is."""
+
 _PAGING = {"limit": Number(20, 1, 100), "offset": Number(0, 0, 1_000_000)}
-ENDPOINT_PARAMETERS: Mapping[str, Number | OneOf | str] = {
+ENDPOINT_PARAMETERS: Parameters = {
     **_PAGING,
     "limit": Number(50, 1, 200),
     "endpoint": "id or name of the endpoint",
     "state": OneOf(get_args(EndpointState)),
     "pretty": "1: indented",
 }
-DECISION_PARAMETERS: Mapping[str, Number | OneOf | str] = {
+DECISION_PARAMETERS: Parameters = {
     **_PAGING,
     "since": Number(0, 0, 1_000_000),
     "candidates": Number(5, 1, 50),
@@ -75,16 +78,16 @@ DECISION_PARAMETERS: Mapping[str, Number | OneOf | str] = {
     "reason": OneOf(tuple(REASONS)),
     "pretty": "1: indented",
 }
-EXPLAIN_PARAMETERS: Mapping[str, Number | OneOf | str] = {
+EXPLAIN_PARAMETERS: Parameters = {
     "path": "path of the request, default /v1/chat/completions",
     "candidates": Number(5, 1, 50),
     "pretty": "1: indented",
 }
 EXPLAIN = "/debug/explain"
 DEFAULT_PATH = "/v1/chat/completions"
-SETTINGS_PARAMETERS: Mapping[str, Number | OneOf | str] = {"pretty": "1: indented"}
+SETTINGS_PARAMETERS: Parameters = {"pretty": "1: indented"}
 
-PAGES: Mapping[str, tuple[str, Mapping[str, Number | OneOf | str]]] = {
+PAGES: Mapping[str, tuple[str, Parameters]] = {
     "/debug/endpoints": (
         "the endpoints: state, passive health, load, share of the prefix index, expected and measured hits, last scrape",
         ENDPOINT_PARAMETERS,
@@ -194,7 +197,7 @@ class DebugPages:
 class Query:
     """The query parameters of one request. Raises PageError (400) for any that is unknown, repeated or out of bounds."""
 
-    def __init__(self, request: Request, known: Mapping[str, Number | OneOf | str]) -> None:
+    def __init__(self, request: Request, known: Parameters) -> None:
         self._known = known
         self._given: dict[str, str] = {}
         for name, value in request.query:
@@ -265,6 +268,6 @@ async def _index(_: Request) -> Page:
     return Page(page.encode(), "text/html; charset=utf-8")
 
 
-def _described(parameters: Mapping[str, Number | OneOf | str]) -> str:
+def _described(parameters: Parameters) -> str:
     rows = (f"<li><code>{name}</code>: {html.escape(str(kind))}</li>" for name, kind in parameters.items())
     return f"<ul>{''.join(rows)}</ul>"

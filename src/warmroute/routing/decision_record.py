@@ -168,7 +168,7 @@ class DecisionRecord:
         return self.predicted_ttft_holding(k, self.cached_tokens(k, exact=exact))
 
     def predicted_ttft_holding(self, k: int, cached_tokens: float) -> float:
-        """The same, if the candidate holds so many tokens of the prompt."""
+        """As :meth:`predicted_ttft`, if the candidate holds ``cached_tokens`` tokens of the prompt."""
         return time_to_first_token(self.endpoints[k], self.request, cached_tokens=cached_tokens)
 
     def next_best(self, most: int) -> list[int]:

@@ -269,8 +269,8 @@ class NatsLog:
             raise self._failure(error) from error
 
     async def _goes_on_from(self, since: Position, state: api.StreamState) -> bool:
-        """Whether the log still is the one that was read up to there. A cluster remembers the log that it made when all its
-        members were restarted, but not what was in it: the numbers begin anew. Raises NatsError."""
+        """Whether the log still is the one that was read up to there. Once all members of a cluster have restarted, the log
+        has the same ``created``, but it is empty, and its numbers begin at 1 again. Raises NatsError."""
         if since.created != self.created or since.number > state.last_seq:
             return False
         if since.number < state.first_seq:
